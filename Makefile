@@ -1,0 +1,54 @@
+# Every target needs only `python3` (3.11 to 3.13) with `venv`; `make env` brings the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+ARGS ?=
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint types prepare train ensemble submission lock clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@echo "Settings go into ARGS, e.g.  make train ARGS='experiment=effnet_b5 -m fold=0,1,2,3'"
+
+env: .venv/.complete ## build .venv from requirements.lock (does nothing when nothing changed)
+
+.venv/.complete: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet 'uv>=0.9'
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: env ## synthetic competition of real DICOM files -> the whole pipeline -> output/demo
+	$(RUN) rsna_bcd.demo $(ARGS)
+
+test: env lint types ## lint, types and the tests (under 15 minutes on two cores)
+	$(BIN)/pytest $(ARGS)
+
+test-slow: env ## the longer checks
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: env ## ruff: style and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: env ## mypy
+	$(BIN)/mypy
+
+prepare: env ## DICOM + CSV -> crops, one table per split, manifest, folds
+	$(RUN) rsna_bcd.prepare $(ARGS)
+
+train: env ## one fold of one experiment, or a sweep (-m fold=0,1,2,3)
+	$(RUN) rsna_bcd.train $(ARGS)
+
+ensemble: env ## members' out-of-fold predictions -> weights, threshold, honest score
+	$(RUN) rsna_bcd.ensemble $(ARGS)
+
+submission: env ## test images + ensemble.json -> submission.csv
+	$(RUN) rsna_bcd.submit $(ARGS)
+
+lock: env ## compile requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements.lock
+
+clean: ## delete what the demo and the tests made (neither your runs nor .venv)
+	rm -rf output/demo .pytest_cache .mypy_cache .ruff_cache dist

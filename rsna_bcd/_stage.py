@@ -1,0 +1,112 @@
+"""What every stage shares with Hydra: where `conf/` is, how errors look, how folders are guarded."""
+
+import errno
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rsna_bcd.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+# Beside the package in the working tree, inside it once installed from a wheel.
+CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
+
+# Failures of the file system that the user mends, not bugs: their own text names the path.
+_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}
+
+
+def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Turn `run(cfg)` into the `main()` of the stage whose root is `conf/<name>.yaml`.
+
+    Input errors, also Hydra's own, become one message on stderr and exit code 1; anything else
+    keeps its traceback. A job of a multirun that fails is reported when the others are done.
+    """
+
+    def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(run)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+            command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(run)
+            try:
+                command()
+            except (InputError, CompactHydraException, OmegaConfBaseException) as error:
+                sys.exit(f"error: {error}")
+            except OSError as error:
+                if error.errno not in _MENDABLE:
+                    raise
+                sys.exit(f"error: {error}. Choose another folder with paths.output=...")
+
+        return main
+
+    return decorate
+
+
+def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """The resolved part of `cfg` under `keys`, as plain dicts and lists fit for YAML."""
+    return {
+        key: OmegaConf.to_container(cfg[key], resolve=True)
+        if OmegaConf.is_config(cfg[key])
+        else cfg[key]
+        for key in keys
+    }
+
+
+def settle(record_file: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
+    """Check that a folder was made with the settings it is now asked for.
+
+    Args:
+        record_file: the `config.yaml` of the folder, present or not.
+        record: the settings asked for, plain dicts and lists.
+        overwrite: accept a folder made with other settings; the caller makes it afresh.
+
+    Returns:
+        Whether the folder holds work made with exactly these settings.
+
+    Raises:
+        InputError: other settings and not `overwrite`; the message shows the difference.
+    """
+    if not record_file.exists():
+        return False
+    existing = OmegaConf.to_container(OmegaConf.load(record_file))
+    wanted = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record))))
+    if existing == wanted:
+        return True
+    if overwrite:
+        return False
+    difference = "\n".join(f"  {line}" for line in _difference(existing, wanted))
+    raise InputError(
+        f"{record_file.parent} was made with other settings (there -> now):\n{difference}\n"
+        "Choose another name, or make it afresh with overwrite=true."
+    )
+
+
+def write_record(record_file: Path, record: dict[str, Any]) -> None:
+    """Write `record` as YAML; the file is either whole or absent."""
+    record_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=record_file.parent, prefix=".", suffix=".yaml", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(record)))
+    Path(file.name).chmod(0o644)  # temporary files are private by default, results are not
+    Path(file.name).replace(record_file)
+
+
+def _difference(existing: Any, wanted: Any, key: str = "") -> Iterator[str]:
+    """Yield `key: there -> now` for every leaf that differs."""
+    if isinstance(existing, dict) and isinstance(wanted, dict):
+        for name in sorted(existing.keys() | wanted.keys(), key=str):
+            missing = "(absent)"
+            yield from _difference(
+                existing.get(name, missing), wanted.get(name, missing), f"{key}.{name}".lstrip(".")
+            )
+    elif existing != wanted:
+        yield f"{key}: {existing} -> {wanted}"

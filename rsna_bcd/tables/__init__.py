@@ -1,0 +1,1 @@
+"""Tables: the competition's images, the folds, the predictions. pandas, no torch."""

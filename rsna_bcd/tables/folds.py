@@ -1,0 +1,177 @@
+"""Folds: which patients are trained on together, and the promises that a split must keep.
+
+A fold table has one row a patient: `patient_id` (string), `fold` (0-based). A run with `fold=k`
+validates on the patients of fold k and trains on all others.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from rsna_bcd.errors import InputError
+
+Strategy = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
+    """Split patients so that folds agree in prevalence and in the share of each site.
+
+    Breasts are stratified by label and site (`site_id`, where the table has it) and never separated
+    from their patient's other breast.
+
+    Args:
+        images: a table from `read_images`.
+        n_folds: at least 2.
+        seed: of the shuffle.
+
+    Raises:
+        InputError: fewer patients than folds.
+    """
+    breasts = images.drop_duplicates(["patient_id", "laterality"])
+    n_patients = breasts["patient_id"].nunique()
+    if not 2 <= n_folds <= n_patients:
+        raise InputError(
+            f"{n_patients} patient(s) cannot be split into {n_folds} folds. "
+            f"Set folds.assign.n_folds between 2 and {n_patients}."
+        )
+    site = breasts["site_id"].astype("string").fillna("") if "site_id" in breasts else ""
+    strata = breasts["cancer"].astype("string") + "|" + site
+    splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+    fold = np.full(len(breasts), -1)
+    with warnings.catch_warnings():  # strata rarer than folds: the table shows what came out
+        warnings.filterwarnings("ignore", message="The least populated class")
+        for k, (_, held_out) in enumerate(
+            splitter.split(breasts, strata, groups=breasts["patient_id"])
+        ):
+            fold[held_out] = k
+    return _one_row_a_patient(breasts.assign(fold=fold))
+
+
+def holdout(images: pd.DataFrame, *, fraction: float, seed: int) -> pd.DataFrame:
+    """Hold out about `fraction` of the patients, stratified, as fold 0; the rest is fold 1.
+
+    Raises:
+        InputError: `fraction` is not in (0, 0.5], or there are too few patients.
+    """
+    if not 0 < fraction <= 0.5:
+        raise InputError(f"folds.assign.fraction={fraction} must be above 0 and at most 0.5.")
+    folds = stratified(images, n_folds=round(1 / fraction), seed=seed)
+    return folds.assign(fold=(folds["fold"] > 0).astype(int))
+
+
+def leave_out(images: pd.DataFrame, *, column: str) -> pd.DataFrame:
+    """One fold a value of `column` (`site_id`, `machine_id`), numbered in ascending order.
+
+    A patient with several values (one of the competition's has two machines) goes to the most
+    frequent one, whole: no patient is in two folds.
+
+    Raises:
+        InputError: the table lacks the column, a value is missing, or there is only one value.
+    """
+    if column not in images:
+        raise InputError(f"The table of images has no column {column!r}: choose other folds=.")
+    unknown = images.loc[images[column].isna(), "patient_id"]
+    if len(unknown):
+        raise InputError(
+            f"{column} is missing for {unknown.nunique()} patient(s), {unknown.iloc[0]} among "
+            "them. Fill it in, or choose folds=stratified."
+        )
+    home = images.groupby("patient_id", sort=False)[column].agg(
+        lambda values: values.mode().iloc[0]
+    )
+    values = np.sort(home.unique())
+    if len(values) < 2:
+        raise InputError(
+            f"{column} has one value only, {values[0]}: there is nothing to leave out."
+        )
+    return pd.DataFrame(
+        {"patient_id": home.index.astype("string"), "fold": np.searchsorted(values, home)}
+    )
+
+
+def check_folds(images: pd.DataFrame, folds: pd.DataFrame) -> None:
+    """Assert what a split promises: every patient of the table in exactly one fold.
+
+    Raises:
+        InputError: a patient twice, or a patient of `images` without a fold.
+    """
+    twice = folds["patient_id"][folds["patient_id"].duplicated()]
+    if len(twice):
+        raise InputError(f"Patient {twice.iloc[0]} is in two folds. Make the folds anew.")
+    absent = images.loc[~images["patient_id"].isin(folds["patient_id"]), "patient_id"]
+    if len(absent):
+        raise InputError(
+            f"{absent.nunique()} patient(s) have no fold, {absent.iloc[0]} among them: the folds "
+            "were made from another table. Run prepare again with overwrite=true."
+        )
+
+
+def fold_summary(images: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
+    """Count what is in each fold.
+
+    Returns:
+        One row a fold, ascending: `fold, patients, breasts, images, positive_breasts,
+        prevalence` (positive breasts / breasts), and `sites` (`site: breasts`) where known.
+    """
+    merged = images.merge(folds, on="patient_id", validate="many_to_one")
+    breasts = merged.drop_duplicates(["patient_id", "laterality"]).groupby("fold")
+    summary = pd.DataFrame(
+        {
+            "patients": merged.groupby("fold")["patient_id"].nunique(),
+            "breasts": breasts.size(),
+            "images": merged.groupby("fold").size(),
+            "positive_breasts": breasts["cancer"].sum(),
+            "prevalence": breasts["cancer"].mean(),
+        }
+    )
+    if "site_id" in merged:
+        summary["sites"] = breasts["site_id"].agg(
+            lambda site: ", ".join(f"{s}: {n}" for s, n in site.value_counts().sort_index().items())
+        )
+    return summary.reset_index()
+
+
+def save_folds(csv: Path, folds: pd.DataFrame, *, overwrite: bool) -> None:
+    """Write the fold table, unless another one is there: trained runs depend on it.
+
+    Raises:
+        InputError: the file holds other folds and not `overwrite`.
+    """
+    if csv.exists() and not overwrite:
+        existing = read_folds(csv)
+        if not existing.equals(folds.reset_index(drop=True)):
+            raise InputError(
+                f"{csv} holds other folds, and runs may have been trained on them. Give yours a "
+                "name of their own (folds.strategy=...), or replace them with overwrite=true."
+            )
+        return
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = csv.with_suffix(".csv.part")
+    folds.to_csv(unfinished, index=False)
+    unfinished.replace(csv)
+
+
+def read_folds(csv: Path) -> pd.DataFrame:
+    """Read a fold table: `patient_id` (string), `fold` (int64).
+
+    Raises:
+        InputError: the file is absent or lacks a column.
+    """
+    if not csv.is_file():
+        raise InputError(f"{csv} does not exist. `python -m rsna_bcd.prepare` makes it.")
+    folds = pd.read_csv(csv, dtype={"patient_id": "string"})
+    if list(folds.columns) != ["patient_id", "fold"]:
+        raise InputError(
+            f"{csv} has the columns {', '.join(folds.columns)} instead of patient_id, fold. "
+            "Run prepare again with overwrite=true."
+        )
+    return folds
+
+
+def _one_row_a_patient(breasts: pd.DataFrame) -> pd.DataFrame:
+    """Reduce rows with a fold to one a patient, in order of appearance."""
+    return breasts[["patient_id", "fold"]].drop_duplicates().reset_index(drop=True)
