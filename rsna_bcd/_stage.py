@@ -1,4 +1,4 @@
-"""What every stage shares with Hydra: where `conf/` is, how errors look, how folders are guarded."""
+"""What all stages share with Hydra: where `conf/` is, how errors look, how folders are guarded."""
 
 import errno
 import functools

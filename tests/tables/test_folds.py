@@ -1,0 +1,112 @@
+"""The promises of a split: patients whole, prevalence and sites in balance, seeded."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.folds import (
+    check_folds,
+    fold_summary,
+    holdout,
+    leave_out,
+    read_folds,
+    save_folds,
+    stratified,
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> pd.DataFrame:
+    """400 patients of two sites (3 : 1), two breasts each, 1 to 3 images a breast, 10 % cancer."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(400):
+        site = 1 if patient % 4 else 2
+        for laterality in "LR":
+            cancer = int(rng.random() < 0.1)
+            for _ in range(rng.integers(1, 4)):
+                rows.append((str(patient), laterality, cancer, site, site * 10 + patient % 3))
+    columns = ["patient_id", "laterality", "cancer", "site_id", "machine_id"]
+    return pd.DataFrame(rows, columns=columns).astype({"patient_id": "string"})
+
+
+def test_stratified_folds_agree_in_size_prevalence_and_sites(images: pd.DataFrame) -> None:
+    folds = stratified(images, n_folds=4, seed=0)
+    check_folds(images, folds)
+    summary = fold_summary(images, folds)
+    assert summary["patients"].tolist() == [100] * 4
+    assert summary["images"].sum() == len(images)
+    assert np.ptp(summary["positive_breasts"]) <= 2
+    site_2 = images.merge(folds, on="patient_id").query("site_id == 2").groupby("fold")
+    assert np.ptp(site_2["patient_id"].nunique()) <= 2
+    assert (summary["sites"].str.contains("2: ")).all()
+
+
+def test_folds_depend_on_the_seed_alone(images: pd.DataFrame) -> None:
+    once = stratified(images, n_folds=4, seed=0)
+    assert once.equals(stratified(images, n_folds=4, seed=0))
+    assert not once.equals(stratified(images, n_folds=4, seed=1))
+
+
+def test_a_table_without_sites_is_stratified_on_the_label(images: pd.DataFrame) -> None:
+    bare = images.drop(columns="site_id")
+    summary = fold_summary(bare, stratified(bare, n_folds=5, seed=0))
+    assert np.ptp(summary["positive_breasts"]) <= 1
+    assert "sites" not in summary
+
+
+def test_leave_out_keeps_each_value_and_each_patient_whole(images: pd.DataFrame) -> None:
+    two_machines = images.copy()
+    mine = two_machines["patient_id"] == "1"
+    two_machines.loc[mine & (two_machines["laterality"] == "L"), "machine_id"] = 20
+    folds = leave_out(two_machines, column="machine_id")
+    check_folds(two_machines, folds)
+    merged = images[~mine.to_numpy()].merge(folds, on="patient_id")
+    assert (merged.groupby("fold")["machine_id"].nunique() == 1).all()
+    assert merged.groupby("fold")["machine_id"].first().is_monotonic_increasing
+
+
+def test_holdout_is_stratified(images: pd.DataFrame) -> None:
+    summary = fold_summary(images, holdout(images, fraction=0.2, seed=0))
+    assert summary["patients"].tolist() == [80, 320]
+    assert summary["prevalence"][0] == pytest.approx(summary["prevalence"][1], abs=0.01)
+
+
+@pytest.mark.parametrize("n_folds", [1, 401])
+def test_an_impossible_number_of_folds_is_refused(images: pd.DataFrame, n_folds: int) -> None:
+    with pytest.raises(InputError, match="n_folds between 2 and 400"):
+        stratified(images, n_folds=n_folds, seed=0)
+
+
+def test_leaving_out_what_does_not_vary_is_refused(images: pd.DataFrame) -> None:
+    with pytest.raises(InputError, match="one value only"):
+        leave_out(images.assign(site_id=1), column="site_id")
+    with pytest.raises(InputError, match="no column 'vendor'"):
+        leave_out(images, column="vendor")
+    with pytest.raises(InputError, match="missing for 400"):
+        leave_out(images.assign(site_id=None), column="site_id")
+
+
+def test_broken_promises_are_seen(images: pd.DataFrame) -> None:
+    folds = stratified(images, n_folds=4, seed=0)
+    with pytest.raises(InputError, match="in two folds"):
+        check_folds(images, pd.concat([folds, folds.iloc[:1]]))
+    with pytest.raises(InputError, match="have no fold"):
+        check_folds(images, folds.iloc[1:])
+
+
+def test_saved_folds_are_not_replaced_by_others(images: pd.DataFrame, tmp_path: Path) -> None:
+    csv = tmp_path / "folds" / "rsna-stratified.csv"
+    folds = stratified(images, n_folds=4, seed=0)
+    save_folds(csv, folds, overwrite=False)
+    assert read_folds(csv).equals(folds)
+    save_folds(csv, folds, overwrite=False)
+    other = stratified(images, n_folds=4, seed=1)
+    with pytest.raises(InputError, match="holds other folds"):
+        save_folds(csv, other, overwrite=False)
+    assert read_folds(csv).equals(folds)
+    save_folds(csv, other, overwrite=True)
+    assert read_folds(csv).equals(other)

@@ -1,0 +1,102 @@
+"""The schema check of the image table: what is accepted, and what each refusal names."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.images import LABEL_ONLY_COLUMNS, TEST_COLUMNS, TRAIN_COLUMNS, read_images
+
+ROWS = pd.DataFrame(
+    {
+        "site_id": 1,
+        "patient_id": ["007", "007", "007", "8"],
+        "image_id": ["11", "12", "13", "14"],
+        "laterality": ["L", "L", "R", "L"],
+        "view": ["CC", "MLO", "CC", "MLO"],
+        "age": [61.0, 61.0, 61.0, None],
+        "cancer": [1, 1, 0, 0],
+    }
+)
+
+
+def write(folder: Path, frame: pd.DataFrame, name: str = "train.csv") -> Path:
+    path = folder / name
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_identifiers_keep_their_zeros_and_breasts_get_their_id(tmp_path: Path) -> None:
+    images = read_images(write(tmp_path, ROWS), "train")
+    assert images["patient_id"].tolist() == ["007", "007", "007", "8"]
+    assert images["prediction_id"].tolist() == ["007_L", "007_L", "007_R", "8_L"]
+    assert list(images.columns) == [*ROWS.columns, "prediction_id"]
+
+
+def test_what_the_test_set_lacks_is_named() -> None:
+    expected = {"cancer", "biopsy", "invasive", "BIRADS", "density", "difficult_negative_case"}
+    assert set(LABEL_ONLY_COLUMNS) == expected
+    assert len(TRAIN_COLUMNS) == 14
+    assert len(TEST_COLUMNS) == 9
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (1, "image_id", "11", r"image_id occurs more than once in line\(s\) 2, 3"),
+        (2, "laterality", "B", r"unknown laterality 'B' in line\(s\) 4 .*must be L or R"),
+        (2, "laterality", None, r"unknown laterality None in line\(s\) 4"),
+        (3, "view", "XCCL", r"unknown view 'XCCL' in line\(s\) 5 \(first: image 14\)"),
+        (0, "patient_id", None, r"patient_id is missing in line\(s\) 2"),
+        (0, "patient_id", "../up", r"unfit for a file name in line\(s\) 2"),
+        (3, "cancer", 2, r"cancer is neither 0 nor 1 in line\(s\) 5"),
+        (1, "cancer", 0, r"different labels in line\(s\) 2, 3"),
+    ],
+)
+def test_a_bad_row_is_named(
+    row: int, column: str, value: str | int | None, message: str, tmp_path: Path
+) -> None:
+    frame = ROWS.astype({column: object})
+    frame.loc[row, column] = value
+    path = write(tmp_path, frame)
+    with pytest.raises(InputError, match=message) as error:
+        read_images(path, "train")
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    path = write(tmp_path, ROWS.drop(columns=["view", "cancer"]))
+    with pytest.raises(InputError, match=r"lacks the column\(s\) view, cancer; it has site_id"):
+        read_images(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), ("patient_id,image_id,laterality,view,cancer\n", "no rows")],
+)
+def test_an_empty_table_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_images(path, "train")
+    with pytest.raises(InputError, match="does not exist"):
+        read_images(tmp_path / "absent.csv", "train")
+
+
+def test_a_prediction_id_stands_for_one_breast(tmp_path: Path) -> None:
+    test = ROWS.drop(columns="cancer").assign(prediction_id=["007_L", "007_L", "007_R", "8_L"])
+    assert len(read_images(write(tmp_path, test, "test.csv"), "test")) == 4
+    for row, wrong in [(1, "other"), (3, "007_R"), (3, None)]:
+        bad = test.copy()
+        bad.loc[row, "prediction_id"] = wrong
+        with pytest.raises(InputError, match="prediction_id does not stand for exactly one breast"):
+            read_images(write(tmp_path, bad, "test.csv"), "test")
+
+
+def test_a_dataset_maps_its_own_names(tmp_path: Path) -> None:
+    path = write(tmp_path, ROWS.rename(columns={"view": "Projection"}))
+    images = read_images(
+        path, "train", rows=lambda frame, split: frame.rename(columns={"Projection": "view"})
+    )
+    assert images["view"].tolist() == ROWS["view"].tolist()

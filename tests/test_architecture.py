@@ -1,0 +1,81 @@
+"""The arrows of the design: who may import whom, and names that would hide two jobs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rsna_bcd"
+
+# Directory -> which of our directories it may import, besides itself and `errors`.
+ALLOWED: dict[str, set[str]] = {
+    "phantom": {"tables"},
+    "imaging": set(),
+    "tables": set(),
+    "scoring": set(),
+    "preparation": {"imaging", "tables"},
+    "data": {"imaging", "tables"},
+    "models": {"tables", "scoring"},
+    "reporting": {"tables", "scoring", "models"},
+    "inference": {"phantom", "imaging", "tables", "scoring", "preparation", "data", "models"},
+}
+NO_TORCH = {"phantom", "imaging", "tables", "scoring", "preparation"}
+TORCH = {"torch", "torchvision", "timm", "pytorch_lightning"}
+CONFIGURATION = {"hydra", "omegaconf"}
+MAY_REBUILD_A_RUN = "inference/runs.py"
+SHARED_AT_THE_TOP = {"errors", "_stage"}
+JUNK = {"util", "utils", "common", "helper", "helpers", "misc", "base", "core"}
+
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imports(module: Path) -> set[str]:
+    """Dotted names that a module imports, `from a import b` as both `a` and `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import, line {node.lineno}"
+            assert node.module is not None
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def ours(module: Path) -> set[str]:
+    """First parts below `rsna_bcd` that a module imports."""
+    below = {name.split(".")[1] for name in imports(module) if name.startswith("rsna_bcd.")}
+    known = {path.parts[0].removesuffix(".py") for path in MODULES}
+    return below & known
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_module_keeps_to_the_arrows(module: Path) -> None:
+    external = {name.split(".")[0] for name in imports(module)}
+    if len(module.parts) == 1:  # a stage, or what stages share
+        stages = {path.stem for path in MODULES if len(path.parts) == 1} - SHARED_AT_THE_TOP
+        assert not ours(module) & (stages - {module.stem}), "a stage imports a stage"
+        return
+    layer = module.parts[0]
+    assert layer in ALLOWED, f"{layer}/ is new: say in ALLOWED what it may import"
+    assert ours(module) <= ALLOWED[layer] | {layer, "errors"}
+    if layer in NO_TORCH:
+        assert not external & TORCH
+    if module.as_posix() != MAY_REBUILD_A_RUN:
+        assert not external & CONFIGURATION, "only stages know Hydra"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_module_has_one_job(module: Path) -> None:
+    assert not {part.removesuffix(".py") for part in module.parts} & JUNK
+    source = (PACKAGE / module).read_text(encoding="utf-8")
+    assert source.count("\n") <= 400
+    assert "pickle" not in {name.split(".")[0] for name in imports(module)}
+
+
+def test_an_arrow_that_does_not_exist_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail: scoring does not import torch, and would be refused if it did."""
+    monkeypatch.setitem(ALLOWED, "tables", set())
+    module = Path("tables/images.py")
+    assert "errors" in ours(module)
+    assert not ours(module) <= ALLOWED["tables"] | {"tables"}
