@@ -1,0 +1,208 @@
+"""Tables of predictions: by image, by breast, and what may be submitted.
+
+A breast is one `prediction_id`. Its probability is the mean or the maximum of those of its images.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from rsna_bcd.errors import InputError
+
+Rule = Literal["mean", "max"]
+
+# `unread` is 1 where no image of the breast could be read, so that its probability is the prior.
+OOF_COLUMNS = (
+    "prediction_id", "patient_id", "laterality", "fold", "label", "logit", "probability", "unread",
+)  # fmt: skip
+OOF_IMAGE_COLUMNS = ("image_id", *OOF_COLUMNS[:-1])
+PREDICTION_COLUMNS = ("prediction_id", "probability")
+SUBMISSION_COLUMNS = ("prediction_id", "cancer")
+
+# float32 probabilities reach exactly 0 and 1; their logits must stay finite (16.1 at this margin).
+LOGIT_MARGIN = 1e-7
+
+_IDENTIFIERS = ("prediction_id", "patient_id", "image_id")
+_OF_BREAST = ("patient_id", "laterality", "fold", "label")
+_SHOWN = 5  # offending rows named in a message
+
+
+def logit(probability: pd.Series) -> pd.Series:
+    """log(p / (1 - p)), with p kept 1e-7 away from 0 and 1."""
+    p = probability.astype("float64").clip(LOGIT_MARGIN, 1 - LOGIT_MARGIN)
+    return pd.Series(np.log(p / (1 - p)), index=probability.index)
+
+
+def to_breasts(images: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+    """Reduce predictions by image to predictions by breast.
+
+    Args:
+        images: One row an image that was read: `prediction_id, patient_id, laterality,
+            probability`, and `fold`, `label` where they are known.
+        rule: What becomes of the probabilities of a breast's images.
+
+    Returns:
+        One row a breast in order of first appearance, the columns of `OOF_COLUMNS` (less `fold` and
+        `label` where the images have none), with `logit` computed anew and `unread` 0.
+
+    Raises:
+        InputError: a probability that is not finite or not in [0, 1], images of one breast that
+            disagree about patient, laterality, fold or label, or an unknown rule.
+    """
+    if rule not in get_args(Rule):
+        raise InputError(
+            f"The rule from images to a breast is {' or '.join(get_args(Rule))}, not {rule!r}."
+        )
+    _check_probabilities(images, "The predictions by image")
+    own = [c for c in _OF_BREAST if c in images.columns]
+    breasts = images.groupby("prediction_id", sort=False)
+    for column in own:
+        conflict = breasts[column].nunique() != 1
+        if conflict.any():
+            raise InputError(
+                f"Images of one breast differ in {column}: {_some(conflict.index[conflict])}. "
+                "Make the table of images agree with itself."
+            )
+    frame = breasts[own].first()
+    frame["probability"] = breasts["probability"].agg(rule)
+    frame = frame.reset_index().assign(unread=0)
+    frame["logit"] = logit(frame["probability"])
+    return frame[[c for c in OOF_COLUMNS if c in frame.columns]]
+
+
+def with_unread(breasts: pd.DataFrame, expected: pd.DataFrame, prior: float) -> pd.DataFrame:
+    """Give breasts of which no image could be read the prior, and mark them.
+
+    Args:
+        breasts: From `to_breasts`.
+        expected: One or more rows for each breast that must be answered for, with the columns of
+            `breasts` that belong to a breast (`prediction_id, patient_id, ...`).
+        prior: Probability of a breast about which nothing is known: the prevalence.
+
+    Returns:
+        One row for each expected breast, in their order, with the columns of `breasts`.
+
+    Raises:
+        InputError: `breasts` holds one that is not expected.
+    """
+    unknown = ~breasts["prediction_id"].isin(expected["prediction_id"])
+    if unknown.any():
+        raise InputError(
+            "There are predictions of breasts that the table lacks: "
+            f"{_some(breasts['prediction_id'][unknown])}. They were made from another table."
+        )
+    own = ["prediction_id", *(c for c in _OF_BREAST if c in breasts.columns)]
+    frame = expected[own].drop_duplicates("prediction_id").reset_index(drop=True)
+    rows = frame[["prediction_id"]].merge(breasts, on="prediction_id", how="left", validate="1:1")
+    unread = rows["probability"].isna()
+    frame["probability"] = rows["probability"].fillna(prior)
+    frame["logit"] = logit(frame["probability"])
+    frame["unread"] = unread.astype("int64")
+    return frame[list(breasts.columns)]
+
+
+def write_csv(frame: pd.DataFrame, csv: Path) -> None:
+    """Write a table; the file is either whole or absent. Floats keep all their digits."""
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=csv.parent, prefix=".", suffix=".csv", delete=False, encoding="utf-8", newline=""
+    ) as file:
+        frame.to_csv(file, index=False)
+    Path(file.name).chmod(0o644)  # temporary files are private by default, results are not
+    Path(file.name).replace(csv)
+
+
+def read_oof(csv: Path) -> pd.DataFrame:
+    """Read an `oof.csv`: `OOF_COLUMNS`, one row a breast, identifiers as strings.
+
+    Raises:
+        InputError: the file is absent, lacks a column or rows, names a breast twice, or holds a
+            label other than 0 and 1 or a probability that is not in [0, 1].
+    """
+    frame = _read(csv, OOF_COLUMNS)
+    bad = ~frame["label"].isin([0, 1])
+    if bad.any():
+        raise InputError(
+            f"{csv}: label is neither 0 nor 1 for {_some(frame['prediction_id'][bad])}. "
+            "Train the run again with overwrite=true."
+        )
+    _check_probabilities(frame, str(csv))
+    return frame
+
+
+def read_predictions(csv: Path) -> pd.DataFrame:
+    """Read a `predictions.csv`: `prediction_id, probability`, one row a breast.
+
+    Raises:
+        InputError: as `read_oof`.
+    """
+    frame = _read(csv, PREDICTION_COLUMNS)
+    _check_probabilities(frame, str(csv))
+    return frame
+
+
+def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
+    """Assert what the competition asks of `submission.csv`.
+
+    Args:
+        submission: `prediction_id, cancer`, in any order of rows.
+        sample: The competition's `sample_submission.csv`, or any table with its `prediction_id`.
+
+    Raises:
+        InputError: other columns, a prediction_id that is missing, unknown or there twice, or a
+            value that is not a finite number in [0, 1].
+    """
+    if tuple(submission.columns) != SUBMISSION_COLUMNS:
+        raise InputError(
+            f"The submission has the columns {', '.join(submission.columns)} instead of "
+            f"{', '.join(SUBMISSION_COLUMNS)}."
+        )
+    ids, wanted = submission["prediction_id"].astype("string"), sample["prediction_id"]
+    wanted = wanted.astype("string").drop_duplicates()
+    for what, bad in (
+        ("names breasts twice", ids[ids.duplicated()]),
+        ("lacks breasts of the sample submission", wanted[~wanted.isin(ids)]),
+        ("names breasts that the sample submission lacks", ids[~ids.isin(wanted)]),
+    ):
+        if len(bad):
+            raise InputError(f"The submission {what}: {_some(bad)}. Submit again from test.csv.")
+    _check_probabilities(submission, "The submission", "cancer")
+
+
+def _read(csv: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    if not csv.is_file():
+        raise InputError(f"{csv} does not exist. Run the stage that writes it.")
+    try:
+        frame = pd.read_csv(csv, dtype=dict.fromkeys(_IDENTIFIERS, "string"))
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{csv} is empty. Run the stage that writes it again.") from None
+    missing = [c for c in columns if c not in frame.columns]
+    if missing or frame.empty:
+        lacks = f"the column(s) {', '.join(missing)}" if missing else "rows"
+        raise InputError(f"{csv} lacks {lacks}. Run the stage that writes it again.")
+    twice = frame["prediction_id"].duplicated()
+    if twice.any():
+        raise InputError(
+            f"{csv} names breasts twice: {_some(frame['prediction_id'][twice])}. "
+            "Run the stage that writes it again."
+        )
+    return frame[list(columns)]
+
+
+def _check_probabilities(frame: pd.DataFrame, name: str, column: str = "probability") -> None:
+    value = pd.to_numeric(frame[column], errors="coerce")
+    bad = ~value.between(0, 1)  # NaN and infinities are not
+    if bad.any():
+        raise InputError(
+            f"{name}: {column} is not a number in [0, 1] for {_some(frame['prediction_id'][bad])} "
+            f"(the first is {frame[column][bad].iloc[0]}). A network that diverged gives such "
+            "values: train it again with a smaller learning rate."
+        )
+
+
+def _some(ids: pd.Series | pd.Index) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(map(str, ids[:_SHOWN])) + more
