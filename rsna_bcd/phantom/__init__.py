@@ -1,0 +1,1 @@
+"""The phantom: breasts, lesions and machines from which a synthetic competition is made. numpy."""
