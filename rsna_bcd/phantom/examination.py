@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from rsna_bcd.phantom.anatomy import Breast, project, sample_breast
+from rsna_bcd.phantom.anatomy import project
+from rsna_bcd.phantom.breast import Breast, sample_breast
 from rsna_bcd.phantom.dicom import write_dicom
 from rsna_bcd.phantom.lesions import Finding, Kind, plant, sample_finding
 from rsna_bcd.phantom.machines import MACHINES
@@ -74,9 +75,9 @@ def examine(
             planted = [
                 (finding, plant(projection, finding))
                 for finding in findings
-                if projection.seen_from_side != hidden_side
+                if projection.from_side != hidden_side
             ]
-            exposure = expose(projection, machine, laterality, row["view"], rng)
+            exposure = expose(projection, shape[1], machine, laterality, row["view"], rng)
             image_id = str(row["image_id"])
             path = folder / str(patient) / f"{image_id}.dcm"
             write_dicom(path, exposure.pixels, exposure.header, str(patient), image_id, syntax)

@@ -11,7 +11,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from rsna_bcd.phantom.anatomy import Breast, Projection
+from rsna_bcd.phantom.anatomy import Projection
+from rsna_bcd.phantom.breast import Breast
 from rsna_bcd.phantom.edges import soft_edge
 
 Kind = Literal["mass", "calcifications"]
@@ -52,7 +53,8 @@ def sample_finding(
     return Finding(
         kind=kind,
         malignant=malignant,
-        behind=breast.reach * rng.uniform(0.3, 0.65),
+        behind=breast.reach
+        * (rng.uniform(0.15, 0.3) if breast.implant else rng.uniform(0.3, 0.65)),
         aside=(rng.uniform(-0.55, 0.55), rng.uniform(-0.3, 0.55)),
         radius=rng.uniform(6.0, 9.0) if mass else rng.uniform(6.0, 9.0),
         contrast=contrast * rng.uniform(0.8, 1.2),
@@ -67,12 +69,12 @@ def plant(projection: Projection, finding: Finding) -> tuple[float, float, float
     Returns:
         Centre x, centre y and radius of what was drawn, in pixels of the projection.
     """
-    rng = np.random.default_rng([finding.seed, projection.seen_from_side])
+    rng = np.random.default_rng([finding.seed, projection.from_side])
     centre = _centre(projection, finding)
     draw = _draw_mass if finding.kind == "mass" else _draw_calcifications
     added = np.zeros_like(projection.tissue)
     radius = draw(added, projection, finding, centre, rng)
-    projection.tissue += added * projection.mask
+    projection.tissue += added
     return (*centre, radius)
 
 
@@ -80,10 +82,10 @@ def _centre(projection: Projection, finding: Finding) -> tuple[float, float]:
     """Where the finding lies in this view, pixels."""
     nipple_x, nipple_y = projection.nipple
     x = nipple_x - finding.behind / projection.pixel_mm
-    column = np.flatnonzero(projection.mask[:, round(x)])
-    aside = finding.aside[int(projection.seen_from_side)]
+    column = np.flatnonzero(projection.depth[:, round(x)])
+    aside = finding.aside[int(projection.from_side)]
     room = column[-1] - nipple_y if aside > 0 else nipple_y - column[0]
-    return x, nipple_y + aside * min(room, 1.2 * (projection.mask.shape[0] - nipple_y))
+    return x, nipple_y + aside * min(room, 1.2 * (projection.depth.shape[0] - nipple_y))
 
 
 def _draw_mass(
@@ -99,7 +101,7 @@ def _draw_mass(
     distance = np.hypot(x - centre[0], y - centre[1])
     added += finding.contrast * soft_edge(radius - distance, 0.12 * radius)
     lines = np.zeros(added.shape, np.uint8)
-    spots = np.argwhere(projection.thickness > 0.7)
+    spots = np.argwhere(projection.depth > 12)
     for _ in range(finding.count):
         angle, length = rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.0, 2.0)
         direction = np.array([np.cos(angle), np.sin(angle)])
@@ -121,7 +123,7 @@ def _draw_calcifications(
     """Draw specks close together (cancer) or all over the breast (look-alike)."""
     radius = finding.radius / projection.pixel_mm
     specks = np.zeros(added.shape, np.uint8)
-    spots = np.argwhere(projection.thickness > 0.7)
+    spots = np.argwhere(projection.depth > 12)
     for _ in range(finding.count):
         place = np.array(centre) + radius * rng.uniform(-0.7, 0.7, 2)
         if not finding.malignant:

@@ -38,6 +38,7 @@ class Machine:
         turned: share of images that face the other way than their laterality says.
         periphery_mm: how far from the skin the image is darker because the breast is thinner.
         skin: brightness of the skin line.
+        fat: brightness of fat.
         noise: standard deviation of the quantum noise in display units of [0, 1].
         marker: style of the burned-in view marker.
         collimator: whether the edges of the collimator show.
@@ -55,6 +56,7 @@ class Machine:
     turned: float = 0.0
     periphery_mm: float = 25.0
     skin: float = 0.05
+    fat: float = 0.3
     noise: float = 0.02
     marker: Literal["boxed", "plain", "none"] = "plain"
     collimator: bool = False
@@ -69,7 +71,7 @@ MACHINES = {
     machine.machine_id: machine
     for machine in (
         Machine(49, 1, 4589, _HOLOGIC, spacing=True, turned=0.41, periphery_mm=12.0, skin=0.22,
-                noise=0.03, marker="boxed"),
+                fat=0.22, noise=0.03, marker="boxed"),
         Machine(93, 1, 388, _GE, window="sigmoid", turned=0.02),
         Machine(170, 1, 191, _HOLOGIC, spacing=True, skin=0.1),
         Machine(190, 1, 27, _GE_SMALL, window="sigmoid", padding=False),
@@ -77,11 +79,11 @@ MACHINES = {
         Machine(210, 1, 234, (Detector(4740, 3540, 237.0, 0.74), Detector(5928, 4728, 296.4, 0.26)),
                 bits=10, photometric="MONOCHROME1", padding=False, spacing=True, turned=0.02),
         Machine(216, 1, 386, _GE_SMALL, window="sigmoid", padding=False),
-        Machine(21, 2, 2000, _COMPUTED, window="narrow"),
+        Machine(21, 2, 2000, _COMPUTED, window="narrow", fat=0.36),
         Machine(29, 2, 2021, (Detector(5355, 4915, 267.8, 1.0),), bits=16,
-                photometric="MONOCHROME1", window="sigmoid_fixed", periphery_mm=15.0, marker="none",
-                collimator=True),
+                photometric="MONOCHROME1", window="sigmoid_fixed", periphery_mm=15.0, fat=0.4,
+                marker="none", collimator=True),
         Machine(48, 2, 2074, (Detector(4096, 3328, 267.0, 1.0),), spacing=True, periphery_mm=12.0,
-                skin=0.22, noise=0.03, marker="boxed"),
+                skin=0.22, fat=0.22, noise=0.03, marker="boxed"),
     )
 }  # fmt: skip

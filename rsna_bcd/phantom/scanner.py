@@ -44,6 +44,7 @@ def matrix(detector: Detector, pixel_mm: float) -> tuple[int, int]:
 
 def expose(
     projection: Projection,
+    columns: int,
     machine: Machine,
     laterality: str,
     view: str,
@@ -53,6 +54,7 @@ def expose(
 
     Args:
         projection: what is on the detector, chest wall on the left.
+        columns: of the detector.
         machine: which machine.
         laterality: L or R; left breasts face right unless the machine turns them.
         view: for the marker.
@@ -61,8 +63,9 @@ def expose(
     Returns:
         Stored values and the header fields that go with them.
     """
-    noise = rng.standard_normal(projection.tissue.shape, dtype=np.float32)
-    display = projection.tissue + machine.noise * noise * projection.mask
+    seen = _brightness(projection, machine, rng)
+    display = np.zeros((seen.shape[0], columns), np.float32)
+    display[:, : seen.shape[1]] = seen
     mirrored = (laterality == "R") != (rng.random() < machine.turned)
     if mirrored:
         display = cv2.flip(display, 1)
@@ -89,6 +92,22 @@ def expose(
     if machine.spacing:
         header["PixelSpacing"] = [round(projection.pixel_mm, 6)] * 2
     return Exposure(np.clip(pixels, 0, highest).astype(np.uint16), header, mirrored)
+
+
+def _brightness(projection: Projection, machine: Machine, rng: np.random.Generator) -> np.ndarray:
+    """Brightness in display units, (H, w) float32: 0 outside the breast, above 0 inside."""
+    depth = projection.depth
+    # The edge of the compressed breast is round; machines even it out more or less.
+    rim = 1 - np.minimum(depth / np.float32(machine.periphery_mm), 1)
+    thickness = np.sqrt(1 - rim * rim)
+    fat = machine.fat + rng.normal(0, 0.03)
+    tissue = (fat + rng.uniform(0.9, 1.1) * projection.tissue) * (0.25 + 0.75 * thickness)
+    skin = machine.skin * np.exp(-np.square((depth - 1.2) / 0.9))
+    noise = rng.standard_normal(depth.shape, dtype=np.float32)
+    noisy = tissue + skin + machine.noise * noise
+    bounded = np.maximum(noisy, 0.01)
+    bounded = bounded / np.sqrt(np.sqrt(1 + bounded**4))  # the shoulder of the film's curve
+    return bounded * (depth > 0)
 
 
 def _digitise(
