@@ -5,12 +5,12 @@ resample is a weight per row (how often its patient was drawn), which is all tha
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rsna_bcd.scoring.arrays import Floats, checked
 
@@ -52,22 +52,43 @@ def patient_bootstrap(
     n: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The score and its percentile interval.
+    """The score and its percentile interval; `patient_bootstraps` takes several scores at once."""
+    return patient_bootstraps({"it": metric}, labels, probabilities, patients, n, seed)["it"]
 
-    Resamples in which the score is undefined (NaN: an AUROC without positives) are left out. The
-    same seed gives the same resamples, whatever the score.
+
+def patient_bootstraps(
+    metrics: Mapping[str, Metric],
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    patients: ArrayLike,
+    n: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Scores and their percentile intervals, over the same resamples.
+
+    Resamples in which a score is undefined (NaN: an AUROC without positives) are left out of its
+    interval.
 
     Args:
-        metric: `(labels, probabilities, weights=...) -> float`.
+        metrics: Each `(labels, probabilities, weights=...) -> float`.
         labels: (N,), each 0 or 1.
         probabilities: (N,), or decisions of 0 and 1.
         patients: (N,), an id per row.
         n: Number of resamples.
         seed: Of the resampling.
+
+    Returns:
+        An interval for each of `metrics`, under its name.
     """
     rows = _Rows(labels, probabilities, patients)
-    draws = [rows.score(metric, counts) for counts in _resamples(rows.n_patients, n, seed)]
-    return Interval(rows.score(metric, None), *_quantiles(draws))
+    draws = [
+        [rows.score(metric, counts) for metric in metrics.values()]
+        for counts in _resamples(rows.n_patients, n, seed)
+    ]
+    return {
+        name: Interval(rows.score(metric, None), *_quantiles(values))
+        for (name, metric), values in zip(metrics.items(), np.transpose(draws), strict=True)
+    }
 
 
 def paired_difference(
@@ -131,8 +152,7 @@ def _resamples(n_patients: int, n: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(drawn, minlength=n_patients).astype(np.float64)
 
 
-def _quantiles(draws: list[float] | NDArray[np.float64]) -> tuple[float, float]:
-    values = np.asarray(draws, dtype=np.float64)
+def _quantiles(values: Floats) -> tuple[float, float]:
     defined = values[np.isfinite(values)]
     if not len(defined):
         return float("nan"), float("nan")
