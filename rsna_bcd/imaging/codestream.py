@@ -1,0 +1,91 @@
+"""What a compressed frame says about itself, read without decoding it.
+
+Decoders written in C trust their input: a frame cut short, or a header that lies about the size,
+ends in garbage, in gigabytes or in the death of the process. Size and end are cheap to check here.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from rsna_bcd.imaging.mammogram import ImageError
+
+# Frame headers of JPEG: SOF0 to SOF15 without DHT, JPG and DAC, and SOF55 of JPEG-LS.
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+
+
+@dataclass(frozen=True)
+class Codestream:
+    """The frame's own header.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        components: samples per pixel.
+        bits: precision of a sample.
+        signed: whether samples are signed; None where the format cannot say (JPEG, JPEG-LS).
+    """
+
+    height: int
+    width: int
+    components: int
+    bits: int
+    signed: bool | None
+
+
+def read_jpeg2000(frame: bytes) -> Codestream:
+    """Read the SIZ segment (ISO 15444-1 A.5.1) and check that the codestream ends.
+
+    Raises:
+        ImageError: not a codestream, or one that was cut short.
+    """
+    at = _codestream_start(frame)
+    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 43:
+        raise ImageError("the frame is not a JPEG 2000 codestream")
+    _check_end(frame)
+    x1, y1, x0, y0 = struct.unpack_from(">IIII", frame, at + 8)
+    components, depth = struct.unpack_from(">HB", frame, at + 40)
+    # Ssiz: the highest bit is the sign, the others are the precision less one.
+    return Codestream(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80))
+
+
+def read_jpeg(frame: bytes) -> Codestream:
+    """Read the frame header of JPEG (ITU T.81 B.2.2) or JPEG-LS (T.87 C.2.2), and check the end.
+
+    Raises:
+        ImageError: not such a frame, or one that was cut short.
+    """
+    if frame[:2] != b"\xff\xd8":
+        raise ImageError("the frame is not a JPEG stream")
+    _check_end(frame)
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", frame, at)
+        if marker in _FRAME_HEADERS:
+            bits, height, width, components = struct.unpack_from(">BHHB", frame, at + 4)
+            return Codestream(height, width, components, bits, None)
+        at += 2 + length
+    raise ImageError("the JPEG stream has no frame header")
+
+
+def _codestream_start(frame: bytes) -> int:
+    """Where the codestream begins.
+
+    DICOM wants the bare codestream (PS3.5 A.4.4); the competition's files have it in the box `jp2c`
+    of a JP2 file (ISO 15444-1 I.4).
+    """
+    at = 0
+    if frame[4:8] == b"jP  ":
+        while at + 8 <= len(frame):
+            length, kind = struct.unpack_from(">I4s", frame, at)
+            if kind == b"jp2c":
+                return at + (16 if length == 1 else 8)  # 1: the length follows, in 8 bytes
+            if length < 8:
+                break
+            at += length
+    return at
+
+
+def _check_end(frame: bytes) -> None:
+    """Both families end with the bytes FF D9; zeros after it are padding, not damage."""
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ImageError("the file was cut short: its frame has no end marker")
