@@ -1,0 +1,188 @@
+"""`python -m rsna_bcd.submit`: test images + `ensemble.json` -> `submission.csv`."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+
+from rsna_bcd._stage import stage
+from rsna_bcd.errors import InputError
+from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference.stream import Prediction, predict_files
+from rsna_bcd.preparation import engine
+from rsna_bcd.preparation.files import find_files
+from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
+from rsna_bcd.scoring.threshold import decide
+from rsna_bcd.tables.images import read_images
+from rsna_bcd.tables.predictions import (
+    check_submission,
+    to_breasts,
+    with_unread,
+    write_csv,
+)
+
+_SHOWN = 5  # failed files named in the summary; failures.csv has all
+
+
+def submit(cfg: DictConfig) -> pd.DataFrame:
+    """Predict the test set with every fold of every member, and write the submission.
+
+    Returns:
+        The submission: `prediction_id, cancer` (0 or 1), in the order of the sample submission.
+
+    Raises:
+        InputError: no such ensemble or run, unfit tables, or a submission that does not answer the
+            sample submission. A wrong file is never written.
+    """
+    started = time.monotonic()
+    ensemble = read_ensemble(Path(cfg.ensemble_json))
+    images = read_images(Path(cfg.dataset.test_csv), "test", instantiate(cfg.dataset.rows))
+    sample = _read_sample(Path(cfg.sample_submission), images)
+    runs = _load_runs(ensemble, Path(cfg.paths.output), _device(cfg.device))
+    files = find_files(Path(cfg.dataset.test_images), images, cfg.source)
+    workers = engine.usable_cores() if cfg.workers is None else cfg.workers
+    stream = predict_files(
+        files,
+        [run for member in runs for run in member],
+        source=cfg.source,
+        batch_size=cfg.batch_size,
+        workers=workers,
+    )
+    console = Console(stderr=True)
+    predictions = list(track(stream, "Predicting", total=len(files), console=console))
+    failures = _failures(images, files, predictions)
+    breasts = _blend(ensemble, runs, images, predictions)
+    submission = _decide(breasts, ensemble.threshold, sample)
+    check_submission(submission, sample)
+    folder = Path(cfg.submission_dir)
+    write_csv(failures, folder / "failures.csv")
+    write_csv(breasts[["prediction_id", "probability"]], folder / "predictions.csv")
+    write_csv(submission, folder / "submission.csv")
+    _summarise(console, folder, submission, breasts, failures, time.monotonic() - started)
+    return submission
+
+
+def _device(name: str) -> torch.device:
+    """The device named, `auto` being a GPU where there is one."""
+    return torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    )
+
+
+def _read_sample(csv: Path, images: pd.DataFrame) -> pd.DataFrame:
+    """The breasts to answer for; data that is no competition's has those of its own table."""
+    if not csv.is_file():
+        return images[["prediction_id"]].drop_duplicates()
+    sample = pd.read_csv(csv, dtype={"prediction_id": "string"})
+    if "prediction_id" not in sample:
+        raise InputError(f"{csv} has no column prediction_id. Download it anew.")
+    return sample
+
+
+def _load_runs(ensemble: Ensemble, output: Path, device: torch.device) -> list[list[Run]]:
+    """The folds of each member, in the ensemble's order."""
+    return [
+        [load_run(output / "runs" / member.name / f"fold{k}", device) for k in member.folds]
+        for member in ensemble.members
+    ]
+
+
+def _failures(
+    images: pd.DataFrame, files: dict[str, Path], predictions: list[Prediction]
+) -> pd.DataFrame:
+    """Each image that took no part, with its reason."""
+    reasons = {p.image_id: p.reason for p in predictions if p.reason is not None}
+    reasons |= dict.fromkeys(
+        images.loc[~images["image_id"].isin(files.keys()), "image_id"], "absent"
+    )
+    rows = images.loc[images["image_id"].isin(reasons.keys())]
+    return rows[["prediction_id", "patient_id", "image_id"]].assign(
+        reason=rows["image_id"].map(reasons)
+    )
+
+
+def _blend(
+    ensemble: Ensemble,
+    runs: list[list[Run]],
+    images: pd.DataFrame,
+    predictions: list[Prediction],
+) -> pd.DataFrame:
+    """Images to breasts by each member's rule, fold by fold; then folds to members to the blend.
+
+    Returns:
+        `prediction_id, patient_id, laterality, logit, probability, unread`, one row a breast of
+        the table, in its order. A breast of which nothing could be read has the prior.
+    """
+    read = {p.image_id: p.probabilities for p in predictions if p.probabilities is not None}
+    rows = images.loc[images["image_id"].isin(read.keys())]
+    of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), -1)  # (N, runs)
+    by_member: list[NDArray[np.float64]] = []
+    breasts = rows.iloc[:0].assign(probability=0.0, unread=0)
+    column = 0
+    for member, folds in zip(ensemble.members, runs, strict=True):
+        by_fold = []
+        for _ in folds:
+            breasts = to_breasts(rows.assign(probability=of_image[:, column]), member.rule)
+            by_fold.append(breasts["probability"].to_numpy())
+            column += 1
+        by_member.append(np.mean(by_fold, axis=0))
+    blended = breasts.assign(probability=ensemble.combine(by_member))
+    return with_unread(blended, images, ensemble.prior)
+
+
+def _decide(breasts: pd.DataFrame, threshold: float, sample: pd.DataFrame) -> pd.DataFrame:
+    """0 or 1 for each breast, in the order of the sample submission where that is complete."""
+    decided = pd.DataFrame(
+        {
+            "prediction_id": breasts["prediction_id"],
+            "cancer": decide(breasts["probability"], threshold),
+        }
+    )
+    order = {prediction_id: i for i, prediction_id in enumerate(sample["prediction_id"])}
+    return decided.sort_values(
+        "prediction_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True
+    )
+
+
+def _summarise(
+    console: Console,
+    folder: Path,
+    submission: pd.DataFrame,
+    breasts: pd.DataFrame,
+    failures: pd.DataFrame,
+    seconds: float,
+) -> None:
+    """One screen: what was predicted, what failed, how long it took."""
+    positive, unread = int(submission["cancer"].sum()), int(breasts["unread"].sum())
+    console.print(
+        f"{len(submission)} breasts, {positive} called positive "
+        f"({positive / len(submission):.1%}), in {seconds:.0f} s. {folder / 'submission.csv'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if len(failures):
+        console.print(
+            f"{len(failures)} image(s) took no part; {unread} breast(s) of which nothing could be "
+            f"read have the prior. {folder / 'failures.csv'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for row in failures.head(_SHOWN).itertuples():
+            console.print(f"  {row.image_id}: {row.reason}", highlight=False, soft_wrap=True)
+
+
+@stage("submit")
+def main(cfg: DictConfig) -> None:
+    """Run the stage."""
+    submit(cfg)
+
+
+if __name__ == "__main__":
+    main()
