@@ -1,0 +1,1 @@
+"""From prepared crops to batches: dataset, augmentation, sampling."""

@@ -1,0 +1,43 @@
+"""Augmentation: the only module that knows albumentations.
+
+The pixels of a sample depend on (seed, epoch, index) and on nothing else: neither on the number of
+workers nor on what was drawn before. Left alone, albumentations repeats its random stream in
+every epoch whose workers are started anew, because each worker inherits the same generator.
+"""
+
+import os
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it calls home at import
+import albumentations  # noqa: E402  must come after the line above
+
+
+class Augmentation:
+    """A chain of albumentations, drawn anew for each (seed, epoch, index).
+
+    Args:
+        transforms: applied in order, each with its own probability; empty leaves images alone.
+    """
+
+    def __init__(self, transforms: Sequence[albumentations.BasicTransform]) -> None:
+        self._chain = albumentations.Compose(list(transforms))
+
+    def __call__(self, pixels: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
+        """Augment one image.
+
+        Args:
+            pixels: (H, W) uint8.
+            key: non-negative integers that the result depends on: (seed, epoch, index).
+
+        Returns:
+            (H, W) uint8.
+        """
+        generator = np.random.default_rng(list(key))
+        self._chain.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        # A trailing channel: some transforms take a bare (H, W) for colour channels.
+        result = self._chain(image=pixels[..., None])["image"]
+        return np.ascontiguousarray(result[..., 0])

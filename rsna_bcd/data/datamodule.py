@@ -1,0 +1,180 @@
+"""One fold of a prepared folder as training and validation batches."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from rsna_bcd.data.augment import Augmentation
+from rsna_bcd.data.dataset import CropDataset
+from rsna_bcd.data.sampler import EpochSampler, ShardSampler
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.folds import check_folds, read_folds
+from rsna_bcd.tables.images import read_images
+
+
+class CropDataModule(pl.LightningDataModule):
+    """Batches of one fold. A batch is a dict of `image`, `label` and `index` (`CropDataset`).
+
+    Args:
+        folder: prepared folder with `train.csv` and the crops.
+        folds: CSV of `patient_id, fold`.
+        fold: the fold held out; "all" trains on everything and holds out nothing.
+        augment: for training images.
+        batch_size: over all ranks.
+        negatives_per_positive: see `EpochSampler`.
+        workers: processes that read and augment; 0 does it in the training process.
+        seed: of sampling and augmentation.
+
+    Attributes:
+        training: training rows that could be read; a batch's `index` is the row.
+        held_out: held-out rows that could be read, likewise. Empty for fold "all".
+        expected: all held-out rows, also those that could not be read.
+        prior: share of positive breasts in training.
+    """
+
+    training: pd.DataFrame
+    held_out: pd.DataFrame
+    expected: pd.DataFrame
+    prior: float
+
+    def __init__(
+        self,
+        folder: str | Path,
+        folds: str | Path,
+        fold: int | Literal["all"],
+        augment: Augmentation,
+        *,
+        batch_size: int,
+        negatives_per_positive: float | None,
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+        self._folds = Path(folds)
+        self._fold = fold
+        self._augment = augment
+        self._batch_size = batch_size
+        self._negatives_per_positive = negatives_per_positive
+        self._workers = workers
+        self._seed = seed
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the tables and check them; the second call does nothing.
+
+        Raises:
+            InputError: a table or a crop is absent, the fold does not exist, or the training part
+                has one class only or is smaller than a batch.
+        """
+        if hasattr(self, "training"):
+            return
+        rows = self._rows()
+        is_held_out = rows["fold"] == self._fold
+        is_read = rows["path"].notna()
+        self._check_files(rows.loc[is_read, "path"])
+        self.training = rows[~is_held_out & is_read].reset_index(drop=True)
+        self.held_out = rows[is_held_out & is_read].reset_index(drop=True)
+        self.expected = rows[is_held_out].reset_index(drop=True)
+        self._check_training()
+        breasts = self.training.drop_duplicates("prediction_id")
+        self.prior = float(breasts["label"].mean())
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of an epoch; the last images that fill no batch are left out of it."""
+        rank, world_size = self._ranks()
+        sampler = EpochSampler(
+            self.training["label"].to_numpy(),
+            self._negatives_per_positive,
+            seed=self._seed,
+            rank=rank,
+            world_size=world_size,
+            # Lightning calls `set_epoch` only after it has opened the first iterator: a resumed
+            # run would begin with the samples of epoch 0.
+            epoch=self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0,
+        )
+        data = CropDataset(self.training, self._folder, self._augment, self._seed)
+        if len(sampler) < self._batch_size // world_size:
+            raise InputError(
+                f"An epoch has {len(sampler) * world_size} images, fewer than "
+                f"batch_size={self._batch_size}. Set a smaller batch_size."
+            )
+        return self._loader(data, sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Held-out images, each once over all ranks; no loader for fold "all"."""
+        if self.held_out.empty:
+            return []
+        rank, world_size = self._ranks()
+        sampler = ShardSampler(len(self.held_out), rank=rank, world_size=world_size)
+        data = CropDataset(self.held_out, self._folder, None, self._seed)
+        return self._loader(data, sampler, drop_last=False)
+
+    def _loader(
+        self, data: CropDataset, sampler: EpochSampler | ShardSampler, *, drop_last: bool
+    ) -> DataLoader[Any]:
+        _, world_size = self._ranks()
+        if self._batch_size % world_size:
+            raise InputError(
+                f"batch_size={self._batch_size} is over all ranks and must be a multiple of "
+                f"their number, {world_size}."
+            )
+        return DataLoader(
+            data,
+            batch_size=self._batch_size // world_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            pin_memory=self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+            worker_init_fn=_one_thread,
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _rows(self) -> pd.DataFrame:
+        """The prepared table with `label` and `fold`."""
+        csv = self._folder / "train.csv"
+        images = read_images(csv, "train")
+        if "path" not in images:
+            raise InputError(f"{csv} has no column path: it was not written by prepare.")
+        folds = read_folds(self._folds)
+        check_folds(images, folds)
+        known = sorted(folds["fold"].unique())
+        if self._fold != "all" and self._fold not in known:
+            raise InputError(
+                f"fold={self._fold} does not exist: {self._folds} has the folds "
+                f"{', '.join(map(str, known))}. Choose one of them, or fold=all."
+            )
+        rows = images.merge(folds, on="patient_id", how="left", validate="many_to_one")
+        return rows.assign(label=rows["cancer"].astype("int64"))
+
+    def _check_files(self, paths: pd.Series) -> None:
+        absent = [path for path in paths if not (self._folder / path).is_file()]
+        if absent:
+            raise InputError(
+                f"{len(absent)} crop(s) named in {self._folder / 'train.csv'} are absent, "
+                f"{absent[0]} among them. Run prepare again with overwrite=true."
+            )
+
+    def _check_training(self) -> None:
+        counts = self.training["label"].value_counts()
+        if len(counts) < 2:
+            raise InputError(
+                f"The training part of fold={self._fold} has {counts.get(1, 0)} positive and "
+                f"{counts.get(0, 0)} negative images that could be read; both are needed."
+            )
+        shared = np.intersect1d(self.training["patient_id"], self.held_out["patient_id"])
+        assert len(shared) == 0, f"patients in training and held out: {shared[:5]}"
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism

@@ -1,0 +1,231 @@
+"""`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+import wandb
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from rsna_bcd._stage import record_of, settle, stage, write_record
+from rsna_bcd.data.datamodule import CropDataModule
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
+from rsna_bcd.models.history import Record
+from rsna_bcd.tables.predictions import (
+    OOF_COLUMNS,
+    OOF_IMAGE_COLUMNS,
+    logit,
+    to_breasts,
+    with_unread,
+    write_csv,
+)
+
+# What decides about the result, and is kept in config.yaml; all else only says how to get there.
+_RECORDED = (
+    "name", "fold", "seed", "epochs", "batch_size", "learning_rate", "negatives_per_positive",
+    "checkpoint_path", "breast_rule", "tta", "select", "crop", "augment", "network",
+    "loss", "optimizer", "scheduler",
+)  # fmt: skip
+_RECORDED_OF_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+_RESULTS = ("checkpoints", "metrics.csv", "oof.csv", "oof_images.csv", "metrics.json")
+
+
+def train(cfg: DictConfig) -> None:
+    """Train one fold and predict what it held out.
+
+    Writes `config.yaml`, `checkpoints/`, `metrics.csv`, and at the end `oof.csv`, `oof_images.csv`
+    and `metrics.json`, whose presence says that the run is finished.
+
+    Raises:
+        InputError: crops, fold, weights or settings are not fit for it; or the folder holds
+            another run, or an unfinished one and not `resume`.
+    """
+    _check(cfg)
+    run_dir = Path(cfg.run_dir)
+    record = _record(cfg)
+    if _finished(run_dir, record, cfg):
+        return
+    _quieten_lightning()
+    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU
+    pl.seed_everything(cfg.seed, verbose=False)
+    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg))
+    data.setup()
+    classifier: Classifier = instantiate(cfg.classifier)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    _begin(run_dir, record, overwrite=cfg.overwrite)
+    exit_code = 1
+    try:
+        trainer: pl.Trainer = instantiate(cfg.trainer)
+        trainer.callbacks.insert(0, Record(record))
+        trainer.fit(
+            classifier,
+            datamodule=data,
+            ckpt_path=last if cfg.resume and last.exists() else None,
+            weights_only=True,
+        )
+        metrics = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else {}
+        _finish(run_dir, {**_facts(data, trainer, cfg), **metrics})
+        exit_code = 0
+    finally:  # else the next job of a sweep goes on logging into this one's run
+        if wandb.run is not None:
+            wandb.finish(exit_code=exit_code)
+
+
+def _check(cfg: DictConfig) -> None:
+    """Check the settings and that the crops are there, made as they are asked for."""
+    if cfg.select not in ("last", "best"):
+        raise InputError(f"select={cfg.select}: choose last or best.")
+    if cfg.fold != "all" and not isinstance(cfg.fold, int):
+        raise InputError(f"fold={cfg.fold}: give a number from 0 on, or all.")
+    if cfg.fold == "all" and cfg.select == "best":
+        raise InputError("select=best needs a fold held out, but fold=all holds out nothing.")
+    command = (
+        f"python -m rsna_bcd.prepare dataset.name={cfg.dataset.name} crop={cfg.crop.name} "
+        f"paths.data={cfg.paths.data} paths.output={cfg.paths.output}"
+    )
+    folder = Path(cfg.prepared_dir)
+    for file in (folder / "config.yaml", folder / "train.csv", Path(cfg.folds_csv)):
+        if not file.is_file():
+            raise InputError(f"There is no {file}. Make the crops first:\n  {command}")
+    made = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    wanted = record_of(cfg, "crop")["crop"]
+    assert isinstance(made, dict)
+    if made["crop"] != wanted:
+        raise InputError(
+            f"The crops in {folder} were made with crop={made['crop']}, but crop={wanted} is "
+            f"asked for. Give yours a name (crop.name=...), or make them anew:\n"
+            f"  {command} overwrite=true"
+        )
+
+
+def _record(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide about the result, resolved."""
+    prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
+    trainer = record_of(cfg.trainer, *_RECORDED_OF_TRAINER)
+    return {
+        **record_of(cfg, *_RECORDED),
+        "dataset": {"name": cfg.dataset.name},
+        "folds": {"strategy": cfg.folds.strategy},
+        "source": prepared.source,
+        "trainer": trainer,
+    }
+
+
+def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
+    """Whether there is nothing to do, for the folder holds this run, finished."""
+    if rank_zero_only.rank != 0 or cfg.overwrite:  # other ranks start when the first has begun
+        return False
+    settle(run_dir / "config.yaml", record, overwrite=False)
+    if (run_dir / "metrics.json").exists():
+        print(f"{run_dir} is finished already; overwrite=true trains it afresh.")
+        return True
+    if (run_dir / "checkpoints" / "last.ckpt").exists() and not cfg.resume:
+        raise InputError(
+            f"{run_dir} holds an unfinished run. Go on with resume=true, or start afresh with "
+            "overwrite=true."
+        )
+    return False
+
+
+def _workers(cfg: DictConfig) -> int:
+    return min(8, len(os.sched_getaffinity(0))) if cfg.workers is None else cfg.workers
+
+
+def _quieten_lightning() -> None:
+    """Silence Lightning's remarks on what was decided here on purpose."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for remark in (
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
+        ".isinstance.treespec, LeafSpec.. is deprecated",  # torch's, about Lightning
+        "The number of training batches .* is smaller than the logging interval",
+        "You defined a `validation_step` but have no `val_dataloader`",  # fold=all
+        "Total length of .* across ranks is zero",
+        "The .* does not have many workers",
+        "Found .* module.s. in eval mode",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{remark}")
+
+
+@rank_zero_only
+def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+    """Clear the folder if asked, and write the record: all guards have passed."""
+    for name in _RESULTS if overwrite else ():
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_record(run_dir / "config.yaml", record)
+
+
+def _predict_held_out(
+    trainer: pl.Trainer, classifier: Classifier, data: CropDataModule, cfg: DictConfig
+) -> dict[str, Any]:
+    """Write the out-of-fold tables and return their scores."""
+    if cfg.select == "best":
+        best = torch.load(
+            Path(cfg.run_dir) / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True
+        )
+        classifier.load_state_dict(best["state_dict"])
+    images, breasts = data.held_out, data.held_out
+    if len(images):
+        predicted: Any = trainer.predict(classifier, data.val_dataloader())
+        probability = sigmoid(gather_logits(predicted, len(images)))
+        images = images.assign(probability=probability, logit=logit(pd.Series(probability)))
+        breasts = to_breasts(images, cfg.breast_rule)
+    oof = with_unread(breasts, data.expected, data.prior)
+    if rank_zero_only.rank == 0:
+        write_csv(images[list(OOF_IMAGE_COLUMNS)], Path(cfg.run_dir) / "oof_images.csv")
+        write_csv(oof[list(OOF_COLUMNS)], Path(cfg.run_dir) / "oof.csv")
+    return {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
+
+
+def _facts(data: CropDataModule, trainer: pl.Trainer, cfg: DictConfig) -> dict[str, Any]:
+    """What the scores were measured on, and how."""
+    breasts = data.expected.drop_duplicates("prediction_id")
+    return {
+        "name": cfg.name,
+        "fold": cfg.fold,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "select": cfg.select,
+        "optimistic": cfg.select == "best",  # the epoch was chosen on the fold it is scored on
+        "training_images": len(data.training),
+        "held_out_images": len(data.held_out),
+        "held_out_breasts": len(breasts),
+        "held_out_positives": int(breasts["label"].sum()),
+        "prior": data.prior,
+    }
+
+
+@rank_zero_only
+def _finish(run_dir: Path, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json` (undefined scores as null) and show it."""
+    plain = {k: None if v != v else v for k, v in metrics.items()}  # NaN is no JSON
+    unfinished = run_dir / "metrics.json.part"
+    unfinished.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(run_dir / "metrics.json")
+    optimistic = ", optimistic: best epoch of this fold" if metrics["optimistic"] else ""
+    table = Table("", "", title=f"{run_dir}{optimistic}", show_header=False)
+    for name, value in plain.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+@stage("train")
+def main(cfg: DictConfig) -> None:
+    """Run the stage."""
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()
