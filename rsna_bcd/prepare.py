@@ -1,6 +1,5 @@
 """`python -m rsna_bcd.prepare`: images and CSV to crops, one table per split, manifest, folds."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.picture import SUFFIXES
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, Source
-from rsna_bcd.preparation.manifest import CropTask, Outcome, PreparedFolder, make_crop
+from rsna_bcd.preparation.files import find_files
+from rsna_bcd.preparation.manifest import CropTask, Outcome, PreparedFolder, identities, make_crop
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images
 
@@ -43,12 +43,15 @@ def prepare(cfg: DictConfig) -> None:
     console = Console(stderr=True)
     if "train" in images:
         _make_folds(cfg, images["train"], console)
+    results = {}
     for split, table in images.items():
         done = folder.finished(split, table)
         tasks = _tasks(folder, split, table, files[split], done, settings, cfg.source)
         outcomes = done | dict(_work(folder, split, tasks, len(files[split].keys() - done), cfg))
         folder.write_tables(split, table, outcomes)
         _summarise(console, folder, split, table, outcomes, len(done))
+        results[split] = outcomes
+    for split, outcomes in results.items():
         _check_failures(split, outcomes, cfg.max_failed_fraction, folder)
 
 
@@ -81,24 +84,17 @@ def _find_files(cfg: DictConfig, split: Split, images: pd.DataFrame) -> dict[str
         InputError: some are absent and not `allow_missing`, or all are.
     """
     root = Path(cfg.dataset[f"{split}_images"])
-    suffixes = (".dcm",) if cfg.source == "dicom" else SUFFIXES
-    found = {}
-    for patient_id, rows in images.groupby("patient_id", sort=False):
-        folder = root / str(patient_id)
-        names = {f.name: f for f in folder.iterdir()} if folder.is_dir() else {}
-        for image_id in rows["image_id"]:
-            present = [names[image_id + s] for s in suffixes if image_id + s in names]
-            if present:
-                found[image_id] = present[0]
+    found = find_files(root, images, cfg.source)
     absent = images.loc[~images["image_id"].isin(found.keys())]
     if len(absent) and (not cfg.allow_missing or not found):
         first = absent.iloc[0]
+        kinds = ".dcm" if cfg.source == "dicom" else ", ".join(SUFFIXES)
         remedy = "Check paths.data= and source=, or download them"
         if found:
             remedy += "; allow_missing=true goes on without them"
         raise InputError(
             f"{len(absent)} of {len(images)} files of the {split} split are absent, the first is "
-            f"{root / first.patient_id / first.image_id}{suffixes[0]}. {remedy}."
+            f"{root / first.patient_id / first.image_id} ({kinds}). {remedy}."
         )
     return found
 
@@ -122,10 +118,10 @@ def _tasks(
     source: Source,
 ) -> Iterator[tuple[str, CropTask]]:
     """What is still to do, in the order of the table."""
-    for row in images.itertuples():
-        if row.image_id in files and row.image_id not in done:
-            crop = folder.folder / folder.crop_path(split, row.patient_id, row.image_id)
-            yield row.image_id, CropTask(files[row.image_id], crop, settings, source)
+    for patient_id, image_id in identities(images):
+        if image_id in files and image_id not in done:
+            crop = folder.folder / folder.crop_path(split, patient_id, image_id)
+            yield image_id, CropTask(files[image_id], crop, settings, source)
 
 
 def _work(
@@ -164,7 +160,8 @@ def _summarise(
     failed = {key: outcome.reason for key, outcome in outcomes.items() if outcome.record is None}
     made = len(outcomes) - len(failed)
     whole = sum(not o.record["breast_found"] for o in outcomes.values() if o.record is not None)
-    parts = [f"{made} crops ({already} of them were there already)"]
+    before = "all there already" if already == made else f"{already} there already"
+    parts = [f"{made} crops ({before})" if already else f"{made} crops"]
     if whole:
         parts.append(f"{whole} without a visible breast, taken whole")
     if failed:
@@ -175,8 +172,7 @@ def _summarise(
     for key, reason in list(failed.items())[:_SHOWN]:
         console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)
     if len(failed) > _SHOWN:
-        reasons = Counter(failed.values()).most_common(_SHOWN)
-        console.print("  ... " + "; ".join(f"{n} x {reason}" for reason, n in reasons))
+        console.print(f"  and {len(failed) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
 
 
 def _check_failures(

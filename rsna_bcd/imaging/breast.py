@@ -57,8 +57,8 @@ def has_bright_background(picture: Picture) -> bool:
     Args:
         picture: (H, W) in [0, 1].
     """
-    low, high = np.quantile(picture, [0.005, 0.995])
-    return _background(picture) > high - (high - low) * _BACKGROUND_END
+    low, background, high = _landmarks(_histogram(picture))
+    return background > high - (high - low) * _BACKGROUND_END
 
 
 def find_breast(picture: Picture) -> Breast:
@@ -86,35 +86,38 @@ def find_breast(picture: Picture) -> Breast:
     return Breast(Box(left, top, width, height), centre > width / 2, found=True)
 
 
-def _background(picture: Picture) -> float:
-    """The most frequent grey level, in [0, 1]."""
-    return int(_histogram(picture).argmax()) / (_LEVELS - 1)
-
-
 def _tissue_threshold(picture: Picture) -> float | None:
-    """The level above which there is tissue; None where the picture has no background."""
-    low, high = np.quantile(picture, [0.005, 0.995])
-    background = _background(picture)
+    """The level above which there is tissue, in [0, 1]; None where there is no background."""
+    histogram = _histogram(picture)
+    low, background, high = _landmarks(histogram)
     if background > low + (high - low) * _BACKGROUND_END:
         return None
-    histogram = _histogram(picture)
-    peak = round(background * (_LEVELS - 1))
-    above = histogram[peak:]
-    foot = int(np.argmax(above < _FOOT * above[0]))  # the first; the last levels are always empty
-    return (peak + foot + _MARGIN_LEVELS) / (_LEVELS - 1)
+    above = histogram[background:]
+    foot = int(np.argmax(np.append(above, 0) < _FOOT * above[0]))  # the first that is below
+    return (background + foot + _MARGIN_LEVELS) / (_LEVELS - 1)
 
 
 def _histogram(picture: Picture) -> NDArray[np.float64]:
-    """Counts of the 256 grey levels, smoothed over three of them."""
-    levels = np.rint(np.clip(picture, 0, 1) * (_LEVELS - 1)).astype(np.intp)
-    counts = np.bincount(levels.ravel(), minlength=_LEVELS).astype(np.float64)
-    return np.convolve(counts, [0.25, 0.5, 0.25], mode="same")
+    """Parts of the picture at each of 256 grey levels, smoothed over three of them."""
+    levels = np.rint(np.clip(picture, 0, 1) * (_LEVELS - 1)).astype(np.uint8)
+    counts = np.bincount(levels.ravel(), minlength=_LEVELS)
+    return np.convolve(counts / picture.size, [0.25, 0.5, 0.25], mode="same")
+
+
+def _landmarks(histogram: NDArray[np.float64]) -> tuple[int, int, int]:
+    """The darkest level that occurs, the most frequent one, and the brightest one.
+
+    Darkest and brightest leave out half a percent each: dead pixels and the ink of markers.
+    """
+    cumulated = np.cumsum(histogram) / histogram.sum()
+    low, high = np.searchsorted(cumulated, [0.005, 0.995])
+    return int(low), int(histogram.argmax()), int(high)
 
 
 def _without_thin_structures(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Open the mask with a disc; tissue at the frame's edge counts as going on beyond it."""
     radius = max(1, round(max(mask.shape) * _OPENING / 2))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), *[radius] * 4, cv2.BORDER_REPLICATE)
+    padded = np.pad(mask.astype(np.uint8), radius, mode="edge")
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
     return np.ascontiguousarray(opened[radius:-radius, radius:-radius])

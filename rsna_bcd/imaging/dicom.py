@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import JPEG2000 as JPEG2000Lossy
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
@@ -24,11 +24,10 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from pydicom.uid import JPEG2000 as JPEG2000Lossy
 from pydicom.uid import JPEGLossless as JPEGLosslessAnyPredictor
 
 from rsna_bcd.imaging.codestream import Codestream, read_jpeg, read_jpeg2000
-from rsna_bcd.imaging.decoders import decode
+from rsna_bcd.imaging.decoders import Words, decode
 from rsna_bcd.imaging.mammogram import ImageError, Mammogram, StoredPixels, refuse_constant
 from rsna_bcd.imaging.presentation import presentation_of
 
@@ -147,7 +146,7 @@ def _check_frame(dataset: Dataset, syntax: UID) -> _Samples:
     return _Samples(stream.bits, signed if stream.signed is None else stream.signed)
 
 
-def _interpret(words: NDArray[np.uint8] | NDArray[np.uint16], samples: _Samples) -> StoredPixels:
+def _interpret(words: Words, samples: _Samples) -> StoredPixels:
     """Give stored words their sign: the sign bit is the highest of the bits stored (PS3.5 8.1.1).
 
     Bits above those stored may hold anything in signed images; unsigned values are left as they

@@ -1,6 +1,7 @@
 """What every reader returns: stored values, how to show them, and the facts worth a record."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.window import Presentation
 
-StoredPixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16]
+StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
 
 
 class ImageError(InputError):

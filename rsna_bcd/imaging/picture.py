@@ -1,6 +1,7 @@
 """Mammograms that somebody has already turned into PNG, JPEG or TIFF pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,19 +23,22 @@ def read_picture(path: Path) -> Mammogram:
     Raises:
         ImageError: no picture, not grey, or without content.
     """
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    pixels: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError("not a picture that OpenCV can read, or a damaged one")
     if pixels.ndim == 3:
-        colours = pixels[..., :3].astype(np.int32)
+        first, second, third, *_ = cv2.split(pixels)
         # JPEG stores grey as luminance, so the three channels agree to within rounding.
-        if np.ptp(colours, axis=2).max() > 2:
+        if max(cv2.absdiff(first, second).max(), cv2.absdiff(second, third).max()) > 2:
             raise ImageError("a colour picture; mammograms are grey")
-        pixels = np.ascontiguousarray(pixels[..., 1])
+        pixels = second
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"a picture of {pixels.dtype}; 8 or 16 bits without sign are expected")
     refuse_constant(pixels)
-    voi = FullRange(0, 255) if pixels.dtype == np.uint8 else _full_range(pixels)
+    if pixels.dtype == np.uint8:
+        voi = FullRange(0, 255)
+    else:
+        voi = FullRange(float(pixels.min()), float(pixels.max()))
     upright = Mammogram(pixels, Presentation(Rescale(), voi, inverted=False), {})
     inverted = has_bright_background(upright.overview(_OVERVIEW))
     return Mammogram(
@@ -47,7 +51,3 @@ def read_picture(path: Path) -> Mammogram:
             "bits_stored": 8 * pixels.dtype.itemsize,
         },
     )
-
-
-def _full_range(pixels: np.ndarray) -> FullRange:
-    return FullRange(float(pixels.min()), float(pixels.max()))

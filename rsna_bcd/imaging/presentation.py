@@ -5,9 +5,13 @@ and an image without a window (or with one that would show nothing) is shown fro
 its maximum, which the manifest then says.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from rsna_bcd.imaging.mammogram import ImageError, StoredPixels
 from rsna_bcd.imaging.window import (
@@ -25,7 +29,11 @@ from rsna_bcd.imaging.window import (
 # for another depth: 8-bit pixels under a 12-bit window keep .06. Fitting ones keep .5 and more.
 _LEAST_CONTRAST = 0.1
 
-_FUNCTIONS = {"LINEAR": Linear, "LINEAR_EXACT": LinearExact, "SIGMOID": Sigmoid}
+_FUNCTIONS: dict[str, Callable[[float, float], ValuesOfInterest]] = {
+    "LINEAR": Linear,
+    "LINEAR_EXACT": LinearExact,
+    "SIGMOID": Sigmoid,
+}
 _SMALLEST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
 
 
@@ -37,13 +45,13 @@ def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
     """
     signed = pixels.dtype.kind == "i"
     modality = _modality(dataset, signed)
-    darkest, brightest = modality(np.array([pixels.min(), pixels.max()], np.float32))
+    # Transforms are monotonous, falling ones included: extremes stay extremes.
+    extremes = np.sort(modality(np.array([pixels.min(), pixels.max()], np.float32)))
     voi = _voi(dataset, signed)
     if voi is None:
-        voi = FullRange(*sorted((float(darkest), float(brightest))))
-    elif abs(float(np.diff(voi(np.array([darkest, brightest], np.float32)))[0])) < _LEAST_CONTRAST:
-        low, high = sorted((float(darkest), float(brightest)))
-        voi = FullRange(low, high, reason=f"min-max (unfit {voi})")
+        voi = FullRange(float(extremes[0]), float(extremes[1]))
+    elif np.ptp(voi(extremes)) < _LEAST_CONTRAST:
+        voi = FullRange(float(extremes[0]), float(extremes[1]), f"min-max (unfit {voi})")
     return Presentation(modality, voi, dataset.PhotometricInterpretation == "MONOCHROME1")
 
 
@@ -76,10 +84,10 @@ def _voi(dataset: Dataset, signed: bool) -> ValuesOfInterest | None:
     return _FUNCTIONS[name](center, width)
 
 
-def _first(value: object) -> float | None:
+def _first(value: Any) -> float | None:
     """The first of one or several decimal strings; None where there is none."""
-    values = [value] if isinstance(value, (str, float, int)) else list(value or [])
-    return float(values[0]) if values and values[0] not in ("", None) else None
+    first = value[0] if isinstance(value, MultiValue) and value else value
+    return float(first) if first or first == 0 else None
 
 
 def _lookup_table(item: Dataset, signed: bool) -> tuple[LookupTable, int]:
@@ -95,5 +103,7 @@ def _lookup_table(item: Dataset, signed: bool) -> tuple[LookupTable, int]:
     else:
         entries = np.asarray(data)
     if len(entries) < count or not 8 <= bits <= 16:
-        raise ImageError(f"lookup table of {len(entries)} entries, {count} of {bits} bits announced")
+        raise ImageError(
+            f"lookup table of {len(entries)} entries, {count} of {bits} bits announced"
+        )
     return LookupTable(first, entries[:count].astype(np.float32)), 2**bits - 1

@@ -71,7 +71,8 @@ class PreparedImage:
         record: for the manifest: `decoder`, `transfer_syntax`, `photometric`, `bits_stored`,
             `window`, `source_height`, `source_width`, `breast_found`, the box in source pixels
             (`box_left, box_top, box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels
-            per source pixel; None where stretched), `source_sha256`.
+            per source pixel; None where stretched); and, where a file was read,
+            `source_sha256`.
     """
 
     pixels: NDArray[np.uint8]
@@ -84,12 +85,26 @@ def prepare_image(path: Path, settings: CropSettings, source: Source) -> Prepare
     Raises:
         ImageError: the file is no image that can be used; the message says why.
     """
-    mammogram = read_dicom(path) if source == "dicom" else read_picture(path)
+    prepared = crop_mammogram(read_mammogram(path, source), settings)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return PreparedImage(prepared.pixels, {**prepared.record, "source_sha256": digest})
+
+
+def read_mammogram(path: Path, source: Source) -> Mammogram:
+    """Read one file.
+
+    Raises:
+        ImageError: the file is no image that can be used; the message says why.
+    """
+    return read_dicom(path) if source == "dicom" else read_picture(path)
+
+
+def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImage:
+    """Make a crop of an image in memory: several crops of one image share one decoding."""
     box, flipped, found = _locate(mammogram, settings)
     pixels, scale = _resample(mammogram, box, flipped, settings)
     height, width = mammogram.pixels.shape
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return PreparedImage(
         pixels,
         {
@@ -104,7 +119,6 @@ def prepare_image(path: Path, settings: CropSettings, source: Source) -> Prepare
             "box_height": box.height,
             "flipped": int(flipped),
             "scale": scale,
-            "source_sha256": digest,
         },
     )
 

@@ -20,12 +20,14 @@ def find_files(root: Path, images: pd.DataFrame, source: Source) -> dict[str, Pa
         Paths by `image_id`; images without a file are absent.
     """
     suffixes = (".dcm",) if source == "dicom" else SUFFIXES
+    folders = {patient_id: root / patient_id for patient_id in images["patient_id"].unique()}
+    names = {  # one listing a patient is cheaper than a question for each file and suffix
+        patient_id: {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        for patient_id, folder in folders.items()
+    }
     found = {}
-    for patient_id, rows in images.groupby("patient_id", sort=False):
-        folder = root / str(patient_id)
-        names = {file.name: file for file in folder.iterdir()} if folder.is_dir() else {}
-        for image_id in rows["image_id"]:
-            present = [names[image_id + s] for s in suffixes if image_id + s in names]
-            if present:
-                found[image_id] = present[0]
+    for patient_id, image_id in zip(images["patient_id"], images["image_id"], strict=True):
+        present = [image_id + s for s in suffixes if image_id + s in names[patient_id]]
+        if present:
+            found[image_id] = folders[patient_id] / present[0]
     return found

@@ -98,8 +98,8 @@ class PreparedFolder:
     def finished(self, split: Split, images: pd.DataFrame) -> dict[str, Outcome]:
         """Outcomes by `image_id` of those images whose crop is in the journal and on disk."""
         paths = {
-            row.image_id: self.crop_path(split, row.patient_id, row.image_id)
-            for row in images.itertuples()
+            image_id: self.crop_path(split, patient_id, image_id)
+            for patient_id, image_id in identities(images)
         }
         return {
             entry["image_id"]: Outcome(entry["record"], None, entry["seconds"])
@@ -128,10 +128,10 @@ class PreparedFolder:
         """
         _write_csv_frame(self.folder / f"{split}.csv", self._split_table(split, images, outcomes))
         manifest, timings = [], []
-        for row in images.itertuples():
-            outcome = outcomes.get(row.image_id)
+        for patient_id, image_id in identities(images):
+            outcome = outcomes.get(image_id)
             status = MISSING if outcome is None else outcome.reason or "ok"
-            identity = {"split": split, "patient_id": row.patient_id, "image_id": row.image_id}
+            identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
             record = outcome.record if outcome and outcome.record else {}
             manifest.append({**identity, "status": status, **record})
             if record and outcome:
@@ -156,13 +156,13 @@ class PreparedFolder:
         """
         if split == "train":
             images = images[images["image_id"].isin(outcomes.keys())]
-        rows = []
-        for row in images.itertuples():
-            outcome = outcomes.get(row.image_id)
+        rows: list[dict[str, str | int | float | None]] = []
+        for patient_id, image_id in identities(images):
+            outcome = outcomes.get(image_id)
             if outcome is None or outcome.record is None:
                 rows.append(dict.fromkeys(("path", *GEOMETRY)))
             else:
-                path = self.crop_path(split, row.patient_id, row.image_id).as_posix()
+                path = self.crop_path(split, patient_id, image_id).as_posix()
                 rows.append({"path": path, **{k: outcome.record[k] for k in GEOMETRY}})
         added = pd.DataFrame(rows, index=images.index, columns=["path", *GEOMETRY])
         whole = [c for c in GEOMETRY if c != "scale"]
@@ -199,6 +199,11 @@ class PreparedFolder:
             writer.writeheader()
             writer.writerows(merged)
         unfinished.replace(file)
+
+
+def identities(images: pd.DataFrame) -> list[tuple[str, str]]:
+    """Pairs of `patient_id` and `image_id`, in the order of the table."""
+    return list(zip(images["patient_id"], images["image_id"], strict=True))
 
 
 def _write_png(file: Path, pixels: NDArray[np.uint8]) -> str:
