@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -31,6 +31,8 @@ class Member:
         dataset: That the run was trained on.
         crop: Whose prepared images the networks want.
         rule: From the probabilities of a breast's images to the breast's: `mean` or `max`.
+        select: Which weights of a run: `last`; or `best`, whose out-of-fold scores are optimistic,
+            because the epoch was chosen by them.
         weight: In the blend.
     """
 
@@ -38,7 +40,8 @@ class Member:
     folds: tuple[int, ...]
     dataset: str
     crop: str
-    rule: str
+    rule: Literal["mean", "max"]
+    select: Literal["last", "best"]
     weight: float
 
 

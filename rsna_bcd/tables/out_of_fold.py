@@ -42,9 +42,11 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
     for fold in wanted:
         csv = run / f"fold{fold}" / "oof.csv"
         if not csv.is_file():
-            state = "is not finished" if csv.parent.is_dir() else "was not trained"
+            started = csv.parent.is_dir()
+            state = "is not finished" if started else "was not trained"
             raise InputError(
-                f"Fold {fold} of {run.name} {state}: there is no {csv}. {_train(run.name, fold)}"
+                f"Fold {fold} of {run.name} {state}: there is no {csv}. "
+                f"{_train(run.name, fold, resume=started)}"
             )
         tables.append(read_oof(csv))
     pooled = pd.concat(tables, ignore_index=True)
@@ -99,10 +101,11 @@ def align(runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, NDArray[np.fl
     return first, np.stack(columns)
 
 
-def _train(name: str, *folds: int) -> str:
-    chosen = ",".join(map(str, folds))
-    several = " -m" if len(folds) > 1 else ""
-    return f"Run `python -m rsna_bcd.train experiment=... name={name}{several} fold={chosen}`."
+def _train(name: str, *folds: int, resume: bool = False) -> str:
+    arguments = f"name={name} fold={','.join(map(str, folds))}"
+    arguments += " -m" if len(folds) > 1 else ""
+    arguments += " resume=true" if resume else ""
+    return f"Run `python -m rsna_bcd.train experiment=... {arguments}`."
 
 
 def _some(ids: pd.Series) -> str:

@@ -27,6 +27,7 @@ LOGIT_MARGIN = 1e-7
 
 _IDENTIFIERS = ("prediction_id", "patient_id", "image_id")
 _OF_BREAST = ("patient_id", "laterality", "fold", "label")
+_RUN_AGAIN = "Run the stage that writes it again."
 _SHOWN = 5  # offending rows named in a message
 
 
@@ -122,13 +123,9 @@ def read_oof(csv: Path) -> pd.DataFrame:
         InputError: the file is absent, lacks a column or rows, names a breast twice, or holds a
             label other than 0 and 1 or a probability that is not in [0, 1].
     """
-    frame = _read(csv, OOF_COLUMNS)
-    bad = ~frame["label"].isin([0, 1])
-    if bad.any():
-        raise InputError(
-            f"{csv}: label is neither 0 nor 1 for {_some(frame['prediction_id'][bad])}. "
-            "Train the run again with overwrite=true."
-        )
+    frame = _read(csv, OOF_COLUMNS, _RUN_AGAIN)[list(OOF_COLUMNS)]
+    _check_once(frame, csv, _RUN_AGAIN)
+    _check_labels(frame, csv, _RUN_AGAIN)
     _check_probabilities(frame, str(csv))
     return frame
 
@@ -139,8 +136,42 @@ def read_predictions(csv: Path) -> pd.DataFrame:
     Raises:
         InputError: as `read_oof`.
     """
-    frame = _read(csv, PREDICTION_COLUMNS)
+    frame = _read(csv, PREDICTION_COLUMNS, _RUN_AGAIN)[list(PREDICTION_COLUMNS)]
+    _check_once(frame, csv, _RUN_AGAIN)
     _check_probabilities(frame, str(csv))
+    return frame
+
+
+def read_submission(csv: Path) -> pd.DataFrame:
+    """Read a `submission.csv`, `prediction_id, cancer`; `check_submission` says if it is valid.
+
+    Raises:
+        InputError: the file is absent, or lacks a column or rows.
+    """
+    return _read(csv, SUBMISSION_COLUMNS, _RUN_AGAIN)
+
+
+def read_solution(csv: Path) -> pd.DataFrame:
+    """Read the true labels of a test set, such as the `solution.csv` of a synthetic competition.
+
+    Args:
+        csv: `prediction_id, cancer`, and `patient_id` if it is known; one or more rows a breast.
+
+    Returns:
+        `prediction_id, patient_id, label`, one row a breast in order of first appearance. Without a
+        `patient_id` it is taken from the competition's `<patient_id>_<laterality>`.
+
+    Raises:
+        InputError: the file is absent, lacks a column or rows, holds a label other than 0 and 1, or
+            labels that contradict each other within a breast.
+    """
+    frame = _read(csv, SUBMISSION_COLUMNS, "Point solution= at a table with the true labels.")
+    if "patient_id" not in frame:
+        frame["patient_id"] = frame["prediction_id"].str.rsplit("_", n=1).str[0]
+    frame = frame.rename(columns={"cancer": "label"})[["prediction_id", "patient_id", "label"]]
+    _check_labels(frame, csv, "Correct the labels.")
+    frame = frame.drop_duplicates(ignore_index=True)
+    _check_once(frame, csv, "Give each breast one label and one patient.")
     return frame
 
 
@@ -164,32 +195,43 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
     wanted = wanted.astype("string").drop_duplicates()
     for what, bad in (
         ("names breasts twice", ids[ids.duplicated()]),
-        ("lacks breasts of the sample submission", wanted[~wanted.isin(ids)]),
-        ("names breasts that the sample submission lacks", ids[~ids.isin(wanted)]),
+        ("lacks breasts", wanted[~wanted.isin(ids)]),
+        ("names breasts that nobody asked for", ids[~ids.isin(wanted)]),
     ):
         if len(bad):
             raise InputError(f"The submission {what}: {_some(bad)}. Submit again from test.csv.")
     _check_probabilities(submission, "The submission", "cancer")
 
 
-def _read(csv: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read(csv: Path, columns: tuple[str, ...], remedy: str) -> pd.DataFrame:
+    """Read a CSV that has `columns`, and maybe more, and at least one row."""
     if not csv.is_file():
-        raise InputError(f"{csv} does not exist. Run the stage that writes it.")
+        raise InputError(f"{csv} does not exist. {remedy}")
     try:
         frame = pd.read_csv(csv, dtype=dict.fromkeys(_IDENTIFIERS, "string"))
     except pd.errors.EmptyDataError:
-        raise InputError(f"{csv} is empty. Run the stage that writes it again.") from None
+        raise InputError(f"{csv} is empty. {remedy}") from None
     missing = [c for c in columns if c not in frame.columns]
     if missing or frame.empty:
         lacks = f"the column(s) {', '.join(missing)}" if missing else "rows"
-        raise InputError(f"{csv} lacks {lacks}. Run the stage that writes it again.")
+        raise InputError(f"{csv} lacks {lacks}. {remedy}")
+    return frame
+
+
+def _check_once(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
     twice = frame["prediction_id"].duplicated()
     if twice.any():
         raise InputError(
-            f"{csv} names breasts twice: {_some(frame['prediction_id'][twice])}. "
-            "Run the stage that writes it again."
+            f"{csv} names breasts twice: {_some(frame.prediction_id[twice])}. {remedy}"
         )
-    return frame[list(columns)]
+
+
+def _check_labels(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
+    bad = ~frame["label"].isin([0, 1])
+    if bad.any():
+        raise InputError(
+            f"{csv}: a label is neither 0 nor 1 for {_some(frame.prediction_id[bad])}. {remedy}"
+        )
 
 
 def _check_probabilities(frame: pd.DataFrame, name: str, column: str = "probability") -> None:

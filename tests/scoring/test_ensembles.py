@@ -16,8 +16,10 @@ FITTED = Ensemble(
     name="pair",
     blend="mean",
     members=(
-        Member("b5", (0, 1), dataset="rsna", crop="h1536", rule="mean", weight=3.0),
-        Member("small", (0, 1), dataset="rsna", crop="h2048", rule="max", weight=1.0),
+        Member("b5", (0, 1), dataset="rsna", crop="h1536", rule="mean", select="last", weight=3.0),
+        Member(
+            "small", (0, 1), dataset="rsna", crop="h2048", rule="max", select="last", weight=1.0
+        ),
     ),
     threshold=0.31,
     prior=0.0207,

@@ -5,30 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fabricated_runs import oof, save_run
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
-from rsna_bcd.tables.predictions import OOF_COLUMNS, logit, write_csv
-
-
-def oof(patients: range, fold: int, seed: int = 0) -> pd.DataFrame:
-    ids = [str(patient) for patient in patients]
-    frame = pd.DataFrame({"patient_id": ids, "laterality": "L", "fold": fold, "unread": 0})
-    frame["prediction_id"] = frame["patient_id"] + "_L"
-    frame["label"] = [patient % 2 for patient in patients]
-    frame["probability"] = np.random.default_rng(seed).random(len(ids))
-    frame["logit"] = logit(frame["probability"])
-    return frame[list(OOF_COLUMNS)]
-
-
-def save(run: Path, *tables: pd.DataFrame) -> Path:
-    for table in tables:
-        write_csv(table, run / f"fold{table['fold'].iloc[0]}" / "oof.csv")
-    return run
 
 
 def test_folds_are_pooled_in_order(tmp_path: Path) -> None:
-    run = save(tmp_path / "b5", oof(range(4, 8), 10), oof(range(4), 2))
+    run = save_run(tmp_path / "b5", oof(range(4, 8), 10), oof(range(4), 2))
     (run / "foldall").mkdir()
     assert trained_folds(run) == [2, 10]
     pooled = read_run(run)
@@ -39,16 +23,16 @@ def test_folds_are_pooled_in_order(tmp_path: Path) -> None:
 def test_absent_and_unfinished_runs_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained fold.*name=b5 fold=0"):
         read_run(tmp_path / "b5")
-    run = save(tmp_path / "b5", oof(range(4), 0))
-    with pytest.raises(InputError, match="Fold 1 of b5 was not trained.*fold=1"):
+    run = save_run(tmp_path / "b5", oof(range(4), 0))
+    with pytest.raises(InputError, match="Fold 1 of b5 was not trained.*fold=1`"):
         read_run(run, [1])
     (run / "fold3").mkdir()
-    with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3"):
+    with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3 resume=true"):
         read_run(run)
 
 
 def test_a_breast_in_two_folds_is_refused(tmp_path: Path) -> None:
-    run = save(tmp_path / "b5", oof(range(4), 0), oof(range(3, 8), 1))
+    run = save_run(tmp_path / "b5", oof(range(4), 0), oof(range(3, 8), 1))
     with pytest.raises(InputError, match="in two folds: 3_L"):
         read_run(run)
 
@@ -62,13 +46,13 @@ def test_runs_are_aligned_by_breast_not_by_row() -> None:
 
 def test_missing_rows_are_listed_with_the_fold_to_train() -> None:
     whole = pd.concat([oof(range(4), 0), oof(range(4, 12), 1)])
-    with pytest.raises(InputError, match="b lacks 8 .*: 4_L, 5_L, .* and 3 more.*fold=1"):
+    with pytest.raises(InputError, match="b lacks 8 .*: 4_L, 5_L, .* and 3 more.*fold=1`"):
         align({"a": whole, "b": oof(range(4), 0)})
     with pytest.raises(InputError, match="a lacks 1 .*: 4_L. Train all of them on one split"):
         align({"a": oof(range(4), 0), "b": oof(range(5), 0)})
 
 
 def test_labels_must_agree() -> None:
-    other = oof(range(4), 0).assign(label=[0, 1, 1, 1])
+    other = oof(range(4), 0).assign(label=[1, 0, 1, 0])
     with pytest.raises(InputError, match="different labels for 2_L"):
         align({"a": oof(range(4), 0), "b": other})

@@ -14,6 +14,7 @@ from rsna_bcd.tables.predictions import (
     logit,
     read_oof,
     read_predictions,
+    read_solution,
     to_breasts,
     with_unread,
     write_csv,
@@ -131,6 +132,31 @@ def test_absent_and_empty_files(tmp_path: Path) -> None:
         read_predictions(tmp_path / "predictions.csv")
 
 
+def test_solution_of_images_or_breasts(tmp_path: Path) -> None:
+    csv = tmp_path / "solution.csv"
+    csv.write_text("prediction_id,cancer\n7_L,1\n7_L,1\n12_R,0\n")
+    solution = read_solution(csv)
+    assert solution["prediction_id"].tolist() == ["7_L", "12_R"]
+    assert solution["patient_id"].tolist() == ["7", "12"]
+    assert solution["label"].tolist() == [1, 0]
+    csv.write_text("prediction_id,patient_id,cancer,density\n0,7,1,A\n1,7,0,B\n")
+    assert read_solution(csv)["patient_id"].tolist() == ["7", "7"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prediction_id,cancer\n7_L,1\n7_L,0\n", "twice: 7_L"),
+        ("prediction_id,cancer\n7_L,\n", "neither 0 nor 1 for 7_L"),
+        ("prediction_id,label\n7_L,1\n", r"lacks the column\(s\) cancer"),
+    ],
+)
+def test_bad_solutions(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "solution.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_solution(tmp_path / "solution.csv")
+
+
 SAMPLE = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "cancer": [0.02, 0.02]})
 
 
@@ -141,9 +167,9 @@ def test_a_valid_submission_passes_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("ids", "values", "message"),
     [
-        (["1_L"], [0], "lacks breasts of the sample submission: 1_R"),
+        (["1_L"], [0], "lacks breasts: 1_R"),
         (["1_L", "1_R", "1_R"], [0, 0, 0], "twice: 1_R"),
-        (["1_L", "1_R", "2_L"], [0, 0, 0], "that the sample submission lacks: 2_L"),
+        (["1_L", "1_R", "2_L"], [0, 0, 0], "nobody asked for: 2_L"),
         (["1_L", "1_R"], [0, np.nan], "for 1_R"),
         (["1_L", "1_R"], [-0.1, 0], "for 1_L"),
         (["1_L", "1_R"], [0.1, np.inf], "for 1_R"),

@@ -1,0 +1,138 @@
+"""The evaluate stage on a fabricated submission and tiny crops."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated_runs import oof, save_run
+from hydra import compose, initialize_config_dir
+
+from rsna_bcd._stage import CONF
+from rsna_bcd.ensemble import ensemble
+from rsna_bcd.errors import InputError
+from rsna_bcd.evaluate import evaluate
+from rsna_bcd.scoring.pf1 import pf1
+from rsna_bcd.scoring.ranking import auroc
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+def configured(stage: str, output: Path, *overrides: str) -> Any:
+    paths = [f"paths.data={output}/data", f"paths.output={output}", "resamples=50"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(stage, [*paths, *overrides])
+
+
+def save_noise(file: Path, mean: float, rng: np.random.Generator) -> None:
+    pixels = rng.normal(mean, 10, (24, 16)).clip(1, 255)
+    cv2.imwrite(str(file), pixels.astype(np.uint8))
+
+
+def save_crops(folder: Path, split: str, breasts: pd.DataFrame, brighter: int) -> None:
+    """Two noisy crops a breast; those of a cancer are brighter. The last file is unreadable."""
+    rng = np.random.default_rng(len(breasts))
+    rows = breasts.loc[breasts.index.repeat(2), ["patient_id", "prediction_id", "label"]]
+    rows = rows.rename(columns={"label": "cancer"}).assign(laterality="L", view="CC")
+    rows["image_id"] = [f"{split}{i}" for i in range(len(rows))]
+    rows["path"] = [f"{split}/{image_id}.png" for image_id in rows["image_id"]]
+    (folder / split).mkdir(parents=True)
+    for path, cancer in zip(rows["path"], rows["cancer"], strict=True):
+        save_noise(folder / path, 80 + brighter * cancer, rng)
+    rows["path"] = [*rows["path"][:-1], None]
+    hidden = "prediction_id" if split == "train" else "cancer"
+    rows.drop(columns=hidden).to_csv(folder / f"{split}.csv", index=False)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An ensemble of one run, its prepared crops, and a submission."""
+    save_run(tmp_path / "runs" / "b5", oof(range(100), 0))
+    ensemble(configured("ensemble", tmp_path, "name=demo", "members=[b5]"))
+    crops = tmp_path / "prepared" / "rsna" / "h512"
+    save_crops(crops, "train", oof(range(100), 0), brighter=8)
+    test = oof(range(200, 280), 0)
+    save_crops(crops, "test", test, brighter=8)
+    folder = tmp_path / "submissions" / "demo"
+    folder.mkdir(parents=True)
+    test[["prediction_id", "probability"]].to_csv(folder / "predictions.csv", index=False)
+    decisions = test["probability"].ge(0.6).astype(int)
+    test[["prediction_id"]].assign(cancer=decisions).to_csv(folder / "submission.csv", index=False)
+    (tmp_path / "data").mkdir()
+    solution = test[["prediction_id", "label"]].rename(columns={"label": "cancer"})
+    solution.iloc[::-1].to_csv(tmp_path / "data" / "solution.csv", index=False)
+    return tmp_path
+
+
+@pytest.fixture
+def evaluated(output: Path) -> Evaluate:
+    return lambda *overrides: evaluate(configured("evaluate", output, "name=demo", *overrides))
+
+
+def test_scores_are_those_of_the_files(evaluated: Evaluate, output: Path) -> None:
+    result = evaluated()
+    test = oof(range(200, 280), 0)
+    decisions = test["probability"] >= 0.6
+    assert (result["breasts"], result["patients"], result["positives"]) == (80, 80, 16)
+    score = result["score"]
+    assert score["auroc"].value == pytest.approx(auroc(test["label"], test["probability"]))
+    assert score["pf1"].value == pytest.approx(pf1(test["label"], decisions))
+    assert score["sensitivity"].value == pytest.approx(decisions[test["label"] == 1].mean())
+    counts = result["decisions"]
+    assert sum(counts.values()) == 80
+    assert counts["true_positives"] == (decisions & (test["label"] == 1)).sum()
+    written = json.loads((output / "submissions" / "demo" / "evaluation.json").read_text())
+    assert written["score"]["pf1"]["value"] == score["pf1"].value
+    assert list(written["baseline"]) == ["auroc", "average_precision"]
+
+
+def test_tree_finds_what_intensity_tells(evaluated: Evaluate) -> None:
+    assert evaluated()["baseline"]["auroc"].value > 0.9
+
+
+def test_tree_finds_nothing_where_there_is_nothing(output: Path, evaluated: Evaluate) -> None:
+    crops = output / "prepared" / "rsna" / "h512"
+    rng = np.random.default_rng(0)
+    for path in pd.read_csv(crops / "test.csv")["path"].dropna():
+        save_noise(crops / path, 80, rng)
+    assert 0.3 < evaluated()["baseline"]["auroc"].value < 0.7
+
+
+def test_baseline_is_optional(evaluated: Evaluate, output: Path) -> None:
+    (output / "ensembles" / "demo" / "ensemble.json").unlink()
+    assert "baseline" not in evaluated("baseline=false")
+    with pytest.raises(InputError, match="no ensemble of this name"):
+        evaluated()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("data/solution.csv", lambda t: t.assign(cancer=0), "one class only"),
+        ("data/solution.csv", lambda t: t.iloc[1:], "nobody asked for: 279_L"),
+        ("submissions/demo/submission.csv", lambda t: t.iloc[1:], "lacks .*: 200_L"),
+        ("submissions/demo/predictions.csv", lambda t: t.iloc[1:], "lacks .*: 200_L"),
+        ("submissions/demo/predictions.csv", lambda t: t.assign(probability=np.nan), "number in"),
+    ],
+)
+def test_files_that_do_not_fit(
+    output: Path,
+    evaluated: Evaluate,
+    file: str,
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+    message: str,
+) -> None:
+    change(pd.read_csv(output / file)).to_csv(output / file, index=False)
+    with pytest.raises(InputError, match=message):
+        evaluated("baseline=false")
+
+
+@pytest.mark.parametrize("file", ["data/solution.csv", "submissions/demo/predictions.csv"])
+def test_absent_files_are_named(output: Path, evaluated: Evaluate, file: str) -> None:
+    (output / file).unlink()
+    with pytest.raises(InputError, match=f"{file} does not exist"):
+        evaluated("baseline=false")
