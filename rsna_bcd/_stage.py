@@ -20,6 +20,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # Beside the package in the working tree, inside it once installed from a wheel.
 CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
 
+_MULTIRUN = ("-m", "--multirun")
 # Failures of the file system that the user mends, not bugs: their own text names the path.
 _MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}
 
@@ -35,6 +36,8 @@ def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
         @functools.wraps(run)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+            # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(run)
             try:
                 command()

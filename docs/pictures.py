@@ -1,0 +1,49 @@
+"""Draw the README's pictures from the demo: `python docs/pictures.py` after `make demo`."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.patches import Rectangle
+
+from rsna_bcd.imaging.dicom import read_dicom
+from rsna_bcd.preparation.crop import CropSettings, prepare_image
+
+DATA = Path("output/demo/data")
+# Machines that differ in what is stored: inverted, a sigmoid window, a linear one.
+MACHINES = (29, 216, 49)
+CROP = CropSettings("docs", 512, 256, box="breast", margin=0.01, orient=True, fit="pad")
+
+
+def dicom_to_crop(target: Path) -> None:
+    """Stored pixels, what the header's window shows, and the crop; one row a machine."""
+    images = pd.read_csv(DATA / "train.csv", dtype={"patient_id": str, "image_id": str})
+    mlo = images[(images["view"] == "MLO") & (images["implant"] == 0)]
+    figure, axes = plt.subplots(
+        len(MACHINES), 3, figsize=(8, 9.6), width_ratios=(1, 1, 0.62), layout="constrained"
+    )
+    for row, machine in zip(axes, MACHINES, strict=True):
+        image = mlo[mlo["machine_id"] == machine].iloc[0]
+        path = DATA / "train_images" / image.patient_id / f"{image.image_id}.dcm"
+        mammogram, prepared = read_dicom(path), prepare_image(path, CROP, "dicom")
+        record = prepared.record
+        row[0].imshow(mammogram.pixels, cmap="gray")
+        row[0].set_title(f"stored: {record['photometric']}, {record['bits_stored']} bits")
+        row[1].imshow(mammogram.presentation.apply(mammogram.pixels), cmap="gray", vmin=0, vmax=1)
+        row[1].set_title(f"shown: {record['window']}")
+        left, top, width, height = (
+            float(record[f"box_{side}"] or 0) for side in ("left", "top", "width", "height")
+        )
+        box = Rectangle((left, top), width - 1, height - 1, fill=False, edgecolor="#f2a900", lw=1.5)
+        row[1].add_patch(box)
+        row[2].imshow(prepared.pixels, cmap="gray", vmin=0, vmax=255)
+        row[2].set_title("crop, turned" if record["flipped"] else "crop")
+        row[0].set_ylabel(f"machine {machine}")
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.title.set_fontsize(9)
+    figure.savefig(target, dpi=100, pil_kwargs={"optimize": True})
+
+
+if __name__ == "__main__":
+    dicom_to_crop(Path(__file__).parent / "dicom_to_crop.png")
