@@ -31,7 +31,8 @@ _VIEWS = {
 _DENSITIES = {"A": 0.105, "B": 0.430, "C": 0.413, "D": 0.052}
 _MISSING_AGE = 8 / 11913
 _IMPLANT = 0.058  # patients of site 1
-_INVASIVE = {1: 171 / 254, 2: 178 / 238}  # of the cancers
+_INVASIVE = {1: 171 / 254, 2: 178 / 238}  # share of the cancers, by site
+INVASIVE_SHARE = 349 / 492  # at both sites together
 # Negative breasts by site: (biopsy, BIRADS or none, count)
 _NEGATIVES: dict[int, tuple[tuple[int, float, int], ...]] = {
     1: ((1, 0.0, 662), (0, 0.0, 1302), (0, 1.0, 6280), (0, 2.0, 850), (0, np.nan, 2288)),

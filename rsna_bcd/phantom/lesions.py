@@ -1,8 +1,9 @@
 """What is planted in a breast: cancers, and look-alikes of the same size and brightness.
 
-A cancer and its look-alike differ in shape alone. A spiculated mass becomes a smooth node and its
-spicules become ligaments elsewhere in the breast; a cluster of microcalcifications becomes as many
-specks scattered over the breast.
+A cancer and its look-alike differ in shape alone. Of a spiculated mass the look-alike is a smooth
+node, with lines like the spicules as ligaments elsewhere in the breast; of a cluster of
+microcalcifications it is as many specks strewn over the breast. Neither brightness nor area tells
+them apart.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from rsna_bcd.phantom.breast import Breast
 from rsna_bcd.phantom.edges import soft_edge
 
 Kind = Literal["mass", "calcifications"]
+
+# How cancers show: invasive ones mostly as a mass, carcinoma in situ as calcifications.
+_INVASIVE: dict[tuple[Kind, ...], float] = {("mass",): 0.75, ("mass", "calcifications"): 0.25}
+_IN_SITU: dict[tuple[Kind, ...], float] = {
+    ("calcifications",): 0.75,
+    ("mass", "calcifications"): 0.25,
+}
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
+_CHAIN = 4  # spicules' worth of line in a ligament
+_FROM_SKIN = 10.0  # mm between the skin and scattered parts of look-alikes
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,11 @@ class Finding:
         kind: mass or calcifications.
         malignant: a cancer; otherwise its look-alike.
         behind: distance behind the nipple, mm, the same in all views.
-        aside: offset from the nipple's axis in views from above and from the side, as a fraction of
-            the room there.
+        aside: offset from the nipple's axis, seen from above and from the side, as a part of the
+            room there; positive is downwards in the image.
         radius: of the mass or of the cluster, mm.
-        contrast: brightness added at the centre, display units.
-        count: spicules or specks.
+        contrast: brightness added at the centre of a mass, display units; specks are brighter.
+        count: of spicules or specks.
         seed: of its shape.
     """
 
@@ -45,97 +55,140 @@ class Finding:
     seed: int
 
 
-def sample_finding(
-    kind: Kind, malignant: bool, breast: Breast, contrast: float, rng: np.random.Generator
-) -> Finding:
-    """Draw a finding; all but `malignant` comes from one and the same distribution."""
-    mass = kind == "mass"
-    return Finding(
-        kind=kind,
-        malignant=malignant,
-        behind=breast.reach
-        * (rng.uniform(0.15, 0.3) if breast.implant else rng.uniform(0.3, 0.65)),
-        aside=(rng.uniform(-0.55, 0.55), rng.uniform(-0.3, 0.55)),
-        radius=rng.uniform(6.0, 9.0) if mass else rng.uniform(6.0, 9.0),
-        contrast=contrast * rng.uniform(0.8, 1.2),
-        count=int(rng.integers(12, 20)) if mass else int(rng.integers(12, 22)),
-        seed=int(rng.integers(2**32)),
-    )
+@dataclass(frozen=True)
+class Circle:
+    """Where something was drawn, pixels."""
+
+    x: float
+    y: float
+    radius: float
 
 
-def plant(projection: Projection, finding: Finding) -> tuple[float, float, float]:
+def sample_findings(
+    breast: Breast, malignant: bool, invasive: bool, contrast: float, rng: np.random.Generator
+) -> list[Finding]:
+    """Draw the cancers of a breast, or look-alikes from the very same distribution.
+
+    Args:
+        breast: whose.
+        malignant: cancers rather than look-alikes.
+        invasive: decides how the cancer shows; for look-alikes: how the cancer would.
+        contrast: mean brightness of a mass, display units.
+        rng: used alike in both cases.
+    """
+    shares = _INVASIVE if invasive else _IN_SITU
+    kinds = list(shares)[rng.choice(len(shares), p=list(shares.values()))]
+    # Behind an implant nothing is seen: findings lie before it.
+    near, far = (0.15, 0.3) if breast.implant else (0.3, 0.65)
+    behind = breast.reach * rng.uniform(near, far)
+    # Seen from the side there is more room above than below, and muscle further up.
+    aside = (rng.uniform(-0.6, 0.6), rng.uniform(-0.45, 0.6))
+    return [
+        Finding(
+            kind=kind,
+            malignant=malignant,
+            behind=behind,
+            aside=aside,
+            radius=rng.uniform(5.0, 8.0),
+            contrast=contrast * rng.uniform(0.75, 1.25),
+            count=int(rng.integers(14, 22)),
+            seed=int(rng.integers(2**32)),
+        )
+        for kind in kinds
+    ]
+
+
+def plant(projection: Projection, finding: Finding) -> Circle:
     """Add a finding to the projection's tissue.
 
     Returns:
-        Centre x, centre y and radius of what was drawn, in pixels of the projection.
+        The circle around a cancer with its spicules; of a look-alike, around its node.
     """
     rng = np.random.default_rng([finding.seed, projection.from_side])
     centre = _centre(projection, finding)
-    draw = _draw_mass if finding.kind == "mass" else _draw_calcifications
-    added = np.zeros_like(projection.tissue)
-    radius = draw(added, projection, finding, centre, rng)
+    draw = _mass if finding.kind == "mass" else _calcifications
+    added, reach = draw(projection, finding, centre, rng)
     projection.tissue += added
-    return (*centre, radius)
+    return Circle(float(centre[0]), float(centre[1]), reach)
 
 
-def _centre(projection: Projection, finding: Finding) -> tuple[float, float]:
-    """Where the finding lies in this view, pixels."""
+def _centre(projection: Projection, finding: Finding) -> np.ndarray:
+    """Where the finding lies in this view, (x, y) in pixels."""
     nipple_x, nipple_y = projection.nipple
     x = nipple_x - finding.behind / projection.pixel_mm
-    column = np.flatnonzero(projection.depth[:, round(x)])
+    inside = np.flatnonzero(projection.depth[:, round(x)] > 0)
+    below = inside[inside > nipple_y][-1] - nipple_y
+    above = nipple_y - inside[inside <= nipple_y][0]
     aside = finding.aside[int(projection.from_side)]
-    room = column[-1] - nipple_y if aside > 0 else nipple_y - column[0]
-    return x, nipple_y + aside * min(room, 1.2 * (projection.depth.shape[0] - nipple_y))
+    return np.array([x, nipple_y + aside * (below if aside > 0 else min(above, 1.3 * below))])
 
 
-def _draw_mass(
-    added: np.ndarray,
-    projection: Projection,
-    finding: Finding,
-    centre: tuple[float, float],
-    rng: np.random.Generator,
-) -> float:
-    """Draw a disc with lines that leave it (cancer), or that lie elsewhere (look-alike)."""
+def _mass(
+    projection: Projection, finding: Finding, centre: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Draw an oval with lines that leave it (cancer), or that lie elsewhere (look-alike)."""
+    shape = projection.tissue.shape
     radius = finding.radius / projection.pixel_mm
-    y, x = np.indices(added.shape, dtype=np.float32)
-    distance = np.hypot(x - centre[0], y - centre[1])
-    added += finding.contrast * soft_edge(radius - distance, 0.12 * radius)
-    lines = np.zeros(added.shape, np.uint8)
-    spots = np.argwhere(projection.depth > 12)
-    for _ in range(finding.count):
-        angle, length = rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.0, 2.0)
-        direction = np.array([np.cos(angle), np.sin(angle)])
-        start = np.array(centre) + 0.8 * radius * direction
-        if not finding.malignant:
-            start = spots[rng.integers(len(spots))][::-1].astype(float)
-        _line(lines, start, start + length * direction)
-    added += (0.8 * finding.contrast / 255) * cv2.GaussianBlur(lines, (0, 0), 0.7)
-    return 2 * radius
+    y, x = np.indices(shape, dtype=np.float32)
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.25)
+    dx, dy = x - np.float32(centre[0]), y - np.float32(centre[1])
+    u = (np.cos(turn) * dx + np.sin(turn) * dy) / stretch
+    v = (np.cos(turn) * dy - np.sin(turn) * dx) * stretch
+    oval = soft_edge(radius - np.hypot(u, v), 0.12 * radius)
+
+    lines = np.zeros(shape, np.uint8)
+    thick = max(1, round(1.0 / projection.pixel_mm))
+    lengths = radius * rng.uniform(0.8, 1.6, finding.count)
+    spread = 2 * np.pi * (np.arange(finding.count) + rng.uniform(-0.4, 0.4)) / finding.count
+    bends = rng.normal(0, 0.35, finding.count)
+    chains = _strewn(projection, finding.count, rng)
+    for i, length in enumerate(lengths):
+        if finding.malignant:
+            direction = np.array([np.cos(spread[i]), np.sin(spread[i])])
+            start = centre + 0.8 * radius * direction
+        else:  # each ligament is a chain of as many lines
+            first = i - i % _CHAIN
+            angle = spread[first] + bends[first : i + 1].sum()
+            direction = np.array([np.cos(angle), np.sin(angle)])
+            start = chains[first] if i == first else end
+        end = start + length * direction
+        _line(lines, start, start + 0.5 * length * direction, thick)
+        _line(lines, start, end, max(1, thick // 2))
+    blurred = cv2.GaussianBlur(lines, (0, 0), 0.35 / projection.pixel_mm).astype(np.float32)
+    added = finding.contrast * np.maximum(oval, blurred * (0.9 / 255))
+    return added, radius * (0.8 + 1.6)
 
 
-def _draw_calcifications(
-    added: np.ndarray,
-    projection: Projection,
-    finding: Finding,
-    centre: tuple[float, float],
-    rng: np.random.Generator,
-) -> float:
-    """Draw specks close together (cancer) or all over the breast (look-alike)."""
+def _calcifications(
+    projection: Projection, finding: Finding, centre: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Draw specks close together (cancer), or all over the breast (look-alike)."""
     radius = finding.radius / projection.pixel_mm
-    specks = np.zeros(added.shape, np.uint8)
-    spots = np.argwhere(projection.depth > 12)
-    for _ in range(finding.count):
-        place = np.array(centre) + radius * rng.uniform(-0.7, 0.7, 2)
-        if not finding.malignant:
-            place = spots[rng.integers(len(spots))][::-1].astype(float)
-        size = rng.uniform(0.5, 0.9) / projection.pixel_mm
-        at, r = np.round(place * 2**_SHIFT).astype(int), round(size * 2**_SHIFT)
-        cv2.circle(specks, (int(at[0]), int(at[1])), r, 255, -1, cv2.LINE_AA, _SHIFT)
-    added += (1.3 * finding.contrast / 255) * cv2.GaussianBlur(specks, (0, 0), 0.6)
-    return radius
+    specks = np.zeros(projection.tissue.shape, np.uint8)
+    around = rng.uniform(0, 2 * np.pi, finding.count)
+    out = radius * np.sqrt(rng.uniform(0, 1, finding.count))
+    cluster = centre + np.stack([out * np.cos(around), out * np.sin(around)], axis=1)
+    strewn = _strewn(projection, finding.count, rng)
+    # Larger than life (0.05 to 0.5 mm), as are the pixels.
+    sizes = rng.uniform(0.5, 0.9, finding.count) / projection.pixel_mm
+    for place, size in zip(cluster if finding.malignant else strewn, sizes, strict=True):
+        at = np.round(place * 2**_SHIFT).astype(int).tolist()
+        cv2.circle(specks, at, round(size * 2**_SHIFT), 255, -1, cv2.LINE_AA, _SHIFT)
+    blurred = cv2.GaussianBlur(specks, (0, 0), 0.3 / projection.pixel_mm).astype(np.float32)
+    return blurred * (1.6 * finding.contrast / 255), radius + float(sizes.max())
 
 
-def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+def _strewn(projection: Projection, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw (count, 2) places (x, y) in the breast, away from the skin and the muscle's top."""
+    nipple_y = projection.nipple[1]
+    inside = projection.depth > _FROM_SKIN
+    inside[: int(0.4 * nipple_y)] = False
+    places = np.flatnonzero(inside)
+    row, column = np.unravel_index(places[rng.integers(len(places), size=count)], inside.shape)
+    return np.stack([column, row], axis=1).astype(float)
+
+
+def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray, thickness: int) -> None:
     """Draw an anti-aliased line between two (x, y) points."""
     a, b = (np.round(p * 2**_SHIFT).astype(int).tolist() for p in (start, end))
-    cv2.line(canvas, a, b, 255, 1, cv2.LINE_AA, _SHIFT)
+    cv2.line(canvas, a, b, 255, thickness, cv2.LINE_AA, _SHIFT)

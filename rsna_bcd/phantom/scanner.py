@@ -68,7 +68,7 @@ def expose(
     display[:, : seen.shape[1]] = seen
     mirrored = (laterality == "R") != (rng.random() < machine.turned)
     if mirrored:
-        display = cv2.flip(display, 1)
+        display = np.ascontiguousarray(display[:, ::-1])
     if machine.marker != "none":
         _burn_in(display, f"{laterality} {view}", machine, mirrored)
     display = np.clip(display, 0.0, 1.0)

@@ -97,11 +97,16 @@ def over_muscle(
 
 def _look(
     stack: np.ndarray, x: np.ndarray, y: np.ndarray, scale: float, own: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    """Look at fields from a random place, `scale` of their pixels a unit of `x` and `y`."""
+) -> np.ndarray:
+    """Look at n fields from a random place, `scale` of their pixels a unit of `x` and `y`.
+
+    Returns:
+        (n, H, w) float32.
+    """
     shift = own.uniform(0, SIZE, 2).astype(np.float32)
-    scale = np.float32(scale)
-    return cv2.split(look_up(stack, x * scale + shift[0], y * scale + shift[1]))
+    factor = np.float32(scale)
+    seen = look_up(stack, x * factor + shift[0], y * factor + shift[1])
+    return np.moveaxis(seen.reshape(*x.shape, -1), -1, 0)
 
 
 def _ridges(noise: np.ndarray, width: float) -> np.ndarray:

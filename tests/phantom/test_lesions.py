@@ -1,0 +1,80 @@
+"""Cancers and look-alikes: alike in brightness, different in shape."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from rsna_bcd.phantom.anatomy import Projection, project
+from rsna_bcd.phantom.breast import sample_breast
+from rsna_bcd.phantom.lesions import Circle, Finding, plant, sample_findings
+
+SHAPE, PIXEL_MM = (480, 390), 0.55
+
+
+def view_with(finding_seed: int, view: str, malignant: bool) -> tuple[Projection, list[Circle]]:
+    """One and the same breast, with cancers or with their look-alikes."""
+    rng = np.random.default_rng(finding_seed)
+    breast = sample_breast(0.0, "B", False, rng)
+    findings = sample_findings(breast, malignant, finding_seed % 3 > 0, 0.25, rng)
+    projection = project(breast, view, SHAPE, PIXEL_MM, rng)
+    return projection, [plant(projection, finding) for finding in findings]
+
+
+def one(kind: str, malignant: bool) -> tuple[Finding, Projection]:
+    """A finding of a kind, and a breast without any tissue but itself."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        breast = sample_breast(0.0, "B", False, rng)
+        finding = sample_findings(breast, malignant, True, 0.25, rng)[-1]
+        if finding.kind == kind:
+            projection = project(breast, "CC", SHAPE, PIXEL_MM, rng)
+            projection.tissue[:] = 0
+            return finding, projection
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", ["mass", "calcifications"])
+def test_a_look_alike_is_as_bright_and_as_large_but_not_in_one_place(kind: str) -> None:
+    finding, cancer = one(kind, malignant=True)
+    circle = plant(cancer, finding)
+    _, benign = one(kind, malignant=False)
+    plant(benign, replace(finding, malignant=False))
+    assert benign.tissue.max() == pytest.approx(cancer.tissue.max(), rel=0.25)
+    assert benign.tissue.sum() == pytest.approx(cancer.tissue.sum(), rel=0.25)
+
+    y, x = np.indices(cancer.tissue.shape)
+    near = np.hypot(x - circle.x, y - circle.y) <= circle.radius + 1
+    assert cancer.tissue[~near].sum() < 0.01 * cancer.tissue.sum()
+    assert benign.tissue[~near].sum() > 0.2 * benign.tissue.sum()
+
+
+def test_cancers_lie_at_the_same_distance_behind_the_nipple_in_both_views() -> None:
+    for seed in range(10):
+        behind = []
+        for view in ("CC", "MLO"):
+            projection, circles = view_with(seed, view, malignant=True)
+            behind.append(projection.nipple[0] - circles[0].x)
+            assert projection.depth[round(circles[0].y), round(circles[0].x)] > 5
+        assert behind[0] == pytest.approx(behind[1], abs=0.01)
+
+
+def test_intensity_statistics_do_not_tell_cancers_from_look_alikes() -> None:
+    statistics: dict[str, Callable[[np.ndarray], float]] = {
+        "mean": np.mean,
+        "sd": np.std,
+        "median": np.median,
+        "p99": lambda pixels: float(np.percentile(pixels, 99)),
+        "max": np.max,
+    }
+    labels, values = [], []
+    for seed in range(60):
+        malignant = seed % 2 == 1
+        projection, _ = view_with(seed, "CC", malignant)
+        pixels = projection.tissue[projection.depth > 0]
+        labels.append(malignant)
+        values.append([statistic(pixels) for statistic in statistics.values()])
+    for name, column in zip(statistics, np.transpose(values), strict=True):
+        assert 0.3 < roc_auc_score(labels, column) < 0.7, name

@@ -1,0 +1,79 @@
+"""Machines: windows that show what was exposed, orientation, headers."""
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_voi_lut
+
+from rsna_bcd.phantom.anatomy import project
+from rsna_bcd.phantom.breast import sample_breast
+from rsna_bcd.phantom.machines import MACHINES, Machine
+from rsna_bcd.phantom.scanner import Exposure, choose_detector, expose, matrix
+
+COLUMNS = 270
+
+
+def exposed(machine: Machine, laterality: str = "L", seed: int = 0) -> Exposure:
+    rng = np.random.default_rng(seed)
+    breast = sample_breast(0.0, "B", False, rng)
+    projection = project(breast, "CC", (320, COLUMNS), 0.83, rng)
+    return expose(projection, COLUMNS, machine, laterality, "CC", rng)
+
+
+def displayed(exposure: Exposure) -> np.ndarray:
+    """What a viewer shows, in [0, 1], by pydicom's window."""
+    header = Dataset()
+    for keyword, value in exposure.header.items():
+        setattr(header, keyword, value)
+    header.PixelRepresentation, header.BitsAllocated = 0, 16
+    values = apply_voi_lut(exposure.pixels, header).astype(float)
+    if "WindowCenter" in header:
+        values /= 2**header.BitsStored - 1
+    else:
+        values = (values - values.min()) / np.ptp(values)
+    return 1 - values if header.PhotometricInterpretation == "MONOCHROME1" else values
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda machine: machine.machine_id)
+def test_the_header_s_window_shows_tissue_grey_on_black(machine: Machine) -> None:
+    for seed in range(3):
+        exposure = exposed(machine, seed=seed)
+        assert exposure.pixels.dtype == np.uint16
+        assert exposure.pixels.max() < 2**machine.bits
+        shown = displayed(exposure)
+        wall = shown[120:200, -20:] if exposure.mirrored else shown[120:200, :20]
+        air = shown[120:200, :20] if exposure.mirrored else shown[120:200, -20:]
+        assert air.max() < 0.05
+        assert 0.15 < wall.mean() < 0.75
+        assert wall.std() > 0.01
+
+
+def test_left_breasts_face_right_and_one_machine_turns_some() -> None:
+    assert not any(exposed(MACHINES[48], "L", seed).mirrored for seed in range(10))
+    assert all(exposed(MACHINES[48], "R", seed).mirrored for seed in range(10))
+    assert len({exposed(MACHINES[49], "L", seed).mirrored for seed in range(20)}) == 2
+
+
+def test_headers_are_those_of_the_machines() -> None:
+    headers = {number: exposed(machine).header for number, machine in MACHINES.items()}
+    assert headers[210]["BitsStored"] == 10
+    assert headers[29]["BitsStored"] == 16
+    assert headers[29]["PhotometricInterpretation"] == "MONOCHROME1"
+    assert headers[29]["VOILUTFunction"] == headers[216]["VOILUTFunction"] == "SIGMOID"
+    assert "VOILUTFunction" not in headers[49]
+    assert np.size(np.array(headers[29]["WindowCenter"])) == 4
+    assert np.size(np.array(headers[216]["WindowCenter"])) == 3
+    assert "WindowCenter" not in headers[197]
+    assert headers[49]["PixelPaddingValue"] == 0
+    assert "PixelPaddingValue" not in headers[216]
+    assert headers[49]["PixelSpacing"] == [0.83, 0.83]
+    assert "PixelSpacing" not in headers[21]
+
+
+def test_detectors_keep_their_aspect_and_large_breasts_get_the_large_one() -> None:
+    for machine in MACHINES.values():
+        small, large = choose_detector(machine, -3.0), choose_detector(machine, 3.0)
+        assert (small, large) == (machine.detectors[0], machine.detectors[-1])
+        rows, columns = matrix(large, 0.5)
+        assert rows * 0.5 == pytest.approx(large.height_mm, abs=0.3)
+        assert columns / rows == pytest.approx(large.columns / large.rows, abs=0.002)
