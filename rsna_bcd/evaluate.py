@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
@@ -83,6 +84,11 @@ def _baseline(cfg: DictConfig) -> pd.Series:
     train = read_images(prepared / "train.csv", "train")
     test = read_images(prepared / "test.csv", "test")
     labels = train.drop_duplicates("prediction_id").set_index("prediction_id")["cancer"]
+    if labels.nunique() < 2:
+        raise InputError(
+            f"{prepared / 'train.csv'} has breasts of one class only: there is nothing to fit the "
+            "tree to. Leave it out with baseline=false."
+        )
     features = _statistics(train, prepared)
     tree = HistGradientBoostingClassifier(
         learning_rate=0.05,
@@ -92,9 +98,12 @@ def _baseline(cfg: DictConfig) -> pd.Series:
         early_stopping=False,
         class_weight="balanced",
         random_state=cfg.seed,
-    ).fit(features, labels.loc[features.index])
+    )
     unseen = _statistics(test, prepared)
-    return pd.Series(tree.predict_proba(unseen)[:, 1], index=unseen.index)
+    with threadpool_limits(1, "openmp"):  # on so few rows threads would only wait for each other
+        tree.fit(features, labels.loc[features.index])
+        probabilities = tree.predict_proba(unseen)[:, 1]
+    return pd.Series(probabilities, index=unseen.index)
 
 
 def _statistics(images: pd.DataFrame, prepared: Path) -> pd.DataFrame:

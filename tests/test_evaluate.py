@@ -102,6 +102,13 @@ def test_tree_finds_nothing_where_there_is_nothing(output: Path, evaluated: Eval
     assert 0.3 < evaluated()["baseline"]["auroc"].value < 0.7
 
 
+def test_tree_needs_both_classes(output: Path, evaluated: Evaluate) -> None:
+    csv = output / "prepared" / "rsna" / "h512" / "train.csv"
+    pd.read_csv(csv).assign(cancer=0).to_csv(csv, index=False)
+    with pytest.raises(InputError, match="one class only.*baseline=false"):
+        evaluated()
+
+
 def test_baseline_is_optional(evaluated: Evaluate, output: Path) -> None:
     (output / "ensembles" / "demo" / "ensemble.json").unlink()
     assert "baseline" not in evaluated("baseline=false")

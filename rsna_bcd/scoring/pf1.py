@@ -29,7 +29,7 @@ def pf1(labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None =
     """
     y, p, w = checked(labels, probabilities, weights)
     p = np.clip(p, 0.0, 1.0)
-    positives = float(w @ y)
-    found = float(w @ (y * p))
+    positives = float(np.sum(w * y))
+    found = float(np.sum(w * y * p))
     # found > 0 implies both denominators of the definition are > 0.
-    return 2.0 * found / (float(w @ p) + positives) if found > 0 else 0.0
+    return 2.0 * found / (float(np.sum(w * p)) + positives) if found > 0 else 0.0

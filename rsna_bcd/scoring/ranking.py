@@ -67,7 +67,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
         return float("nan")
     above = np.concatenate([[0.0], c.true_positives])
     # Each negative is outranked by the positives above it and by half of those beside it.
-    ranked = np.diff(c.false_positives, prepend=0.0) @ (above[1:] + above[:-1]) / 2
+    ranked = np.sum(np.diff(c.false_positives, prepend=0.0) * (above[1:] + above[:-1])) / 2
     return float(ranked / pairs)
 
 
@@ -91,4 +91,4 @@ def average_precision(
         return float("nan")
     called = c.true_positives + c.false_positives
     precision = np.divide(c.true_positives, called, out=np.zeros_like(called), where=called > 0)
-    return float(np.diff(c.true_positives, prepend=0.0) @ precision / c.positives)
+    return float(np.sum(np.diff(c.true_positives, prepend=0.0) * precision) / c.positives)

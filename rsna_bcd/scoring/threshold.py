@@ -69,8 +69,8 @@ def confusion(
     """
     y, p, w = checked(labels, probabilities, weights)
     called = decide(p, threshold)
-    found, positives = float(w @ (y * called)), float(w @ y)
-    false_alarms = float(w @ called) - found
+    found, positives = float(np.sum(w * y * called)), float(np.sum(w * y))
+    false_alarms = float(np.sum(w * called)) - found
     return Confusion(
         true_positives=found,
         false_positives=false_alarms,
