@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -98,18 +99,17 @@ def _show(comparison: dict[str, Any]) -> None:
         f"{comparison['positives']} with cancer"
     )
     first = next(iter(comparison["runs"]))
-    table = Table("run", "", "value (95 % interval)", f"difference from {first}", "p", title=title)
+    headings = ("", "value (95 % interval)", f"difference from {first}", "p")
+    table = Table(*headings, title=title, box=SIMPLE, pad_edge=False)  # fits into 80 columns
     for name, run in comparison["runs"].items():
+        table.add_row(f"[bold]{name}[/bold]")
         for metric, interval in run["score"].items():
-            difference = run.get("difference", {}).get(metric)
-            table.add_row(
-                name if metric == "auroc" else "",
-                metric if metric != "pf1" else "pf1, cross-fitted",
-                str(interval),
-                "" if difference is None else str(difference),
-                "" if difference is None else f"{difference.p_value:.3f}",
-                end_section=metric == "pf1",
-            )
+            row = ["pf1, cross-fitted" if metric == "pf1" else metric, str(interval)]
+            if "difference" in run:
+                difference = run["difference"][metric]
+                row += [str(difference), f"{difference.p_value:.3f}"]
+            table.add_row(*row)
+        table.add_section()
     Console().print(table)
 
 

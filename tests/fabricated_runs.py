@@ -29,9 +29,10 @@ def oof(patients: range, fold: int, seed: int = 0, skill: float = 0.3) -> pd.Dat
 
 
 def save_run(run: Path, *tables: pd.DataFrame, **changes: object) -> Path:
-    """Write the folds of a run: the tables' `oof.csv` and the record with `changes`."""
+    """Write the folds of a run: the tables' `oof.csv`, and the record with `changes`."""
     for table in tables:
         folder = run / f"fold{table['fold'].iloc[0]}"
         write_csv(table, folder / "oof.csv")
         write_record(folder / "config.yaml", {**SETTINGS, **changes})
+        (folder / "metrics.json").write_text("{}")
     return run

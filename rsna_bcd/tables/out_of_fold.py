@@ -40,15 +40,15 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
         raise InputError(f"{run} holds no trained fold. {_train(run.name, 0)}")
     tables = []
     for fold in wanted:
-        csv = run / f"fold{fold}" / "oof.csv"
-        if not csv.is_file():
-            started = csv.parent.is_dir()
+        folder = run / f"fold{fold}"
+        if not (folder / "metrics.json").is_file():  # what training writes last
+            started = folder.is_dir()
             state = "is not finished" if started else "was not trained"
             raise InputError(
-                f"Fold {fold} of {run.name} {state}: there is no {csv}. "
+                f"Fold {fold} of {run.name} {state}: there is no {folder / 'metrics.json'}. "
                 f"{_train(run.name, fold, resume=started)}"
             )
-        tables.append(read_oof(csv))
+        tables.append(read_oof(folder / "oof.csv"))
     pooled = pd.concat(tables, ignore_index=True)
     twice = pooled["prediction_id"][pooled["prediction_id"].duplicated()]
     if len(twice):
