@@ -14,9 +14,9 @@ from rsna_bcd._stage import record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.picture import SUFFIXES
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropSettings, Source
+from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.preparation.files import find_files
-from rsna_bcd.preparation.manifest import CropTask, Outcome, PreparedFolder, identities, make_crop
+from rsna_bcd.preparation.manifest import CropTask, Outcome, PreparedFolder, make_crop
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images
 
@@ -43,16 +43,21 @@ def prepare(cfg: DictConfig) -> None:
     console = Console(stderr=True)
     if "train" in images:
         _make_folds(cfg, images["train"], console)
-    results = {}
+    outcomes = {split: folder.finished(split, table) for split, table in images.items()}
+    already = {split: len(done) for split, done in outcomes.items()}
+    tasks = [
+        ((split, image_id), CropTask(files[split][image_id], crop_file, settings, cfg.source))
+        for split, table in images.items()
+        for image_id, crop_file in folder.crop_files(split, table).items()
+        if image_id in files[split] and image_id not in outcomes[split]
+    ]
+    for split, image_id, outcome in _work(tasks, folder, cfg.workers, console):
+        outcomes[split][image_id] = outcome
     for split, table in images.items():
-        done = folder.finished(split, table)
-        tasks = _tasks(folder, split, table, files[split], done, settings, cfg.source)
-        outcomes = done | dict(_work(folder, split, tasks, len(files[split].keys() - done), cfg))
-        folder.write_tables(split, table, outcomes)
-        _summarise(console, folder, split, table, outcomes, len(done))
-        results[split] = outcomes
-    for split, outcomes in results.items():
-        _check_failures(split, outcomes, cfg.max_failed_fraction, folder)
+        folder.write_tables(split, table, outcomes[split])
+        _summarise(console, folder, split, len(table), outcomes[split], already[split])
+    for split in images:
+        _check_failures(split, outcomes[split], cfg.max_failed_fraction, folder)
 
 
 def _splits(cfg: DictConfig) -> list[Split]:
@@ -104,55 +109,39 @@ def _make_folds(cfg: DictConfig, images: pd.DataFrame, console: Console) -> None
     folds = instantiate(cfg.folds.assign)(images)
     check_folds(images, folds)
     save_folds(Path(cfg.folds_csv), folds, overwrite=cfg.overwrite)
-    console.print(f"Folds ({cfg.folds.strategy}) in {cfg.folds_csv}:", highlight=False)
+    console.print(f"Folds in {cfg.folds_csv}:", highlight=False, soft_wrap=True)
     console.print(fold_summary(images, folds).to_string(index=False), highlight=False)
 
 
-def _tasks(
-    folder: PreparedFolder,
-    split: Split,
-    images: pd.DataFrame,
-    files: dict[str, Path],
-    done: dict[str, Outcome],
-    settings: CropSettings,
-    source: Source,
-) -> Iterator[tuple[str, CropTask]]:
-    """What is still to do, in the order of the table."""
-    for patient_id, image_id in identities(images):
-        if image_id in files and image_id not in done:
-            crop = folder.folder / folder.crop_path(split, patient_id, image_id)
-            yield image_id, CropTask(files[image_id], crop, settings, source)
-
-
 def _work(
+    tasks: list[tuple[tuple[Split, str], CropTask]],
     folder: PreparedFolder,
-    split: Split,
-    tasks: Iterator[tuple[str, CropTask]],
-    count: int,
-    cfg: DictConfig,
-) -> Iterator[tuple[str, Outcome]]:
+    workers: int | None,
+    console: Console,
+) -> Iterator[tuple[Split, str, Outcome]]:
     """Do the tasks, note each result as it comes, and show how far it is."""
-    if count == 0:
+    if not tasks:
         return
-    workers = engine.usable_cores() if cfg.workers is None else cfg.workers
+    workers = engine.usable_cores() if workers is None else workers
     columns: list[Any] = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     ]  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(split, total=count)
-        for result in engine.run(make_crop, tasks, workers=min(workers, count)):
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("Preparing", total=len(tasks))
+        for result in engine.run(make_crop, tasks, workers=min(workers, len(tasks))):
+            split, image_id = result.key
             outcome = Outcome(result.value, result.reason, result.seconds)
             if outcome.record is not None:
-                folder.note(split, result.key, outcome)
+                folder.note(split, image_id, outcome)
             progress.advance(bar)
-            yield result.key, outcome
+            yield split, image_id, outcome
 
 
 def _summarise(
     console: Console,
     folder: PreparedFolder,
     split: Split,
-    images: pd.DataFrame,
+    images: int,
     outcomes: dict[str, Outcome],
     already: int,
 ) -> None:
@@ -166,8 +155,8 @@ def _summarise(
         parts.append(f"{whole} without a visible breast, taken whole")
     if failed:
         parts.append(f"{len(failed)} unreadable")
-    if len(images) > len(outcomes):
-        parts.append(f"{len(images) - len(outcomes)} files missing")
+    if images > len(outcomes):
+        parts.append(f"{images - len(outcomes)} files missing")
     console.print(f"{split}: {', '.join(parts)}. {folder.folder}", highlight=False, soft_wrap=True)
     for key, reason in list(failed.items())[:_SHOWN]:
         console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)

@@ -6,6 +6,8 @@ compressed frame disagree on precision or sign, the frame is right: it is what w
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import JPEG2000 as JPEG2000Lossy
 from pydicom.uid import (
     UID,
@@ -46,7 +48,17 @@ _CODESTREAM_READERS = {
 _SUPPORTED = (*_RAW, RLELossless, *_CODESTREAM_READERS)
 
 # What pydicom raises on bytes that are no header; anything else is a bug and stays visible.
-_UNPARSABLE = (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError, struct.error)
+_UNPARSABLE = (
+    InvalidDicomError,
+    BytesLengthException,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    struct.error,
+    AttributeError,  # an element that another one announces is absent
+    TypeError,  # several values where one belongs
+)
 
 
 class _Samples(NamedTuple):
@@ -65,17 +77,16 @@ def read_dicom(path: Path) -> Mammogram:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks of pydicom on odd values that we do not use
-        dataset = _read_dataset(path)
-        try:
+        _check_preamble(path)
+        with _refusing_damaged_headers():
+            dataset = pydicom.dcmread(path)
             syntax = _check_header(dataset)
             samples = _check_frame(dataset, syntax)
-            words, decoder = decode(path, dataset, syntax)
-            pixels = _interpret(words, samples)
-            refuse_constant(pixels)
+        words, decoder = decode(path, dataset, syntax)
+        pixels = _interpret(words, samples)
+        refuse_constant(pixels)
+        with _refusing_damaged_headers():
             presentation = presentation_of(dataset, pixels)
-        except (AttributeError, TypeError, *_UNPARSABLE) as error:
-            # pydicom converts elements when they are first looked at.
-            raise ImageError(f"damaged header: {error}") from error
     return Mammogram(
         pixels,
         presentation,
@@ -88,27 +99,32 @@ def read_dicom(path: Path) -> Mammogram:
     )
 
 
-def _read_dataset(path: Path) -> Dataset:
+def _check_preamble(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(_PREAMBLE + 4)[_PREAMBLE:] != b"DICM":
             raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
+
+
+@contextmanager
+def _refusing_damaged_headers() -> Iterator[None]:
+    """Turn what pydicom raises into a reason; it parses an element when that is first looked at."""
     try:
-        return pydicom.dcmread(path)
+        yield
     except _UNPARSABLE as error:
         raise ImageError(f"damaged header: {error}") from error
 
 
 def _check_header(dataset: Dataset) -> UID:
     """Refuse what is no mammogram, or would not fit; return the transfer syntax."""
+    if "PixelData" not in dataset:
+        raise ImageError("no pixel data: the file was cut short, or is not an image")
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
     if syntax not in _SUPPORTED:
-        raise ImageError(f"transfer syntax {syntax.name or 'missing'} is not supported")
+        raise ImageError(f"transfer syntax {syntax.name or '(none)'} is not supported")
     required = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation")
     absent = [keyword for keyword in required if dataset.get(keyword) is None]
     if absent:
         raise ImageError(f"the header lacks {', '.join(absent)}")
-    if "PixelData" not in dataset:
-        raise ImageError("the file has no pixel data")
     if dataset.get("Modality") not in (None, "", "MG"):
         raise ImageError(f"modality {dataset.Modality} is not mammography (MG)")
     if int(dataset.get("NumberOfFrames") or 1) != 1:

@@ -8,7 +8,7 @@ pools of the standard library hang or lose the whole run when a process dies.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
@@ -20,6 +20,7 @@ from distributed.scheduler import KilledWorker
 
 from rsna_bcd.errors import InputError
 
+Key = TypeVar("Key", bound=Hashable)
 Task = TypeVar("Task")
 Value = TypeVar("Value")
 
@@ -28,7 +29,7 @@ _IN_FLIGHT = 3  # tasks a process: one at work, the others under way
 
 
 @dataclass(frozen=True)
-class Result(Generic[Value]):
+class Result(Generic[Key, Value]):
     """What became of one task.
 
     Attributes:
@@ -38,16 +39,18 @@ class Result(Generic[Value]):
         seconds: spent in the function; 0 if it failed.
     """
 
-    key: str
+    key: Key
     value: Value | None
     reason: str | None
     seconds: float
 
 
 def run(
-    function: Callable[[Task], Value], tasks: Iterable[tuple[str, Task]], *, workers: int
-) -> Iterator[Result[Value]]:
+    function: Callable[[Task], Value], tasks: Iterable[tuple[Key, Task]], *, workers: int
+) -> Generator[Result[Key, Value], None, None]:
     """Call `function` on each task and yield results as they complete.
+
+    Closing the generator ends the processes.
 
     Args:
         function: importable, as processes of their own call it.
@@ -73,7 +76,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _run_here(function: Callable[[Task], Value], key: str, task: Task) -> Result[Value]:
+def _run_here(function: Callable[[Task], Value], key: Key, task: Task) -> Result[Key, Value]:
     try:
         value, seconds = _timed(function, task)
     except Exception as error:  # noqa: BLE001 - any failure of one task is that task's result
@@ -82,8 +85,8 @@ def _run_here(function: Callable[[Task], Value], key: str, task: Task) -> Result
 
 
 def _run_on_processes(
-    function: Callable[[Task], Value], tasks: Iterator[tuple[str, Task]], workers: int
-) -> Iterator[Result[Value]]:
+    function: Callable[[Task], Value], tasks: Iterator[tuple[Key, Task]], workers: int
+) -> Iterator[Result[Key, Value]]:
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS,
         # No task waits at a busy process, so a process that dies takes one task with it, not two.
@@ -100,7 +103,7 @@ def _run_on_processes(
         ) as cluster,
         Client(cluster) as client,
     ):
-        keys: dict[str, str] = {}
+        keys: dict[str, Key] = {}
 
         def submit(count: int) -> list:
             futures = []

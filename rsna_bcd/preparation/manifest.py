@@ -95,18 +95,22 @@ class PreparedFolder:
         """Where the crop of an image is, relative to the folder."""
         return Path(split, patient_id, f"{image_id}.png")
 
+    def crop_files(self, split: Split, images: pd.DataFrame) -> dict[str, Path]:
+        """Where the crops of a table are or will be, by `image_id`."""
+        return {
+            image_id: self.folder / self.crop_path(split, patient_id, image_id)
+            for patient_id, image_id in _identities(images)
+        }
+
     def finished(self, split: Split, images: pd.DataFrame) -> dict[str, Outcome]:
         """Outcomes by `image_id` of those images whose crop is in the journal and on disk."""
-        paths = {
-            image_id: self.crop_path(split, patient_id, image_id)
-            for patient_id, image_id in identities(images)
-        }
+        files = self.crop_files(split, images)
         return {
             entry["image_id"]: Outcome(entry["record"], None, entry["seconds"])
             for entry in self._journal()
             if entry["split"] == split
-            and entry["image_id"] in paths
-            and (self.folder / paths[entry["image_id"]]).is_file()
+            and entry["image_id"] in files
+            and files[entry["image_id"]].is_file()
         }
 
     def note(self, split: Split, image_id: str, outcome: Outcome) -> None:
@@ -128,7 +132,7 @@ class PreparedFolder:
         """
         _write_csv_frame(self.folder / f"{split}.csv", self._split_table(split, images, outcomes))
         manifest, timings = [], []
-        for patient_id, image_id in identities(images):
+        for patient_id, image_id in _identities(images):
             outcome = outcomes.get(image_id)
             status = MISSING if outcome is None else outcome.reason or "ok"
             identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
@@ -157,7 +161,7 @@ class PreparedFolder:
         if split == "train":
             images = images[images["image_id"].isin(outcomes.keys())]
         rows: list[dict[str, str | int | float | None]] = []
-        for patient_id, image_id in identities(images):
+        for patient_id, image_id in _identities(images):
             outcome = outcomes.get(image_id)
             if outcome is None or outcome.record is None:
                 rows.append(dict.fromkeys(("path", *GEOMETRY)))
@@ -201,7 +205,7 @@ class PreparedFolder:
         unfinished.replace(file)
 
 
-def identities(images: pd.DataFrame) -> list[tuple[str, str]]:
+def _identities(images: pd.DataFrame) -> list[tuple[str, str]]:
     """Pairs of `patient_id` and `image_id`, in the order of the table."""
     return list(zip(images["patient_id"], images["image_id"], strict=True))
 

@@ -1,0 +1,70 @@
+"""Real mammograms, for those who have them.
+
+RSNA_BCD_REAL_DATA names a folder with `rsna` (the competition's layout, and `breast_boxes.csv`
+drawn by hand) and `rsna640` (pictures of 640 x 640).
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+
+from rsna_bcd.imaging.breast import Box
+from rsna_bcd.imaging.dicom import read_dicom
+from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, read_mammogram
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif("RSNA_BCD_REAL_DATA" not in os.environ, reason="no real data"),
+]
+SETTINGS = CropSettings("real", 512, 256, box="breast", margin=0.01, orient=True, fit="pad")
+
+
+def real_data() -> Path:
+    return Path(os.environ["RSNA_BCD_REAL_DATA"])
+
+
+def overlap(ours: Box, theirs: tuple[float, float, float, float]) -> tuple[float, float]:
+    """Part of their box that ours covers, and intersection over union."""
+    left, top, right, bottom = theirs
+    across = max(0.0, min(ours.left + ours.width, right) - max(ours.left, left))
+    down = max(0.0, min(ours.top + ours.height, bottom) - max(ours.top, top))
+    both, area = across * down, (right - left) * (bottom - top)
+    return both / area, both / (area + ours.width * ours.height - both)
+
+
+def test_boxes_cover_the_ones_drawn_by_hand() -> None:
+    boxes = pd.read_csv(real_data() / "rsna/breast_boxes.csv", dtype={"image_id": str})
+    files = {f.stem: f for f in real_data().rglob("*_images/*/*") if f.suffix in (".dcm", ".jpg")}
+    drawn = boxes[boxes["image_id"].isin(files.keys())].drop_duplicates("image_id")
+    assert len(drawn) == 19
+    covered, united = {}, []
+    for row in drawn.itertuples():
+        file = files[str(row.image_id)]
+        mammogram = read_mammogram(file, "dicom" if file.suffix == ".dcm" else "image")
+        record = crop_mammogram(mammogram, SETTINGS).record
+        ours = Box(*(int(record[f"box_{k}"] or 0) for k in ("left", "top", "width", "height")))
+        height, width = mammogram.pixels.shape
+        corners = np.array([row.x_center, row.y_center, row.x_center, row.y_center], float)
+        corners += np.array([-1, -1, 1, 1]) / 2 * np.tile([row.width, row.height], 2)
+        corners = np.clip(corners, 0, 1) * np.tile([width, height], 2)
+        covered[row.image_id], iou = overlap(ours, tuple(corners))
+        united.append(iou)
+    assert min(covered.values()) >= 0.97, covered
+    assert np.median(united) >= 0.85, united
+
+
+def test_real_dicom_files_agree_with_pydicom_and_gdcm() -> None:
+    files = sorted(real_data().glob("rsna/*_images/*/*.dcm"))
+    assert len(files) == 11
+    for file in files:
+        mammogram = read_dicom(file)
+        dataset = pydicom.dcmread(file)
+        dataset.pixel_array_options(decoding_plugin="gdcm")
+        np.testing.assert_array_equal(mammogram.pixels, dataset.pixel_array)
+        prepared = crop_mammogram(mammogram, SETTINGS)
+        assert prepared.record["breast_found"]
+        assert prepared.pixels[:, 0].mean() > 4 * prepared.pixels[:, -1].mean() + 10

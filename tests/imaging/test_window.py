@@ -1,0 +1,119 @@
+"""Windows against pydicom's, which follow the text of the standard."""
+
+import numpy as np
+import pytest
+from dicom_files import dataset_of
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+from pydicom.sequence import Sequence
+
+from rsna_bcd.imaging.mammogram import ImageError
+from rsna_bcd.imaging.presentation import presentation_of
+
+PIXELS = np.arange(0, 4096, 3, dtype=np.uint16).reshape(1, -1)
+
+
+def shown(dataset: Dataset, pixels: NDArray = PIXELS) -> NDArray:
+    return presentation_of(dataset, pixels).apply(pixels)
+
+
+def unit_range(values: NDArray, bits: int = 12) -> NDArray:
+    """Windows of pydicom fill the range of the bits stored."""
+    return values / (2**bits - 1)
+
+
+def table(first: int, entries: list[int], bits: int, *, packed: bool = False) -> Dataset:
+    """An item of a LUT sequence; `packed` stores the entries as bytes."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
+    content = np.array(entries, "<u2").tobytes() if packed else entries
+    item.add_new("LUTData", "OW" if packed else "US", content)
+    return item
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(
+    ("center", "width"), [(2047, 4096), (2668, 900), (1802.31, 1091.97), (300, 17), (5, 2)]
+)
+def test_windows_agree_with_pydicom(function: str, center: float, width: float) -> None:
+    dataset = dataset_of(PIXELS, 12, WindowCenter=center, WindowWidth=width)
+    dataset.VOILUTFunction = function
+    expected = unit_range(apply_windowing(PIXELS, dataset))
+    np.testing.assert_allclose(shown(dataset), expected, atol=2e-4)  # float32 of ours
+
+
+def test_linear_of_width_1_is_a_step() -> None:
+    dataset = dataset_of(PIXELS, 12, WindowCenter=1000, WindowWidth=1)
+    np.testing.assert_array_equal(shown(dataset), PIXELS > 999.5)
+    np.testing.assert_array_equal(shown(dataset), unit_range(apply_windowing(PIXELS, dataset)))
+
+
+def test_the_first_of_several_windows_is_taken() -> None:
+    several = dataset_of(PIXELS, 12, WindowCenter=[1500, 90], WindowWidth=[900, 50])
+    one = dataset_of(PIXELS, 12, WindowCenter=1500, WindowWidth=900)
+    np.testing.assert_array_equal(shown(several), shown(one))
+    assert str(presentation_of(several, PIXELS).voi) == "LINEAR 1500 900"
+
+
+def test_rescale_comes_before_the_window() -> None:
+    signed = (np.arange(-500, 500, dtype=np.int16)).reshape(10, 100)
+    dataset = dataset_of(signed, 12, RescaleSlope=2, RescaleIntercept=-100)
+    dataset.WindowCenter, dataset.WindowWidth = 0, 600
+    rescaled = apply_modality_lut(signed, dataset)
+    expected = np.clip((rescaled - (0 - 0.5)) / (600 - 1) + 0.5, 0, 1)
+    np.testing.assert_allclose(shown(dataset, signed), expected, atol=1e-5)
+
+
+def test_modality_table_agrees_with_pydicom() -> None:
+    dataset = dataset_of(PIXELS, 12, WindowCenter=20000, WindowWidth=30000)
+    dataset.ModalityLUTSequence = Sequence([table(100, list(range(0, 60000, 20)), 16)])
+    modality = presentation_of(dataset, PIXELS).modality
+    expected = apply_modality_lut(PIXELS, dataset)
+    np.testing.assert_array_equal(modality(PIXELS.astype(np.float32)), expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_voi_table_agrees_with_pydicom_and_beats_the_window(packed: bool) -> None:
+    entries = np.round(4095 * np.sqrt(np.arange(3000) / 2999)).astype(int).tolist()
+    dataset = dataset_of(PIXELS, 12, WindowCenter=10, WindowWidth=10)
+    dataset.VOILUTSequence = Sequence([table(500, entries, 12, packed=packed)])
+    expected = unit_range(apply_voi(PIXELS, dataset))
+    np.testing.assert_allclose(shown(dataset), expected, atol=1e-6)
+
+
+def test_inversion_comes_after_the_window() -> None:
+    window = {"WindowCenter": 3000, "WindowWidth": 500, "VOILUTFunction": "SIGMOID"}
+    upright = dataset_of(PIXELS, 12, **window)
+    inverted = dataset_of(PIXELS, 12, PhotometricInterpretation="MONOCHROME1", **window)
+    np.testing.assert_allclose(shown(inverted), 1 - shown(upright))
+
+
+def test_without_a_window_the_whole_range_is_shown() -> None:
+    pixels = np.array([[200, 300, 400, 1200]], np.uint16)
+    dataset = dataset_of(pixels, 12)
+    np.testing.assert_allclose(shown(dataset, pixels), [[0, 0.1, 0.2, 1]], atol=1e-6)
+    assert str(presentation_of(dataset, pixels).voi) == "min-max 200 1200"
+
+
+def test_a_window_made_for_another_depth_is_not_used() -> None:
+    pixels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    dataset = dataset_of(pixels, 12, WindowCenter=2047, WindowWidth=4096)
+    np.testing.assert_allclose(shown(dataset, pixels), pixels / 255, atol=1e-6)
+    voi = str(presentation_of(dataset, pixels).voi)
+    assert voi == "min-max (unfit LINEAR 2047 4096) 0 255"
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"VOILUTFunction": "CUBIC"}, "unknown VOI LUT function CUBIC"),
+        ({"WindowWidth": 0}, "window width 0 does not fit the function LINEAR"),
+        ({"WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, "window width -5"),
+        ({"RescaleSlope": 0}, "RescaleSlope is 0"),
+    ],
+)
+def test_headers_that_make_no_sense_are_refused(elements: dict, reason: str) -> None:
+    dataset = dataset_of(PIXELS, 12, **{"WindowCenter": 100, "WindowWidth": 100} | elements)
+    with pytest.raises(ImageError, match=reason):
+        presentation_of(dataset, PIXELS)

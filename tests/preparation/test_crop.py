@@ -1,0 +1,142 @@
+"""The geometry of crops: aspect, padding, side, and that nothing is cut off."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from breast_shapes import breast_picture
+from dicom_files import write_dicom
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.mammogram import Mammogram
+from rsna_bcd.imaging.window import FullRange, Presentation, Rescale
+from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, prepare_image
+
+SETTINGS = CropSettings("test", 128, 64, box="breast", margin=0.01, orient=True, fit="pad")
+
+
+def mammogram_of(picture: np.ndarray, *, bits: int = 8) -> Mammogram:
+    """`picture` in [0, 1] as stored values of `bits` bits."""
+    top = 2**bits - 1
+    pixels = np.rint(picture * top).astype(np.uint8 if bits == 8 else np.uint16)
+    return Mammogram(pixels, Presentation(Rescale(), FullRange(0, top), inverted=False), {})
+
+
+def test_a_breast_is_cut_out_at_its_own_aspect() -> None:
+    prepared = crop_mammogram(mammogram_of(breast_picture(400, 320)), SETTINGS)
+    record = prepared.record
+    assert record["breast_found"]
+    # The ellipse: 160 wide, 320 high; margin .01 of 320 on each side, none beyond the frame.
+    assert record["box_left"] == 0
+    assert record["box_width"] == pytest.approx(163, abs=4)
+    assert record["box_top"] == pytest.approx(37, abs=4)
+    assert record["box_height"] == pytest.approx(326, abs=6)
+    scale = record["scale"]
+    assert isinstance(scale, float)
+    assert scale == pytest.approx(min(128 / 326, 64 / 163), rel=0.03)
+    # The skin's widest point is where scale and box say it is: both axes have one scale.
+    rows, columns = np.nonzero(prepared.pixels > 40)
+    assert columns.max() + 1 == pytest.approx(160 * scale, abs=1.5)
+    assert np.ptp(rows) + 1 == pytest.approx(320 * scale, abs=2.5)
+
+
+def test_nothing_of_the_tissue_is_lost() -> None:
+    picture = breast_picture(400, 320)
+    prepared = crop_mammogram(mammogram_of(picture), SETTINGS)
+    scale = prepared.record["scale"]
+    assert isinstance(scale, float)
+    # Areas are averaged, so the sum of grey levels scales with the area of a pixel.
+    kept = prepared.pixels.sum(dtype=float) / scale**2
+    assert kept == pytest.approx(255 * picture.sum(dtype=float), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shape", "empty"),
+    [
+        ({"reach": 0.2, "half_height": 0.45}, (slice(None), slice(40, None))),  # right
+        ({"reach": 0.9, "half_height": 0.3}, (slice(0, 30), slice(None))),  # above
+        ({"reach": 0.9, "half_height": 0.3}, (slice(98, None), slice(None))),  # and below
+    ],
+)
+def test_padding_is_opposite_the_chest_wall_and_in_equal_parts(shape: dict, empty: tuple) -> None:
+    pixels = crop_mammogram(mammogram_of(breast_picture(**shape)), SETTINGS).pixels
+    assert pixels.shape == (128, 64)
+    assert not pixels[empty].any()
+    assert pixels[60:68, 0].all()
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_mirror_images_make_the_same_crop(fit: str) -> None:
+    settings = replace(SETTINGS, fit=fit)  # type: ignore[arg-type]
+    left = crop_mammogram(mammogram_of(breast_picture(background=0.05)), settings)
+    right = crop_mammogram(mammogram_of(breast_picture(background=0.05, right=True)), settings)
+    assert (left.record["flipped"], right.record["flipped"]) == (0, 1)
+    np.testing.assert_array_equal(left.pixels, right.pixels)
+
+
+def test_the_plain_baseline_stretches_the_whole_frame() -> None:
+    settings = CropSettings("full", 96, 96, box="full", margin=0, orient=False, fit="stretch")
+    mammogram = mammogram_of(breast_picture(400, 320, right=True))
+    prepared = crop_mammogram(mammogram, settings)
+    expected = cv2.resize(mammogram.pixels, (96, 96), interpolation=cv2.INTER_AREA)
+    assert np.abs(prepared.pixels.astype(int) - expected).max() <= 1  # rounding
+    assert prepared.record["scale"] is None
+    assert prepared.record["flipped"] == 0
+    geometry = [prepared.record[f"box_{side}"] for side in ("left", "top", "width", "height")]
+    assert geometry == [0, 0, 320, 400]
+
+
+def test_a_frame_without_background_is_taken_whole() -> None:
+    tissue = np.clip(np.random.default_rng(0).normal(0.5, 0.08, (200, 100)), 0, 1)
+    record = crop_mammogram(mammogram_of(tissue), SETTINGS).record
+    assert (record["breast_found"], record["box_width"], record["box_height"]) == (0, 100, 200)
+
+
+def test_16_bits_become_8_without_wrapping() -> None:
+    picture = breast_picture(reach=0.9, half_height=0.45)
+    deep = crop_mammogram(mammogram_of(picture, bits=16), SETTINGS)
+    shallow = crop_mammogram(mammogram_of(picture), SETTINGS)
+    assert np.abs(deep.pixels.astype(int) - shallow.pixels).max() <= 1
+
+
+def test_small_pictures_are_enlarged() -> None:
+    prepared = crop_mammogram(mammogram_of(breast_picture(50, 40)), SETTINGS)
+    scale = prepared.record["scale"]
+    assert isinstance(scale, float)
+    assert scale > 2
+    assert prepared.pixels[64, 0] > 150
+
+
+def test_monochrome1_and_signed_files_make_the_same_crop(tmp_path: Path) -> None:
+    values = np.rint(breast_picture(300, 200) * 4000).astype(np.uint16)
+    window: dict[str, Any] = {"WindowCenter": 2000.5, "WindowWidth": 4001}
+    plain = write_dicom(tmp_path / "a.dcm", values, bits=12, **window)
+    inverted = write_dicom(
+        tmp_path / "b.dcm",
+        4000 - values,
+        bits=12,
+        PhotometricInterpretation="MONOCHROME1",
+        **window,
+    )
+    signed = write_dicom(
+        tmp_path / "c.dcm",
+        (values.astype(np.int16) - 2000).astype(np.int16),
+        bits=12,
+        RescaleSlope=1,
+        RescaleIntercept=2000,
+        **window,
+    )
+    crops = [prepare_image(path, SETTINGS, "dicom").pixels for path in (plain, inverted, signed)]
+    np.testing.assert_allclose(crops[0].astype(int), crops[1], atol=1)
+    np.testing.assert_array_equal(crops[0], crops[2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"height": 0}, {"box": "guess"}, {"margin": -0.1}, {"fit": "crop"}]
+)
+def test_settings_that_make_no_crop_are_refused(wrong: dict) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+        replace(SETTINGS, **wrong)

@@ -1,0 +1,223 @@
+"""The stage `prepare` on small folders of pictures and DICOM files."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from breast_shapes import breast_picture
+from dicom_files import write_dicom
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from rsna_bcd import prepare as stage
+from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError
+from rsna_bcd.preparation.crop import CropSettings
+from rsna_bcd.prepare import prepare
+from rsna_bcd.tables.folds import read_folds
+
+Row = tuple[str, str, str, str, int]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ten patients with two breasts and one image each, as pictures; two of them in the test."""
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
+    for patient in range(10):
+        for laterality in "LR":
+            split = "train" if patient < 8 else "test"
+            image_id = f"{1000 + 2 * patient + (laterality == 'R')}"
+            file = tmp_path / f"{split}_images" / str(patient) / f"{image_id}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture = breast_picture(100, 80, right=laterality == "R", seed=patient, noise=0.01)
+            cv2.imwrite(str(file), np.rint(picture * 255).astype(np.uint8))
+            rows[split].append((str(patient), image_id, laterality, "CC", int(patient % 4 == 0)))
+    columns = ["patient_id", "image_id", "laterality", "view", "cancer"]
+    pd.DataFrame(rows["train"], columns=columns).to_csv(tmp_path / "train.csv", index=False)
+    test = pd.DataFrame(rows["test"], columns=columns)
+    test["prediction_id"] = test["patient_id"] + "_" + test["laterality"]
+    test.drop(columns="cancer").to_csv(tmp_path / "test.csv", index=False)
+    return tmp_path
+
+
+def run(data: Path, *overrides: str) -> Path:
+    """Run the stage in this process; return the prepared folder."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose(
+            "prepare",
+            [
+                f"paths.data={data}",
+                f"paths.output={data / 'output'}",
+                "source=image",
+                "crop=demo",
+                "workers=0",
+                *overrides,
+            ],
+        )
+    prepare(cfg)
+    return Path(cfg.prepared_dir)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.glob("*.csv") if f.name != "timings.csv"}
+
+
+def test_crops_tables_and_folds(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(data)
+    train = pd.read_csv(folder / "train.csv")
+    assert len(train) == 16
+    assert list(train.columns[:6]) == [
+        "patient_id", "image_id", "laterality", "view", "cancer", "prediction_id",
+    ]  # fmt: skip
+    assert (train["flipped"] == (train["laterality"] == "R")).all()
+    for path in [*train["path"], *pd.read_csv(folder / "test.csv")["path"]]:
+        crop = cv2.imread(str(folder / path), cv2.IMREAD_UNCHANGED)
+        assert crop is not None
+        assert crop.shape == (256, 128)
+        assert crop[128, 0] > crop[128, -1]
+    folds = read_folds(data / "output/folds/rsna-stratified.csv")
+    assert len(folds) == 8
+    assert "train: 16 crops" in capsys.readouterr().err
+
+
+def test_running_again_does_nothing_and_changes_nothing(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tables(run(data))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("there was nothing to do")
+
+    monkeypatch.setattr(stage.engine, "run", fail)
+    capsys.readouterr()
+    assert tables(run(data)) == before
+    assert "train: 16 crops (all there already)" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = tables(run(data, "paths.output=${paths.data}/straight"))
+    engine_run, worked_on = stage.engine.run, []
+
+    def stop_after_five(function: Any, tasks: Any, *, workers: int) -> Any:
+        for i, result in enumerate(engine_run(function, tasks, workers=workers)):
+            worked_on.append(result.key[1])
+            if i == 5:
+                raise KeyboardInterrupt
+            yield result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.engine, "run", stop_after_five)
+        with pytest.raises(KeyboardInterrupt):
+            run(data)
+    times = {f: f.stat().st_mtime_ns for f in (data / "output").rglob("*.png")}
+    assert len(times) == 6
+    folder = run(data)
+    assert tables(folder) == straight
+    again = [f for f, time in times.items() if f.stat().st_mtime_ns != time]
+    assert [f.stem for f in again] == worked_on[5:]  # only the one that was never noted
+
+
+def test_processes_make_the_same_tables(data: Path) -> None:
+    alone = tables(run(data))
+    together = tables(run(data, "workers=2", "paths.output=${paths.data}/together"))
+    assert alone == together
+
+
+def test_other_settings_are_refused_with_the_difference(data: Path) -> None:
+    folder = run(data)
+    with pytest.raises(InputError, match=r"crop.margin: 0.01 -> 0.05(.|\n)*overwrite=true"):
+        run(data, "crop.margin=0.05")
+    before = tables(folder)
+    assert tables(run(data, "crop.margin=0.05", "overwrite=true")) != before
+
+
+def test_bad_files_are_named_and_cost_nothing_else(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "train_images/3/1006.png").write_text("no picture")
+    cv2.imwrite(str(data / "train_images/5/1010.png"), np.zeros((50, 50), np.uint8))
+    with pytest.raises(InputError, match="2 of 16 files of the train split .*manifest.csv"):
+        run(data)
+    printed = capsys.readouterr().err
+    assert "1006: not a picture" in printed
+    assert "1010: all pixels have the value 0" in printed
+    folder = run(data, "max_failed_fraction=0.2")
+    train = pd.read_csv(folder / "train.csv").set_index("image_id")
+    assert train["path"].isna().sum() == 2
+    picture = np.rint(breast_picture(100, 80) * 255).astype(np.uint8)
+    for file in ("3/1006.png", "5/1010.png"):
+        cv2.imwrite(str(data / "train_images" / file), picture)
+    mended = pd.read_csv(run(data) / "train.csv")
+    assert mended["path"].notna().all()
+
+
+def test_absent_files_stop_the_run_unless_allowed(data: Path) -> None:
+    for file in (data / "train_images/2").iterdir():
+        file.unlink()
+    (data / "train_images/2").rmdir()
+    (data / "test_images/9/1019.png").unlink()
+    with pytest.raises(
+        InputError, match=r"2 of 16 files .*train_images/2/1004.*allow_missing=true"
+    ):
+        run(data)
+    folder = run(data, "allow_missing=true")
+    assert len(pd.read_csv(folder / "train.csv")) == 14
+    test = pd.read_csv(folder / "test.csv")
+    assert len(test) == 4
+    assert test.loc[test["path"].isna(), "image_id"].tolist() == [1019]
+    manifest = pd.read_csv(folder / "manifest.csv")
+    missing = manifest.loc[manifest["status"] == "missing", "image_id"]
+    assert missing.tolist() == [1004, 1005, 1019]
+    with pytest.raises(InputError, match="16 of 16 files"):  # all absent: not what is meant
+        run(data, "allow_missing=true", "source=dicom", "dataset.name=other")
+
+
+def test_dicom_files_good_and_bad(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.rint(breast_picture(100, 80) * 4000).astype(np.uint16)
+    for file in data.glob("train_images/*/*.png"):
+        write_dicom(file.with_suffix(".dcm"), values, bits=12, syntax="jpeg2000")
+    whole = (data / "train_images/0/1000.dcm").read_bytes()
+    (data / "train_images/0/1000.dcm").write_bytes(whole[: len(whole) // 2])
+    (data / "train_images/1/1002.dcm").write_text("image_id,cancer\n" * 50)
+    write_dicom(data / "train_images/2/1004.dcm", np.full((50, 50), 3, np.uint16), bits=12)
+    arguments = ("source=dicom", "splits=[train]", "max_failed_fraction=0.5")
+    folder = run(data, *arguments)
+    printed = capsys.readouterr().err
+    assert "train: 13 crops, 3 unreadable" in printed
+    manifest = pd.read_csv(folder / "manifest.csv").set_index("image_id")
+    reasons = manifest["status"].astype(str)
+    assert "cut short" in reasons[1000]
+    assert "not a DICOM file" in reasons[1002]
+    assert "all pixels have the value 3" in reasons[1004]
+    assert manifest.loc[1001, "transfer_syntax"] == "1.2.840.10008.1.2.4.90"
+    assert not (folder / "test.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["splits=[train,valid]"], "splits=.* choose one or both"),
+        (["splits=[]"], "choose one or both"),
+        (["source=video"], "source=video: choose dicom or image"),
+        (["crop.fit=shrink"], "fit=shrink"),
+        (["workers=-2"], "workers=-2"),
+        (["dataset.test_csv=nowhere.csv"], r"nowhere.csv does not exist.*splits=\[train\]"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    data: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises((InputError, InstantiationException), match=message):
+        run(data, *overrides)
+
+
+@pytest.mark.parametrize("file", sorted(Path(CONF, "crop").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_crop_is_named_like_its_file(file: Path) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = instantiate(compose("prepare", [f"crop={file.stem}"]).crop)
+    assert isinstance(settings, CropSettings)
+    assert settings.name == file.stem
