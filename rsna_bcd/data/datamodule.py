@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.dataset import CropDataset
-from rsna_bcd.data.sampler import EpochSampler, ShardSampler
+from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
@@ -84,25 +84,19 @@ class CropDataModule(pl.LightningDataModule):
         breasts = self.training.drop_duplicates("prediction_id")
         self.prior = float(breasts["label"].mean())
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of each rank; the last images that fill no batch are left out."""
+        _, world_size = self._ranks()
+        return len(self._train_sampler()) // (self._batch_size // world_size)
+
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of an epoch; the last images that fill no batch are left out of it."""
-        rank, world_size = self._ranks()
-        sampler = EpochSampler(
-            self.training["label"].to_numpy(),
-            self._negatives_per_positive,
-            seed=self._seed,
-            rank=rank,
-            world_size=world_size,
-            # Lightning calls `set_epoch` only after it has opened the first iterator: a resumed
-            # run would begin with the samples of epoch 0.
-            epoch=self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0,
-        )
+        """Batches of an epoch, other ones each time."""
+        # Lightning calls `set_epoch` only after it has opened the first iterator: without this, a
+        # resumed run would begin with the samples of epoch 0.
+        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        sampler = self._train_sampler(epoch=progress.processed if progress else 0)
         data = CropDataset(self.training, self._folder, self._augment, self._seed)
-        if len(sampler) < self._batch_size // world_size:
-            raise InputError(
-                f"An epoch has {len(sampler) * world_size} images, fewer than "
-                f"batch_size={self._batch_size}. Set a smaller batch_size."
-            )
         return self._loader(data, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -114,8 +108,19 @@ class CropDataModule(pl.LightningDataModule):
         data = CropDataset(self.held_out, self._folder, None, self._seed)
         return self._loader(data, sampler, drop_last=False)
 
+    def _train_sampler(self, epoch: int = 0) -> EpochSampler:
+        rank, world_size = self._ranks()
+        return EpochSampler(
+            self.training["label"].to_numpy(),
+            self._negatives_per_positive,
+            seed=self._seed,
+            rank=rank,
+            world_size=world_size,
+            epoch=epoch,
+        )
+
     def _loader(
-        self, data: CropDataset, sampler: EpochSampler | ShardSampler, *, drop_last: bool
+        self, data: CropDataset, sampler: Sampler[Key], *, drop_last: bool
     ) -> DataLoader[Any]:
         _, world_size = self._ranks()
         if self._batch_size % world_size:
@@ -171,6 +176,11 @@ class CropDataModule(pl.LightningDataModule):
             raise InputError(
                 f"The training part of fold={self._fold} has {counts.get(1, 0)} positive and "
                 f"{counts.get(0, 0)} negative images that could be read; both are needed."
+            )
+        if self.batches_per_epoch == 0:
+            raise InputError(
+                f"An epoch has {len(self._train_sampler())} images, fewer than "
+                f"batch_size={self._batch_size}. Set a smaller batch_size."
             )
         shared = np.intersect1d(self.training["patient_id"], self.held_out["patient_id"])
         assert len(shared) == 0, f"patients in training and held out: {shared[:5]}"

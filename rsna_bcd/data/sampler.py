@@ -50,7 +50,7 @@ class EpochSampler(Sampler[Key]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        # The same on every rank, so that none waits for another; fewer than world_size are left out.
+        # The same on every rank, so that none waits for another.
         return (len(self._positives) + self._n_negatives) // self._world_size
 
     def __iter__(self) -> Iterator[Key]:

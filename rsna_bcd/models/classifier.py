@@ -1,5 +1,6 @@
 """How a network is trained and judged. Knows Lightning; owns neither data nor files."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimi
 class Classifier(pl.LightningModule):
     """Trains a network on images and scores it on breasts.
 
-    Validation needs a datamodule with `held_out`, the table whose rows the batches' `index` names.
+    The datamodule must have `batches_per_epoch` and, for validation, `held_out`, the table whose
+    rows the batches' `index` names.
 
     Args:
         network: float32 (B, 1, H, W) in [0, 1] to logits (B,).
@@ -93,7 +95,13 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Make the optimizer and its schedule by step."""
         optimizer = self._optimizer(self.network.parameters())
-        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        # Lightning's own estimate would open the training data before a checkpoint is restored, and
+        # a resumed run would begin with the samples of epoch 0.
+        batches: int = self.trainer.datamodule.batches_per_epoch  # type: ignore[attr-defined]
+        epochs = self.trainer.max_epochs
+        assert epochs is not None, "the schedule must know its end"
+        steps = math.ceil(batches / self.trainer.accumulate_grad_batches) * epochs
+        scheduler = self._scheduler(optimizer, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -136,4 +144,7 @@ def breast_metrics(breasts: pd.DataFrame) -> dict[str, float]:
     choosing a threshold is the ensemble stage's business. What is not defined is NaN.
     """
     labels, probabilities = breasts["label"].to_numpy(), breasts["probability"].to_numpy()
-    return {name: metric(labels, probabilities) for name, metric in (RANKING | DECISION).items()}
+    return {
+        name: metric(labels, probabilities, weights=None)
+        for name, metric in (RANKING | DECISION).items()
+    }

@@ -1,11 +1,13 @@
 """What a run leaves behind while it trains: `metrics.csv`, and its settings in the checkpoints."""
 
 import csv
+import netrc
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
-import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -22,7 +24,7 @@ class History(pl.Callback):
 
     def __init__(self, file: str | Path) -> None:
         self._file = Path(file)
-        self._rows: list[dict[str, float]] = []
+        self._rows: list[dict[str, Any]] = []
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -30,8 +32,8 @@ class History(pl.Callback):
         self._rows = []
         if trainer.current_epoch and self._file.exists():
             with self._file.open(newline="", encoding="utf-8") as file:
-                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-            self._rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
+                rows = csv.DictReader(file)  # as text, so that they stay digit for digit
+                self._rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,5 +77,16 @@ def wandb_logger(project: str, name: str, folder: str | Path) -> WandbLogger:
         folder: where the run's files go, under `wandb/`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    offline = not wandb.api.api_key  # from WANDB_API_KEY, or `wandb login` (netrc)
-    return WandbLogger(project=project, name=name, save_dir=folder, offline=offline)
+    return WandbLogger(project=project, name=name, save_dir=folder, offline=wandb_key() is None)
+
+
+def wandb_key() -> str | None:
+    """The key of whoever is logged in: from WANDB_API_KEY, or what `wandb login` left in netrc."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if not file.is_file():
+        return None
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    entry = netrc.netrc(file).authenticators(urlsplit(server).hostname or "")
+    return entry[2] if entry else None

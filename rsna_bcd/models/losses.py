@@ -36,5 +36,6 @@ class Focal(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of logits against targets in {0, 1}."""
         entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        wrong = torch.sigmoid(logits * (1 - 2 * targets))  # 1 - p_true
-        return (wrong**self.gamma * entropy).mean()
+        # (1 - p_true) ** gamma by its logarithm: the power has no gradient where p_true is 1
+        easiness = torch.exp(self.gamma * functional.logsigmoid(logits * (1 - 2 * targets)))
+        return (easiness * entropy).mean()

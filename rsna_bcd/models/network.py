@@ -5,13 +5,14 @@ bright; output logits (B,). The normalisation that the pretrained weights expect
 network.
 """
 
+from _pickle import UnpicklingError  # what torch raises for foreign files; nothing is pickled here
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -19,6 +20,10 @@ from rsna_bcd.errors import InputError
 
 Pooling = Literal["avg", "max", "gem"]
 _SHOWN = 3  # parameters named in a message
+# What a file that holds no weights gives rise to, depending on its first bytes.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, EOFError, RuntimeError, UnpicklingError, SafetensorError,
+)  # fmt: skip
 
 
 class GeM(nn.Module):
@@ -34,7 +39,7 @@ class GeM(nn.Module):
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
+        self.p = nn.Parameter(torch.tensor(float(p)))
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
@@ -78,7 +83,9 @@ class ImageClassifier(nn.Module):
         super().__init__()
         if pooling not in get_args(Pooling):
             raise InputError(f"network.pooling is {', '.join(get_args(Pooling))}, not {pooling!r}.")
-        self.backbone = _create(backbone, pretrained and checkpoint_path is None, drop_path_rate)
+        self.backbone: Any = _create(
+            backbone, pretrained and checkpoint_path is None, drop_path_rate
+        )
         if checkpoint_path is not None:
             load_backbone(self.backbone, Path(checkpoint_path), backbone)
         # Three equal channels with a mean each are one channel with the averaged mean, as far as a
@@ -86,11 +93,7 @@ class ImageClassifier(nn.Module):
         statistics = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(statistics["mean"]).mean())
         self.register_buffer("std", torch.tensor(statistics["std"]).mean())
-        self.pool: nn.Module = {
-            "avg": lambda: _Flat(nn.AdaptiveAvgPool2d(1)),
-            "max": lambda: _Flat(nn.AdaptiveMaxPool2d(1)),
-            "gem": GeM,
-        }[pooling]()
+        self.pool = _make_pool(pooling)
         self.dropout = nn.Dropout(dropout)
         # MobileNets widen their features in the head, which comes with the backbone.
         width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
@@ -102,25 +105,31 @@ class ImageClassifier(nn.Module):
         """Compute the logits (B,) of images (B, 1, H, W) in [0, 1]."""
         images = ((images - self.mean) / self.std).contiguous(memory_format=self._layout)
         features = self.backbone(images)
+        if features.ndim != 4 or features.shape[1] != self.head.in_features:
+            raise InputError(
+                f"network.backbone gives {tuple(features.shape)} instead of a feature map "
+                f"(B, {self.head.in_features}, h, w). Choose a convolutional network."
+            )
         logits: Tensor = self.head(self.dropout(self.pool(features)))[:, 0]
         return logits
 
 
-class _Flat(nn.Sequential):
-    """A pooling to (B, C, 1, 1), flattened to (B, C)."""
+def _make_pool(pooling: Pooling) -> nn.Module:
+    """Make the layer from (B, C, h, w) to (B, C)."""
+    if pooling == "gem":
+        return GeM()
+    pool = nn.AdaptiveAvgPool2d(1) if pooling == "avg" else nn.AdaptiveMaxPool2d(1)
+    return nn.Sequential(pool, nn.Flatten())
 
-    def __init__(self, pool: nn.Module) -> None:
-        super().__init__(pool, nn.Flatten())
 
-
-def _create(name: str, pretrained: bool, drop_path_rate: float | None) -> nn.Module:
+def _create(name: str, pretrained: bool, drop_path_rate: float | None) -> Any:
     """Make a timm backbone of one input channel that returns its feature map."""
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
         hint = f" Did you mean {', '.join(similar)}?" if similar else ""
         raise InputError(f"timm has no network {name!r} (network.backbone).{hint}")
     try:
-        backbone: nn.Module = timm.create_model(
+        return timm.create_model(
             name,
             pretrained=pretrained,
             in_chans=1,
@@ -134,10 +143,9 @@ def _create(name: str, pretrained: bool, drop_path_rate: float | None) -> nn.Mod
             "Give a local file with checkpoint_path=, or start from scratch with "
             "network.pretrained=false."
         ) from error
-    return backbone
 
 
-def load_backbone(backbone: nn.Module, file: Path, name: str) -> None:
+def load_backbone(backbone: Any, file: Path, name: str) -> None:
     """Load a local state dict of the same timm network into a backbone of one channel.
 
     The first convolution's weights for three channels are summed to one, as timm does. Its
@@ -183,12 +191,10 @@ def _read_state(file: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint_path={file} does not exist.")
     try:
         if file.suffix == ".safetensors":
-            state = safetensors.torch.load_file(file)
+            state = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    # torch reports a foreign file as any of these, depending on its first bytes
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, ModuleNotFoundError,
-            safetensors.SafetensorError, torch.serialization.pickle.UnpicklingError) as error:  # fmt: skip
+    except _UNREADABLE as error:
         raise InputError(
             f"checkpoint_path={file} cannot be read as weights ({type(error).__name__})."
         ) from error

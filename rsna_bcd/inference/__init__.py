@@ -1,0 +1,1 @@
+"""Trained runs, put to work on files."""

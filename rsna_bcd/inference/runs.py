@@ -1,0 +1,96 @@
+"""Rebuild a trained run from its own record: the only module below the stages that knows Hydra."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from torch import nn
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.prediction import TTA, predict_logits
+from rsna_bcd.preparation.crop import CropSettings
+
+_PREFIX = "network."  # of the network's parameters in a checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network, with what must be known to feed it.
+
+    Attributes:
+        folder: `<output>/runs/<name>/fold<k>`.
+        record: the run's settings, its `config.yaml`.
+        crop: how its images were prepared.
+        source: where they came from, "dicom" or "image".
+        tta: test-time augmentation of its out-of-fold predictions, and so of all others.
+        network: in eval mode.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    crop: CropSettings
+    source: str
+    tta: TTA
+    network: nn.Module
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Predict crops as the out-of-fold images were predicted.
+
+        Args:
+            images: (B, H, W) uint8, prepared with `crop`.
+
+        Returns:
+            Probabilities (B,), on whichever device the network is.
+        """
+        device = next(self.network.parameters()).device
+        batch = torch.from_numpy(images)[:, None].to(device)
+        logits = predict_logits(self.network, batch, self.tta)
+        return logits.double().sigmoid().cpu().numpy()
+
+
+def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
+    """Load a finished run; nothing outside its folder is read.
+
+    Args:
+        folder: `<output>/runs/<name>/fold<k>`.
+        device: where the network goes.
+
+    Raises:
+        InputError: the run is absent, unfinished or damaged.
+    """
+    record_file = folder / "config.yaml"
+    fold = folder.name.removeprefix("fold")
+    command = f"python -m rsna_bcd.train experiment=... name={folder.parent.name} fold={fold}"
+    if not record_file.is_file():
+        raise InputError(f"There is no run in {folder}. Train it:\n  {command}")
+    if not (folder / "metrics.json").is_file():
+        raise InputError(f"The run in {folder} is not finished. Go on:\n  {command} resume=true")
+    record = OmegaConf.to_container(OmegaConf.load(record_file))
+    assert isinstance(record, dict)
+    weights = folder / "checkpoints" / f"{record['select']}.ckpt"
+    if not weights.is_file():
+        raise InputError(f"{weights} is absent. Train again:\n  {command} overwrite=true")
+    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
+    # All parameters come from the checkpoint: neither a download nor the file training began with.
+    network: nn.Module = instantiate(record["network"], pretrained=False, checkpoint_path=None)
+    state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"{weights} does not fit the network in {record_file}: one of them was changed. "
+            f"Train again:\n  {command} overwrite=true"
+        ) from error
+    return Run(
+        folder=folder,
+        record={str(key): value for key, value in record.items()},
+        crop=instantiate(record["crop"]),
+        source=record["source"],
+        tta=record["tta"],
+        network=network.to(device).eval(),
+    )

@@ -1,0 +1,50 @@
+"""One way to predict, whoever asks."""
+
+import pytest
+import torch
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.network import ImageClassifier
+from rsna_bcd.models.prediction import predict_logits, to_input
+
+
+@pytest.fixture(scope="module")
+def network() -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier("test_efficientnet", pretrained=False).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (3, 1, 64, 64), dtype=torch.uint8)
+
+
+def test_the_input_is_in_the_unit_interval() -> None:
+    x = to_input(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert x.dtype == torch.float32
+    assert x.tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_without_tta_it_is_the_network(network: ImageClassifier, images: torch.Tensor) -> None:
+    expected = network(images.float() / 255)
+    assert torch.allclose(predict_logits(network, images, "none"), expected)
+
+
+def test_hflip_cannot_tell_left_from_right(network: ImageClassifier, images: torch.Tensor) -> None:
+    both = predict_logits(network, images, "hflip")
+    assert torch.allclose(both, predict_logits(network, images.flip(-1), "hflip"), atol=1e-6)
+    plain = predict_logits(network, images, "none")
+    mirrored = predict_logits(network, images.flip(-1), "none")
+    assert torch.allclose(both, (plain + mirrored) / 2)
+    assert not torch.allclose(plain, mirrored)
+
+
+def test_mixed_precision_does_not_reach_it(network: ImageClassifier, images: torch.Tensor) -> None:
+    expected = predict_logits(network, images, "none")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict_logits(network, images, "none"), expected)
+
+
+def test_an_unknown_tta_is_refused(network: ImageClassifier, images: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="tta is none or hflip, not 'rot90'"):
+        predict_logits(network, images, "rot90")  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""Every configuration composes; every experiment is a delta of train.yaml that can be trained."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+from rsna_bcd._stage import CONF
+from rsna_bcd.models.prediction import to_input
+
+ROOTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (Path(CONF) / "experiment").glob("*.yaml"))
+OPTIONS = [
+    f"{group}={path.stem}"
+    for group in ("augment", "crop", "folds", "logger", "loss", "network", "paths", "trainer")
+    for path in sorted((Path(CONF) / group).glob("*.yaml"))
+]
+
+
+def configure(root: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(root, list(overrides))
+
+
+def unknown_keys(experiment: Iterable[str]) -> set[str]:
+    """Keys at the root of an experiment that train.yaml lacks: typos, on which Hydra is silent."""
+    return {k for k in experiment if k != "defaults"} - set(configure("train"))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_root_composes_and_fixes_its_folder(root: str) -> None:
+    named = "name" in OmegaConf.load(Path(CONF) / f"{root}.yaml")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose(root, ["name=x"] if named else [], return_hydra_config=True)
+    homes = (cfg.paths.output, cfg.paths.data)
+    assert any(Path(cfg.hydra.run.dir).is_relative_to(home) for home in homes)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_with_train(option: str) -> None:
+    cfg = configure("train", "name=x", option)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("trainer", "logger"))])
+def test_every_trainer_and_logger_is_accepted(option: str, tmp_path: Path) -> None:
+    cfg = configure("train", "name=x", f"paths.output={tmp_path}", option)
+    if option in ("trainer=gpu", "trainer=ddp"):  # what does not need the hardware
+        cfg.trainer.update({"accelerator": "cpu", "strategy": "auto", "devices": 1})
+    trainer = instantiate(cfg.trainer)
+    assert trainer.max_epochs == cfg.epochs
+    assert len(trainer.loggers) == int(option == "logger=wandb")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_a_delta_with_hypothesis_and_outcome(name: str) -> None:
+    text = (Path(CONF) / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# Hypothesis: ")
+    assert "\n# Outcome: " in text
+    assert unknown_keys(OmegaConf.create(text)) == set()
+    assert configure("train", f"experiment={name}").name == name
+
+
+def test_a_typo_at_the_root_of_an_experiment_is_seen() -> None:
+    assert unknown_keys(["defaults", "epochs", "leaning_rate"]) == {"leaning_rate"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_takes_a_training_step(name: str) -> None:
+    cfg = configure("train", f"experiment={name}", "network.pretrained=false")
+    torch.manual_seed(0)
+    classifier = instantiate(cfg.classifier)
+    optimizer = instantiate(cfg.optimizer)(classifier.network.parameters())
+    schedule = instantiate(cfg.scheduler)(optimizer, 10)
+    augment = instantiate(cfg.augment)
+    pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8).numpy()
+    images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
+    before = classifier.network.head.weight.detach().clone()
+    loss = classifier.loss(classifier.network(to_input(images[:, None])), torch.tensor([0.0, 1.0]))
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    assert torch.isfinite(loss)
+    assert not torch.equal(classifier.network.head.weight, before)
+    assert all(p.grad is not None for p in classifier.network.parameters())
+
+
+def test_a_sweep_leaves_the_tree_of_single_runs() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["name=x", "fold=2"], return_hydra_config=True)
+    hydra = OmegaConf.select(cfg, "hydra")
+    assert hydra.run.dir == cfg.run_dir == "output/runs/x/fold2"
+    assert f"{hydra.sweep.dir}/{hydra.sweep.subdir}" == cfg.run_dir
+
+
+def test_an_experiment_belongs_to_train_alone() -> None:
+    for root in ROOTS:
+        groups = OmegaConf.load(Path(CONF) / f"{root}.yaml").defaults
+        named = {key for entry in groups if OmegaConf.is_dict(entry) for key in entry}
+        assert ("experiment" in named) == (root == "train")
