@@ -30,12 +30,14 @@ class Appearance:
 
     Attributes:
         pixel_mm: millimetres a stored pixel; .05 to .1 in reality.
+        radius_mm: mean radius of masses and clusters, without spicules.
         contrast: brightness of a mass over its surroundings, of a range of 1.
         lookalikes: share of negative breasts with look-alikes of cancers.
         lesion_views: `both`, or `one`: each cancer is seen either from above or from the side.
     """
 
     pixel_mm: float
+    radius_mm: float
     contrast: float
     lookalikes: float
     lesion_views: Literal["both", "one"]
@@ -107,7 +109,9 @@ def _findings(
     """Draw what is planted in a breast: its cancers, look-alikes, or nothing."""
     cancer = bool(known["cancer"])
     invasive = bool(known["invasive"]) if cancer else rng.random() < INVASIVE_SHARE
-    findings = sample_findings(breast, cancer, invasive, appearance.contrast, rng)
+    findings = sample_findings(
+        breast, cancer, invasive, appearance.radius_mm, appearance.contrast, rng
+    )
     return findings if cancer or rng.random() < appearance.lookalikes else []
 
 

@@ -26,6 +26,7 @@ _IN_SITU: dict[tuple[Kind, ...], float] = {
 }
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 _CHAIN = 4  # spicules' worth of line in a ligament
+_LONGEST = 2.0  # spicule, as a multiple of the mass's radius
 _FROM_SKIN = 10.0  # mm between the skin and scattered parts of look-alikes
 
 
@@ -65,7 +66,12 @@ class Circle:
 
 
 def sample_findings(
-    breast: Breast, malignant: bool, invasive: bool, contrast: float, rng: np.random.Generator
+    breast: Breast,
+    malignant: bool,
+    invasive: bool,
+    radius: float,
+    contrast: float,
+    rng: np.random.Generator,
 ) -> list[Finding]:
     """Draw the cancers of a breast, or look-alikes from the very same distribution.
 
@@ -73,6 +79,7 @@ def sample_findings(
         breast: whose.
         malignant: cancers rather than look-alikes.
         invasive: decides how the cancer shows; for look-alikes: how the cancer would.
+        radius: mean of masses and clusters, mm.
         contrast: mean brightness of a mass, display units.
         rng: used alike in both cases.
     """
@@ -89,7 +96,7 @@ def sample_findings(
             malignant=malignant,
             behind=behind,
             aside=aside,
-            radius=rng.uniform(5.0, 8.0),
+            radius=radius * rng.uniform(0.8, 1.2),
             contrast=contrast * rng.uniform(0.75, 1.25),
             count=int(rng.integers(14, 22)),
             seed=int(rng.integers(2**32)),
@@ -137,26 +144,48 @@ def _mass(
     oval = soft_edge(radius - np.hypot(u, v), 0.12 * radius)
 
     lines = np.zeros(shape, np.uint8)
-    thick = max(1, round(1.0 / projection.pixel_mm))
-    lengths = radius * rng.uniform(0.8, 1.6, finding.count)
-    spread = 2 * np.pi * (np.arange(finding.count) + rng.uniform(-0.4, 0.4)) / finding.count
-    bends = rng.normal(0, 0.35, finding.count)
-    chains = _strewn(projection, finding.count, rng)
-    for i, length in enumerate(lengths):
-        if finding.malignant:
-            direction = np.array([np.cos(spread[i]), np.sin(spread[i])])
-            start = centre + 0.8 * radius * direction
-        else:  # each ligament is a chain of as many lines
-            first = i - i % _CHAIN
-            angle = spread[first] + bends[first : i + 1].sum()
-            direction = np.array([np.cos(angle), np.sin(angle)])
-            start = chains[first] if i == first else end
-        end = start + length * direction
-        _line(lines, start, start + 0.5 * length * direction, thick)
-        _line(lines, start, end, max(1, thick // 2))
+    thick = max(1, round(1.4 / projection.pixel_mm))
+    lengths = radius * rng.uniform(0.6, _LONGEST, finding.count)
+    if finding.malignant:
+        starts, ends = _spicules(centre, radius, lengths, rng)
+    else:
+        starts, ends = _ligaments(projection, lengths, rng)
+    for start, end in zip(starts, ends, strict=True):
+        middle = (start + end) / 2
+        _line(lines, middle, end, thick, 150)  # they fade away
+        _line(lines, start, middle, thick, 255)
     blurred = cv2.GaussianBlur(lines, (0, 0), 0.35 / projection.pixel_mm).astype(np.float32)
-    added = finding.contrast * np.maximum(oval, blurred * (0.9 / 255))
-    return added, radius * (0.8 + 1.6)
+    added = finding.contrast * np.maximum(oval, blurred * (0.8 / 255))
+    return added, radius * (0.9 + _LONGEST)
+
+
+def _spicules(
+    centre: np.ndarray, radius: float, lengths: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw lines that leave a mass in all directions: starts and ends, (n, 2) each, as (x, y)."""
+    n = len(lengths)
+    angle = 2 * np.pi * (np.arange(n) + rng.uniform(-0.7, 0.7, n)) / n
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    starts = centre + 0.9 * radius * direction
+    return starts, starts + lengths[:, None] * direction
+
+
+def _ligaments(
+    projection: Projection, lengths: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw lines of the same lengths in chains anywhere in the breast; as for `_spicules`."""
+    n = len(lengths)
+    places = _strewn(projection, n, rng)
+    bends = rng.normal(0, 0.35, n)
+    bends[::_CHAIN] = rng.uniform(0, 2 * np.pi, len(bends[::_CHAIN]))
+    starts, ends = np.empty((n, 2)), np.empty((n, 2))
+    angle = 0.0
+    for i in range(n):
+        begins = i % _CHAIN == 0
+        angle = bends[i] + (0 if begins else angle)
+        starts[i] = places[i] if begins else ends[i - 1]
+        ends[i] = starts[i] + lengths[i] * np.array([np.cos(angle), np.sin(angle)])
+    return starts, ends
 
 
 def _calcifications(
@@ -170,7 +199,7 @@ def _calcifications(
     cluster = centre + np.stack([out * np.cos(around), out * np.sin(around)], axis=1)
     strewn = _strewn(projection, finding.count, rng)
     # Larger than life (0.05 to 0.5 mm), as are the pixels.
-    sizes = rng.uniform(0.5, 0.9, finding.count) / projection.pixel_mm
+    sizes = rng.uniform(0.6, 1.0, finding.count) / projection.pixel_mm
     for place, size in zip(cluster if finding.malignant else strewn, sizes, strict=True):
         at = np.round(place * 2**_SHIFT).astype(int).tolist()
         cv2.circle(specks, at, round(size * 2**_SHIFT), 255, -1, cv2.LINE_AA, _SHIFT)
@@ -188,7 +217,9 @@ def _strewn(projection: Projection, count: int, rng: np.random.Generator) -> np.
     return np.stack([column, row], axis=1).astype(float)
 
 
-def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray, thickness: int) -> None:
+def _line(
+    canvas: np.ndarray, start: np.ndarray, end: np.ndarray, thickness: int, level: int
+) -> None:
     """Draw an anti-aliased line between two (x, y) points."""
     a, b = (np.round(p * 2**_SHIFT).astype(int).tolist() for p in (start, end))
-    cv2.line(canvas, a, b, 255, thickness, cv2.LINE_AA, _SHIFT)
+    cv2.line(canvas, a, b, level, thickness, cv2.LINE_AA, _SHIFT)

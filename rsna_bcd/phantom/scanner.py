@@ -1,6 +1,7 @@
 """From brightness to what a machine stores: orientation, markers, noise, bits, window, header."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -71,22 +72,28 @@ def expose(
         display = np.ascontiguousarray(display[:, ::-1])
     if machine.marker != "none":
         _burn_in(display, f"{laterality} {view}", machine, mirrored)
+    if machine.collimator and rng.random() < 0.5:
+        _shade_edge(display, mirrored, rng)
     display = np.clip(display, 0.0, 1.0)
-    outside = display <= 0
-    if machine.photometric == "MONOCHROME1":
-        display = 1 - display
-    pixels, header = _digitise(display, machine, rng)
+    window = _choose_window(machine, rng)
+    inverted = machine.photometric == "MONOCHROME1"
+    pixels = _stored(1 - display if inverted else display, window)
     highest = 2**machine.bits - 1
     background = 0
-    if machine.photometric == "MONOCHROME1":
+    if inverted:
+        # 16-bit machines call for less than the white that they could store.
         background = 3044 + 32 * int(rng.integers(16)) if machine.bits == 16 else highest
-    pixels[outside] = background
-    header |= {
+    pixels[display <= 0] = background
+    header: dict[str, object] = {
         "PhotometricInterpretation": machine.photometric,
         "BitsStored": machine.bits,
         "HighBit": machine.bits - 1,
         "ImageLaterality": laterality,
     }
+    if window is not None:
+        header["WindowCenter"], header["WindowWidth"] = window.centres, window.widths
+        if window.function is not None:
+            header["VOILUTFunction"] = window.function
     if machine.padding:
         header["PixelPaddingValue"] = background
     if machine.spacing:
@@ -110,42 +117,55 @@ def _brightness(projection: Projection, machine: Machine, rng: np.random.Generat
     return bounded * (depth > 0)
 
 
-def _digitise(
-    display: np.ndarray, machine: Machine, rng: np.random.Generator
-) -> tuple[np.ndarray, dict[str, object]]:
-    """Invert the machine's window: the stored values that it shows as `display` in [0, 1].
+@dataclass(frozen=True)
+class _Window:
+    """What the header says about display; the first centre and width are in force."""
 
-    Returns:
-        (H, W) float32 stored values, rounded, and the window's header fields.
-    """
-    highest = 2**machine.bits - 1
+    centres: list[float]
+    widths: list[float]
+    function: Literal["LINEAR", "SIGMOID"] | None = None  # None: not stated, which means LINEAR
+
+
+def _choose_window(machine: Machine, rng: np.random.Generator) -> _Window | None:
+    """Draw a window as the machine writes them; None where it writes none."""
+    if machine.window == "absent":
+        return None
     if machine.window == "full":
-        centre, width = float(highest // 2), float(highest + 1)
-        return np.rint(display * highest), {"WindowCenter": centre, "WindowWidth": width}
+        return _Window([511.0], [1023.0]) if machine.bits == 10 else _Window([2047.0], [4096.0])
     if machine.window == "narrow":
         if rng.random() < 0.5:
-            return np.rint(display * highest), {"WindowCenter": 2048.0, "WindowWidth": 4096.0}
-        centre, width = float(rng.integers(1650, 1750)), 1500.0
-        stored = centre - 0.5 + (display - 0.5) * (width - 1)  # PS3.3 C.11.2.1.2.1, solved for x
-        return np.rint(stored), {"WindowCenter": centre, "WindowWidth": width}
-    if machine.window == "absent":
-        return np.rint(500 + display * 3000), {}
+            return _Window([2048.0], [4096.0])
+        return _Window([float(rng.integers(1650, 1750))], [1500.0])
     if machine.window == "sigmoid":
-        centre = float(rng.integers(2200, 3000))
-        step = float(rng.choice([24, 30, 36, 42, 48]))
+        centre, step = float(rng.integers(2200, 3000)), 6.0 * float(rng.integers(4, 9))
         centres = [centre, centre + step, centre - 1.5 * step]
-        widths = [900.0, 750.0, 1050.0]
-    else:
-        centres = [1802.31, 1802.31, 2020.704, 1583.916]
-        widths = [1091.97] * 4
-    bounded = np.clip(display, 0.01, 0.99)
-    logit = np.log(bounded / (1 - bounded))  # PS3.3 C.11.2.1.3.1, solved for x
-    stored = np.rint(centres[0] + widths[0] / 4 * logit)
-    return stored, {
-        "WindowCenter": centres,
-        "WindowWidth": widths,
-        "VOILUTFunction": "SIGMOID",
-    }
+        return _Window(centres, [900.0, 750.0, 1050.0], "SIGMOID")
+    if rng.random() < 0.05:
+        centres = [2304.0, 2304.0, 2816.0, 2048.0, 1894.4]
+        return _Window(centres, [2048.0, 2048.0, 2048.0, 2560.0, 2867.2], "LINEAR")
+    return _Window([1802.31, 1802.31, 2020.704, 1583.916], [1091.97] * 4, "SIGMOID")
+
+
+def _stored(display: np.ndarray, window: _Window | None) -> np.ndarray:
+    """Stored values, rounded, that `window` shows as `display` in [0, 1]; (H, W) float32."""
+    if window is None:
+        return np.rint(500 + 3000 * display)
+    centre, width = window.centres[0], window.widths[0]
+    if window.function == "SIGMOID":  # PS3.3 C.11.2.1.3.1, solved for x
+        bounded = np.clip(display, 0.01, 0.99)
+        return np.rint(centre + width / 4 * np.log(bounded / (1 - bounded)))
+    # PS3.3 C.11.2.1.2.1, solved for x
+    return np.rint(centre - 0.5 + (display - 0.5) * (width - 1))
+
+
+def _shade_edge(display: np.ndarray, mirrored: bool, rng: np.random.Generator) -> None:
+    """Let the collimator's edge show as a faint bar in the air, parallel to the chest wall."""
+    columns = display.shape[1]
+    start = round(columns * rng.uniform(0.6, 0.7))
+    bar = slice(start, start + max(1, columns // 80))
+    if mirrored:
+        bar = slice(columns - bar.stop, columns - bar.start)
+    display[:, bar] = np.maximum(display[:, bar], 0.04)
 
 
 def _burn_in(display: np.ndarray, text: str, machine: Machine, mirrored: bool) -> None:

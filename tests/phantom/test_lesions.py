@@ -18,7 +18,7 @@ def view_with(finding_seed: int, view: str, malignant: bool) -> tuple[Projection
     """One and the same breast, with cancers or with their look-alikes."""
     rng = np.random.default_rng(finding_seed)
     breast = sample_breast(0.0, "B", False, rng)
-    findings = sample_findings(breast, malignant, finding_seed % 3 > 0, 0.25, rng)
+    findings = sample_findings(breast, malignant, finding_seed % 3 > 0, 7.0, 0.25, rng)
     projection = project(breast, view, SHAPE, PIXEL_MM, rng)
     return projection, [plant(projection, finding) for finding in findings]
 
@@ -28,7 +28,7 @@ def one(kind: str, malignant: bool) -> tuple[Finding, Projection]:
     for seed in range(100):
         rng = np.random.default_rng(seed)
         breast = sample_breast(0.0, "B", False, rng)
-        finding = sample_findings(breast, malignant, True, 0.25, rng)[-1]
+        finding = sample_findings(breast, malignant, True, 7.0, 0.25, rng)[-1]
         if finding.kind == kind:
             projection = project(breast, "CC", SHAPE, PIXEL_MM, rng)
             projection.tissue[:] = 0

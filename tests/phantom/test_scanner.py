@@ -55,11 +55,13 @@ def test_left_breasts_face_right_and_one_machine_turns_some() -> None:
 
 
 def test_headers_are_those_of_the_machines() -> None:
-    headers = {number: exposed(machine).header for number, machine in MACHINES.items()}
+    headers = {number: exposed(machine, seed=1).header for number, machine in MACHINES.items()}
     assert headers[210]["BitsStored"] == 10
     assert headers[29]["BitsStored"] == 16
     assert headers[29]["PhotometricInterpretation"] == "MONOCHROME1"
     assert headers[29]["VOILUTFunction"] == headers[216]["VOILUTFunction"] == "SIGMOID"
+    functions = {exposed(MACHINES[29], seed=seed).header["VOILUTFunction"] for seed in range(30)}
+    assert functions == {"SIGMOID", "LINEAR"}
     assert "VOILUTFunction" not in headers[49]
     assert np.size(np.array(headers[29]["WindowCenter"])) == 4
     assert np.size(np.array(headers[216]["WindowCenter"])) == 3
