@@ -42,7 +42,9 @@ def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
             try:
                 command()
             except (InputError, CompactHydraException, OmegaConfBaseException) as error:
-                sys.exit(f"error: {error}")
+                # Hydra wraps what a constructor raises into an account of its own.
+                ours = isinstance(error.__cause__, InputError)
+                sys.exit(f"error: {error.__cause__ if ours else error}")
             except OSError as error:
                 if error.errno not in _MENDABLE:
                     raise
@@ -85,9 +87,9 @@ def settle(record_file: Path, record: dict[str, Any], *, overwrite: bool) -> boo
         return True
     if overwrite:
         return False
-    difference = "\n".join(f"  {line}" for line in _difference(existing, wanted))
+    differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
     raise InputError(
-        f"{record_file.parent} was made with other settings (there -> now):\n{difference}\n"
+        f"{record_file.parent} was made with other settings (there -> now):\n{differing}\n"
         "Choose another name, or make it afresh with overwrite=true."
     )
 
@@ -103,12 +105,12 @@ def write_record(record_file: Path, record: dict[str, Any]) -> None:
     Path(file.name).replace(record_file)
 
 
-def _difference(existing: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    """Yield `key: there -> now` for every leaf that differs."""
+def difference(existing: Any, wanted: Any, key: str = "") -> Iterator[str]:
+    """Yield `key: existing -> wanted` for every leaf in which two records differ."""
     if isinstance(existing, dict) and isinstance(wanted, dict):
         for name in sorted(existing.keys() | wanted.keys(), key=str):
             missing = "(absent)"
-            yield from _difference(
+            yield from difference(
                 existing.get(name, missing), wanted.get(name, missing), f"{key}.{name}".lstrip(".")
             )
     elif existing != wanted:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._stage import record_of, settle, stage, write_record
+from rsna_bcd._stage import difference, record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.blend import blend
 from rsna_bcd.scoring.bootstrap import patient_bootstraps
@@ -78,20 +78,29 @@ def _names(cfg: DictConfig) -> list[str]:
 def _member(run: Path, oof: pd.DataFrame, weight: float) -> Member:
     """What inference must know about a run, from the records of its folds."""
     folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
-    records = [_settings(run / f"fold{fold}" / "config.yaml") for fold in folds]
-    for fold, record in zip(folds, records, strict=True):
-        if record != records[0]:
+    files = [run / f"fold{fold}" / "config.yaml" for fold in folds]
+    for file in files:
+        differing = "\n".join(f"  {x}" for x in difference(_record(files[0]), _record(file)))
+        if differing:
             raise InputError(
-                f"Folds of {run.name} were trained with different settings: fold {folds[0]} with "
-                f"{records[0]}, fold {fold} with {record}. Train them alike."
+                f"Folds of {run.name} were trained with different settings ({files[0].parent.name} "
+                f"-> {file.parent.name}):\n{differing}\nTrain them alike, or give each its name."
             )
-    return Member(name=run.name, folds=folds, weight=weight, **records[0])
+    settings = _settings(files[0])
+    return Member(name=run.name, folds=folds, weight=weight, **settings)
+
+
+def _record(record_file: Path) -> dict[Any, Any]:
+    """All settings of a run but its fold."""
+    if not record_file.is_file():
+        raise InputError(f"{record_file} does not exist. Train this fold again.")
+    record = OmegaConf.to_container(OmegaConf.load(record_file))
+    assert isinstance(record, dict)
+    return {key: value for key, value in record.items() if key != "fold"}
 
 
 def _settings(record_file: Path) -> dict[str, Any]:
     """Data set, crop, image-to-breast rule and choice of weights from a run's own record."""
-    if not record_file.is_file():
-        raise InputError(f"{record_file} does not exist. Train this fold again.")
     record = OmegaConf.load(record_file)
     keys = {
         "dataset": "dataset.name",

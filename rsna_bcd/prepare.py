@@ -35,7 +35,9 @@ def prepare(cfg: DictConfig) -> None:
     images = {split: _read(cfg, split) for split in _splits(cfg)}
     files = {split: _find_files(cfg, split, images[split]) for split in images}
     folder = PreparedFolder(Path(cfg.prepared_dir))
-    record = record_of(cfg, "dataset", "crop", "source")
+    # Not the paths: the same data may be reached by others, and replaced files are noticed singly.
+    rows = record_of(cfg.dataset, "name", "rows")
+    record = {"dataset": rows, **record_of(cfg, "crop", "source")}
     settle(folder.config_file, record, overwrite=cfg.overwrite)
     if cfg.overwrite:
         folder.clear()
@@ -43,7 +45,7 @@ def prepare(cfg: DictConfig) -> None:
     console = Console(stderr=True)
     if "train" in images:
         _make_folds(cfg, images["train"], console)
-    outcomes = {split: folder.finished(split, table) for split, table in images.items()}
+    outcomes = {split: folder.finished(split, images[split], files[split]) for split in images}
     already = {split: len(done) for split, done in outcomes.items()}
     tasks = [
         ((split, image_id), CropTask(files[split][image_id], crop_file, settings, cfg.source))
@@ -108,7 +110,7 @@ def _make_folds(cfg: DictConfig, images: pd.DataFrame, console: Console) -> None
     """Assign every patient of the table to a fold, whether or not its files are here."""
     folds = instantiate(cfg.folds.assign)(images)
     check_folds(images, folds)
-    save_folds(Path(cfg.folds_csv), folds, overwrite=cfg.overwrite)
+    save_folds(Path(cfg.folds_csv), folds, overwrite=cfg.overwrite_folds)
     console.print(f"Folds in {cfg.folds_csv}:", highlight=False, soft_wrap=True)
     console.print(fold_summary(images, folds).to_string(index=False), highlight=False)
 
@@ -156,7 +158,7 @@ def _summarise(
     if failed:
         parts.append(f"{len(failed)} unreadable")
     if images > len(outcomes):
-        parts.append(f"{images - len(outcomes)} files missing")
+        parts.append(f"{images - len(outcomes)} missing on disk")
     console.print(f"{split}: {', '.join(parts)}. {folder.folder}", highlight=False, soft_wrap=True)
     for key, reason in list(failed.items())[:_SHOWN]:
         console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)

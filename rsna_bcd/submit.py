@@ -47,6 +47,11 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
     sample = _read_sample(Path(cfg.sample_submission), images)
     runs = _load_runs(ensemble, Path(cfg.paths.output), _device(cfg.device))
     files = find_files(Path(cfg.dataset.test_images), images, cfg.source)
+    if not files:
+        raise InputError(
+            f"None of the {len(images)} files of {cfg.dataset.test_csv} is in "
+            f"{cfg.dataset.test_images} as source={cfg.source}. Check paths.data= and source=."
+        )
     workers = engine.usable_cores() if cfg.workers is None else cfg.workers
     stream = predict_files(
         files,
@@ -56,6 +61,12 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
         workers=workers,
     )
     console = Console(stderr=True)
+    others = sorted({run.source for member in runs for run in member} - {cfg.source})
+    if others:
+        console.print(
+            f"Note: networks were trained on source={', '.join(others)}, not {cfg.source}; "
+            "probabilities, and the threshold above all, may not carry over."
+        )
     predictions = list(track(stream, "Predicting", total=len(files), console=console))
     failures = _failures(images, files, predictions)
     breasts = _blend(ensemble, runs, images, predictions)
@@ -71,18 +82,28 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
 
 def _device(name: str) -> torch.device:
     """The device named, `auto` being a GPU where there is one."""
-    return torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        raise InputError(f"device={name}: {error}. Choose auto, cpu or cuda.") from error
+    return device
 
 
 def _read_sample(csv: Path, images: pd.DataFrame) -> pd.DataFrame:
     """The breasts to answer for; data that is no competition's has those of its own table."""
     if not csv.is_file():
         return images[["prediction_id"]].drop_duplicates()
-    sample = pd.read_csv(csv, dtype={"prediction_id": "string"})
+    try:
+        sample = pd.read_csv(csv, dtype={"prediction_id": "string"})
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{csv} is empty. Download it anew.") from None
     if "prediction_id" not in sample:
         raise InputError(f"{csv} has no column prediction_id. Download it anew.")
+    # Now, not after hours of prediction.
+    check_submission(images[["prediction_id"]].drop_duplicates().assign(cancer=0), sample)
     return sample
 
 
@@ -122,9 +143,9 @@ def _blend(
     """
     read = {p.image_id: p.probabilities for p in predictions if p.probabilities is not None}
     rows = images.loc[images["image_id"].isin(read.keys())]
-    of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), -1)  # (N, runs)
+    n_runs = sum(map(len, runs))
+    of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), n_runs)
     by_member: list[NDArray[np.float64]] = []
-    breasts = rows.iloc[:0].assign(probability=0.0, unread=0)
     column = 0
     for member, folds in zip(ensemble.members, runs, strict=True):
         by_fold = []

@@ -1,6 +1,7 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
 import ctypes
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 import wandb
-from hydra.errors import InstantiationException
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -64,16 +66,15 @@ def train(cfg: DictConfig) -> None:
         return
     _quieten_lightning()
     _keep_freed_memory()
-    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU
     pl.seed_everything(cfg.seed, verbose=False)
-    data: CropDataModule = _instantiate(cfg.data, workers=_workers(cfg))
+    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg))
     data.setup()
-    classifier: Classifier = _instantiate(cfg.classifier)
+    classifier: Classifier = instantiate(cfg.classifier)
     last = run_dir / "checkpoints" / "last.ckpt"
     _begin(run_dir, record, overwrite=cfg.overwrite)
     exit_code = 1
     try:
-        trainer: pl.Trainer = _instantiate(cfg.trainer)
+        trainer: pl.Trainer = instantiate(cfg.trainer)
         trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
         checkpoint = last if cfg.resume and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -95,6 +96,12 @@ def _check(cfg: DictConfig) -> None:
             raise InputError(f"{key}={cfg[key]}: choose {' or '.join(known)}.")
     if cfg.fold != "all" and not isinstance(cfg.fold, int):
         raise InputError(f"fold={cfg.fold}: give a number from 0 on, or all.")
+    ranks = cfg.trainer.get("strategy", "auto") != "auto"
+    if ranks and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise InputError(
+            "A sweep (-m) and several processes (trainer=ddp) exclude each other for now: each "
+            "process would start the sweep anew. Run the jobs one by one."
+        )
     if cfg.fold == "all" and cfg.select == "best":
         raise InputError("select=best needs a fold held out, but fold=all holds out nothing.")
     command = (
@@ -123,10 +130,15 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
     return {
         **record_of(cfg, *_RECORDED),
         "dataset": {"name": cfg.dataset.name},
-        "folds": {"strategy": cfg.folds.strategy},
+        # By content: under other folds, a resumed run would be scored on patients it has seen.
+        "folds": {"strategy": cfg.folds.strategy, "sha256": _sha256(Path(cfg.folds_csv))},
         "source": prepared.source,
         "trainer": trainer,
     }
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @rank_zero_only  # the other ranks are started when the first has begun to write
@@ -148,16 +160,6 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
 
 def _workers(cfg: DictConfig) -> int:
     return min(8, len(os.sched_getaffinity(0))) if cfg.workers is None else cfg.workers
-
-
-def _instantiate(config: DictConfig, **arguments: Any) -> Any:
-    """Instantiate, with our own errors as they are instead of Hydra's account of them."""
-    try:
-        return instantiate(config, **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
 
 
 def _quieten_lightning() -> None:

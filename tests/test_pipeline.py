@@ -141,6 +141,34 @@ def test_unreadable_and_absent_files_cost_their_breast_not_the_submission(
     assert len(predictions) == test["prediction_id"].nunique()
 
 
+def test_no_file_at_all_stops_before_predicting(
+    output: Path, competition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "test.csv").write_bytes((competition / "test.csv").read_bytes())
+    paths = [f"paths.data={data}", f"paths.output={output}"]
+    monkeypatch.setattr(sys, "argv", ["submit", *paths, "name=all"])
+    with pytest.raises(SystemExit, match="None of the .* files"):
+        importlib.import_module("rsna_bcd.submit").main()
+
+
+def test_nothing_readable_gives_every_breast_the_prior(
+    output: Path, competition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    for source in (competition / "test_images").rglob("*.dcm"):
+        target = data / "test_images" / source.relative_to(competition / "test_images")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("no DICOM")
+    (data / "test.csv").write_bytes((competition / "test.csv").read_bytes())
+    paths = [f"paths.data={data}", f"paths.output={output}", f"submission_dir={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", ["submit", *paths, "name=all", "workers=0"])
+    importlib.import_module("rsna_bcd.submit").main()
+    predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert predictions["probability"].nunique() == 1
+
+
 @pytest.mark.parametrize(
     ("stage", "overrides", "part"),
     [

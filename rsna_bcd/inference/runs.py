@@ -75,7 +75,13 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     weights = folder / "checkpoints" / f"{record['select']}.ckpt"
     if not weights.is_file():
         raise InputError(f"{weights} is absent. Train again:\n  {command} overwrite=true")
-    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(
+            f"{weights} is damaged ({type(error).__name__}): copy it again, or train again:\n"
+            f"  {command} overwrite=true"
+        ) from error
     # All parameters come from the checkpoint: neither a download nor the file training began with.
     network: nn.Module = instantiate(record["network"], pretrained=False, checkpoint_path=None)
     state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}

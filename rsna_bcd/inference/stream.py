@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.inference.runs import Run
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropSettings, Source, prepare_image
+from rsna_bcd.preparation.crop import CropSettings, CropsTask, Source, prepare_crops
 
 Crops = list[NDArray[np.uint8]]
 
@@ -33,18 +33,6 @@ class Prediction:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class _Task:
-    path: Path
-    settings: tuple[CropSettings, ...]
-    source: Source
-
-
-def _make_crops(task: _Task) -> Crops:
-    """The crops of one file, one for each of the task's settings."""
-    return [prepare_image(task.path, settings, task.source).pixels for settings in task.settings]
-
-
 def predict_files(
     files: dict[str, Path], runs: Sequence[Run], *, source: Source, batch_size: int, workers: int
 ) -> Iterator[Prediction]:
@@ -62,9 +50,9 @@ def predict_files(
         one with a reason.
     """
     settings = tuple(dict.fromkeys(run.crop for run in runs))
-    tasks = ((image_id, _Task(path, settings, source)) for image_id, path in files.items())
+    tasks = ((image_id, CropsTask(path, settings, source)) for image_id, path in files.items())
     ready: list[tuple[str, Crops]] = []
-    for result in engine.run(_make_crops, tasks, workers=min(workers, len(files))):
+    for result in engine.run(prepare_crops, tasks, workers=min(workers, len(files))):
         if result.value is None:
             yield Prediction(result.key, None, result.reason)
             continue

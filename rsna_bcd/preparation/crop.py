@@ -91,6 +91,31 @@ def prepare_image(path: Path, settings: CropSettings, source: Source) -> Prepare
     return PreparedImage(prepared.pixels, {**prepared.record, "source_sha256": digest})
 
 
+@dataclass(frozen=True)
+class CropsTask:
+    """One file to make several crops of.
+
+    Attributes:
+        path: the file.
+        settings: of each crop.
+        source: how to read the file.
+    """
+
+    path: Path
+    settings: tuple[CropSettings, ...]
+    source: Source
+
+
+def prepare_crops(task: CropsTask) -> list[NDArray[np.uint8]]:
+    """Decode one file once and make all its crops, (height, width) each.
+
+    Raises:
+        ImageError: the file is no image that can be used; the message says why.
+    """
+    mammogram = read_mammogram(task.path, task.source)
+    return [crop_mammogram(mammogram, settings).pixels for settings in task.settings]
+
+
 def read_mammogram(path: Path, source: Source) -> Mammogram:
     """Read one file.
 

@@ -61,13 +61,19 @@ def make_crop(task: CropTask) -> Record:
     """Prepare one image and write its PNG.
 
     Returns:
-        The record of `prepare_image` with `crop_sha256`, the hash of the PNG.
+        The record of `prepare_image` with `crop_sha256`, the hash of the PNG, and `source_stamp`,
+        by which a file that was replaced is recognised.
 
     Raises:
         ImageError: the file is no image that can be used.
     """
+    stamp = _stamp(task.source_file)
     prepared = prepare_image(task.source_file, task.settings, task.source)
-    return {**prepared.record, "crop_sha256": _write_png(task.crop_file, prepared.pixels)}
+    return {
+        **prepared.record,
+        "crop_sha256": _write_png(task.crop_file, prepared.pixels),
+        "source_stamp": stamp,
+    }
 
 
 @dataclass(frozen=True)
@@ -102,15 +108,25 @@ class PreparedFolder:
             for patient_id, image_id in _identities(images)
         }
 
-    def finished(self, split: Split, images: pd.DataFrame) -> dict[str, Outcome]:
-        """Outcomes by `image_id` of those images whose crop is in the journal and on disk."""
+    def finished(
+        self, split: Split, images: pd.DataFrame, sources: Mapping[str, Path]
+    ) -> dict[str, Outcome]:
+        """Outcomes by `image_id` of those images whose crop is in the journal and on disk.
+
+        Args:
+            split: which split.
+            images: its table from `read_images`.
+            sources: their files, by `image_id`. One that changed since is not finished.
+        """
         files = self.crop_files(split, images)
         return {
-            entry["image_id"]: Outcome(entry["record"], None, entry["seconds"])
+            image_id: Outcome(entry["record"], None, entry["seconds"])
             for entry in self._journal()
             if entry["split"] == split
-            and entry["image_id"] in files
-            and files[entry["image_id"]].is_file()
+            and (image_id := entry["image_id"]) in sources
+            and image_id in files
+            and files[image_id].is_file()
+            and entry["record"]["source_stamp"] == _stamp(sources[image_id])
         }
 
     def note(self, split: Split, image_id: str, outcome: Outcome) -> None:
@@ -208,6 +224,12 @@ class PreparedFolder:
 def _identities(images: pd.DataFrame) -> list[tuple[str, str]]:
     """Pairs of `patient_id` and `image_id`, in the order of the table."""
     return list(zip(images["patient_id"], images["image_id"], strict=True))
+
+
+def _stamp(file: Path) -> str:
+    """Size and time of change of a file: another one has another stamp."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _write_png(file: Path, pixels: NDArray[np.uint8]) -> str:

@@ -5,7 +5,6 @@ validates on the patients of fold k and trains on all others.
 """
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from rsna_bcd.errors import InputError
 
-Strategy = Callable[[pd.DataFrame], pd.DataFrame]
+# How far folds may differ in positive breasts: a patient has up to two, and stays whole.
+_SLACK, _SLACK_SHARE = 3, 0.1
 
 
 def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
         seed: of the shuffle.
 
     Raises:
-        InputError: fewer patients than folds.
+        InputError: fewer patients than folds, or folds that came out with different prevalences.
     """
     breasts = images.drop_duplicates(["patient_id", "laterality"])
     n_patients = breasts["patient_id"].nunique()
@@ -48,6 +48,12 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
             splitter.split(breasts, strata, groups=breasts["patient_id"])
         ):
             fold[held_out] = k
+    positives = breasts["cancer"].groupby(fold).sum()
+    if positives.max() - positives.min() > max(_SLACK, _SLACK_SHARE * positives.mean()):
+        raise InputError(
+            f"The folds have {positives.tolist()} positive breasts: not the same prevalence. "
+            "Choose another folds.assign.seed, or fewer folds."
+        )
     return _one_row_a_patient(breasts.assign(fold=fold))
 
 
@@ -106,7 +112,7 @@ def check_folds(images: pd.DataFrame, folds: pd.DataFrame) -> None:
     if len(absent):
         raise InputError(
             f"{absent.nunique()} patient(s) have no fold, {absent.iloc[0]} among them: the folds "
-            "were made from another table. Run prepare again with overwrite=true."
+            "were made from another table. Run prepare again with overwrite_folds=true."
         )
 
 
@@ -146,7 +152,7 @@ def save_folds(csv: Path, folds: pd.DataFrame, *, overwrite: bool) -> None:
         if not existing.equals(folds.reset_index(drop=True)):
             raise InputError(
                 f"{csv} holds other folds, and runs may have been trained on them. Give yours a "
-                "name of their own (folds.strategy=...), or replace them with overwrite=true."
+                "name of their own (folds.strategy=...), or replace them with overwrite_folds=true."
             )
         return
     csv.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +173,7 @@ def read_folds(csv: Path) -> pd.DataFrame:
     if list(folds.columns) != ["patient_id", "fold"]:
         raise InputError(
             f"{csv} has the columns {', '.join(folds.columns)} instead of patient_id, fold. "
-            "Run prepare again with overwrite=true."
+            "Run prepare again with overwrite_folds=true."
         )
     return folds
 

@@ -14,11 +14,14 @@ _SHOWN = 5  # breasts named in a message
 
 
 def trained_folds(run: Path) -> list[int]:
-    """The folds of a run that were started, ascending; `fold=all` has no out-of-fold rows."""
+    """The folds of a run that were started, ascending; `fold=all` has no out-of-fold rows.
+
+    A folder without `config.yaml` is none: training was refused there.
+    """
     return sorted(
         int(number)
-        for folder in run.glob("fold*")
-        if (number := folder.name.removeprefix("fold")).isdecimal()
+        for record in run.glob("fold*/config.yaml")
+        if (number := record.parent.name.removeprefix("fold")).isdecimal()
     )
 
 

@@ -29,6 +29,11 @@ IMAGES = pd.DataFrame(
 )
 
 
+def sources(folder: PreparedFolder) -> dict[str, Path]:
+    """Where `made` puts the sources of the images."""
+    return {image_id: folder.folder.parent / f"{image_id}.png" for image_id in ("a", "b", "c")}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> PreparedFolder:
     prepared = PreparedFolder(tmp_path / "prepared")
@@ -50,15 +55,22 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_what_is_in_the_journal_and_on_disk_is_finished(folder: PreparedFolder) -> None:
-    assert folder.finished("train", IMAGES) == {}
+    assert folder.finished("train", IMAGES, sources(folder)) == {}
     outcome = made(folder, "9", "c")
     folder.note("train", "c", outcome)
-    assert folder.finished("train", IMAGES) == {"c": outcome}
-    assert folder.finished("test", IMAGES) == {}
+    assert folder.finished("train", IMAGES, sources(folder)) == {"c": outcome}
+    assert folder.finished("test", IMAGES, sources(folder)) == {}
     made(folder, "9", "a")  # a crop that the journal does not know may be of another day
-    assert folder.finished("train", IMAGES).keys() == {"c"}
+    assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c"}
     (folder.folder / "train/9/c.png").unlink()
-    assert folder.finished("train", IMAGES) == {}
+    assert folder.finished("train", IMAGES, sources(folder)) == {}
+
+
+def test_a_source_that_was_replaced_is_not_finished(folder: PreparedFolder) -> None:
+    folder.note("train", "c", made(folder, "9", "c"))
+    source = sources(folder)["c"]
+    source.write_bytes(source.read_bytes() + b"\0")
+    assert folder.finished("train", IMAGES, sources(folder)) == {}
 
 
 def test_a_line_cut_short_by_a_crash_does_not_count(folder: PreparedFolder) -> None:
@@ -66,12 +78,12 @@ def test_a_line_cut_short_by_a_crash_does_not_count(folder: PreparedFolder) -> N
     journal = folder.folder / "journal.jsonl"
     with journal.open("a") as file:
         file.write('{"split": "train", "image_id": "a", "rec')
-    assert folder.finished("train", IMAGES).keys() == {"c"}
+    assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c"}
     folder.note("train", "b", made(folder, "8", "b"))
-    assert folder.finished("train", IMAGES).keys() == {"c", "b"}
+    assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c", "b"}
     journal.write_text("no journal\n")
     with pytest.raises(InputError, match="damaged .* overwrite=true"):
-        folder.finished("train", IMAGES)
+        folder.finished("train", IMAGES, sources(folder))
 
 
 def test_tables_say_what_became_of_each_image(folder: PreparedFolder) -> None:
