@@ -10,8 +10,8 @@ from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.preparation.crop import CropSettings, prepare_image
 
 DATA = Path("output/demo/data")
-# Machines that differ in what is stored: inverted, a sigmoid window, a linear one.
-MACHINES = (29, 216, 49)
+# Machines that differ in what is stored: inverted, a sigmoid window, a linear one; and the breast.
+MACHINES = {29: "L", 216: "L", 49: "R"}
 CROP = CropSettings("docs", 512, 256, box="breast", margin=0.01, orient=True, fit="pad")
 
 
@@ -22,13 +22,14 @@ def dicom_to_crop(target: Path) -> None:
     figure, axes = plt.subplots(
         len(MACHINES), 3, figsize=(8, 9.6), width_ratios=(1, 1, 0.62), layout="constrained"
     )
-    for row, machine in zip(axes, MACHINES, strict=True):
-        image = mlo[mlo["machine_id"] == machine].iloc[0]
+    for row, (machine, laterality) in zip(axes, MACHINES.items(), strict=True):
+        chosen = (mlo["machine_id"] == machine) & (mlo["laterality"] == laterality)
+        image = mlo[chosen].iloc[0]
         path = DATA / "train_images" / image.patient_id / f"{image.image_id}.dcm"
         mammogram, prepared = read_dicom(path), prepare_image(path, CROP, "dicom")
         record = prepared.record
         row[0].imshow(mammogram.pixels, cmap="gray")
-        row[0].set_title(f"stored: {record['photometric']}, {record['bits_stored']} bits")
+        row[0].set_title(f"stored: {record['photometric']}")
         row[1].imshow(mammogram.presentation.apply(mammogram.pixels), cmap="gray", vmin=0, vmax=1)
         row[1].set_title(f"shown: {record['window']}")
         left, top, width, height = (

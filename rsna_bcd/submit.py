@@ -1,11 +1,13 @@
 """`python -m rsna_bcd.submit`: test images + `ensemble.json` -> `submission.csv`."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -14,8 +16,6 @@ from rich.progress import track
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.runs import Run, load_run
-from rsna_bcd.inference.stream import Prediction, predict_files
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.files import find_files
 from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
@@ -27,6 +27,14 @@ from rsna_bcd.tables.predictions import (
     with_unread,
     write_csv,
 )
+
+# The processes that decode import this module as well. What needs torch is imported where it is
+# used, in the main process alone: it would cost each of them seconds and half a gigabyte.
+if TYPE_CHECKING:
+    import torch
+
+    from rsna_bcd.inference.runs import Run
+    from rsna_bcd.inference.stream import Prediction
 
 _SHOWN = 5  # failed files named in the summary; failures.csv has all
 
@@ -41,6 +49,8 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
         InputError: no such ensemble or run, unfit tables, or a submission that does not answer the
             sample submission. A wrong file is never written.
     """
+    from rsna_bcd.inference.stream import predict_files
+
     started = time.monotonic()
     ensemble = read_ensemble(Path(cfg.ensemble_json))
     images = read_images(Path(cfg.dataset.test_csv), "test", instantiate(cfg.dataset.rows))
@@ -82,6 +92,8 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
 
 def _device(name: str) -> torch.device:
     """The device named, `auto` being a GPU where there is one."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -109,6 +121,8 @@ def _read_sample(csv: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 def _load_runs(ensemble: Ensemble, output: Path, device: torch.device) -> list[list[Run]]:
     """The folds of each member, in the ensemble's order."""
+    from rsna_bcd.inference.runs import load_run
+
     return [
         [load_run(output / "runs" / member.name / f"fold{k}", device) for k in member.folds]
         for member in ensemble.members
