@@ -1,5 +1,6 @@
 """A tiny synthetic competition that all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.synthesize import synthesize
+
+# Before torch is imported, also by stages in processes of their own: the threads of OpenMP wait by
+# spinning, which makes tiny networks several times slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,9 @@ def unknown_keys(experiment: Iterable[str]) -> set[str]:
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_composes_and_fixes_its_folder(root: str) -> None:
-    named = "name" in OmegaConf.load(Path(CONF) / f"{root}.yaml")
+    keys = set(OmegaConf.load(Path(CONF) / f"{root}.yaml"))  # `in` would overlook `name: ???`
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(root, ["name=x"] if named else [], return_hydra_config=True)
+        cfg = compose(root, ["name=x"] if "name" in keys else [], return_hydra_config=True)
     homes = (cfg.paths.output, cfg.paths.data)
     assert any(Path(cfg.hydra.run.dir).is_relative_to(home) for home in homes)
 
@@ -51,7 +51,8 @@ def test_every_option_composes_with_train(option: str) -> None:
 def test_every_trainer_and_logger_is_accepted(option: str, tmp_path: Path) -> None:
     cfg = configure("train", "name=x", f"paths.output={tmp_path}", option)
     if option in ("trainer=gpu", "trainer=ddp"):  # what does not need the hardware
-        cfg.trainer.update({"accelerator": "cpu", "strategy": "auto", "devices": 1})
+        overrides = ["trainer.accelerator=cpu", "++trainer.strategy=auto", "trainer.devices=1"]
+        cfg = configure("train", "name=x", f"paths.output={tmp_path}", option, *overrides)
     trainer = instantiate(cfg.trainer)
     assert trainer.max_epochs == cfg.epochs
     assert len(trainer.loggers) == int(option == "logger=wandb")
