@@ -4,6 +4,7 @@ Everything that can be checked is checked before a decoder sees the file. Where 
 compressed frame disagree on precision or sign, the frame is right: it is what was encoded.
 """
 
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -59,6 +60,10 @@ _UNPARSABLE = (
     AttributeError,  # an element that another one announces is absent
     TypeError,  # several values where one belongs
 )
+
+
+# pydicom logs what it also raises or what the guards below report, once a file.
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 class _Samples(NamedTuple):

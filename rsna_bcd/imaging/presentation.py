@@ -47,6 +47,8 @@ def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
     modality = _modality(dataset, signed)
     # Transforms are monotonous, falling ones included: extremes stay extremes.
     extremes = np.sort(modality(np.array([pixels.min(), pixels.max()], np.float32)))
+    if extremes[0] == extremes[1]:
+        raise ImageError("the modality transform maps all pixels to one value")
     voi = _voi(dataset, signed)
     if voi is None:
         voi = FullRange(float(extremes[0]), float(extremes[1]))
@@ -60,11 +62,12 @@ def _modality(dataset: Dataset, signed: bool) -> Rescale | LookupTable:
     if dataset.get("ModalityLUTSequence"):
         return _lookup_table(dataset.ModalityLUTSequence[0], signed)[0]
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope == 0:
-        raise ImageError("RescaleSlope is 0")
-    return Rescale(
+    rescale = Rescale(
         1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
     )
+    if rescale.slope == 0 or not np.isfinite([rescale.slope, rescale.intercept]).all():
+        raise ImageError(f"rescale slope {slope} and intercept {intercept} make no image")
+    return rescale
 
 
 def _voi(dataset: Dataset, signed: bool) -> ValuesOfInterest | None:

@@ -110,7 +110,7 @@ def test_a_window_made_for_another_depth_is_not_used() -> None:
         ({"VOILUTFunction": "CUBIC"}, "unknown VOI LUT function CUBIC"),
         ({"WindowWidth": 0}, "window width 0 does not fit the function LINEAR"),
         ({"WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, "window width -5"),
-        ({"RescaleSlope": 0}, "RescaleSlope is 0"),
+        ({"RescaleSlope": 0}, "rescale slope 0.0 and intercept None make no image"),
     ],
 )
 def test_headers_that_make_no_sense_are_refused(elements: dict, reason: str) -> None:
