@@ -173,6 +173,7 @@ def _quieten_lightning() -> None:
         "Total length of .* across ranks is zero",
         "The .* does not have many workers",
         "Found .* module.s. in eval mode",
+        "It is recommended to use `self.log",  # every rank has gathered the same metrics
     ):
         warnings.filterwarnings("ignore", message=f".*{remark}")
 

@@ -90,7 +90,8 @@ def test_all_that_real_files_have_occurs(headers: dict[int, pydicom.Dataset]) ->
     assert syntaxes == {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70"}
     assert values("PhotometricInterpretation") == {"MONOCHROME1", "MONOCHROME2"}
     assert values("BitsStored") == {10, 12, 16}
-    assert values("VOILUTFunction") == {None, "SIGMOID"}
+    # LINEAR is spelled out in 17 of 10,920 real headers, all of machine 29; most leave it out.
+    assert {None, "SIGMOID"} <= values("VOILUTFunction") <= {None, "SIGMOID", "LINEAR"}
     windows = {
         np.size(header.WindowCenter) if "WindowCenter" in header else 0
         for header in headers.values()

@@ -43,7 +43,8 @@ def test_a_look_alike_is_as_bright_and_as_large_but_not_in_one_place(kind: str) 
     _, benign = one(kind, malignant=False)
     plant(benign, replace(finding, malignant=False))
     assert benign.tissue.max() == pytest.approx(cancer.tissue.max(), rel=0.25)
-    assert benign.tissue.sum() == pytest.approx(cancer.tissue.sum(), rel=0.25)
+    # Spicules overlap at their mass and ligaments nowhere: equal lines, up to a third more area.
+    assert benign.tissue.sum() == pytest.approx(cancer.tissue.sum(), rel=0.35)
 
     y, x = np.indices(cancer.tissue.shape)
     near = np.hypot(x - circle.x, y - circle.y) <= circle.radius + 1
