@@ -22,7 +22,15 @@ CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is
 
 _MULTIRUN = ("-m", "--multirun")
 # Failures of the file system that the user mends, not bugs: their own text names the path.
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}
+_MENDABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -48,7 +56,9 @@ def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
             except OSError as error:
                 if error.errno not in _MENDABLE:
                     raise
-                sys.exit(f"error: {error}. Choose another folder with paths.output=...")
+                sys.exit(
+                    f"error: {error}. Check paths.data=..., or choose another paths.output=..."
+                )
 
         return main
 
