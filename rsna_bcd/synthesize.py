@@ -21,10 +21,12 @@ def synthesize(cfg: DictConfig) -> None:
     """Make the competition that `cfg` asks for, or say that it is there already.
 
     Raises:
-        InputError: the folder holds other data, or a competition made with other settings.
+        InputError: settings that make no competition, or a folder that holds other data or a
+            competition made with other settings.
     """
     data = Path(cfg.paths.data)
     console = Console(stderr=True)
+    size, appearance = Size(**cfg.size), Appearance(**cfg.appearance)
     record_file = data / "synthesize.yaml"
     record = record_of(cfg, "seed", "size", "appearance")
     if not record_file.exists() and (data / "train.csv").exists():
@@ -37,8 +39,8 @@ def synthesize(cfg: DictConfig) -> None:
         _clear(data)
     write_record(record_file, record)
 
-    images = plan(Size(**cfg.size), cfg.seed)
-    lesions = _examine_all(images, data, cfg)
+    images = plan(size, cfg.seed)
+    lesions = _examine_all(images, data, appearance, cfg)
     for name, table in tables(images).items():
         table.to_csv(data / name, index=False)
     # Last, and in the order of the plan: its presence marks the competition as complete.
@@ -46,9 +48,10 @@ def synthesize(cfg: DictConfig) -> None:
     console.print(_summary(images, lesions, data), highlight=False, soft_wrap=True)
 
 
-def _examine_all(images: pd.DataFrame, data: Path, cfg: DictConfig) -> pd.DataFrame:
+def _examine_all(
+    images: pd.DataFrame, data: Path, appearance: Appearance, cfg: DictConfig
+) -> pd.DataFrame:
     """Make the files of all patients and return the table of lesions."""
-    appearance = Appearance(**cfg.appearance)
     patients = images.groupby(["split", "patient_id"], sort=False)
 
     def tasks() -> Iterator[tuple[str, Examination]]:

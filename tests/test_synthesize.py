@@ -189,3 +189,20 @@ def test_data_that_was_not_made_here_is_safe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was not made here"):
         synthesize(settings(tmp_path, "overwrite=true"))
     assert digests(tmp_path).keys() == {"train.csv"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "size.test_patients=0",
+        "size.prevalence=1.5",
+        "appearance.lesion_views=all",
+        "appearance.pixel_mm=0",
+    ],
+)
+def test_settings_that_make_no_competition_are_named(setting: str, tmp_path: Path) -> None:
+    key = setting.split("=")[0].split(".")
+    with pytest.raises(InputError, match=key[0]) as refused:
+        synthesize(settings(tmp_path, setting))
+    assert setting.split("=")[1] in str(refused.value)
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rsna_bcd.errors import InputError
 from rsna_bcd.phantom.machines import MACHINES, Machine
 from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS
 
@@ -29,6 +30,7 @@ _VIEWS = {
     ("CC", "LMO", "MLO"): 1,
 }
 _DENSITIES = {"A": 0.105, "B": 0.430, "C": 0.413, "D": 0.052}
+_PATIENT_IDS = range(5, 65536)
 _MISSING_AGE = 8 / 11913
 _IMPLANT = 0.058  # patients of site 1
 _INVASIVE = {1: 171 / 254, 2: 178 / 238}  # share of the cancers, by site
@@ -54,6 +56,17 @@ class Size:
     test_patients: int
     prevalence: float
 
+    def __post_init__(self) -> None:
+        """Refuse what is no competition."""
+        total = self.train_patients + self.test_patients
+        enough = min(self.train_patients, self.test_patients) >= 1
+        if not (enough and total <= len(_PATIENT_IDS) and 0 <= self.prevalence <= 1):
+            raise InputError(
+                f"size: {self.train_patients} training and {self.test_patients} test patients, "
+                f"prevalence {self.prevalence}. Ask for at least one patient in each part, "
+                f"{len(_PATIENT_IDS)} in all at most, and a prevalence in [0, 1]."
+            )
+
 
 def plan(size: Size, seed: int) -> pd.DataFrame:
     """Draw the tables.
@@ -68,7 +81,7 @@ def plan(size: Size, seed: int) -> pd.DataFrame:
     """
     rng = np.random.default_rng([seed, 0])
     total = size.train_patients + size.test_patients
-    patient_ids = rng.choice(np.arange(5, 65536), total, replace=False)
+    patient_ids = rng.choice(_PATIENT_IDS, total, replace=False)
     rows: list[dict[str, Any]] = []
     for split, ids in (
         ("train", np.sort(patient_ids[: size.train_patients])),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
+from rsna_bcd.errors import InputError
 from rsna_bcd.phantom.anatomy import project
 from rsna_bcd.phantom.breast import Breast, sample_breast
 from rsna_bcd.phantom.competition import INVASIVE_SHARE
@@ -41,6 +42,22 @@ class Appearance:
     contrast: float
     lookalikes: float
     lesion_views: Literal["both", "one"]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        checks = {
+            f"pixel_mm={self.pixel_mm}": 0.05 <= self.pixel_mm <= 2,
+            f"radius_mm={self.radius_mm}": 2 <= self.radius_mm <= 12,
+            f"contrast={self.contrast}": 0 <= self.contrast <= 1,
+            f"lookalikes={self.lookalikes}": 0 <= self.lookalikes <= 1,
+            f"lesion_views={self.lesion_views}": self.lesion_views in ("both", "one"),
+        }
+        wrong = [setting for setting, holds in checks.items() if not holds]
+        if wrong:
+            raise InputError(
+                f"appearance: {', '.join(wrong)}. pixel_mm lies in [0.05, 2], radius_mm in "
+                "[2, 12], contrast and lookalikes in [0, 1], lesion_views is both or one."
+            )
 
 
 @dataclass(frozen=True)
