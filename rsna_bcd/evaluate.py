@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.crops import read_crop
+from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.imaging.intensity import FEATURES, intensity_statistics
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
 from rsna_bcd.scoring.ensembles import FILE_NAME, read_ensemble
@@ -113,7 +113,7 @@ def _statistics(images: pd.DataFrame, prepared: Path) -> pd.DataFrame:
     """
     nothing = np.full(len(FEATURES), np.nan)
     values = [
-        nothing if pd.isna(path) else intensity_statistics(read_crop(prepared / path))
+        nothing if pd.isna(path) else intensity_statistics(in_8_bits(read_crop(prepared / path)))
         for path in images["path"]
     ]
     by_image = pd.DataFrame(values, columns=list(FEATURES), index=images["prediction_id"])

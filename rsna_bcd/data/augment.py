@@ -8,6 +8,7 @@ every epoch whose workers are started anew, because each worker inherits the sam
 import os
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +27,15 @@ class Augmentation:
     def __init__(self, transforms: Sequence[albumentations.BasicTransform]) -> None:
         self._chain = albumentations.Compose(list(transforms))
 
-    def __call__(self, pixels: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
+    def __call__(self, pixels: NDArray[Any], key: Sequence[int]) -> NDArray[Any]:
         """Augment one image.
 
         Args:
-            pixels: (H, W) uint8.
+            pixels: (H, W), uint8 or float32 in [0, 1].
             key: non-negative integers that the result depends on: (seed, epoch, index).
 
         Returns:
-            (H, W) uint8.
+            The same shape and type.
         """
         generator = np.random.default_rng(list(key))
         self._chain.set_random_state(generator, random.Random(int(generator.integers(2**63))))

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.imaging.crops import read_crop
+from rsna_bcd.imaging.crops import as_training_input, read_crop
 
 
 class CropDataset(Dataset[dict[str, torch.Tensor]]):
@@ -42,11 +42,11 @@ class CropDataset(Dataset[dict[str, torch.Tensor]]):
             key: (epoch, index), the index being the row of `images`.
 
         Returns:
-            `image` (1, H, W) uint8, a quarter of the memory of float on its way to the device;
+            `image` (1, H, W), uint8 or float32 in [0, 1] (see `as_training_input`);
             `label` () float32; `index` () int64.
         """
         epoch, index = key
-        pixels = read_crop(self._files[index])
+        pixels = as_training_input(read_crop(self._files[index]))
         if self._augment is not None:
             pixels = self._augment(pixels, (self._seed, epoch, index))
         return {

@@ -23,6 +23,8 @@ class Codestream:
         components: samples per pixel.
         bits: precision of a sample.
         signed: whether samples are signed; None where the format cannot say (JPEG, JPEG-LS).
+        start: where the codestream begins in the frame, in bytes.
+        levels: how often its resolution can be halved (JPEG 2000 only).
     """
 
     height: int
@@ -30,6 +32,8 @@ class Codestream:
     components: int
     bits: int
     signed: bool | None
+    start: int = 0
+    levels: int = 0
 
 
 def read_jpeg2000(frame: bytes) -> Codestream:
@@ -44,8 +48,36 @@ def read_jpeg2000(frame: bytes) -> Codestream:
     _check_end(frame)
     x1, y1, x0, y0 = struct.unpack_from(">IIII", frame, at + 8)
     components, depth = struct.unpack_from(">HB", frame, at + 40)
-    # Ssiz: the highest bit is the sign, the others are the precision less one.
-    return Codestream(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80))
+    return Codestream(
+        height=y1 - y0,
+        width=x1 - x0,
+        components=components,
+        # Ssiz: the highest bit is the sign, the others are the precision less one.
+        bits=(depth & 0x7F) + 1,
+        signed=bool(depth & 0x80),
+        start=at,
+        levels=_decomposition_levels(frame, at),
+    )
+
+
+def _decomposition_levels(frame: bytes, at: int) -> int:
+    """How often the wavelet transform halved the image: COD, in the main header (A.6.1).
+
+    0, no reduction, where that would not hold for the whole image: an image area that does not
+    begin at the origin, more than one tile, or a component with a transform of its own (COC).
+    """
+    (x1, y1, x0, y0, tile_width, tile_height) = struct.unpack_from(">6I", frame, at + 8)
+    if x0 or y0 or tile_width < x1 or tile_height < y1:
+        return 0
+    levels, at = 0, at + 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", frame, at)
+        if marker in (0x53, 0x90):  # COC; SOT: the end of the main header
+            return levels if marker == 0x90 else 0
+        if marker == 0x52:  # COD: Scod 1 byte, SGcod 4 bytes, then the number of levels
+            levels = frame[at + 9]
+        at += 2 + length
+    return 0
 
 
 def read_jpeg(frame: bytes) -> Codestream:

@@ -4,11 +4,14 @@ Everything that can be checked is checked before a decoder sees the file. Where 
 compressed frame disagree on precision or sign, the frame is right: it is what was encoded.
 """
 
+import hashlib
+import io
 import logging
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,36 +20,34 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import JPEG2000 as JPEG2000Lossy
-from pydicom.uid import (
-    UID,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
-from pydicom.uid import JPEGLossless as JPEGLosslessAnyPredictor
+from pydicom.uid import UID
 
-from rsna_bcd.imaging.codestream import Codestream, read_jpeg, read_jpeg2000
-from rsna_bcd.imaging.decoders import Words, decode
-from rsna_bcd.imaging.mammogram import ImageError, Mammogram, StoredPixels, refuse_constant
+from rsna_bcd.imaging.codestream import read_jpeg, read_jpeg2000
+from rsna_bcd.imaging.decoders import (
+    DECODERS,
+    JPEG,
+    JPEG2000,
+    RAW,
+    RLE,
+    Encoded,
+    Words,
+    decode,
+)
+from rsna_bcd.imaging.mammogram import (
+    ImageError,
+    Level,
+    Mammogram,
+    StoredPixels,
+    overview_level,
+    overview_of,
+    refuse_constant,
+)
 from rsna_bcd.imaging.presentation import presentation_of
+from rsna_bcd.imaging.window import Presentation
 
 # The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
 _MOST_PIXELS = 2**26
 _PREAMBLE = 128
-
-_RAW = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-_CODESTREAM_READERS = {
-    JPEG2000Lossless: read_jpeg2000,
-    JPEG2000Lossy: read_jpeg2000,
-    JPEGLosslessSV1: read_jpeg,
-    JPEGLosslessAnyPredictor: read_jpeg,
-    JPEGLSLossless: read_jpeg,
-}
-_SUPPORTED = (*_RAW, RLELossless, *_CODESTREAM_READERS)
 
 # What pydicom raises on bytes that are no header; anything else is a bug and stays visible.
 _UNPARSABLE = (
@@ -73,41 +74,57 @@ class _Samples(NamedTuple):
     signed: bool
 
 
-def read_dicom(path: Path) -> Mammogram:
+def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogram:
     """Read a DICOM file with one mammogram.
+
+    JPEG 2000 is decoded at a low resolution, for the overview; the rest follows when somebody asks
+    for it. Other formats are decoded whole.
+
+    Args:
+        path: the file.
+        decoders: names of those in `decoders.DECODERS` that may be used, in order of preference.
 
     Raises:
         ImageError: not a DICOM file, not a mammogram, damaged, of an unsupported kind, or without
             content; the message is the reason.
     """
+    content = path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks of pydicom on odd values that we do not use
-        _check_preamble(path)
+        _check_preamble(content)
         with _refusing_damaged_headers():
-            dataset = pydicom.dcmread(path)
+            dataset = pydicom.dcmread(io.BytesIO(content))
             syntax = _check_header(dataset)
-            samples = _check_frame(dataset, syntax)
-        words, decoder = decode(path, dataset, syntax)
-        pixels = _interpret(words, samples)
-        refuse_constant(pixels)
-        with _refusing_damaged_headers():
-            presentation = presentation_of(dataset, pixels)
-    return Mammogram(
-        pixels,
-        presentation,
-        {
-            "decoder": decoder,
+            encoded, samples = _check_frame(path, dataset, syntax)
+        facts: dict[str, str | int] = {
             "transfer_syntax": str(syntax),
             "photometric": str(dataset.PhotometricInterpretation),
             "bits_stored": samples.bits,
-        },
-    )
+            "source_sha256": hashlib.sha256(content).hexdigest(),
+        }
+
+        def presentation(pixels: StoredPixels) -> Presentation:
+            with _refusing_damaged_headers():
+                return presentation_of(dataset, pixels)
+
+        @cache
+        def level(reduced: int) -> Level:
+            words, halvings, decoder = decode(encoded, decoders, reduced)
+            pixels = _interpret(words, samples)
+            refuse_constant(pixels)
+            return Level(pixels, halvings, decoder)
+
+        most_reduced = encoded.stream.levels if encoded.stream and "openjpeg" in decoders else 0
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
+        small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
+        return Mammogram(
+            rows, columns, small, presentation(small.pixels), facts, most_reduced, level
+        )
 
 
-def _check_preamble(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(_PREAMBLE + 4)[_PREAMBLE:] != b"DICM":
-            raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
+def _check_preamble(content: bytes) -> None:
+    if content[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
+        raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
 
 
 @contextmanager
@@ -124,7 +141,7 @@ def _check_header(dataset: Dataset) -> UID:
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
-    if syntax not in _SUPPORTED:
+    if syntax not in RAW | RLE | JPEG | JPEG2000:
         raise ImageError(f"transfer syntax {syntax.name or '(none)'} is not supported")
     required = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation")
     absent = [keyword for keyword in required if dataset.get(keyword) is None]
@@ -145,18 +162,18 @@ def _check_header(dataset: Dataset) -> UID:
     return syntax
 
 
-def _check_frame(dataset: Dataset, syntax: UID) -> _Samples:
+def _check_frame(path: Path, dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
     """Refuse pixel data that is too short or contradicts the header; say what a word means."""
     signed = bool(dataset.get("PixelRepresentation", 0))
-    if syntax in _RAW:
+    if syntax in RAW:
         needed = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
         if len(dataset.PixelData) < needed:
             raise ImageError(f"cut short: {len(dataset.PixelData)} of {needed} bytes of pixels")
-        return _Samples(dataset.BitsStored, signed)
+        return Encoded(path, dataset, syntax, b"", None), _Samples(dataset.BitsStored, signed)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if syntax == RLELossless:
-        return _Samples(dataset.BitsStored, signed)
-    stream: Codestream = _CODESTREAM_READERS[syntax](frame)
+    if syntax in RLE:
+        return Encoded(path, dataset, syntax, frame, None), _Samples(dataset.BitsStored, signed)
+    stream = read_jpeg2000(frame) if syntax in JPEG2000 else read_jpeg(frame)
     if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
         raise ImageError(
             f"the header says {dataset.Rows} x {dataset.Columns} pixels, the compressed frame "
@@ -164,7 +181,8 @@ def _check_frame(dataset: Dataset, syntax: UID) -> _Samples:
         )
     if stream.components != 1 or stream.bits > 16:
         raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
-    return _Samples(stream.bits, signed if stream.signed is None else stream.signed)
+    samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)
+    return Encoded(path, dataset, syntax, frame, stream), samples
 
 
 def _interpret(words: Words, samples: _Samples) -> StoredPixels:

@@ -1,5 +1,7 @@
 """Mammograms that somebody has already turned into PNG, JPEG or TIFF pictures."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,16 @@ import cv2
 import numpy as np
 
 from rsna_bcd.imaging.breast import has_bright_background
-from rsna_bcd.imaging.mammogram import ImageError, Mammogram, refuse_constant
-from rsna_bcd.imaging.window import FullRange, Presentation, Rescale
+from rsna_bcd.imaging.mammogram import (
+    ImageError,
+    Mammogram,
+    StoredPixels,
+    extremes_of,
+    in_memory,
+)
+from rsna_bcd.imaging.window import MinMax, Presentation, Range, Rescale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_OVERVIEW = 512
 
 
 def read_picture(path: Path) -> Mammogram:
@@ -23,7 +30,10 @@ def read_picture(path: Path) -> Mammogram:
     Raises:
         ImageError: no picture, not grey, or without content.
     """
-    pixels: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    content = path.read_bytes()
+    pixels: Any = None
+    if content:  # OpenCV has no answer to no bytes
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError("not a picture that OpenCV can read, or a damaged one")
     if pixels.ndim == 3:
@@ -34,20 +44,21 @@ def read_picture(path: Path) -> Mammogram:
         pixels = second
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"a picture of {pixels.dtype}; 8 or 16 bits without sign are expected")
-    refuse_constant(pixels)
-    if pixels.dtype == np.uint8:
-        voi = FullRange(0, 255)
-    else:
-        voi = FullRange(float(pixels.min()), float(pixels.max()))
-    upright = Mammogram(pixels, Presentation(Rescale(), voi, inverted=False), {})
-    inverted = has_bright_background(upright.overview(_OVERVIEW))
-    return Mammogram(
-        pixels,
-        Presentation(Rescale(), voi, inverted),
-        {
-            "decoder": "opencv",
+    upright = in_memory(pixels, "opencv", _upright, {})
+    inverted = has_bright_background(upright.shown_overview())
+    return replace(
+        upright,
+        presentation=replace(upright.presentation, inverted=inverted),
+        facts={
             "transfer_syntax": path.suffix.lower().lstrip("."),
             "photometric": "MONOCHROME1" if inverted else "MONOCHROME2",
             "bits_stored": 8 * pixels.dtype.itemsize,
+            "source_sha256": hashlib.sha256(content).hexdigest(),
         },
     )
+
+
+def _upright(pixels: StoredPixels) -> Presentation:
+    """Black to white, or the range that is used; not inverted."""
+    voi = Range(0, 255) if pixels.dtype == np.uint8 else MinMax(0, 1).of(extremes_of(pixels))
+    return Presentation(Rescale(), voi, inverted=False)

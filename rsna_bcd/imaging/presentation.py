@@ -1,8 +1,8 @@
 """From a DICOM header to a `Presentation`: which modality transform, which window.
 
 A lookup table comes before a window where both are there, the first of several windows is taken,
-and an image without a window (or with one that would show nothing) is shown from its minimum to
-its maximum, which the manifest then says.
+and an image without a window (or with one that is no window, or would show nothing) is shown from
+its minimum to its maximum, which the manifest then says.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from rsna_bcd.imaging.mammogram import ImageError, StoredPixels
+from rsna_bcd.imaging.mammogram import ImageError, StoredPixels, extremes_of
 from rsna_bcd.imaging.window import (
-    FullRange,
     Linear,
     LinearExact,
     LookupTable,
+    MinMax,
     Presentation,
     Rescale,
     Sigmoid,
@@ -40,21 +40,39 @@ _SMALLEST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
 def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
     """How the header wants its pixels shown.
 
+    Args:
+        dataset: the header.
+        pixels: stored values, of the whole image or of its overview, for the min-max window of an
+            image whose own does not fit.
+
     Raises:
-        ImageError: an unknown VOI LUT function, or a window or table that makes no sense.
+        ImageError: a modality transform that makes no image.
     """
     signed = pixels.dtype.kind == "i"
     modality = _modality(dataset, signed)
     # Transforms are monotonous, falling ones included: extremes stay extremes.
-    extremes = np.sort(modality(np.array([pixels.min(), pixels.max()], np.float32)))
+    extremes = modality(extremes_of(pixels))
     if extremes[0] == extremes[1]:
         raise ImageError("the modality transform maps all pixels to one value")
-    voi = _voi(dataset, signed)
-    if voi is None:
-        voi = FullRange(float(extremes[0]), float(extremes[1]))
-    elif np.ptp(voi(extremes)) < _LEAST_CONTRAST:
-        voi = FullRange(float(extremes[0]), float(extremes[1]), f"min-max (unfit {voi})")
-    return Presentation(modality, voi, dataset.PhotometricInterpretation == "MONOCHROME1")
+    windows = 1
+    voi: ValuesOfInterest
+    try:
+        announced, windows = _announced(dataset, signed)
+    except _UnfitError as unfit:
+        voi = MinMax(0, 1, str(unfit)).of(extremes)
+    else:
+        if announced is None:
+            voi = MinMax(0, 1).of(extremes)
+        elif np.ptp(announced(extremes)) < _LEAST_CONTRAST:
+            voi = MinMax(0, 1, str(announced)).of(extremes)
+        else:
+            voi = announced
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    return Presentation(modality, voi, inverted, windows)
+
+
+class _UnfitError(Exception):
+    """What the header asks for cannot be done; the text says what that is."""
 
 
 def _modality(dataset: Dataset, signed: bool) -> Rescale | LookupTable:
@@ -70,27 +88,30 @@ def _modality(dataset: Dataset, signed: bool) -> Rescale | LookupTable:
     return rescale
 
 
-def _voi(dataset: Dataset, signed: bool) -> ValuesOfInterest | None:
-    """VOI LUT if present, else the first window, else None."""
+def _announced(dataset: Dataset, signed: bool) -> tuple[ValuesOfInterest | None, int]:
+    """VOI LUT if present, else the first window, else None; and of how many it is the first."""
     if dataset.get("VOILUTSequence"):
-        table, largest = _lookup_table(dataset.VOILUTSequence[0], signed)
-        return LookupTable(table.first, table.entries / np.float32(largest))
-    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if center is None or width is None:
-        return None
+        try:
+            table, largest = _lookup_table(dataset.VOILUTSequence[0], signed)
+        except ImageError as error:
+            raise _UnfitError(error) from error
+        voi = LookupTable(table.first, table.entries / np.float32(largest))
+        return voi, len(dataset.VOILUTSequence)
+    centers, widths = (_numbers(dataset.get(f"Window{key}")) for key in ("Center", "Width"))
+    if not centers or not widths:
+        return None, 1
+    center, width = centers[0], widths[0]
     name = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if name not in _FUNCTIONS:
-        raise ImageError(f"unknown VOI LUT function {name}")
-    smallest = _SMALLEST_WIDTH[name]
-    if width < smallest or width <= 0 or not np.isfinite([center, width]).all():
-        raise ImageError(f"window width {width:g} does not fit the function {name}")
-    return _FUNCTIONS[name](center, width)
+    smallest = _SMALLEST_WIDTH.get(name)
+    if smallest is None or width < smallest or width <= 0 or not np.isfinite([center, width]).all():
+        raise _UnfitError(f"{name} {center:g} {width:g}")
+    return _FUNCTIONS[name](center, width), min(len(centers), len(widths))
 
 
-def _first(value: Any) -> float | None:
-    """The first of one or several decimal strings; None where there is none."""
-    first = value[0] if isinstance(value, MultiValue) and value else value
-    return float(first) if first or first == 0 else None
+def _numbers(value: Any) -> list[float]:
+    """One or several decimal strings as numbers; none where there is none."""
+    several = value if isinstance(value, MultiValue) else [value]
+    return [float(v) for v in several if v is not None and v != ""]
 
 
 def _lookup_table(item: Dataset, signed: bool) -> tuple[LookupTable, int]:

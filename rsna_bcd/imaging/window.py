@@ -4,7 +4,7 @@ PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT) and C.7.6.3.1.2 (photometric inter
 inverted is the presentation, so inversion comes last, after the window.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -73,19 +73,37 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class FullRange:
-    """The range `low` to `high`, for images that come without a window (or with an unfit one)."""
+class Range:
+    """A ramp over a fixed range, for pictures: black to white."""
 
     low: float
     high: float
-    reason: str = "min-max"
 
     def __call__(self, values: Values) -> Values:
         """Ramp from `low` to `high`."""
         return _unit((values - np.float32(self.low)) / np.float32(self.high - self.low))
 
     def __str__(self) -> str:
-        return f"{self.reason} {self.low:g} {self.high:g}"
+        return f"range {self.low:g} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class MinMax(Range):
+    """From the smallest to the largest value, for images without a window, or with an unfit one.
+
+    Attributes:
+        unfit: what the header asked for instead; empty where it asked for nothing.
+    """
+
+    unfit: str = ""
+
+    def of(self, extremes: Values) -> "MinMax":
+        """The same for other values, given the smallest and the largest in either order."""
+        return replace(self, low=float(extremes.min()), high=float(extremes.max()))
+
+    def __str__(self) -> str:
+        reason = f" (unfit: {self.unfit})" if self.unfit else ""
+        return f"min-max{reason} {self.low:g} {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -133,16 +151,21 @@ class Presentation:
         modality: stored values to modality values.
         voi: modality values to [0, 1].
         inverted: dark and bright change places at the end (MONOCHROME1).
+        windows: how many the header has; `voi` is the first of them.
     """
 
     modality: Rescale | LookupTable
     voi: ValuesOfInterest
     inverted: bool
+    windows: int = 1
 
     def apply(self, stored: NDArray[np.generic]) -> Values:
         """Map stored values of any shape and type to float32 in [0, 1], tissue bright."""
         shown = self.voi(self.modality(stored.astype(np.float32)))
         return 1 - shown if self.inverted else shown
+
+    def __str__(self) -> str:
+        return f"{self.voi} (1 of {self.windows})" if self.windows > 1 else str(self.voi)
 
 
 def _unit(values: Values) -> Values:

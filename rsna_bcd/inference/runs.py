@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.models.prediction import TTA, predict_logits
 from rsna_bcd.preparation.crop import CropSettings
 
@@ -38,17 +39,17 @@ class Run:
     tta: TTA
     network: nn.Module
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def predict(self, images: Crop) -> NDArray[np.float64]:
         """Predict crops as the out-of-fold images were predicted.
 
         Args:
-            images: (B, H, W) uint8, prepared with `crop`.
+            images: (B, H, W) uint8 or uint16, prepared with `crop`.
 
         Returns:
             Probabilities (B,), on whichever device the network is.
         """
         device = next(self.network.parameters()).device
-        batch = torch.from_numpy(images)[:, None].to(device)
+        batch = torch.from_numpy(as_training_input(images))[:, None].to(device)
         logits = predict_logits(self.network, batch, self.tta)
         return logits.double().sigmoid().cpu().numpy()
 

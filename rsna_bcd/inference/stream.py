@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.inference.runs import Run
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, CropsTask, Source, prepare_crops
 
-Crops = list[NDArray[np.uint8]]
+Crops = list[Crop]
 
 
 @dataclass(frozen=True)

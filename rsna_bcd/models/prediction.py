@@ -11,8 +11,11 @@ TTA = Literal["none", "hflip"]  # test-time augmentation
 
 
 def to_input(images: Tensor) -> Tensor:
-    """Turn crops (B, 1, H, W) uint8 into the network's input, float32 in [0, 1]."""
-    return images.float() / 255
+    """Turn crops (B, 1, H, W) into the network's input, float32 in [0, 1].
+
+    uint8 is divided by 255; floating point (crops of 16 bits) is in [0, 1] already.
+    """
+    return images if images.is_floating_point() else images.float() / 255
 
 
 @torch.inference_mode()
@@ -21,7 +24,7 @@ def predict_logits(network: nn.Module, images: Tensor, tta: TTA) -> Tensor:
 
     Args:
         network: in eval mode, on the device of `images`.
-        images: (B, 1, H, W) uint8.
+        images: (B, 1, H, W), uint8 or float32 in [0, 1].
         tta: `hflip` averages the logits of the image and of its mirror image.
 
     Returns:

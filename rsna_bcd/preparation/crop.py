@@ -1,10 +1,10 @@
-"""One image file to one crop: decode, find the breast, turn it, resize, pad, 8 bits.
+"""One image file to one crop: find the breast, decode what is needed, turn it, resize, window, pad.
 
 A crop has the chest wall on the left and the breast at its own aspect; what is left over is padded
 with the background's 0: on the right, and in equal parts above and below.
 """
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.breast import Box, find_breast
+from rsna_bcd.imaging.crops import Crop
+from rsna_bcd.imaging.decoders import DECODERS
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import Mammogram
 from rsna_bcd.imaging.picture import read_picture
 
 Source = Literal["dicom", "image"]
+Record = dict[str, str | int | float | None]
 
-_OVERVIEW = 512  # pixels on the longer side, where the breast is searched
+_CLAHE_TILES = (8, 8)  # of the resized breast; what is usual
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class CropSettings:
         margin: added around the breast on each side, as a part of the box's longer side.
         orient: flip where the chest wall is on the right.
         fit: `pad` keeps the aspect and pads, `stretch` fills height and width.
+        reduce: how often the codec may halve the resolution, as long as it stays above the
+            crop's; 0 always decodes in full.
+        clahe: clip limit of contrast-limited adaptive histogram equalisation; 0 leaves it out.
+        bits: of a crop's pixel, 8 or 16.
     """
 
     name: str
@@ -45,6 +52,10 @@ class CropSettings:
     margin: float
     orient: bool
     fit: Literal["pad", "stretch"]
+    # With defaults: runs made before these existed have crops that they describe.
+    reduce: int = 0
+    clahe: float = 0
+    bits: Literal[8, 16] = 8
 
     def __post_init__(self) -> None:
         """Refuse values that make no crop."""
@@ -53,12 +64,16 @@ class CropSettings:
             f"box={self.box}": self.box in ("breast", "full"),
             f"margin={self.margin}": 0 <= self.margin <= 1,
             f"fit={self.fit}": self.fit in ("pad", "stretch"),
+            f"reduce={self.reduce}": self.reduce >= 0,
+            f"clahe={self.clahe}": self.clahe >= 0,
+            f"bits={self.bits}": self.bits in (8, 16),
         }
         wrong = [setting for setting, holds in checks.items() if not holds]
         if wrong:
             raise InputError(
                 f"crop {self.name}: {'; '.join(wrong)}. Sizes are at least 16 pixels, box is "
-                "breast or full, margin lies in [0, 1], fit is pad or stretch."
+                "breast or full, margin lies in [0, 1], fit is pad or stretch, reduce and clahe "
+                "are at least 0, bits is 8 or 16."
             )
 
 
@@ -67,28 +82,16 @@ class PreparedImage:
     """A crop and how it came about.
 
     Attributes:
-        pixels: uint8, (height, width), tissue bright, background 0.
-        record: for the manifest: `decoder`, `transfer_syntax`, `photometric`, `bits_stored`,
-            `window`, `source_height`, `source_width`, `breast_found`, the box in source pixels
-            (`box_left, box_top, box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels
-            per source pixel; None where stretched); and, where a file was read,
-            `source_sha256`.
+        pixels: uint8 or uint16, (height, width), tissue bright, background 0.
+        record: for the manifest: `decoder`, `resolution_level` (how often the codec halved the
+            image), `transfer_syntax`, `photometric`, `bits_stored`, `window`, `source_height`,
+            `source_width`, `breast_found`, the box in source pixels (`box_left, box_top,
+            box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels per source pixel;
+            None where stretched), `source_sha256`.
     """
 
-    pixels: NDArray[np.uint8]
-    record: dict[str, str | int | float | None]
-
-
-def prepare_image(path: Path, settings: CropSettings, source: Source) -> PreparedImage:
-    """Make the crop of one file.
-
-    Raises:
-        ImageError: the file is no image that can be used; the message says why.
-    """
-    prepared = crop_mammogram(read_mammogram(path, source), settings)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return PreparedImage(prepared.pixels, {**prepared.record, "source_sha256": digest})
+    pixels: Crop
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,22 @@ class CropsTask:
     source: Source
 
 
-def prepare_crops(task: CropsTask) -> list[NDArray[np.uint8]]:
-    """Decode one file once and make all its crops, (height, width) each.
+def prepare_image(
+    path: Path,
+    settings: CropSettings,
+    source: Source,
+    decoders: Sequence[str] = tuple(DECODERS),
+) -> PreparedImage:
+    """Make the crop of one file.
+
+    Raises:
+        ImageError: the file is no image that can be used; the message says why.
+    """
+    return crop_mammogram(read_mammogram(path, source, decoders), settings)
+
+
+def prepare_crops(task: CropsTask) -> list[Crop]:
+    """Read one file once and make all its crops, (height, width) each.
 
     Raises:
         ImageError: the file is no image that can be used; the message says why.
@@ -116,78 +133,162 @@ def prepare_crops(task: CropsTask) -> list[NDArray[np.uint8]]:
     return [crop_mammogram(mammogram, settings).pixels for settings in task.settings]
 
 
-def read_mammogram(path: Path, source: Source) -> Mammogram:
+def read_mammogram(
+    path: Path, source: Source, decoders: Sequence[str] = tuple(DECODERS)
+) -> Mammogram:
     """Read one file.
 
     Raises:
         ImageError: the file is no image that can be used; the message says why.
     """
-    return read_dicom(path) if source == "dicom" else read_picture(path)
+    return read_dicom(path, decoders) if source == "dicom" else read_picture(path)
 
 
 def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImage:
-    """Make a crop of an image in memory: several crops of one image share one decoding."""
-    box, flipped, found = _locate(mammogram, settings)
-    pixels, scale = _resample(mammogram, box, flipped, settings)
-    height, width = mammogram.pixels.shape
+    """Make a crop of an image: several crops of one image share what was decoded.
+
+    Raises:
+        ImageError: the pixels cannot be decoded; the message says why.
+    """
+    place = _locate(mammogram, settings)
+    box, mammogram = place.box, place.mammogram
+    size, scale = _size(box, settings)
+    level = mammogram.decode(
+        _fitting_level(box, size, min(settings.reduce, mammogram.most_reduced))
+    )
+    unit = 2**level.reduced
+    region = level.pixels[
+        box.top // unit : -(-(box.top + box.height) // unit),
+        box.left // unit : -(-(box.left + box.width) // unit),
+    ]
+    pixels = _show(_resize(_centred(region, level.reduced), size), mammogram, settings)
     return PreparedImage(
-        pixels,
+        _pad(pixels[:, ::-1] if place.flipped else pixels, settings),
         {
             **mammogram.facts,
-            "window": str(mammogram.presentation.voi),
-            "source_height": height,
-            "source_width": width,
-            "breast_found": int(found),
+            "decoder": level.decoder,
+            "resolution_level": level.reduced,
+            "window": str(mammogram.presentation),
+            "source_height": mammogram.height,
+            "source_width": mammogram.width,
+            "breast_found": int(place.found),
             "box_left": box.left,
             "box_top": box.top,
             "box_width": box.width,
             "box_height": box.height,
-            "flipped": int(flipped),
+            "flipped": int(place.flipped),
             "scale": scale,
         },
     )
 
 
-def _locate(mammogram: Mammogram, settings: CropSettings) -> tuple[Box, bool, bool]:
-    """The box in source pixels, whether to flip, and whether a breast stood out."""
-    overview = mammogram.overview(_OVERVIEW)
-    breast = find_breast(overview)
-    height, width = mammogram.pixels.shape
+@dataclass(frozen=True)
+class _Place:
+    """Where the breast is.
+
+    Attributes:
+        box: in source pixels.
+        flipped: whether to flip.
+        found: whether a breast stood out.
+        mammogram: the image, a min-max window narrowed to the breast.
+    """
+
+    box: Box
+    flipped: bool
+    found: bool
+    mammogram: Mammogram
+
+
+def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
+    """Find the breast in the overview, which is the same whatever is decoded afterwards."""
+    breast = find_breast(mammogram.shown_overview())
     flipped = settings.orient and breast.chest_wall_right
     if settings.box == "full" or not breast.found:
-        return Box(0, 0, width, height), flipped, breast.found
-    small = breast.box
-    # Overview to source pixels; outwards, so that rounding cuts nothing off.
-    across, down = width / overview.shape[1], height / overview.shape[0]
-    margin = settings.margin * max(small.width * across, small.height * down)
-    left = max(0, int(np.floor(small.left * across - margin)))
-    top = max(0, int(np.floor(small.top * down - margin)))
-    right = min(width, int(np.ceil((small.left + small.width) * across + margin)))
-    bottom = min(height, int(np.ceil((small.top + small.height) * down + margin)))
-    return Box(left, top, right - left, bottom - top), flipped, True
+        whole = Box(0, 0, mammogram.width, mammogram.height)
+        return _Place(whole, flipped, breast.found, mammogram)
+    small, unit = breast.box, 2**mammogram.overview.reduced
+    bottom, right = small.top + small.height, small.left + small.width
+    fitted = mammogram.fitted(slice(small.top, bottom), slice(small.left, right))
+    # Outwards, so that rounding cuts nothing off; and onto whole pixels of every level that might
+    # be decoded, so that the box is the same in all of them.
+    grid = min(unit, 2**mammogram.most_reduced)
+    margin = settings.margin * max(small.width, small.height)
+    height, width = mammogram.overview.pixels.shape
+    box_left = max(0, _down((small.left - margin) * unit, grid))
+    box_top = max(0, _down((small.top - margin) * unit, grid))
+    # An odd last row or column may be missing in the overview: it belongs to the one before.
+    box_right = mammogram.width if right == width else -_down(-(right + margin) * unit, grid)
+    box_bottom = mammogram.height if bottom == height else -_down(-(bottom + margin) * unit, grid)
+    box_right, box_bottom = min(mammogram.width, box_right), min(mammogram.height, box_bottom)
+    box = Box(box_left, box_top, box_right - box_left, box_bottom - box_top)
+    return _Place(box, flipped, True, fitted)
 
 
-def _resample(
-    mammogram: Mammogram, box: Box, flipped: bool, settings: CropSettings
-) -> tuple[NDArray[np.uint8], float | None]:
-    """Cut the box out and bring it to the size of the crop."""
-    region = mammogram.pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+def _down(position: float, grid: int) -> int:
+    """The next multiple of `grid` at or below a position."""
+    return int(np.floor(position / grid)) * grid
+
+
+def _size(box: Box, settings: CropSettings) -> tuple[tuple[int, int], float | None]:
+    """Width and height of the box's content in the crop, and crop pixels per source pixel."""
     if settings.fit == "stretch":
-        scale, size = None, (settings.width, settings.height)
-    else:
-        scale = min(settings.height / box.height, settings.width / box.width)
-        size = (max(1, round(box.width * scale)), max(1, round(box.height * scale)))
-    enlarges = size[0] > box.width or size[1] > box.height
-    # Averaging over areas keeps small bright spots in proportion and makes no aliases.
-    resized = cv2.resize(
-        region.astype(np.float32),
-        size,
-        interpolation=cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA,
+        return (settings.width, settings.height), None
+    scale = min(settings.height / box.height, settings.width / box.width)
+    return (max(1, round(box.width * scale)), max(1, round(box.height * scale))), scale
+
+
+def _fitting_level(box: Box, size: tuple[int, int], most: int) -> int:
+    """The lowest resolution at which the box has at least the pixels asked for."""
+    level = 0
+    while level < most and (
+        box.width >> level + 1 >= size[0] and box.height >> level + 1 >= size[1]
+    ):
+        level += 1
+    return level
+
+
+def _centred(region: NDArray, reduced: int) -> NDArray:
+    """Move a reduced image to where averages over areas would be.
+
+    The low band of JPEG 2000 is sampled at even pixels (ISO 15444-1 F.4.8): after L halvings, pixel
+    n lies on source pixel 2^L n, while the mean of 2^L pixels lies (2^L - 1) / 2 further. Linear
+    interpolation makes up for it, and takes back some of the sharpness that the low band has over
+    means: together they halve the difference.
+    """
+    if not reduced:
+        return region
+    shift = (2**reduced - 1) / 2 / 2**reduced  # in pixels of the region
+    kernel = np.array([1 - shift, shift], np.float32)
+    return cv2.sepFilter2D(
+        region, -1, kernel, kernel, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE
     )
-    shown = np.rint(mammogram.presentation.apply(resized) * 255).astype(np.uint8)
-    if flipped:
-        shown = shown[:, ::-1]
-    crop = np.zeros((settings.height, settings.width), np.uint8)
-    top = (settings.height - size[1]) // 2
-    crop[top : top + size[1], : size[0]] = shown
-    return crop, scale
+
+
+def _resize(region: NDArray, size: tuple[int, int]) -> NDArray:
+    """Bring stored values to the size asked for, (width, height)."""
+    enlarges = size[0] > region.shape[1] or size[1] > region.shape[0]
+    if region.dtype == np.uint8 or enlarges:
+        region = region.astype(np.float32)  # 256 levels are too few for rounded means
+    # Averaging over areas keeps small bright spots in proportion and makes no aliases.
+    interpolation = cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA
+    return cv2.resize(region, size, interpolation=interpolation)
+
+
+def _show(values: NDArray, mammogram: Mammogram, settings: CropSettings) -> Crop:
+    """Window stored values and enhance their contrast, if asked for."""
+    dtype = np.uint8 if settings.bits == 8 else np.uint16
+    shown = np.rint(mammogram.presentation.apply(values) * np.float32(2**settings.bits - 1))
+    pixels = shown.astype(dtype)
+    if settings.clahe:
+        equalise = cv2.createCLAHE(clipLimit=settings.clahe, tileGridSize=_CLAHE_TILES)
+        pixels = equalise.apply(pixels)
+    return pixels
+
+
+def _pad(pixels: Crop, settings: CropSettings) -> Crop:
+    """Background to the right, and in equal parts above and below."""
+    height, width = pixels.shape
+    crop = np.zeros((settings.height, settings.width), pixels.dtype)
+    top = (settings.height - height) // 2
+    crop[top : top + height, :width] = pixels
+    return crop

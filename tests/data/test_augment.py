@@ -38,6 +38,16 @@ def test_shape_and_dtype_stay(option: str, pixels: NDArray[np.uint8]) -> None:
         assert result.flags.c_contiguous
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_floating_point_stays_in_range(option: str, pixels: NDArray[np.uint8]) -> None:
+    augment = load(option)
+    for index in range(50):
+        result = augment(pixels.astype(np.float32) / 255, (0, 0, index))
+        assert result.dtype == np.float32
+        assert result.min() >= 0
+        assert result.max() <= 1
+
+
 def test_flips_are_the_four_orientations(pixels: NDArray[np.uint8]) -> None:
     augment = load("flips")
     wanted = {a.tobytes() for b in (pixels, pixels[::-1]) for a in (b.copy(), b[:, ::-1].copy())}

@@ -10,6 +10,7 @@ import torch
 
 from rsna_bcd.data.dataset import CropDataset, read_crop
 from rsna_bcd.errors import InputError
+from rsna_bcd.models.prediction import to_input
 
 
 def test_pixels_label_and_index_arrive_unchanged(tmp_path: Path) -> None:
@@ -40,11 +41,18 @@ def test_a_truncated_crop_is_named(tmp_path: Path) -> None:
         read_crop(file)
 
 
-@pytest.mark.parametrize(
-    "pixels", [np.zeros((20, 10, 3), np.uint8), np.zeros((20, 10), np.uint16)], ids=["rgb", "16"]
-)
-def test_another_format_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_another_format_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "odd.png"
-    cv2.imwrite(str(file), pixels)
+    cv2.imwrite(str(file), np.zeros((20, 10, 3), np.uint8))
     with pytest.raises(InputError, match=r"odd\.png is uint"):
         read_crop(file)
+
+
+def test_crops_of_16_bits_keep_their_depth(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 10), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "0.png"), pixels)
+    images = pd.DataFrame({"path": ["0.png"], "label": [0]})
+    image = CropDataset(images, tmp_path, augment=None, seed=0)[0, 0]["image"]
+    np.testing.assert_allclose(to_input(image)[0].numpy(), pixels / 65535, atol=1e-7)
+    shallow = torch.from_numpy((pixels >> 8).astype(np.uint8))
+    assert (to_input(shallow) - to_input(image)[0]).abs().max() < 1 / 255

@@ -1,5 +1,6 @@
 """Reading DICOM: every transfer syntax and decoder gives the same values; bad files a reason."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,24 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import SYNTAXES, write_dicom
+from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import ImplicitVRLittleEndian
 
 from rsna_bcd.imaging import decoders
+from rsna_bcd.imaging.decoders import DECODERS, Encoded, _Decoder
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import ImageError
 
 RNG = np.random.default_rng(0)
 KINDS: dict[str, tuple[np.ndarray, int]] = {
     "8": (RNG.integers(0, 2**8, (34, 31)).astype(np.uint8), 8),
-    "10": (RNG.integers(0, 2**10, (33, 30)).astype(np.uint16), 10),
-    "12": (RNG.integers(0, 2**12, (33, 30)).astype(np.uint16), 12),
-    "16": (RNG.integers(0, 2**16, (33, 30)).astype(np.uint16), 16),
+    **{
+        str(bits): (RNG.integers(0, 2**bits, (33, 30)).astype(np.uint16), bits)
+        for bits in range(9, 17)
+    },
+    "8 signed": (RNG.integers(-(2**7), 2**7, (34, 31)).astype(np.int8), 8),
+    "10 signed": (RNG.integers(-(2**9), 2**9, (33, 30)).astype(np.int16), 10),
     "12 signed": (RNG.integers(-(2**11), 2**11, (33, 30)).astype(np.int16), 12),
     "16 signed": (RNG.integers(-(2**15), 2**15, (33, 30)).astype(np.int16), 16),
 }
@@ -33,49 +40,140 @@ def change(path: Path, **elements: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("syntax", ["raw", *SYNTAXES])
+def readers(syntax: str) -> list[str]:
+    """Decoders of a syntax."""
+    if syntax == "raw":
+        return ["dicomsdl", "pydicom"]
+    if syntax == "rle":
+        return ["pydicom"]
+    return ["dicomsdl", "gdcm", *(["openjpeg"] if syntax == "jpeg2000" else [])]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_decoders_return_what_was_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str, kind: str
+@pytest.mark.parametrize("syntax", ["implicit", "raw", *SYNTAXES])
+def test_every_decoder_returns_what_was_stored(
+    tmp_path: Path, syntax: str, kind: str, photometric: str
 ) -> None:
     pixels, bits = KINDS[kind]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
-    first = read_dicom(path)
-    np.testing.assert_array_equal(first.pixels, pixels)
-    assert int(first.facts["bits_stored"]) >= bits  # GDCM rounds the precision of JPEG frames up
-    monkeypatch.setattr(decoders, "_dicomsdl", refuse)
-    second = read_dicom(path)
-    np.testing.assert_array_equal(second.pixels, pixels)
-    assert second.facts["decoder"] == "pydicom"
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        pixels,
+        bits=bits,
+        syntax=syntax.replace("implicit", "raw"),
+        PhotometricInterpretation=photometric,
+    )
+    if syntax == "implicit":
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        dataset.save_as(path, implicit_vr=True)
+        assert pydicom.dcmread(path).original_encoding == (True, True)
+    names = readers(syntax.replace("implicit", "raw"))
+    for name in names:
+        mammogram = read_dicom(path, [name])
+        np.testing.assert_array_equal(mammogram.pixels, pixels)
+        assert mammogram.decode(0).decoder == name
+        assert int(mammogram.facts["bits_stored"]) >= bits  # GDCM rounds that of JPEG up
+        assert mammogram.presentation.inverted == (photometric == "MONOCHROME1")
+    others = [name for name in DECODERS if name not in names]
+    with pytest.raises(ImageError, match="none of the decoders .* reads "):
+        read_dicom(path, others)
 
 
-def refuse(path: Path) -> None:
+@pytest.mark.parametrize("size", [(34, 31), (33, 30), (61, 77), (65, 128), (57, 64)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reduced_image_is_the_low_band_of_the_wavelet(
+    tmp_path: Path, kind: str, size: tuple[int, int]
+) -> None:
+    noise, bits = KINDS[kind]
+    pixels = np.resize(noise, size)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
+    mammogram = read_dicom(path)
+    assert mammogram.most_reduced >= 3
+    band = pixels.astype(np.int64)
+    stored = int(mammogram.facts["bits_stored"])
+    low = -(2 ** (stored - 1)) if noise.dtype.kind == "i" else 0
+    high = low + 2**stored - 1
+    for reduced in range(1, mammogram.most_reduced + 1):
+        band = low_band(low_band(band).T).T
+        level = mammogram.decode(reduced)
+        assert (level.reduced, level.decoder) == (reduced, "openjpeg")
+        np.testing.assert_array_equal(level.pixels, np.clip(band, low, high))
+
+
+def low_band(values: np.ndarray) -> np.ndarray:
+    """Of the reversible 5/3 wavelet along the first axis (ISO 15444-1 F.4.8.1), by lifting."""
+    n = len(values)
+    if n == 1:
+        return values
+    mirrored = np.concatenate([values, values[-2:-3:-1]])  # one sample beyond the end
+    even, odd = mirrored[: n + 1 : 2], mirrored[1:n:2]
+    following = mirrored[2 : n + 1 : 2]
+    details = odd - (even[: len(odd)] + following[: len(odd)]) // 2
+    count = -(-n // 2)
+    before = np.concatenate([details[:1], details])[:count]
+    after = np.concatenate([details, details[-1:]])[:count]
+    return values[::2] + (before + after + 2) // 4
+
+
+def test_without_the_decoder_that_reduces_the_whole_image_comes(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
+    mammogram = read_dicom(path, ["gdcm"])
+    assert mammogram.most_reduced == 0
+    np.testing.assert_array_equal(mammogram.pixels, pixels)
+
+
+def test_a_refusal_to_reduce_costs_time_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
+    monkeypatch.setitem(decoders.DECODERS, "openjpeg", _Decoder(decoders.JPEG2000, refuse))
+    level = read_dicom(path).decode(2)
+    assert (level.reduced, level.decoder) == (0, "dicomsdl")
+    np.testing.assert_array_equal(level.pixels, pixels)
+
+
+@pytest.mark.parametrize("tiles", [(32, 32), (40, 40)])
+def test_streams_of_several_tiles_are_not_reduced(tmp_path: Path, tiles: tuple[int, int]) -> None:
+    pixels, bits = KINDS["12"]
+    stream = io.BytesIO()
+    picture = Image.fromarray(pixels << 4)  # Pillow writes 16 bits
+    picture.save(stream, "JPEG2000", no_jp2=True, irreversible=False, tile_size=tiles)
+    path = write_dicom(tmp_path / "a.dcm", pixels << 4, bits=16, syntax="jpeg2000")
+    change(path, PixelData=encapsulate([stream.getvalue()]))
+    mammogram = read_dicom(path)
+    assert bool(mammogram.most_reduced) == (tiles == (40, 40))
+    for name in readers("jpeg2000"):
+        np.testing.assert_array_equal(read_dicom(path, [name]).pixels, pixels << 4)
+
+
+def refuse(encoded: Encoded, reduced: int) -> np.ndarray:
     raise RuntimeError("not today")
 
 
-@pytest.mark.parametrize("dicomsdl_works", [True, False])
+@pytest.mark.parametrize("decoder", ["dicomsdl", "gdcm", "openjpeg"])
 @pytest.mark.parametrize("kind", ["16", "16 signed"])
 @pytest.mark.parametrize("claim", [{"BitsStored": 12, "HighBit": 11}, {"PixelRepresentation": -1}])
 def test_the_frame_knows_better_than_the_header(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dicomsdl_works: bool, kind: str, claim: dict
+    tmp_path: Path, decoder: str, kind: str, claim: dict
 ) -> None:
     pixels, bits = KINDS[kind]
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
     if "PixelRepresentation" in claim:
         claim = {"PixelRepresentation": int(pixels.dtype.kind != "i")}
     change(path, **claim)
-    if not dicomsdl_works:
-        monkeypatch.setattr(decoders, "_dicomsdl", refuse)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+    np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
 
 
-def test_jpeg_frames_know_their_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("syntax", ["jpeg", "jpeg_ls"])
+def test_jpeg_frames_know_their_precision(tmp_path: Path, syntax: str) -> None:
     pixels, bits = KINDS["16"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
     change(path, BitsStored=12, HighBit=11)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-    monkeypatch.setattr(decoders, "_dicomsdl", refuse)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+    for decoder in readers(syntax):
+        np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
 
 
 def test_the_sign_bit_is_the_highest_bit_stored(tmp_path: Path) -> None:
@@ -188,9 +286,22 @@ def test_an_image_without_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_overview_averages_areas(tmp_path: Path) -> None:
-    pixels = RNG.integers(0, 4096, (64, 32)).astype(np.uint16)
+    pixels = RNG.integers(0, 4096, (2049, 1024)).astype(np.uint16)
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, WindowCenter=2048, WindowWidth=4096)
     mammogram = read_dicom(path)
-    expected = pixels.reshape(16, 4, 8, 4).mean(axis=(1, 3)) / 4095
-    np.testing.assert_allclose(mammogram.overview(16), expected, atol=0.5 / 4095)
-    assert mammogram.overview(1000).shape == (64, 32)
+    expected = pixels[:2048].reshape(512, 4, 256, 4).mean(axis=(1, 3)) / 4095
+    # Each halving rounds to whole values.
+    np.testing.assert_allclose(mammogram.shown_overview(), expected, atol=1 / 4095)
+    assert mammogram.overview.reduced == 2
+
+
+def test_overviews_have_one_size_whatever_the_codec(tmp_path: Path) -> None:
+    pixels = np.resize(KINDS["12"][0], (1100, 519))
+    raw, packed = (
+        read_dicom(write_dicom(tmp_path / f"{syntax}.dcm", pixels, bits=12, syntax=syntax))
+        for syntax in ("raw", "jpeg2000")
+    )
+    assert raw.overview.pixels.shape == (275, 129)
+    assert packed.overview.pixels.shape == (275, 130)  # the codec rounds up
+    assert raw.overview.reduced == packed.overview.reduced == 2
+    assert packed.overview.decoder == "openjpeg"

@@ -53,7 +53,8 @@ def test_the_first_of_several_windows_is_taken() -> None:
     several = dataset_of(PIXELS, 12, WindowCenter=[1500, 90], WindowWidth=[900, 50])
     one = dataset_of(PIXELS, 12, WindowCenter=1500, WindowWidth=900)
     np.testing.assert_array_equal(shown(several), shown(one))
-    assert str(presentation_of(several, PIXELS).voi) == "LINEAR 1500 900"
+    assert str(presentation_of(several, PIXELS)) == "LINEAR 1500 900 (1 of 2)"
+    assert str(presentation_of(one, PIXELS)) == "LINEAR 1500 900"
 
 
 def test_rescale_comes_before_the_window() -> None:
@@ -101,19 +102,31 @@ def test_a_window_made_for_another_depth_is_not_used() -> None:
     dataset = dataset_of(pixels, 12, WindowCenter=2047, WindowWidth=4096)
     np.testing.assert_allclose(shown(dataset, pixels), pixels / 255, atol=1e-6)
     voi = str(presentation_of(dataset, pixels).voi)
-    assert voi == "min-max (unfit LINEAR 2047 4096) 0 255"
+    assert voi == "min-max (unfit: LINEAR 2047 4096) 0 255"
 
 
 @pytest.mark.parametrize(
-    ("elements", "reason"),
+    ("elements", "asked"),
     [
-        ({"VOILUTFunction": "CUBIC"}, "unknown VOI LUT function CUBIC"),
-        ({"WindowWidth": 0}, "window width 0 does not fit the function LINEAR"),
-        ({"WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, "window width -5"),
-        ({"RescaleSlope": 0}, "rescale slope 0.0 and intercept None make no image"),
+        ({"VOILUTFunction": "CUBIC"}, "CUBIC 100 100"),
+        ({"WindowWidth": 0}, "LINEAR 100 0"),
+        ({"WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, "SIGMOID 100 -5"),
+        ({"WindowCenter": "nan"}, "LINEAR nan 100"),
+        (
+            {"VOILUTSequence": Sequence([table(0, [1, 2, 3], 20)])},
+            "lookup table of 3 entries, 3 of 20 bits announced",
+        ),
     ],
 )
-def test_headers_that_make_no_sense_are_refused(elements: dict, reason: str) -> None:
+def test_what_is_no_window_is_recorded_and_the_whole_range_shown(
+    elements: dict, asked: str
+) -> None:
     dataset = dataset_of(PIXELS, 12, **{"WindowCenter": 100, "WindowWidth": 100} | elements)
-    with pytest.raises(ImageError, match=reason):
+    assert str(presentation_of(dataset, PIXELS)) == f"min-max (unfit: {asked}) 0 4095"
+    np.testing.assert_allclose(shown(dataset), PIXELS / 4095, atol=1e-6)
+
+
+def test_a_modality_transform_that_makes_no_image_is_refused() -> None:
+    dataset = dataset_of(PIXELS, 12, RescaleSlope=0)
+    with pytest.raises(ImageError, match="rescale slope 0.0 and intercept None make no image"):
         presentation_of(dataset, PIXELS)

@@ -11,8 +11,8 @@ from breast_shapes import breast_picture
 from dicom_files import write_dicom
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.mammogram import Mammogram
-from rsna_bcd.imaging.window import FullRange, Presentation, Rescale
+from rsna_bcd.imaging.mammogram import Mammogram, in_memory
+from rsna_bcd.imaging.window import Presentation, Range, Rescale
 from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, prepare_image
 
 SETTINGS = CropSettings("test", 128, 64, box="breast", margin=0.01, orient=True, fit="pad")
@@ -22,7 +22,8 @@ def mammogram_of(picture: np.ndarray, *, bits: int = 8) -> Mammogram:
     """`picture` in [0, 1] as stored values of `bits` bits."""
     top = 2**bits - 1
     pixels = np.rint(picture * top).astype(np.uint8 if bits == 8 else np.uint16)
-    return Mammogram(pixels, Presentation(Rescale(), FullRange(0, top), inverted=False), {})
+    shown = Presentation(Rescale(), Range(0, top), inverted=False)
+    return in_memory(pixels, "test", lambda _: shown, {})
 
 
 def test_a_breast_is_cut_out_at_its_own_aspect() -> None:
