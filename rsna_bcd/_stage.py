@@ -3,8 +3,8 @@
 import errno
 import functools
 import os
+import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # Beside the package in the working tree, inside it once installed from a wheel.
 CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
 
+_INTERRUPTED = 128 + signal.SIGINT  # what shells report
 _MULTIRUN = ("-m", "--multirun")
 # Failures of the file system that the user mends, not bugs: their own text names the path.
 _MENDABLE = {
@@ -53,6 +54,9 @@ def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
                 # Hydra wraps what a constructor raises into an account of its own.
                 ours = isinstance(error.__cause__, InputError)
                 sys.exit(f"error: {error.__cause__ if ours else error}")
+            except KeyboardInterrupt:
+                sys.stderr.write("Stopped. What is done is kept: run the same command to go on.\n")
+                sys.exit(_INTERRUPTED)
             except OSError as error:
                 if error.errno not in _MENDABLE:
                     raise
@@ -75,13 +79,20 @@ def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:
     }
 
 
-def settle(record_file: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
+def settle(
+    record_file: Path,
+    record: dict[str, Any],
+    *,
+    overwrite: bool,
+    remedy: str = "Choose another name",
+) -> bool:
     """Check that a folder was made with the settings it is now asked for.
 
     Args:
         record_file: the `config.yaml` of the folder, present or not.
         record: the settings asked for, plain dicts and lists.
         overwrite: accept a folder made with other settings; the caller makes it afresh.
+        remedy: what else one can do; the start of a sentence.
 
     Returns:
         Whether the folder holds work made with exactly these settings.
@@ -100,19 +111,16 @@ def settle(record_file: Path, record: dict[str, Any], *, overwrite: bool) -> boo
     differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
     raise InputError(
         f"{record_file.parent} was made with other settings (there -> now):\n{differing}\n"
-        "Choose another name, or make it afresh with overwrite=true."
+        f"{remedy}, or make it afresh with overwrite=true."
     )
 
 
 def write_record(record_file: Path, record: dict[str, Any]) -> None:
     """Write `record` as YAML; the file is either whole or absent."""
     record_file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=record_file.parent, prefix=".", suffix=".yaml", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(record)))
-    Path(file.name).chmod(0o644)  # temporary files are private by default, results are not
-    Path(file.name).replace(record_file)
+    unfinished = record_file.with_name(f"{record_file.name}.part")
+    unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
+    unfinished.replace(record_file)
 
 
 def difference(existing: Any, wanted: Any, key: str = "") -> Iterator[str]:

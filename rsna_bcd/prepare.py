@@ -1,6 +1,6 @@
 """`python -m rsna_bcd.prepare`: images and CSV to crops, one table per split, manifest, folds."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rsna_bcd._stage import record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.decoders import check_decoders
 from rsna_bcd.imaging.picture import SUFFIXES
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropSettings
+from rsna_bcd.preparation.crop import CropSettings, Source
 from rsna_bcd.preparation.files import find_files
-from rsna_bcd.preparation.manifest import CropTask, Outcome, PreparedFolder, make_crop
+from rsna_bcd.preparation.manifest import PreparedFolder
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images
 
@@ -32,34 +34,75 @@ def prepare(cfg: DictConfig) -> None:
             kept).
     """
     settings: CropSettings = instantiate(cfg.crop)
+    check_decoders(cfg.decoders)
+    how = _How(settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png))
     images = {split: _read(cfg, split) for split in _splits(cfg)}
     files = {split: _find_files(cfg, split, images[split]) for split in images}
     folder = PreparedFolder(Path(cfg.prepared_dir))
+    console = Console(stderr=True)
+    with folder.held():
+        _settle(cfg, folder)
+        if "train" in images:
+            _make_folds(cfg, images["train"], console)
+        progress = {
+            split: _Done(folder.finished(split, table, files[split]), {})
+            for split, table in images.items()
+        }
+        already = {split: len(done.finished) for split, done in progress.items()}
+        _work(cfg, folder, images, files, how, progress, console)
+        folder.write_tables(
+            {s: (images[s], done.finished, done.failures) for s, done in progress.items()}
+        )
+        for split, done in progress.items():
+            _summarise(console, folder, split, len(images[split]), done, already[split])
+    for split, done in progress.items():
+        _check_failures(split, done, cfg.max_failed_fraction, folder)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What all tasks share."""
+
+    settings: CropSettings
+    source: Source
+    decoders: tuple[str, ...]
+    png: Png
+
+    def task(self, source_file: Path, crop_file: Path) -> CropTask:
+        """The task for one file."""
+        return CropTask(source_file, crop_file, self.settings, self.source, self.decoders, self.png)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of the images of a split so far.
+
+    Records are in the journal, not here: memory does not grow with the work done.
+
+    Attributes:
+        finished: by `image_id` of crops that were made, whether a breast was found.
+        failures: reasons by `image_id`.
+    """
+
+    finished: dict[str, bool]
+    failures: dict[str, str]
+
+
+def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
+    """Check that the folder is made with the settings that it was begun with."""
     # Not the paths: the same data may be reached by others, and replaced files are noticed singly.
+    # Not the decoders: they agree.
     rows = record_of(cfg.dataset, "name", "rows")
-    record = {"dataset": rows, **record_of(cfg, "crop", "source")}
-    settle(folder.config_file, record, overwrite=cfg.overwrite)
+    record = {"dataset": rows, **record_of(cfg, "crop", "source", "png")}
+    settle(
+        folder.config_file,
+        record,
+        overwrite=cfg.overwrite,
+        remedy="Choose another crop.name=... (or dataset.name=...)",
+    )
     if cfg.overwrite:
         folder.clear()
     write_record(folder.config_file, record)
-    console = Console(stderr=True)
-    if "train" in images:
-        _make_folds(cfg, images["train"], console)
-    outcomes = {split: folder.finished(split, images[split], files[split]) for split in images}
-    already = {split: len(done) for split, done in outcomes.items()}
-    tasks = [
-        ((split, image_id), CropTask(files[split][image_id], crop_file, settings, cfg.source))
-        for split, table in images.items()
-        for image_id, crop_file in folder.crop_files(split, table).items()
-        if image_id in files[split] and image_id not in outcomes[split]
-    ]
-    for split, image_id, outcome in _work(tasks, folder, cfg.workers, console):
-        outcomes[split][image_id] = outcome
-    for split, table in images.items():
-        folder.write_tables(split, table, outcomes[split])
-        _summarise(console, folder, split, len(table), outcomes[split], already[split])
-    for split in images:
-        _check_failures(split, outcomes[split], cfg.max_failed_fraction, folder)
 
 
 def _splits(cfg: DictConfig) -> list[Split]:
@@ -116,27 +159,42 @@ def _make_folds(cfg: DictConfig, images: pd.DataFrame, console: Console) -> None
 
 
 def _work(
-    tasks: list[tuple[tuple[Split, str], CropTask]],
+    cfg: DictConfig,
     folder: PreparedFolder,
-    workers: int | None,
+    images: dict[Split, pd.DataFrame],
+    files: dict[Split, dict[str, Path]],
+    how: _How,
+    progress: dict[Split, _Done],
     console: Console,
-) -> Iterator[tuple[Split, str, Outcome]]:
-    """Do the tasks, note each result as it comes, and show how far it is."""
-    if not tasks:
+) -> None:
+    """Make the crops that are not there yet, note each as it comes, and show how far it is."""
+    pending = [
+        (split, image_id, crop_file)
+        for split, table in images.items()
+        for image_id, crop_file in folder.crop_files(split, table).items()
+        if image_id in files[split] and image_id not in progress[split].finished
+    ]
+    if not pending:
         return
-    workers = engine.usable_cores() if workers is None else workers
+    workers = engine.usable_cores() if cfg.workers is None else cfg.workers
+    tasks = (((s, i), how.task(files[s][i], crop_file)) for s, i, crop_file in pending)
     columns: list[Any] = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
     ]  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("Preparing", total=len(tasks))
-        for result in engine.run(make_crop, tasks, workers=min(workers, len(tasks))):
+    with Progress(*columns, console=console) as shown:
+        bar = shown.add_task("Preparing", total=len(pending), failed="")
+        failed = 0
+        for result in engine.run(make_crop, tasks, workers=min(workers, len(pending))):
             split, image_id = result.key
-            outcome = Outcome(result.value, result.reason, result.seconds)
-            if outcome.record is not None:
-                folder.note(split, image_id, outcome)
-            progress.advance(bar)
-            yield split, image_id, outcome
+            if result.value is None:
+                progress[split].failures[image_id] = result.reason or ""
+                failed += 1
+                shown.update(bar, failed=f"{failed} unreadable")
+            else:
+                folder.note(split, image_id, result.value, result.seconds)
+                progress[split].finished[image_id] = bool(result.value["breast_found"])
+            shown.advance(bar)
 
 
 def _summarise(
@@ -144,36 +202,33 @@ def _summarise(
     folder: PreparedFolder,
     split: Split,
     images: int,
-    outcomes: dict[str, Outcome],
+    done: _Done,
     already: int,
 ) -> None:
     """Say what came out, and name what did not."""
-    failed = {key: outcome.reason for key, outcome in outcomes.items() if outcome.record is None}
-    made = len(outcomes) - len(failed)
-    whole = sum(not o.record["breast_found"] for o in outcomes.values() if o.record is not None)
+    made, failures = len(done.finished), done.failures
+    whole = sum(not found for found in done.finished.values())
     before = "all there already" if already == made else f"{already} there already"
     parts = [f"{made} crops ({before})" if already else f"{made} crops"]
     if whole:
         parts.append(f"{whole} without a visible breast, taken whole")
-    if failed:
-        parts.append(f"{len(failed)} unreadable")
-    if images > len(outcomes):
-        parts.append(f"{images - len(outcomes)} missing on disk")
+    if failures:
+        parts.append(f"{len(failures)} unreadable")
+    if images > made + len(failures):
+        parts.append(f"{images - made - len(failures)} missing on disk")
     console.print(f"{split}: {', '.join(parts)}. {folder.folder}", highlight=False, soft_wrap=True)
-    for key, reason in list(failed.items())[:_SHOWN]:
+    for key, reason in list(failures.items())[:_SHOWN]:
         console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)
-    if len(failed) > _SHOWN:
-        console.print(f"  and {len(failed) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
+    if len(failures) > _SHOWN:
+        console.print(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
 
 
-def _check_failures(
-    split: Split, outcomes: dict[str, Outcome], allowed: float, folder: PreparedFolder
-) -> None:
+def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedFolder) -> None:
     """Raise if too many files could not be read."""
-    failed = sum(outcome.record is None for outcome in outcomes.values())
-    if failed > allowed * len(outcomes):
+    failed, present = len(done.failures), len(done.finished) + len(done.failures)
+    if failed > allowed * present:
         raise InputError(
-            f"{failed} of {len(outcomes)} files of the {split} split could not be read, more than "
+            f"{failed} of {present} files of the {split} split could not be read, more than "
             f"max_failed_fraction={allowed} allows; {folder.folder / 'manifest.csv'} has the "
             "reasons. Replace the files and run again (what is done is kept), or raise the limit."
         )

@@ -1,88 +1,48 @@
 """The prepared folder: crops, the journal that makes it resumable, and its tables.
 
 ```
-config.yaml      how it was made
-journal.jsonl    one line a finished crop, in order of completion; what is in it is not done again
-train/ test/     <patient_id>/<image_id>.png
-train.csv ...    the split's own columns, then `path` and the geometry of the crop
-manifest.csv     one row a source file, in the order of the tables: what was found, what was done
-timings.csv      seconds a file took; apart, so that the manifest does not depend on the machine
+config.yaml       how it was made
+journal.jsonl     one line a finished crop; what is in it is not done again
+train/ test/      <patient_id>/<image_id>.png
+train.csv ...     the split's own columns, then `path` and the geometry of the crop
+manifest.csv      one row a source file, in the order of the tables: what was found, what was done
+timings.csv       seconds a file took; apart, so that nothing else depends on the machine
+contact_sheet.png a sample of the crops, to look at
 ```
+
+While a run works, the journal grows in order of completion. At its end, when the tables are
+written, it is brought into the order of identifiers and the seconds move to `timings.csv`: two
+runs that came to the same end, by whatever interruptions, have left the same files.
 """
 
 import csv
-import hashlib
+import fcntl
+import io
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.preparation.crop import CropSettings, Source, prepare_image
+from rsna_bcd.preparation.crop import Record
+from rsna_bcd.preparation.writing import UNFINISHED, stamp_of, write_whole
 from rsna_bcd.tables.images import Split
 
 GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "scale")
 MANIFEST_COLUMNS = (
-    "split", "patient_id", "image_id", "status", "decoder", "transfer_syntax", "photometric",
-    "bits_stored", "window", "source_height", "source_width", "breast_found", *GEOMETRY,
-    "source_sha256", "crop_sha256",
+    "split", "patient_id", "image_id", "status", "decoder", "resolution_level", "transfer_syntax",
+    "photometric", "bits_stored", "window", "source_height", "source_width", "breast_found",
+    *GEOMETRY, "source_sha256", "crop_sha256",
 )  # fmt: skip
 TIMING_COLUMNS = ("split", "image_id", "seconds")
 MISSING = "missing"
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
-Record = dict[str, str | int | float | None]
-
-
-@dataclass(frozen=True)
-class CropTask:
-    """One file to make a crop of.
-
-    Attributes:
-        source_file: the DICOM file or picture.
-        crop_file: the PNG to write.
-        settings: of the crop.
-        source: how to read `source_file`.
-    """
-
-    source_file: Path
-    crop_file: Path
-    settings: CropSettings
-    source: Source
-
-
-def make_crop(task: CropTask) -> Record:
-    """Prepare one image and write its PNG.
-
-    Returns:
-        The record of `prepare_image` with `crop_sha256`, the hash of the PNG, and `source_stamp`,
-        by which a file that was replaced is recognised.
-
-    Raises:
-        ImageError: the file is no image that can be used.
-    """
-    stamp = _stamp(task.source_file)
-    prepared = prepare_image(task.source_file, task.settings, task.source)
-    return {
-        **prepared.record,
-        "crop_sha256": _write_png(task.crop_file, prepared.pixels),
-        "source_stamp": stamp,
-    }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image: exactly one of `record` and `reason` is set."""
-
-    record: Record | None
-    reason: str | None
-    seconds: float
+_Key = tuple[str, str]  # split, image_id
 
 
 class PreparedFolder:
@@ -97,6 +57,30 @@ class PreparedFolder:
         self.config_file = folder / "config.yaml"
         self._journal_file = folder / "journal.jsonl"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder, and clear away what a run that was killed left.
+
+        Raises:
+            InputError: another run is at work in the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The system drops this lock when the process ends, in whatever way.
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"Another run is preparing {self.folder}. Wait for it, or choose another "
+                    "crop.name=... or dataset.name=..."
+                ) from None
+            for leftover in self.folder.rglob(f"*{UNFINISHED}"):
+                leftover.unlink()
+            yield
+        finally:
+            os.close(handle)
+
     def crop_path(self, split: Split, patient_id: str, image_id: str) -> Path:
         """Where the crop of an image is, relative to the folder."""
         return Path(split, patient_id, f"{image_id}.png")
@@ -110,8 +94,8 @@ class PreparedFolder:
 
     def finished(
         self, split: Split, images: pd.DataFrame, sources: Mapping[str, Path]
-    ) -> dict[str, Outcome]:
-        """Outcomes by `image_id` of those images whose crop is in the journal and on disk.
+    ) -> dict[str, bool]:
+        """The images whose crop is in the journal and on disk, and whether a breast was found.
 
         Args:
             split: which split.
@@ -120,44 +104,53 @@ class PreparedFolder:
         """
         files = self.crop_files(split, images)
         return {
-            image_id: Outcome(entry["record"], None, entry["seconds"])
-            for entry in self._journal()
-            if entry["split"] == split
-            and (image_id := entry["image_id"]) in sources
+            image_id: bool(record["breast_found"])
+            for (of, image_id), (record, _) in self._journal().items()
+            if of == split
+            and image_id in sources
             and image_id in files
             and files[image_id].is_file()
-            and entry["record"]["source_stamp"] == _stamp(sources[image_id])
+            and files[image_id].stat().st_size == record["crop_bytes"]
+            and stamp_of(sources[image_id]) == record["source_stamp"]
         }
 
-    def note(self, split: Split, image_id: str, outcome: Outcome) -> None:
+    def note(self, split: Split, image_id: str, record: Record, seconds: float) -> None:
         """Append a finished image to the journal; failures are not noted, a rerun tries again."""
-        entry = {"split": split, "image_id": image_id, **asdict(outcome)}
-        del entry["reason"]
+        line = _line((split, image_id), record, seconds)
         with self._journal_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(line)
 
     def write_tables(
-        self, split: Split, images: pd.DataFrame, outcomes: Mapping[str, Outcome]
+        self, tables: Mapping[Split, tuple[pd.DataFrame, Iterable[str], Mapping[str, str]]]
     ) -> None:
-        """Write the split's table, and its rows of the manifest and the timings.
+        """Write the splits' tables, and their rows of the manifest and the timings.
 
         Args:
-            split: which split.
-            images: its table from `read_images`.
-            outcomes: by `image_id`; images without one were missing on disk.
+            tables: by split: its table from `read_images`; the `image_id` of the finished images;
+                and by `image_id` why others failed. Images in neither were missing on disk.
+
+        Raises:
+            StorageError: they cannot be written.
         """
-        _write_csv_frame(self.folder / f"{split}.csv", self._split_table(split, images, outcomes))
-        manifest, timings = [], []
-        for patient_id, image_id in _identities(images):
-            outcome = outcomes.get(image_id)
-            status = MISSING if outcome is None else outcome.reason or "ok"
-            identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
-            record = outcome.record if outcome and outcome.record else {}
-            manifest.append({**identity, "status": status, **record})
-            if record and outcome:
-                timings.append({**identity, "seconds": f"{outcome.seconds:.3f}"})
-        self._merge_rows("manifest.csv", MANIFEST_COLUMNS, split, manifest)
-        self._merge_rows("timings.csv", TIMING_COLUMNS, split, timings)
+        done = {(split, i) for split, (_, finished, _) in tables.items() for i in finished}
+        journal = {k: v for k, v in self._journal().items() if k in done or k[0] not in tables}
+        timings = {key: seconds for key, seconds in self._timings().items() if key in journal}
+        timings |= {key: seconds for key, (_, seconds) in journal.items() if seconds is not None}
+        manifest: list[Mapping[str, Any]] = self._rows_of_others("manifest.csv", tables)
+        for split, (images, finished, failures) in tables.items():
+            records = {image_id: journal[split, image_id][0] for image_id in finished}
+            self._write_split_table(split, images, records, failures)
+            manifest += _manifest_rows(split, images, records, failures)
+        manifest.sort(key=lambda row: _SPLITS.index(row["split"]))
+        self._write_csv("manifest.csv", MANIFEST_COLUMNS, manifest)
+        # Last and one after the other: a run that is killed in between finds all it needs.
+        rows = [
+            {"split": split, "image_id": image_id, "seconds": f"{seconds:.3f}"}
+            for (split, image_id), seconds in sorted(timings.items())
+        ]
+        self._write_csv("timings.csv", TIMING_COLUMNS, rows)
+        lines = (_line(key, record, None) for key, (record, _) in sorted(journal.items()))
+        write_whole(self._journal_file, "".join(lines).encode())
 
     def clear(self) -> None:
         """Forget everything: crops made from now on replace the old ones."""
@@ -166,85 +159,110 @@ class PreparedFolder:
         for split in _SPLITS:
             (self.folder / f"{split}.csv").unlink(missing_ok=True)
 
-    def _split_table(
-        self, split: Split, images: pd.DataFrame, outcomes: Mapping[str, Outcome]
-    ) -> pd.DataFrame:
+    def _write_split_table(
+        self,
+        split: Split,
+        images: pd.DataFrame,
+        records: Mapping[str, Record],
+        failures: Mapping[str, str],
+    ) -> None:
         """The split's own columns, then `path` and geometry, empty where there is no crop.
 
         Missing files leave the table of training, where they would teach nothing, but not that of
         the test, where every breast needs a prediction.
         """
         if split == "train":
-            images = images[images["image_id"].isin(outcomes.keys())]
+            images = images[images["image_id"].isin(records.keys() | failures.keys())]
         rows: list[dict[str, str | int | float | None]] = []
         for patient_id, image_id in _identities(images):
-            outcome = outcomes.get(image_id)
-            if outcome is None or outcome.record is None:
+            record = records.get(image_id)
+            if record is None:
                 rows.append(dict.fromkeys(("path", *GEOMETRY)))
             else:
                 path = self.crop_path(split, patient_id, image_id).as_posix()
-                rows.append({"path": path, **{k: outcome.record[k] for k in GEOMETRY}})
+                rows.append({"path": path, **{k: record[k] for k in GEOMETRY}})
         added = pd.DataFrame(rows, index=images.index, columns=["path", *GEOMETRY])
         whole = [c for c in GEOMETRY if c != "scale"]
         added[whole] = added[whole].astype("Int64")  # integers, also beside empty cells
-        return images.join(added)
+        content = images.join(added).to_csv(index=False)
+        write_whole(self.folder / f"{split}.csv", content.encode())
 
-    def _journal(self) -> list[dict[str, Any]]:
-        """Entries of the journal; a last line that a crash cut short does not count."""
+    def _journal(self) -> dict[_Key, tuple[Record, float | None]]:
+        """Records, and seconds where they are known, the last entry of an image standing.
+
+        A last line that a crash cut short does not count.
+        """
         if not self._journal_file.exists():
-            return []
-        lines = self._journal_file.read_text(encoding="utf-8").split("\n")
-        if lines[-1]:  # mend it, so that the next entry starts on a line of its own
-            self._journal_file.write_text("".join(f"{x}\n" for x in lines[:-1]), encoding="utf-8")
-        try:
-            return [json.loads(line) for line in lines[:-1]]
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{self._journal_file} is damaged ({error}). Start afresh with overwrite=true."
-            ) from error
+            return {}
+        journal: dict[_Key, tuple[Record, float | None]] = {}
+        with self._journal_file.open("rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):  # mend it: the next entry starts on a line of its own
+                    file.truncate(file.seek(-len(line), os.SEEK_END))
+                    break
+                try:
+                    entry = json.loads(line)
+                    key = entry["split"], entry["image_id"]
+                    journal[key] = entry["record"], entry.get("seconds")
+                except (json.JSONDecodeError, KeyError) as error:
+                    raise InputError(
+                        f"{self._journal_file} is damaged ({error}). Start afresh with "
+                        "overwrite=true."
+                    ) from error
+        return journal
 
-    def _merge_rows(
-        self, name: str, columns: tuple[str, ...], split: Split, rows: Iterable[Mapping[str, Any]]
-    ) -> None:
-        """Replace the rows of one split in a table that all splits share."""
+    def _timings(self) -> dict[_Key, float]:
+        """Seconds of earlier runs."""
+        return {
+            (row["split"], row["image_id"]): float(row["seconds"])
+            for row in self._read_csv("timings.csv")
+        }
+
+    def _rows_of_others(self, name: str, splits: Mapping[Split, object]) -> list[Mapping[str, Any]]:
+        """Rows of a table that all splits share, of those splits that are not worked on."""
+        return [row for row in self._read_csv(name) if row["split"] not in splits]
+
+    def _read_csv(self, name: str) -> list[dict[str, str]]:
+        """A table of an earlier run; no rows where there was none."""
         file = self.folder / name
-        kept: list[Mapping[str, Any]] = []
-        if file.exists():
-            with file.open(newline="", encoding="utf-8") as old:
-                kept = [row for row in csv.DictReader(old) if row["split"] != split]
-        merged = sorted([*kept, *rows], key=lambda row: _SPLITS.index(row["split"]))
-        unfinished = file.with_suffix(".csv.part")
-        with unfinished.open("w", newline="", encoding="utf-8") as new:
-            writer = csv.DictWriter(new, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(merged)
-        unfinished.replace(file)
+        if not file.exists():
+            return []
+        with file.open(newline="", encoding="utf-8") as content:
+            return list(csv.DictReader(content))
+
+    def _write_csv(
+        self, name: str, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Write a table that is either whole or absent."""
+        content = io.StringIO()
+        writer = csv.DictWriter(content, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.folder / name, content.getvalue().encode())
+
+
+def _manifest_rows(
+    split: Split,
+    images: pd.DataFrame,
+    records: Mapping[str, Record],
+    failures: Mapping[str, str],
+) -> Iterator[Mapping[str, Any]]:
+    """One row a source file, in the order of the table."""
+    for patient_id, image_id in _identities(images):
+        record = records.get(image_id)
+        status = failures.get(image_id, MISSING) if record is None else "ok"
+        identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
+        yield {**identity, "status": status, **(record or {})}
+
+
+def _line(key: _Key, record: Record, seconds: float | None) -> str:
+    """An entry of the journal."""
+    entry: dict[str, Any] = {"split": key[0], "image_id": key[1], "record": record}
+    if seconds is not None:
+        entry["seconds"] = seconds
+    return json.dumps(entry) + "\n"
 
 
 def _identities(images: pd.DataFrame) -> list[tuple[str, str]]:
     """Pairs of `patient_id` and `image_id`, in the order of the table."""
     return list(zip(images["patient_id"], images["image_id"], strict=True))
-
-
-def _stamp(file: Path) -> str:
-    """Size and time of change of a file: another one has another stamp."""
-    status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _write_png(file: Path, pixels: NDArray[np.uint8]) -> str:
-    """Write a PNG that is either whole or absent, and return its SHA-256."""
-    # Level 1 writes five times as fast as level 6, for files that are 5 % larger.
-    encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".png.part")
-    unfinished.write_bytes(encoded)
-    unfinished.replace(file)
-    return hashlib.sha256(encoded).hexdigest()
-
-
-def _write_csv_frame(file: Path, frame: pd.DataFrame) -> None:
-    """Write a table that is either whole or absent."""
-    unfinished = file.with_suffix(".csv.part")
-    frame.to_csv(unfinished, index=False)
-    unfinished.replace(file)

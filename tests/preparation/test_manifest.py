@@ -9,15 +9,11 @@ import pandas as pd
 import pytest
 from breast_shapes import breast_picture
 
-from rsna_bcd.errors import InputError
-from rsna_bcd.preparation.crop import CropSettings
-from rsna_bcd.preparation.manifest import (
-    MANIFEST_COLUMNS,
-    CropTask,
-    Outcome,
-    PreparedFolder,
-    make_crop,
-)
+from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.imaging.mammogram import ImageError
+from rsna_bcd.preparation.crop import CropSettings, Record
+from rsna_bcd.preparation.manifest import MANIFEST_COLUMNS, PreparedFolder
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop
 
 SETTINGS = CropSettings("test", 64, 32, box="breast", margin=0.01, orient=True, fit="pad")
 IMAGES = pd.DataFrame(
@@ -41,12 +37,12 @@ def folder(tmp_path: Path) -> PreparedFolder:
     return prepared
 
 
-def made(folder: PreparedFolder, patient_id: str, image_id: str) -> Outcome:
+def made(folder: PreparedFolder, patient_id: str, image_id: str) -> Record:
     """Make one crop as the engine would."""
     source = folder.folder.parent / f"{image_id}.png"
     cv2.imwrite(str(source), np.rint(breast_picture(80, 60) * 255))
     crop = folder.folder / folder.crop_path("train", patient_id, image_id)
-    return Outcome(make_crop(CropTask(source, crop, SETTINGS, "image")), None, 0.25)
+    return make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle")))
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -56,30 +52,32 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def test_what_is_in_the_journal_and_on_disk_is_finished(folder: PreparedFolder) -> None:
     assert folder.finished("train", IMAGES, sources(folder)) == {}
-    outcome = made(folder, "9", "c")
-    folder.note("train", "c", outcome)
-    assert folder.finished("train", IMAGES, sources(folder)) == {"c": outcome}
+    folder.note("train", "c", made(folder, "9", "c"), 0.25)
+    assert folder.finished("train", IMAGES, sources(folder)) == {"c": True}
     assert folder.finished("test", IMAGES, sources(folder)) == {}
     made(folder, "9", "a")  # a crop that the journal does not know may be of another day
     assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c"}
-    (folder.folder / "train/9/c.png").unlink()
+    crop = folder.folder / "train/9/c.png"
+    crop.write_bytes(crop.read_bytes()[:-1])  # cut short
+    assert folder.finished("train", IMAGES, sources(folder)) == {}
+    crop.unlink()
     assert folder.finished("train", IMAGES, sources(folder)) == {}
 
 
 def test_a_source_that_was_replaced_is_not_finished(folder: PreparedFolder) -> None:
-    folder.note("train", "c", made(folder, "9", "c"))
+    folder.note("train", "c", made(folder, "9", "c"), 0.25)
     source = sources(folder)["c"]
     source.write_bytes(source.read_bytes() + b"\0")
     assert folder.finished("train", IMAGES, sources(folder)) == {}
 
 
 def test_a_line_cut_short_by_a_crash_does_not_count(folder: PreparedFolder) -> None:
-    folder.note("train", "c", made(folder, "9", "c"))
+    folder.note("train", "c", made(folder, "9", "c"), 0.25)
     journal = folder.folder / "journal.jsonl"
     with journal.open("a") as file:
         file.write('{"split": "train", "image_id": "a", "rec')
     assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c"}
-    folder.note("train", "b", made(folder, "8", "b"))
+    folder.note("train", "b", made(folder, "8", "b"), 0.5)
     assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c", "b"}
     journal.write_text("no journal\n")
     with pytest.raises(InputError, match="damaged .* overwrite=true"):
@@ -87,8 +85,8 @@ def test_a_line_cut_short_by_a_crash_does_not_count(folder: PreparedFolder) -> N
 
 
 def test_tables_say_what_became_of_each_image(folder: PreparedFolder) -> None:
-    outcomes = {"b": Outcome(None, "cut short", 0.0), "c": made(folder, "9", "c")}
-    folder.write_tables("train", IMAGES, outcomes)
+    folder.note("train", "c", made(folder, "9", "c"), 0.25)
+    folder.write_tables({"train": (IMAGES, ["c"], {"b": "cut short"})})
     train = pd.read_csv(folder.folder / "train.csv", dtype={"patient_id": str})
     assert list(train["image_id"]) == ["c", "b"]  # the missing one teaches nothing
     assert train.columns[:4].tolist() == ["site_id", "patient_id", "image_id", "path"]
@@ -108,16 +106,16 @@ def test_tables_say_what_became_of_each_image(folder: PreparedFolder) -> None:
 
 
 def test_the_test_table_keeps_missing_images(folder: PreparedFolder) -> None:
-    folder.write_tables("test", IMAGES, {})
+    folder.write_tables({"test": (IMAGES, [], {})})
     test = pd.read_csv(folder.folder / "test.csv")
     assert list(test["image_id"]) == ["c", "a", "b"]
     assert test["path"].isna().all()
 
 
 def test_splits_share_a_manifest_and_replace_only_their_own_rows(folder: PreparedFolder) -> None:
-    folder.write_tables("test", IMAGES.head(1), {})
-    folder.write_tables("train", IMAGES, {"c": Outcome(None, "unreadable", 0.0)})
-    folder.write_tables("train", IMAGES, {"c": Outcome(None, "cut short", 0.0)})
+    folder.write_tables({"test": (IMAGES.head(1), [], {})})
+    folder.write_tables({"train": (IMAGES, [], {"c": "unreadable"})})
+    folder.write_tables({"train": (IMAGES, [], {"c": "cut short"})})
     manifest = rows(folder.folder / "manifest.csv")
     found = [(r["split"], r["image_id"], r["status"]) for r in manifest]
     train = [("train", "c", "cut short"), ("train", "a", "missing"), ("train", "b", "missing")]
@@ -131,3 +129,74 @@ def test_a_crop_replaces_what_is_there(folder: PreparedFolder) -> None:
     made(folder, "9", "c")
     assert cv2.imread(str(target), cv2.IMREAD_UNCHANGED) is not None
     assert list(target.parent.iterdir()) == [target]  # nothing unfinished is left
+
+
+def contents(folder: PreparedFolder) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.folder.iterdir() if f.is_file()}
+
+
+def test_the_order_of_completion_leaves_no_trace(folder: PreparedFolder) -> None:
+    records = {"c": made(folder, "9", "c"), "a": made(folder, "9", "a")}
+    folder.note("train", "c", records["c"], 0.25)
+    folder.note("train", "a", records["a"], 0.5)
+    folder.write_tables({"train": (IMAGES, ["c", "a"], {})})
+    first = contents(folder)
+    folder.clear()
+    folder.note("train", "a", records["a"], 0.5)
+    folder.write_tables({"train": (IMAGES, ["a"], {})})  # a run in between
+    folder.note("train", "c", records["c"], 0.25)
+    folder.write_tables({"train": (IMAGES, ["a", "c"], {})})
+    assert contents(folder) == first
+    assert b"seconds" not in first["journal.jsonl"]
+    assert len(rows(folder.folder / "timings.csv")) == 2
+
+
+def test_what_was_redone_or_failed_since_is_forgotten(folder: PreparedFolder) -> None:
+    record = made(folder, "9", "c")
+    folder.note("train", "c", record | {"window": "old"}, 0.25)
+    folder.note("train", "c", record, 0.5)
+    folder.write_tables({"train": (IMAGES, ["c"], {})})
+    assert rows(folder.folder / "manifest.csv")[0]["window"] == record["window"]
+    assert rows(folder.folder / "timings.csv")[0]["seconds"] == "0.500"
+    folder.write_tables({"train": (IMAGES, [], {"c": "cut short"})})
+    assert (folder.folder / "journal.jsonl").read_text() == ""
+    assert rows(folder.folder / "timings.csv") == []
+
+
+def test_a_folder_has_one_run_at_a_time(folder: PreparedFolder) -> None:
+    with folder.held():
+        with pytest.raises(InputError, match=r"Another run .* crop\.name="), folder.held():
+            pass
+        leftover = folder.folder / "train/9/c.png.part"
+        leftover.parent.mkdir(parents=True)
+        leftover.write_bytes(b"half")
+    with folder.held():  # free again, and clean
+        assert not leftover.exists()
+
+
+def test_a_source_that_became_unreadable_takes_its_crop_with_it(folder: PreparedFolder) -> None:
+    made(folder, "9", "c")
+    crop = folder.folder / "train/9/c.png"
+    source = sources(folder)["c"]
+    source.write_text("no picture any more")
+    with pytest.raises(ImageError, match="not a picture"):
+        make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle")))
+    assert not crop.exists()
+
+
+def test_a_crop_that_cannot_be_written_says_where_and_what_to_do(folder: PreparedFolder) -> None:
+    (folder.folder / "train").write_text("a file where a folder belongs")
+    with pytest.raises(StorageError, match=r"train/9/c\.png cannot be written: .*paths\.output="):
+        made(folder, "9", "c")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_compression_does_not_touch_pixels(bits: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (40, 20))
+    pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
+    for level, strategy in ((0, "default"), (1, "rle"), (6, "filtered"), (9, "huffman")):
+        encoded = Png(level, strategy).encode(pixels)  # type: ignore[arg-type]
+        decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(decoded, pixels)
+    with pytest.raises(InputError, match=r"png\.level=10"):
+        Png(10, "rle")

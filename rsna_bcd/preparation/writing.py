@@ -1,0 +1,118 @@
+"""One image file to one PNG on disk, which is either whole or absent."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import cv2
+
+from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.imaging.crops import Crop
+from rsna_bcd.imaging.mammogram import ImageError
+from rsna_bcd.preparation.crop import CropSettings, Record, Source, prepare_image
+
+UNFINISHED = ".part"  # appended to the name of a file that is being written
+
+Strategy = Literal["default", "filtered", "huffman", "rle", "fixed"]  # in OpenCV's order, from 0
+
+
+@dataclass(frozen=True)
+class Png:
+    """How PNG files are compressed; their pixels do not depend on it.
+
+    Attributes:
+        level: 0 (none) to 9.
+        strategy: of zlib.
+    """
+
+    level: int
+    strategy: Strategy
+
+    def __post_init__(self) -> None:
+        """Refuse values that zlib does not know."""
+        if not 0 <= self.level <= 9 or self.strategy not in get_args(Strategy):
+            raise InputError(
+                f"png.level={self.level}, png.strategy={self.strategy}: the level is 0 to 9, the "
+                f"strategy one of {', '.join(get_args(Strategy))}."
+            )
+
+    def encode(self, pixels: Crop) -> bytes:
+        """Compress a crop."""
+        strategy = get_args(Strategy).index(self.strategy)
+        options = [cv2.IMWRITE_PNG_COMPRESSION, self.level, cv2.IMWRITE_PNG_STRATEGY, strategy]
+        return cv2.imencode(".png", pixels, options)[1].tobytes()
+
+
+@dataclass(frozen=True)
+class CropTask:
+    """One file to make a crop of.
+
+    Attributes:
+        source_file: the DICOM file or picture.
+        crop_file: the PNG to write.
+        settings: of the crop.
+        source: how to read `source_file`.
+        decoders: which may be used, in order of preference.
+        png: how to compress.
+    """
+
+    source_file: Path
+    crop_file: Path
+    settings: CropSettings
+    source: Source
+    decoders: Sequence[str]
+    png: Png
+
+
+def make_crop(task: CropTask) -> Record:
+    """Prepare one image and write its PNG.
+
+    Returns:
+        The record of `prepare_image` with `crop_sha256` and `crop_bytes`, hash and size of the PNG,
+        and `source_stamp`, by which a file that was replaced is recognised.
+
+    Raises:
+        ImageError: the file is no image that can be used; a crop made of what was there before is
+            deleted.
+        StorageError: the crop cannot be written.
+    """
+    stamp = stamp_of(task.source_file)
+    try:
+        prepared = prepare_image(task.source_file, task.settings, task.source, task.decoders)
+    except ImageError:
+        task.crop_file.unlink(missing_ok=True)
+        raise
+    encoded = task.png.encode(prepared.pixels)
+    write_whole(task.crop_file, encoded)
+    return {
+        **prepared.record,
+        "crop_sha256": hashlib.sha256(encoded).hexdigest(),
+        "crop_bytes": len(encoded),
+        "source_stamp": stamp,
+    }
+
+
+def stamp_of(file: Path) -> str:
+    """Size and time of change of a file: another one has another stamp."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file, and its folder, so that it is either whole or absent.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    unfinished = file.with_name(file.name + UNFINISHED)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.replace(file)
+    except OSError as error:
+        raise StorageError(
+            f"{file} cannot be written: {error.strerror}. Make room or choose another "
+            "paths.output=..., and run again: what is done is kept."
+        ) from error
