@@ -13,14 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rsna_bcd._stage import record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.decoders import check_decoders
-from rsna_bcd.imaging.picture import SUFFIXES
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, Source
-from rsna_bcd.preparation.files import find_files
+from rsna_bcd.preparation.files import expected_file, find_files
 from rsna_bcd.preparation.manifest import PreparedFolder
 from rsna_bcd.preparation.writing import CropTask, Png, make_crop
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
-from rsna_bcd.tables.images import Split, read_images
+from rsna_bcd.tables.images import Split, read_images, table_files
 
 _SHOWN = 5  # failed files named in the summary; the manifest has all
 
@@ -117,11 +116,17 @@ def _splits(cfg: DictConfig) -> list[Split]:
 
 def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
     """The split's table."""
-    csv = Path(cfg.dataset[f"{split}_csv"])
-    if not csv.is_file() and len(cfg.splits) > 1:
-        others = ",".join(s for s in cfg.splits if s != split)
+    csv = cfg.dataset[f"{split}_csv"]
+    others = ",".join(s for s in cfg.splits if s != split)
+    if csv is None:
         raise InputError(
-            f"{csv} does not exist. Point paths.data= at the competition folder, or leave the "
+            f"dataset={cfg.dataset.name} has no {split} split. Leave it out with "
+            f"splits=[{others or 'train'}]."
+        )
+    absent = [file for file in table_files(csv) if not file.is_file()]
+    if absent and others:
+        raise InputError(
+            f"{absent[0]} does not exist. Point paths.data= at the dataset's folder, or leave the "
             f"split out with splits=[{others}]."
         )
     return read_images(csv, split, instantiate(cfg.dataset.rows))
@@ -138,13 +143,12 @@ def _find_files(cfg: DictConfig, split: Split, images: pd.DataFrame) -> dict[str
     absent = images.loc[~images["image_id"].isin(found.keys())]
     if len(absent) and (not cfg.allow_missing or not found):
         first = absent.iloc[0]
-        kinds = ".dcm" if cfg.source == "dicom" else ", ".join(SUFFIXES)
         remedy = "Check paths.data= and source=, or download them"
         if found:
             remedy += "; allow_missing=true goes on without them"
         raise InputError(
             f"{len(absent)} of {len(images)} files of the {split} split are absent, the first is "
-            f"{root / first.patient_id / first.image_id} ({kinds}). {remedy}."
+            f"{expected_file(root, first, cfg.source)}. {remedy}."
         )
     return found
 

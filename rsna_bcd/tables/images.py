@@ -1,14 +1,18 @@
 """The table of images: columns, dtypes, identifiers, and what makes a table unfit for use."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import pandas as pd
 
 from rsna_bcd.errors import InputError
 
 Split = Literal["train", "test"]
+# Maps a dataset's own tables, every cell a string, to one table with our columns.
+Rows = Callable[[Sequence[pd.DataFrame], Split], pd.DataFrame]
 
 TRAIN_COLUMNS = (
     "site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy",
@@ -29,69 +33,97 @@ _REQUIRED: dict[Split, tuple[str, ...]] = {
     "train": ("patient_id", "image_id", "laterality", "view", "cancer"),
     "test": ("patient_id", "image_id", "laterality", "view", "prediction_id"),
 }
-_IDENTIFIERS = ("patient_id", "image_id", "prediction_id")
+_STRINGS = ("patient_id", "image_id", "prediction_id", "file")
+_EXCEL = (".xlsx", ".xlsm")
+# Absolute, through a parent folder, or of another operating system.
+_LEAVES_THE_FOLDER = r"^/|\\|(?:^|/)\.\.(?:/|$)"
 _SHOWN = 5  # offending rows named in a message
 
 
-def map_rsna(frame: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """Map the competition's own CSV to our columns: they are the same."""
-    return frame
+def table_files(csv: Path | str | Sequence[Path | str]) -> list[Path]:
+    """The files of a split's table, one or several, as a configuration names them."""
+    return [Path(csv)] if isinstance(csv, str | Path) else [Path(file) for file in csv]
 
 
 def read_images(
-    csv: Path,
-    split: Split,
-    rows: Callable[[pd.DataFrame, Split], pd.DataFrame] = map_rsna,
+    csv: Path | str | Sequence[Path | str], split: Split, rows: Rows | None = None
 ) -> pd.DataFrame:
     """Read and check a table of images, one row an image.
 
     Args:
-        csv: `train.csv` or `test.csv`.
+        csv: `train.csv` or `test.csv`, or the several files that a dataset spreads it over; also
+            Excel sheets (`.xlsx`, the first one of each).
         split: which of the two; it decides which columns must be there.
-        rows: maps a dataset's own table to our columns.
+        rows: maps a dataset's own tables to our columns (`tables.datasets`); None where they have
+            them already, several files then being parts of one table.
 
     Returns:
-        The file's columns and rows in their order. `patient_id`, `image_id` and `prediction_id` are
+        The columns and rows in their order. `patient_id`, `image_id` and `prediction_id` are
         strings, `cancer` is 0 or 1, `prediction_id` of a training row is
-        `<patient_id>_<laterality>`.
+        `<patient_id>_<laterality>`. `view` of a test row may be one that we do not know, or
+        missing. `file`, where there is one, is a path within the folder of images, or a pattern.
 
     Raises:
         InputError: file absent or empty, a column missing, an identifier missing, repeated or unfit
-            for a file name, an unknown laterality or view, a label other than 0 or 1, labels that
-            contradict each other within a breast, or a `prediction_id` shared by two breasts.
+            for a file name, an unknown laterality or (in training) view, a label other than 0 or 1,
+            labels that contradict each other within a breast, a `prediction_id` shared by two
+            breasts, or a `file` outside the folder of images.
     """
-    if not csv.is_file():
-        raise InputError(f"{csv} does not exist. Point paths.data= at the competition folder.")
+    files = table_files(csv)
+    name = " with ".join(map(str, files))
+    tables = [_read_table(file) for file in files]
     try:
-        raw = pd.read_csv(csv, dtype=dict.fromkeys(_IDENTIFIERS, "string"))
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{csv} is empty. Download it anew.") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{csv} is not a CSV table: {error}. Download it anew.") from error
-    frame = rows(raw, split)
-    missing = [c for c in _REQUIRED[split] if c not in frame.columns]
+        mapped = pd.concat(tables, ignore_index=True) if rows is None else rows(tables, split)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    missing = [c for c in _REQUIRED[split] if c not in mapped.columns]
     if missing:
         raise InputError(
-            f"{csv} lacks the column(s) {', '.join(missing)}; it has {', '.join(frame.columns)}. "
-            "Add them, or map your own names with a dataset of your own (conf/dataset/)."
+            f"{name} lacks the column(s) {', '.join(missing)}; it has {', '.join(mapped.columns)}. "
+            "Add them, or map your own names with dataset=generic."
         )
-    if frame.empty:
-        raise InputError(f"{csv} has a header but no rows. Download it anew.")
+    if mapped.empty:
+        raise InputError(f"{name} has a header but no rows. Download it anew.")
+    frame = _typed(mapped)
     if split == "train":
         frame = frame.assign(
             prediction_id=(frame["patient_id"] + "_" + frame["laterality"].astype("string"))
         )
-    _check_rows(frame, csv)
-    _check_breasts(frame, csv)
+    # A mapping of one table may drop rows; those that it keeps are known by their old position.
+    in_file = len(files) == 1 and mapped.index.isin(tables[0].index).all()
+    _check_rows(frame, name, split, mapped.index if in_file else None)
+    _check_breasts(frame, name, mapped.index if in_file else None)
     return frame
 
 
-def _check_rows(frame: pd.DataFrame, csv: Path) -> None:
-    """Each row by itself: identifiers, laterality, view, label."""
+def _read_table(file: Path) -> pd.DataFrame:
+    """One file as strings: which columns are identifiers, only the mapping knows."""
+    if not file.is_file():
+        made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
+        raise InputError(f"{file} does not exist.{made} Point paths.data= at the dataset's folder.")
+    try:
+        if file.suffix.lower() in _EXCEL:
+            return pd.read_excel(file, dtype="string")
+        return pd.read_csv(file, dtype="string")
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{file} is empty. Download it anew.") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, ValueError, BadZipFile) as error:
+        kind = "an Excel" if file.suffix.lower() in _EXCEL else "a CSV"
+        raise InputError(f"{file} is not {kind} table: {error}. Download it anew.") from error
+
+
+def _typed(mapped: pd.DataFrame) -> pd.DataFrame:
+    """Give the columns the types that pandas reads from a table of ours, as the prepared one is."""
+    text = io.StringIO(mapped.to_csv(index=False))
+    return pd.read_csv(text, dtype=dict.fromkeys(_STRINGS, "string"))
+
+
+def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Index | None) -> None:
+    """Each row by itself: identifiers, laterality, view, label, file."""
 
     def refuse(bad: pd.Series, what: str, remedy: str) -> None:
         if bad.any():
-            raise InputError(f"{csv}: {what} in {_lines(frame, bad)}. {remedy}")
+            raise InputError(f"{name}: {what} in {_lines(frame, bad, positions)}. {remedy}")
 
     for column in ("patient_id", "image_id"):
         refuse(frame[column].isna(), f"{column} is missing", "Fill it in or drop the rows.")
@@ -104,11 +136,12 @@ def _check_rows(frame: pd.DataFrame, csv: Path) -> None:
         f"unknown laterality {_values(laterality, LATERALITIES)}",
         "It must be L or R.",
     )
-    refuse(
-        ~view.isin(VIEWS),
-        f"unknown view {_values(view, VIEWS)}",
-        f"Known are {', '.join(VIEWS)}; rename or drop the rows.",
-    )
+    if split == "train":  # a test may have views that nobody has seen; each breast has an answer
+        refuse(
+            ~view.isin(VIEWS),
+            f"unknown view {_values(view, VIEWS)}",
+            f"Known are {', '.join(VIEWS)}; rename or drop the rows.",
+        )
     refuse(
         frame["image_id"].duplicated(keep=False),
         "image_id occurs more than once",
@@ -116,17 +149,25 @@ def _check_rows(frame: pd.DataFrame, csv: Path) -> None:
     )
     if "cancer" in frame:
         refuse(~frame["cancer"].isin([0, 1]), "cancer is neither 0 nor 1", "Correct the labels.")
+    if "file" in frame:
+        refuse(frame["file"].isna(), "file is missing", "Fill it in or drop the rows.")
+        refuse(
+            frame["file"].str.contains(_LEAVES_THE_FOLDER),
+            "file leads out of the folder of images",
+            "Write it relative to that folder, with '/' and without '..'.",
+        )
 
 
-def _check_breasts(frame: pd.DataFrame, csv: Path) -> None:
+def _check_breasts(frame: pd.DataFrame, name: str, positions: pd.Index | None) -> None:
     """Rows of one breast against each other."""
     breast = frame.groupby(["patient_id", "laterality"], sort=False)
     if "cancer" in frame:
         conflict = breast["cancer"].transform("nunique") > 1
         if conflict.any():
             raise InputError(
-                f"{csv}: images of one breast have different labels in "
-                f"{_lines(frame, conflict)}. The label belongs to the breast: make them equal."
+                f"{name}: images of one breast have different labels in "
+                f"{_lines(frame, conflict, positions)}. The label belongs to the breast: make them "
+                "equal."
             )
     several = breast["prediction_id"].transform("nunique") > 1
     owners = frame["patient_id"] + "_" + frame["laterality"].astype("string")
@@ -134,18 +175,26 @@ def _check_breasts(frame: pd.DataFrame, csv: Path) -> None:
     bad = several | shared | frame["prediction_id"].isna()
     if bad.any():
         raise InputError(
-            f"{csv}: prediction_id does not stand for exactly one breast in {_lines(frame, bad)}. "
-            "Give each patient and laterality one id of its own."
+            f"{name}: prediction_id does not stand for exactly one breast in "
+            f"{_lines(frame, bad, positions)}. Give each patient and laterality one id of its own."
         )
 
 
-def _lines(frame: pd.DataFrame, bad: pd.Series) -> str:
-    """Name the offending rows as an editor numbers them (the header is line 1)."""
-    positions = [i + 2 for i, is_bad in enumerate(bad.fillna(True)) if is_bad]
-    images = frame["image_id"].iloc[positions[0] - 2]
-    more = f" and {len(positions) - _SHOWN} more" if len(positions) > _SHOWN else ""
-    lines = ", ".join(map(str, positions[:_SHOWN]))
-    return f"line(s) {lines}{more} (first: image {images})"
+def _lines(frame: pd.DataFrame, bad: pd.Series, positions: pd.Index | None) -> str:
+    """Name the offending rows: as an editor numbers them (the header is line 1), or by image.
+
+    Args:
+        frame: the table.
+        bad: which of its rows, NA included.
+        positions: of the rows in their file, 0-based; None where several files were joined.
+    """
+    rows = bad.fillna(True).to_numpy(dtype=bool).nonzero()[0]
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    images = frame["image_id"].iloc[rows[:_SHOWN]].fillna("(missing)")
+    if positions is None:
+        return f"image(s) {', '.join(images)}{more}"
+    lines = ", ".join(str(positions[i] + 2) for i in rows[:_SHOWN])
+    return f"line(s) {lines}{more} (first: image {images.iloc[0]})"
 
 
 def _values(column: pd.Series, known: tuple[str, ...]) -> str:

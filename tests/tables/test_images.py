@@ -97,6 +97,6 @@ def test_a_prediction_id_stands_for_one_breast(tmp_path: Path) -> None:
 def test_a_dataset_maps_its_own_names(tmp_path: Path) -> None:
     path = write(tmp_path, ROWS.rename(columns={"view": "Projection"}))
     images = read_images(
-        path, "train", rows=lambda frame, split: frame.rename(columns={"Projection": "view"})
+        path, "train", rows=lambda tables, split: tables[0].rename(columns={"Projection": "view"})
     )
     assert images["view"].tolist() == ROWS["view"].tolist()

@@ -1,0 +1,373 @@
+"""Datasets: what they call our columns, where their files are, and what counts as cancer there.
+
+Each function is the `rows` of a YAML in `conf/dataset/`: it takes the tables that the YAML names,
+every cell a string, and returns one row an image with our columns. `read_images` checks the result.
+The label belongs to the breast, so every image of a breast gets the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS, Split
+
+_SHOWN = 5  # unknown values named in a message
+_TAKEN = ("path", "fold", "label", "scale", "flipped")  # columns that later stages add
+
+
+def map_rsna(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
+    """Map the competition's own CSV to our columns: they are the same."""
+    return pd.concat(tables, ignore_index=len(tables) > 1)
+
+
+def map_vindr(
+    tables: Sequence[pd.DataFrame],
+    split: Split,
+    *,
+    positive: Sequence[int],
+    splits: Mapping[str, Sequence[str]],
+    file: str,
+) -> pd.DataFrame:
+    """Map VinDr-Mammo (Nguyen et al., 2023, doi:10.1038/s41597-023-02100-7).
+
+    There is no pathology: a breast counts as cancer by its BI-RADS category. Should the images of a
+    breast differ, the breast is positive if one of them is.
+
+    Args:
+        tables: `breast-level_annotations.csv`, and `metadata.csv` for `age` and `machine_id`.
+        split: which of ours.
+        positive: BI-RADS categories, 1 to 5, that count as cancer.
+        splits: for `train` and `test`, which of the published splits (`training`, `test`).
+        file: where an image is, with `{study_id}` and `{image_id}`.
+
+    Returns:
+        An examination is a patient. `BIRADS` is 1 to 5 and `density` A to D; `series_id`, `height`
+        and `width` are kept.
+    """
+    frame = _the_table(tables, "breast_birads", "study_id", "image_id", "laterality",
+                       "view_position", "breast_density", "split")  # fmt: skip
+    birads = frame["breast_birads"].str.extract(r"^BI-RADS ([0-6])$", expand=False)
+    _refuse_unknown(frame["breast_birads"], birads.notna(), "breast_birads", "BI-RADS 1 to 5")
+    rows = pd.DataFrame(
+        {
+            "patient_id": frame["study_id"],
+            "image_id": frame["image_id"],
+            "laterality": frame["laterality"],
+            "view": frame["view_position"],
+            "cancer": birads.astype(int).isin(positive),
+            "BIRADS": birads,
+            "density": frame["breast_density"].str.removeprefix("DENSITY "),
+            "file": _filled(file, frame[["study_id", "image_id"]]),
+        }
+    )
+    kept = [c for c in ("series_id", "height", "width") if c in frame]
+    rows = rows.join(frame[kept])
+    if len(tables) > 1:
+        metadata = _the_table(tables, "SOP Instance UID", "Patient's Age")
+        metadata = metadata.drop_duplicates("SOP Instance UID").set_index("SOP Instance UID")
+        rows["age"] = rows["image_id"].map(metadata["Patient's Age"].str.extract(r"(\d+)Y")[0])
+        if "Manufacturer's Model Name" in metadata:
+            rows["machine_id"] = rows["image_id"].map(metadata["Manufacturer's Model Name"])
+    rows = _label_of_the_breast(rows)
+    return _with_breast_ids(_of_split(rows, frame["split"], split, splits))
+
+
+def map_cbis_ddsm(
+    tables: Sequence[pd.DataFrame],
+    split: Split,
+    *,
+    splits: Mapping[str, Sequence[str]],
+    file: str,
+) -> pd.DataFrame:
+    """Map CBIS-DDSM (Lee et al., 2017, doi:10.1038/sdata.2017.177), whose rows are abnormalities.
+
+    A breast counts as cancer if the `pathology` of any of its abnormalities is MALIGNANT, in any of
+    the tables; BENIGN and BENIGN_WITHOUT_CALLBACK are negative. There are no normal breasts.
+
+    The published splits are by kind of abnormality, so some patients are in both (masses in one,
+    calcifications in the other): these are left out of `train`, unless it has both splits.
+
+    Args:
+        tables: all four `{mass,calc}_case_description_{train,test}_set.csv`, for either split of
+            ours.
+        split: which of ours.
+        splits: for `train` and `test`, which of the published splits (`Training`, `Test`).
+        file: where an image is. `{folder}` is the first part of `image file path`, such as
+            `Mass-Training_P_00001_LEFT_CC`, `{series}` the third.
+
+    Returns:
+        `image_id` is the folder. `BIRADS` is the highest `assessment` of the image, `density` the
+        first one given, as A to D.
+    """
+    frame = pd.concat([t.rename(columns=lambda c: c.replace("_", " ")) for t in tables])
+    frame = frame.reset_index(drop=True)
+    _the_table([frame], "image file path", "patient id", "left or right breast", "image view",
+               "pathology", "assessment", "breast density")  # fmt: skip
+    # The paths are older than the present layout, and some end in a line break.
+    path = frame["image file path"].str.strip().str.split("/")
+    folder = path.str[0].astype("string")
+    published = folder.str.extract(r"^(?:Mass|Calc)-([A-Za-z]+)_P_\d+_", expand=False)
+    _refuse_unknown(
+        frame["image file path"],
+        published.notna(),
+        "image file path",
+        "Mass-Training_P_00001_LEFT_CC/...",
+    )
+    _refuse_unknown(
+        frame["pathology"],
+        frame["pathology"].isin(["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]),
+        "pathology",
+        "MALIGNANT, BENIGN, BENIGN_WITHOUT_CALLBACK",
+    )
+    places = pd.DataFrame({"folder": folder, "series": path.str[2]})
+    rows = pd.DataFrame(
+        {
+            "patient_id": frame["patient id"],
+            "image_id": folder,
+            "laterality": frame["left or right breast"].map({"LEFT": "L", "RIGHT": "R"}),
+            "view": frame["image view"],
+            "cancer": frame["pathology"] == "MALIGNANT",
+            "BIRADS": pd.to_numeric(frame["assessment"]).groupby(folder).transform("max"),
+            "density": frame["breast density"].map(dict(zip("1234", "ABCD", strict=True))),
+            "file": _filled(file, places),
+        }
+    )
+    rows["density"] = rows.groupby("image_id")["density"].transform("first")
+    rows = _label_of_the_breast(rows)
+    mine = _of_split(rows, published, split, splits)
+    if split == "train":
+        held_out = published.isin(splits["test"]) & ~published.isin(splits["train"])
+        mine = mine[~mine["patient_id"].isin(rows.loc[held_out, "patient_id"])]
+    return _with_breast_ids(mine.drop_duplicates("image_id"))
+
+
+def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str) -> pd.DataFrame:
+    """Map CMMD (Cui et al., 2021, doi:10.7937/tcia.eqde-4b16), whose files only headers tell apart.
+
+    A breast counts as cancer if its `classification` in the clinical table is Malignant (should it
+    have two rows, one is enough). The other breast of most patients of the second part (D2) has
+    images but no row; nobody says that it is healthy.
+
+    Args:
+        tables: `index.csv`, which `python -m rsna_bcd.index` makes of the files, and
+            `CMMD_clinicaldata_revision.xlsx`.
+        split: `train`: no other one was published.
+        other_breasts: what to do with breasts that have no row: `drop` or `negative`.
+
+    Returns:
+        The images of the index in its order, with `age`, `abnormality` and `subtype` from the
+        clinical table, `machine_id` from the headers.
+    """
+    if split != "train":
+        raise InputError("CMMD has no published test split. Leave it out with splits=[train].")
+    if other_breasts not in ("drop", "negative"):
+        raise InputError(f"dataset.rows.other_breasts={other_breasts}: choose drop or negative.")
+    index = _the_table(tables, "image_id", "patient_id", "laterality", "view", "file", "machine")
+    clinical = _the_table(tables, "LeftRight", "ID1", "Age", "classification")
+    _refuse_unknown(
+        clinical["classification"],
+        clinical["classification"].isin(["Benign", "Malignant"]),
+        "classification",
+        "Benign, Malignant",
+    )
+    clinical = clinical.rename(columns={"ID1": "patient_id", "LeftRight": "laterality"})
+    clinical = clinical.assign(cancer=clinical["classification"] == "Malignant")
+    # Malignant first, so that it is the row that stays.
+    clinical = clinical.sort_values("cancer", ascending=False, kind="stable")
+    clinical = clinical.drop_duplicates(["patient_id", "laterality"])
+    kept = [c for c in ("abnormality", "subtype") if c in clinical]
+    findings = clinical[["patient_id", "laterality", "Age", "cancer", *kept]]
+    rows = index.merge(findings, on=["patient_id", "laterality"], how="left")
+    listed = rows["cancer"].notna()
+    if not listed.any():
+        raise InputError(
+            f"no image of the index ({_some(index['patient_id'])}) belongs to a breast of the "
+            f"clinical table ({_some(clinical['patient_id'])}). Make the index of CMMD's files."
+        )
+    if other_breasts == "negative":
+        rows["cancer"] = rows["cancer"].fillna(False)
+    else:  # what has no laterality stays, and is refused by name
+        rows = rows[listed | rows["laterality"].isna()]
+    age = rows["Age"].fillna(rows["age"]) if "age" in rows else rows["Age"]
+    columns = ["patient_id", "image_id", "laterality", "view", "cancer", *kept, "file"]
+    return rows[columns].assign(
+        age=age, machine_id=rows["machine"], cancer=rows["cancer"].astype("Int64")
+    )
+
+
+def map_generic(
+    tables: Sequence[pd.DataFrame],
+    split: Split,
+    *,
+    columns: Mapping[str, str | None],
+    values: Mapping[str, Mapping[object, object] | None],
+    join: Sequence[str],
+    unlabelled: str,
+) -> pd.DataFrame:
+    """Map a table of one's own, or an index of files and a table of labels.
+
+    What counts as cancer is what `values.cancer` says. Labels that contradict each other within a
+    breast are refused, not resolved: only you know which is right.
+
+    Args:
+        tables: the first has one row an image; what the others know is joined to it.
+        split: which of ours. A test needs no `cancer`.
+        columns: our names -> those of the tables. Null: the column has our name, or there is none.
+            Columns that are neither named here nor called like one of ours are left out.
+        values: our names -> {value of the table: our value}, whatever their case; other values stay
+            as they are.
+        join: our names of the columns by which further tables are joined.
+        unlabelled: what to do with training images without a label: `refuse` or `drop`.
+
+    Raises:
+        InputError: a column of `columns`, `values` or `join` is absent, or a further table has
+            several rows for one key.
+    """
+    if unlabelled not in ("refuse", "drop"):
+        raise InputError(f"dataset.rows.unlabelled={unlabelled}: choose refuse or drop.")
+    named = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
+    for ours, theirs in named.items():
+        if ours in _TAKEN:
+            raise InputError(f"dataset.rows.columns.{ours}: later stages add {', '.join(_TAKEN)}.")
+        absent = not any(theirs in table for table in tables)
+        if absent and not (split == "test" and ours == "cancer"):
+            raise InputError(
+                f"dataset.rows.columns.{ours}={theirs}: there is no such column, but "
+                f"{' | '.join(_columns(table) for table in tables)}."
+            )
+    renamed = [_renamed(table, named) for table in tables]
+    for ours, theirs_to_ours in values.items():
+        if theirs_to_ours is not None:
+            _translate(renamed, ours, theirs_to_ours, needed=split == "train" or ours != "cancer")
+    rows = renamed[0]
+    for further in renamed[1:]:
+        rows = _joined(rows, further, join)
+    if unlabelled == "drop" and split == "train" and "cancer" in rows:
+        rows = rows[rows["cancer"].notna()]
+    if split == "test" and "prediction_id" not in rows and {"patient_id", "laterality"} <= {*rows}:
+        rows = _with_breast_ids(rows)
+    return rows
+
+
+def _renamed(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:
+    """The columns of ours in a table: those named, and those that are called like ours anyway."""
+    ours = {*TRAIN_COLUMNS, *TEST_COLUMNS, "file", *named}
+    mapped = {o: table[theirs] for o, theirs in named.items() if theirs in table}
+    same = {c: table[c] for c in table if c in ours and c not in named}
+    return pd.DataFrame({**same, **mapped}, index=table.index)
+
+
+def _translate(
+    tables: Sequence[pd.DataFrame],
+    column: str,
+    theirs_to_ours: Mapping[object, object],
+    *,
+    needed: bool,
+) -> None:
+    """Replace values of a column, in place, wherever it occurs."""
+    spelled = {_spelling(theirs): str(ours) for theirs, ours in theirs_to_ours.items()}
+    having = [table for table in tables if column in table]
+    if needed and not having:
+        raise InputError(
+            f"dataset.rows.values.{column}: there is no column {column}; name yours with "
+            f"dataset.rows.columns.{column}=..."
+        )
+    for table in having:
+        table[column] = table[column].map(
+            lambda value: value if pd.isna(value) else spelled.get(_spelling(value), value)
+        )
+
+
+def _spelling(value: object) -> str:
+    return str(value).strip().casefold()
+
+
+def _joined(rows: pd.DataFrame, further: pd.DataFrame, join: Sequence[str]) -> pd.DataFrame:
+    """Add the columns of a further table; where both have one, the further one's is taken."""
+    absent = [c for c in join if c not in rows or c not in further]
+    if absent or not join:
+        raise InputError(
+            f"dataset.rows.join={list(join)}: {', '.join(absent) or 'no column'} is not in all of "
+            f"the tables, which have {_columns(rows)} and {_columns(further)}."
+        )
+    further = further.drop_duplicates()
+    twice = further.duplicated(list(join))
+    if twice.any():
+        key = ", ".join(str(further.loc[twice, c].iloc[0]) for c in join)
+        raise InputError(
+            f"{int(twice.sum())} key(s) of dataset.rows.join={list(join)} have several rows that "
+            f"differ, {key} among them. Keep one row each."
+        )
+    replaced = [c for c in further if c in rows and c not in join]
+    return rows.drop(columns=replaced).merge(further, on=list(join), how="left")
+
+
+def _the_table(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.DataFrame:
+    """The table that has the column `mark`; it must have the other columns too.
+
+    Raises:
+        InputError: there is no such table, or it lacks columns.
+    """
+    having = [table for table in tables if mark in table]
+    if not having:
+        raise InputError(
+            f"no table has the column {mark!r}. The columns are "
+            f"{' | '.join(_columns(table) for table in tables)}. Download the tables anew."
+        )
+    missing = [c for c in needed if c not in having[0]]
+    if missing:
+        raise InputError(
+            f"the table with {mark!r} lacks {', '.join(missing)}; it has {_columns(having[0])}."
+        )
+    return having[0]
+
+
+def _columns(table: pd.DataFrame) -> str:
+    return ", ".join(map(str, table.columns))
+
+
+def _of_split(
+    rows: pd.DataFrame, published: pd.Series, split: Split, splits: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """The rows of the published splits that ours is made of."""
+    unknown = set(splits[split]) - set(published)
+    if unknown:
+        raise InputError(
+            f"dataset.rows.splits.{split}={list(splits[split])}: the tables have no split "
+            f"{', '.join(sorted(unknown))}, but {_some(published)}."
+        )
+    return rows[published.isin(splits[split])]
+
+
+def _label_of_the_breast(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give every row the label of its breast: 1 if any row of the breast is positive."""
+    breast = rows.groupby(["patient_id", "laterality"], dropna=False)["cancer"]
+    return rows.assign(cancer=breast.transform("max").astype(int))
+
+
+def _with_breast_ids(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `prediction_id` as the competition makes it."""
+    return rows.assign(prediction_id=rows["patient_id"] + "_" + rows["laterality"])
+
+
+def _filled(template: str, places: pd.DataFrame) -> list[str]:
+    """Fill the fields of `template` with the columns of `places`, row by row."""
+    try:
+        return [template.format_map(place) for place in places.to_dict("records")]
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"dataset.rows.file={template}: the fields may be "
+            f"{', '.join(f'{{{c}}}' for c in places)}."
+        ) from error
+
+
+def _refuse_unknown(column: pd.Series, known: pd.Series, name: str, expected: str) -> None:
+    if not known.all():
+        raise InputError(f"{name} is {_some(column[~known])}; expected {expected}.")
+
+
+def _some(values: pd.Series) -> str:
+    """The first few of different values, for a message."""
+    different = list(values.astype("string").fillna("(missing)").drop_duplicates())
+    return ", ".join(different[:_SHOWN]) + (", ..." if len(different) > _SHOWN else "")
