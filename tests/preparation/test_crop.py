@@ -136,8 +136,87 @@ def test_monochrome1_and_signed_files_make_the_same_crop(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"height": 0}, {"box": "guess"}, {"margin": -0.1}, {"fit": "crop"}]
+    "wrong",
+    [
+        {"height": 0},
+        {"box": "guess"},
+        {"margin": -0.1},
+        {"fit": "crop"},
+        {"reduce": -1},
+        {"clahe": -2},
+        {"bits": 12},
+    ],
 )
 def test_settings_that_make_no_crop_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
         replace(SETTINGS, **wrong)
+
+
+def textured(height: int, width: int) -> np.ndarray:
+    """A breast with structures of many sizes, 12 bits."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, (height, width))
+    texture = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (1, 3, 9, 27))
+    breast = breast_picture(height, width, reach=0.7, half_height=0.45)
+    return np.rint(np.clip(breast * (2200 + 250 * texture), 0, 4095)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(("height", "level"), [(900, 0), (400, 1), (250, 2), (120, 3), (60, 4)])
+def test_no_more_resolution_is_decoded_than_needed(tmp_path: Path, height: int, level: int) -> None:
+    path = write_dicom(tmp_path / "a.dcm", textured(1203, 901), bits=12, syntax="jpeg2000")
+    settings = replace(SETTINGS, height=height, width=height)
+    full = prepare_image(path, settings, "dicom")
+    reduced = prepare_image(path, replace(settings, reduce=5), "dicom")
+    assert (full.record["resolution_level"], reduced.record["resolution_level"]) == (0, level)
+    same = [k for k in full.record if k not in ("resolution_level", "decoder")]
+    assert {k: full.record[k] for k in same} == {k: reduced.record[k] for k in same}
+    # The level has at least the crop's resolution, and the next one would not.
+    scale, tall = full.record["scale"], full.record["box_height"]
+    assert isinstance(scale, float)
+    assert isinstance(tall, int)
+    assert tall >> level >= round(tall * scale) > tall >> level + 1
+    difference = full.pixels.astype(float) - reduced.pixels
+    # The rougher the image at the scale of a crop's pixel, the more band and mean differ.
+    assert np.abs(difference).mean() <= (0 if level == 0 else 1 if level <= 2 else 3)
+    limited = prepare_image(path, replace(settings, reduce=1), "dicom")
+    assert limited.record["resolution_level"] == min(level, 1)
+
+
+def test_a_reduced_crop_is_not_displaced(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", textured(1203, 901), bits=12, syntax="jpeg2000")
+    settings = replace(SETTINGS, height=240, width=240)
+    full = prepare_image(path, settings, "dicom").pixels.astype(np.float32)
+    reduced = prepare_image(path, replace(settings, reduce=5), "dicom").pixels.astype(np.float32)
+    (across, down), _ = cv2.phaseCorrelate(full, reduced)
+    assert abs(across) < 0.05  # of a pixel; 0.4 if sampling at even pixels were not made up for
+    assert abs(down) < 0.05
+
+
+def test_without_a_window_the_range_within_the_breast_is_shown(tmp_path: Path) -> None:
+    values = np.rint(breast_picture(300, 200) * 3000 + 500).astype(np.uint16)
+    values[10:20, 150:190] = 4095  # a marker beside the breast
+    prepared = prepare_image(write_dicom(tmp_path / "a.dcm", values, bits=12), SETTINGS, "dicom")
+    low, high = values[:, :110].min(), values[:, :110].max()
+    assert prepared.record["window"] == f"min-max {low} {high}"
+    assert prepared.pixels.max() == 255
+
+
+def test_16_bits_are_8_bits_with_more_steps() -> None:
+    mammogram = mammogram_of(breast_picture(400, 320), bits=16)
+    deep = crop_mammogram(mammogram, replace(SETTINGS, bits=16)).pixels
+    assert deep.dtype == np.uint16
+    shallow = crop_mammogram(mammogram, SETTINGS).pixels
+    np.testing.assert_array_equal(shallow, np.rint(deep / np.float32(257)).astype(np.uint8))
+    assert len(np.unique(deep)) > 2 * len(np.unique(shallow))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_contrast_enhancement_spreads_the_greys_of_the_breast(bits: Any) -> None:
+    dull = mammogram_of(breast_picture(400, 320, reach=0.25, noise=0.02) * 0.3 + 0.1)
+    plain = crop_mammogram(dull, replace(SETTINGS, bits=bits)).pixels
+    enhanced = crop_mammogram(dull, replace(SETTINGS, bits=bits, clahe=3.0)).pixels
+    assert enhanced.shape == plain.shape
+    assert enhanced.dtype == plain.dtype
+    inside = (slice(40, 88), slice(0, 20))
+    assert enhanced[inside].std() > 1.5 * plain[inside].std()
+    np.testing.assert_array_equal(enhanced[:, -10:], 0)  # padding stays background
