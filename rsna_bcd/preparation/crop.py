@@ -253,7 +253,7 @@ def _centred(region: NDArray, reduced: int) -> NDArray:
     The low band of JPEG 2000 is sampled at even pixels (ISO 15444-1 F.4.8): after L halvings, pixel
     n lies on source pixel 2^L n, while the mean of 2^L pixels lies (2^L - 1) / 2 further. Linear
     interpolation makes up for it, and takes back the sharpness that the low band has over means:
-    of all 4 x 4 kernels, least squares on real mammograms chose this one (to .02, at levels 1 to 4).
+    of all 4 x 4 kernels, least squares on real mammograms chose this one, to .02.
     """
     if not reduced:
         return region
