@@ -1,5 +1,6 @@
 """Every configuration composes; every experiment is a delta of train.yaml that can be trained."""
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rsna_bcd.models.prediction import to_input
 
 ROOTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (Path(CONF) / "experiment").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (Path(CONF) / "dataset").glob("*.yaml"))
 OPTIONS = [
     f"{group}={path.stem}"
     for group in ("augment", "crop", "folds", "logger", "loss", "network", "paths", "trainer")
@@ -97,6 +99,20 @@ def test_a_sweep_leaves_the_tree_of_single_runs() -> None:
     hydra = OmegaConf.select(cfg, "hydra")
     assert hydra.run.dir == cfg.run_dir == "output/runs/x/fold2"
     assert f"{hydra.sweep.dir}/{hydra.sweep.subdir}" == cfg.run_dir
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_is_named_like_its_file_and_fits_its_mapping(dataset: str) -> None:
+    cfg = configure("prepare", f"dataset={dataset}")
+    if OmegaConf.is_missing(cfg.dataset, "name"):  # the reader's own data, the reader's own name
+        assert dataset == "generic"
+        cfg.dataset.name = dataset
+    settings = OmegaConf.to_container(cfg.dataset, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    assert settings["name"] == dataset
+    assert all(settings[key] for key in ("train_csv", "train_images"))
+    rows = instantiate(cfg.dataset.rows)
+    inspect.signature(rows.func).bind([], "train", **rows.keywords)
 
 
 def test_an_experiment_belongs_to_train_alone() -> None:

@@ -254,7 +254,7 @@ def _renamed(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:
     """The columns of ours in a table: those named, and those that are called like ours anyway."""
     ours = {*TRAIN_COLUMNS, *TEST_COLUMNS, "file", *named}
     mapped = {o: table[theirs] for o, theirs in named.items() if theirs in table}
-    same = {c: table[c] for c in table if c in ours and c not in named}
+    same = {c: table[c] for c in table if c in ours and c not in mapped}
     return pd.DataFrame({**same, **mapped}, index=table.index)
 
 

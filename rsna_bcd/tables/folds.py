@@ -15,6 +15,7 @@ from rsna_bcd.errors import InputError
 
 # How far folds may differ in positive breasts: a patient has up to two, and stays whole.
 _SLACK, _SLACK_SHARE = 3, 0.1
+_PREDOMINANT = 0.9  # of the breasts of a fold
 
 
 def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
@@ -121,7 +122,8 @@ def fold_summary(images: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a fold, ascending: `fold, patients, breasts, images, positive_breasts,
-        prevalence` (positive breasts / breasts), and `sites` (`site: breasts`) where known.
+        prevalence` (positive breasts / breasts), `sites` (`site: breasts`) where known, and
+        `machine` where the folds are of one machine each.
     """
     merged = images.merge(folds, on="patient_id", validate="many_to_one")
     breasts = merged.drop_duplicates(["patient_id", "laterality"]).groupby("fold")
@@ -138,6 +140,10 @@ def fold_summary(images: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
         summary["sites"] = breasts["site_id"].agg(
             lambda site: ", ".join(f"{s}: {n}" for s, n in site.value_counts().sort_index().items())
         )
+    if "machine_id" in merged:
+        machine = breasts["machine_id"].agg(_predominant)
+        if machine.notna().all() and machine.is_unique and len(machine) > 1:
+            summary["machine"] = machine
     return summary.reset_index()
 
 
@@ -181,3 +187,9 @@ def read_folds(csv: Path) -> pd.DataFrame:
 def _one_row_a_patient(breasts: pd.DataFrame) -> pd.DataFrame:
     """Reduce rows with a fold to one a patient, in order of appearance."""
     return breasts[["patient_id", "fold"]].drop_duplicates().reset_index(drop=True)
+
+
+def _predominant(values: pd.Series) -> object:
+    """The value of nearly all, or None: the odd patient has been at two machines."""
+    shares = values.value_counts(normalize=True, dropna=False)
+    return shares.index[0] if shares.iloc[0] > _PREDOMINANT else None

@@ -69,6 +69,16 @@ def test_leave_out_keeps_each_value_and_each_patient_whole(images: pd.DataFrame)
     assert merged.groupby("fold")["machine_id"].first().is_monotonic_increasing
 
 
+def test_the_summary_names_the_machine_that_is_left_out(images: pd.DataFrame) -> None:
+    two_machines = images.copy()
+    two_machines.loc[images.index[images["patient_id"] == "1"][:1], "machine_id"] = 20
+    summary = fold_summary(two_machines, leave_out(two_machines, column="machine_id"))
+    assert summary["machine"].tolist() == sorted(images["machine_id"].unique())
+    sites = fold_summary(images, leave_out(images, column="site_id"))["sites"]
+    assert sites.tolist() == ["1: 600", "2: 200"]
+    assert "machine" not in fold_summary(images, stratified(images, n_folds=4, seed=0))
+
+
 def test_holdout_is_stratified(images: pd.DataFrame) -> None:
     summary = fold_summary(images, holdout(images, fraction=0.2, seed=0))
     assert summary["patients"].tolist() == [80, 320]

@@ -100,3 +100,68 @@ def test_a_dataset_maps_its_own_names(tmp_path: Path) -> None:
         path, "train", rows=lambda tables, split: tables[0].rename(columns={"Projection": "view"})
     )
     assert images["view"].tolist() == ROWS["view"].tolist()
+
+
+def test_a_test_may_have_views_that_nobody_knows(tmp_path: Path) -> None:
+    test = ROWS.drop(columns="cancer").assign(
+        prediction_id=["007_L", "007_L", "007_R", "8_L"],
+        view=pd.Series(["CC", "XCCL", None, "?"]),
+    )
+    images = read_images(write(tmp_path, test, "test.csv"), "test")
+    assert images["view"].fillna("").tolist() == ["CC", "XCCL", "", "?"]
+    sided = test.assign(laterality="B")
+    with pytest.raises(InputError, match="unknown laterality 'B'"):
+        read_images(write(tmp_path, sided, "test.csv"), "test")
+
+
+def test_several_files_are_parts_of_one_table(tmp_path: Path) -> None:
+    parts = [write(tmp_path, ROWS[:2], "a.csv"), write(tmp_path, ROWS[2:], "b.csv")]
+    whole = read_images(write(tmp_path, ROWS), "train")
+    pd.testing.assert_frame_equal(read_images(parts, "train"), whole)
+    pd.testing.assert_frame_equal(read_images([str(p) for p in parts], "train"), whole)
+    bad = write(tmp_path, ROWS[1:2], "b.csv")
+    with pytest.raises(InputError, match=r"a.csv with .*b.csv: image_id .* image\(s\) 12, 12\."):
+        read_images([parts[0], bad], "train")
+
+
+def test_an_excel_sheet_reads_like_a_csv(tmp_path: Path) -> None:
+    ROWS.to_excel(tmp_path / "train.xlsx", index=False)
+    sheet = read_images(tmp_path / "train.xlsx", "train")
+    pd.testing.assert_frame_equal(sheet, read_images(write(tmp_path, ROWS), "train"))
+    (tmp_path / "train.xlsx").write_text("image_id,cancer")
+    with pytest.raises(InputError, match="train.xlsx is not an Excel table"):
+        read_images(tmp_path / "train.xlsx", "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("/data/1.dcm", "file leads out of the folder of images"),
+        ("../1.dcm", "file leads out of the folder of images"),
+        ("a/../../1.dcm", "file leads out of the folder of images"),
+        ("a\\1.dcm", "file leads out of the folder of images"),
+        (None, "file is missing"),
+    ],
+)
+def test_a_file_stays_in_the_folder_of_images(
+    file: str | None, message: str, tmp_path: Path
+) -> None:
+    table = ROWS.assign(file=pd.Series(["a/..1.dcm", "b.dcm", "c*/?.dcm", file]))
+    with pytest.raises(InputError, match=rf"{message} in line\(s\) 5"):
+        read_images(write(tmp_path, table), "train")
+    kept = read_images(write(tmp_path, table[:3]), "train")
+    assert kept["file"].tolist() == ["a/..1.dcm", "b.dcm", "c*/?.dcm"]
+
+
+def test_lines_are_those_of_the_file_when_a_mapping_drops_rows(tmp_path: Path) -> None:
+    table = ROWS.assign(image_id=["11", "12", "13", "a/b"])
+    with pytest.raises(InputError, match=r"train.csv: image_id is unfit .* line\(s\) 5 "):
+        read_images(write(tmp_path, table), "train", rows=lambda tables, split: tables[0][2:])
+
+
+def test_what_a_mapping_refuses_is_said_of_its_file(tmp_path: Path) -> None:
+    def refuse(tables: object, split: str) -> pd.DataFrame:
+        raise InputError("no such column")
+
+    with pytest.raises(InputError, match=r"train.csv: no such column"):
+        read_images(write(tmp_path, ROWS), "train", rows=refuse)

@@ -1,0 +1,152 @@
+"""Headers as they are written: views in three vocabularies, ages, sides, and what is no image."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dicom_files import write_dicom
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from rsna_bcd.imaging import headers
+from rsna_bcd.imaging.headers import read_header
+from rsna_bcd.imaging.mammogram import ImageError
+
+PIXELS = np.arange(600, dtype=np.uint16).reshape(30, 20)
+# PS3.16 CID 4014 as pydicom has it.
+CID_4014 = {
+    "CC": codes.cid4014.CranioCaudal,
+    "MLO": codes.cid4014.MedioLateralObliqueProjection,
+    "ML": codes.cid4014.MedioLateralProjection,
+    "LM": codes.cid4014.LateroMedial,
+    "LMO": codes.cid4014.LateroMedialOblique,
+}
+
+
+def coded(value: str, scheme: str, meaning: str, *modifiers: Dataset) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    code.ViewModifierCodeSequence = Sequence(modifiers)
+    return code
+
+
+def header_of(folder: Path, **elements: Any) -> headers.Header:
+    return read_header(write_dicom(folder / "image", PIXELS, bits=12, **elements))
+
+
+def test_all_fields(tmp_path: Path) -> None:
+    header = header_of(
+        tmp_path,
+        PatientID="D1-0001",
+        SOPInstanceUID="1.2.3",
+        StudyInstanceUID="1.2",
+        SeriesInstanceUID="1.2.1",
+        ImageLaterality="R",
+        ViewCodeSequence=Sequence([coded("399162004", "SCT", "cranio-caudal")]),
+        PatientAge="052Y",
+        ManufacturerModelName="Mammomat",
+        Manufacturer="Maker",
+        PresentationIntentType="FOR PRESENTATION",
+        syntax="jpeg",
+    )
+    assert header == {
+        "patient_id": "D1-0001",
+        "image_id": "1.2.3",
+        "laterality": "R",
+        "view": "CC",
+        "view_header": "cranio-caudal",
+        "age": 52.0,
+        "machine": "Mammomat",
+        "manufacturer": "Maker",
+        "modality": "MG",
+        "presentation": "FOR PRESENTATION",
+        "photometric": "MONOCHROME2",
+        "bits_stored": 12,
+        "rows": 30,
+        "columns": 20,
+        "frames": 1,
+        "transfer_syntax": "1.2.840.10008.1.2.4.70",
+        "study_id": "1.2",
+        "series_id": "1.2.1",
+    }
+
+
+@pytest.mark.parametrize(("view", "code"), CID_4014.items(), ids=CID_4014)
+def test_views_by_the_codes_of_the_standard(view: str, code: Code, tmp_path: Path) -> None:
+    ours = [value for value, its_view in headers._VIEW_OF_CODE.items() if its_view == view]
+    schemes = ["SCT" if value.isdigit() else "SRT" for value in ours]
+    assert sorted(schemes) == ["SCT", "SRT"]
+    for value, scheme in zip(ours, schemes, strict=True):
+        assert Code(value, scheme, "") == code
+        sequence = Sequence([coded(value, scheme, "in other words")])
+        assert header_of(tmp_path, ViewCodeSequence=sequence)["view"] == view
+    in_words = Sequence([coded("1", "99PRIVATE", code.meaning.capitalize())])
+    assert header_of(tmp_path, ViewCodeSequence=in_words)["view"] == view
+
+
+@pytest.mark.parametrize(
+    ("position", "view"),
+    [("CC", "CC"), ("MLO ", "MLO"), ("LMO", "LMO"), ("XCCL", None), ("", None), (None, None)],
+)
+def test_views_by_position(position: str | None, view: str | None, tmp_path: Path) -> None:
+    elements = {} if position is None else {"ViewPosition": position}
+    header = header_of(tmp_path, **elements)
+    assert header["view"] == view
+    assert header["view_header"] == ((position or "").strip() or None)
+
+
+def test_a_code_outweighs_the_position_and_its_modifiers_are_told(tmp_path: Path) -> None:
+    magnified = coded("399163009", "SCT", "Magnification")
+    tail = coded("399011000", "SCT", "Axillary Tail")
+    for code, modifiers, view, words in [
+        ("399192008", (), None, "exaggerated"),  # CID 4014, but no view of ours
+        ("399368009", (magnified,), "MLO", "exaggerated, Magnification"),
+        ("399368009", (tail,), "AT", "exaggerated, Axillary Tail"),
+    ]:
+        sequence = Sequence([coded(code, "SCT", "exaggerated", *modifiers)])
+        header = header_of(tmp_path, ViewCodeSequence=sequence, ViewPosition="CC")
+        assert (header["view"], header["view_header"]) == (view, words)
+
+
+@pytest.mark.parametrize(
+    ("image", "series", "expected"),
+    [("L", None, "L"), (None, "R", "R"), ("L", "R", "L"), ("B", None, None), (None, None, None)],
+)
+def test_laterality(
+    image: str | None, series: str | None, expected: str | None, tmp_path: Path
+) -> None:
+    sides = {"ImageLaterality": image, "Laterality": series}
+    header = header_of(tmp_path, **{k: v for k, v in sides.items() if v is not None})
+    assert header["laterality"] == expected
+
+
+@pytest.mark.parametrize(
+    ("age", "years"),
+    [("052Y", 52), ("624M", 52), ("026W", 0.5), ("", None)],
+)
+def test_age(age: str, years: float | None, tmp_path: Path) -> None:
+    found = header_of(tmp_path, PatientAge=age)["age"]
+    assert found == (None if years is None else pytest.approx(years, abs=0.01))
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_text("file,reason\n" * 50)
+    with pytest.raises(ImageError, match="not a DICOM file"):
+        read_header(file)
+    file.write_bytes(b"")
+    with pytest.raises(ImageError, match="not a DICOM file"):
+        read_header(file)
+    write_dicom(file, PIXELS, bits=12, Rows=None)
+    with pytest.raises(ImageError, match="no image, but Digital Mammography X-Ray Image Storage"):
+        read_header(file)
+
+
+def test_pixels_are_not_read(tmp_path: Path) -> None:
+    file = write_dicom(tmp_path / "image", PIXELS, bits=12, PatientID="7")
+    whole = read_header(file)
+    file.write_bytes(file.read_bytes()[: -PIXELS.nbytes])
+    assert read_header(file) == whole

@@ -1,0 +1,84 @@
+"""Finding the files of a table: by identifiers, by path, by pattern."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.preparation.files import expected_file, find_files
+
+
+def images(**columns: list[str]) -> pd.DataFrame:
+    n = len(next(iter(columns.values())))
+    table = {"patient_id": ["7"] * n, "image_id": [str(i) for i in range(n)], **columns}
+    return pd.DataFrame(table, dtype="string")
+
+
+def touch(root: Path, *files: str) -> None:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+
+
+def test_without_a_column_file_they_are_named_by_their_identifiers(tmp_path: Path) -> None:
+    touch(tmp_path, "7/0.dcm", "7/1.png", "7/1.jpg", "7/2.tif", "8/3.dcm")
+    table = images(patient_id=["7", "7", "7", "7", "9"])
+    assert find_files(tmp_path, table, "dicom") == {"0": tmp_path / "7/0.dcm"}
+    assert find_files(tmp_path, table, "image") == {
+        "1": tmp_path / "7/1.png",
+        "2": tmp_path / "7/2.tif",
+    }
+
+
+def test_a_path_or_a_pattern_says_where(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "a/1.dicom",
+        "Mass_1/01-01-2010-NA/1.0-full [2]/1-1.dcm",
+        "Mass_1/01-01-2010-NA/1.0-full [2]/._1-1.dcm",  # of a Mac
+        "Mass_1_1/x/y/1-1.dcm",
+        "b[1]/x.dcm",
+        "b1/x.dcm",
+        "top.dcm",
+    )
+    table = images(
+        file=["a/1.dicom", "Mass_1/*/*/*.dcm", "b[1]/x.dcm", "top.dcm", "a/?.dcm", "none/*/1.dcm"]
+    )
+    assert find_files(tmp_path, table, "dicom") == {
+        "0": tmp_path / "a/1.dicom",
+        "1": tmp_path / "Mass_1/01-01-2010-NA/1.0-full [2]/1-1.dcm",
+        "2": tmp_path / "b[1]/x.dcm",  # what is called so comes before what the pattern matches
+        "3": tmp_path / "top.dcm",
+    }
+
+
+def test_a_pattern_must_match_one_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.dcm", "a/2.dcm")
+    with pytest.raises(InputError, match=r"a/\*.dcm .*image 0.* 2: .*a/1.dcm and .*a/2.dcm"):
+        find_files(tmp_path, images(file=["a/*.dcm"]), "dicom")
+
+
+def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, *(f"{patient}/{image}.dcm" for patient in range(3) for image in range(4)))
+    table = images(file=[f"{patient}/{image}.dcm" for patient in range(4) for image in range(4)])
+    listdir, listed = os.listdir, []
+
+    def count(folder: str) -> list[str]:
+        listed.append(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr("rsna_bcd.preparation.files.os.listdir", count)
+    assert len(find_files(tmp_path, table, "dicom")) == 12
+    assert sorted(listed) == sorted(map(str, [tmp_path, *(tmp_path / str(p) for p in range(3))]))
+
+
+def test_the_expected_file_is_named(tmp_path: Path) -> None:
+    row = images(patient_id=["7"]).iloc[0]
+    assert expected_file(tmp_path, row, "dicom") == str(tmp_path / "7/0.dcm")
+    assert (
+        expected_file(tmp_path, row, "image") == f"{tmp_path}/7/0.png (or .jpg, .jpeg, .tif, .tiff)"
+    )
+    row = images(file=["a/*/1.dcm"]).iloc[0]
+    assert expected_file(tmp_path, row, "image") == str(tmp_path / "a/*/1.dcm")
