@@ -1,0 +1,77 @@
+"""Files to measure with: real mammograms where there are any, else synthetic ones of their size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gdcm
+import pydicom
+
+SYNTAXES = {  # short name: UID, GDCM's name
+    "raw": ("1.2.840.10008.1.2.1", gdcm.TransferSyntax.ExplicitVRLittleEndian),
+    "rle": ("1.2.840.10008.1.2.5", gdcm.TransferSyntax.RLELossless),
+    ".70": ("1.2.840.10008.1.2.4.70", gdcm.TransferSyntax.JPEGLosslessProcess14_1),
+    ".80": ("1.2.840.10008.1.2.4.80", gdcm.TransferSyntax.JPEGLSLossless),
+    ".90": ("1.2.840.10008.1.2.4.90", gdcm.TransferSyntax.JPEG2000Lossless),
+}
+
+
+def mammograms(folder: Path) -> tuple[list[Path], str]:
+    """DICOM files of real size, and where they are from.
+
+    Real ones are the `*.dcm` below `rsna` in the folder that RSNA_BCD_REAL_DATA names. Synthetic
+    ones are made below `folder`: 4 of about 2,900 x 2,300 pixels.
+    """
+    if "RSNA_BCD_REAL_DATA" in os.environ:
+        files = sorted(Path(os.environ["RSNA_BCD_REAL_DATA"]).glob("rsna/*_images/*/*.dcm"))
+        return files, f"{len(files)} real files"
+    data = folder / "competition"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "rsna_bcd.synthesize", f"paths.data={data}"),
+            *("size.train_patients=1", "size.test_patients=1", "appearance.pixel_mm=0.09"),
+        ],
+        check=True,
+    )
+    files = sorted(data.glob("train_images/*/*.dcm"))[:4]
+    return files, f"{len(files)} synthetic files"
+
+
+def transcoded(files: list[Path], folder: Path, syntax: str) -> list[Path]:
+    """The files in another syntax, below `folder`; those that have it stay where they are."""
+    uid, name = SYNTAXES[syntax]
+    result = []
+    for file in files:
+        if pydicom.dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID == uid:
+            result.append(file)
+            continue
+        target = folder / syntax.lstrip(".") / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _transcode(file, target, name)
+        # Only the pixel data are GDCM's: it changes elements of the header as well.
+        dataset, coded = pydicom.dcmread(file), pydicom.dcmread(target)
+        dataset["PixelData"] = coded["PixelData"]
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(uid)
+        dataset.save_as(target)
+        result.append(target)
+    return result
+
+
+def _transcode(source: Path, target: Path, syntax: int) -> None:
+    """Change the transfer syntax of a file with GDCM."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(source))
+    if not reader.Read():
+        raise RuntimeError(f"GDCM cannot read {source}")
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    if not change.Change():
+        raise RuntimeError(f"GDCM cannot transcode {source}")
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    if not writer.Write():
+        raise RuntimeError(f"GDCM cannot write {target}")
