@@ -117,14 +117,14 @@ def _splits(cfg: DictConfig) -> list[Split]:
 def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
     """The split's table."""
     csv = cfg.dataset[f"{split}_csv"]
-    others = ",".join(s for s in cfg.splits if s != split)
+    others = ",".join(s for s in cfg.splits if s != split and cfg.dataset[f"{s}_csv"] is not None)
     if csv is None:
         raise InputError(
             f"dataset={cfg.dataset.name} has no {split} split. Leave it out with "
             f"splits=[{others or 'train'}]."
         )
     absent = [file for file in table_files(csv) if not file.is_file()]
-    if absent and others:
+    if absent and others:  # which may be all that is wanted
         raise InputError(
             f"{absent[0]} does not exist. Point paths.data= at the dataset's folder, or leave the "
             f"split out with splits=[{others}]."

@@ -198,7 +198,7 @@ def test_cmmd(tmp_path: Path) -> None:
     sheet = pd.DataFrame(clinical, columns=columns)
     sheet.to_excel(data / "CMMD_clinicaldata_revision.xlsx", index=False)
     with pytest.raises(InputError, match=r"index/cmmd/index.csv does not exist. `python -m rsna_b"):
-        run(data, "dataset=cmmd", "splits=[train]")
+        run(data, "dataset=cmmd")
     index(configure("index", data, "name=cmmd", f"images={data / 'CMMD'}"))
     with pytest.raises(InputError, match=r"dataset=cmmd has no test split.*splits=\[train\]"):
         run(data, "dataset=cmmd")

@@ -104,8 +104,8 @@ def map_cbis_ddsm(
     frame = frame.reset_index(drop=True)
     _the_table([frame], "image file path", "patient id", "left or right breast", "image view",
                "pathology", "assessment", "breast density")  # fmt: skip
-    # The paths are older than the present layout, and some end in a line break.
-    path = frame["image file path"].str.strip().str.split("/")
+    # The paths are older than the present layout: their folders are identifiers here.
+    path = frame["image file path"].str.split("/")
     folder = path.str[0].astype("string")
     published = folder.str.extract(r"^(?:Mass|Calc)-([A-Za-z]+)_P_\d+_", expand=False)
     _refuse_unknown(

@@ -146,7 +146,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_pixels_are_not_read(tmp_path: Path) -> None:
-    file = write_dicom(tmp_path / "image", PIXELS, bits=12, PatientID="7")
+    file = write_dicom(tmp_path / "image", PIXELS, bits=12, PatientID="7", syntax="jpeg2000")
     whole = read_header(file)
-    file.write_bytes(file.read_bytes()[: -PIXELS.nbytes])
+    file.write_bytes(file.read_bytes()[:-100])  # in the middle of the frame
     assert read_header(file) == whole

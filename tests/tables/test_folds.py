@@ -77,6 +77,9 @@ def test_the_summary_names_the_machine_that_is_left_out(images: pd.DataFrame) ->
     sites = fold_summary(images, leave_out(images, column="site_id"))["sites"]
     assert sites.tolist() == ["1: 600", "2: 200"]
     assert "machine" not in fold_summary(images, stratified(images, n_folds=4, seed=0))
+    patients = images.drop_duplicates("patient_id")[["patient_id", "machine_id"]]
+    mixed = patients.assign(fold=patients["machine_id"].isin([10, 20]).astype(int))
+    assert "machine" not in fold_summary(images, mixed[["patient_id", "fold"]])
 
 
 def test_holdout_is_stratified(images: pd.DataFrame) -> None:
