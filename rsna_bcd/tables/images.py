@@ -75,7 +75,7 @@ def read_images(
     try:
         mapped = pd.concat(tables, ignore_index=True) if rows is None else rows(tables, split)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {error}") from None  # stages show a cause in its place
     missing = [c for c in _REQUIRED[split] if c not in mapped.columns]
     if missing:
         raise InputError(

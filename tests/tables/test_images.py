@@ -163,5 +163,6 @@ def test_what_a_mapping_refuses_is_said_of_its_file(tmp_path: Path) -> None:
     def refuse(tables: object, split: str) -> pd.DataFrame:
         raise InputError("no such column")
 
-    with pytest.raises(InputError, match=r"train.csv: no such column"):
+    with pytest.raises(InputError, match=r"train.csv: no such column") as error:
         read_images(write(tmp_path, ROWS), "train", rows=refuse)
+    assert error.value.__cause__ is None  # the stage would show that instead
