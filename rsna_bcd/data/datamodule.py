@@ -167,7 +167,7 @@ class CropDataModule(pl.LightningDataModule):
         if absent:
             raise InputError(
                 f"{len(absent)} crop(s) named in {self._folder / 'train.csv'} are absent, "
-                f"{absent[0]} among them. Run prepare again with overwrite=true."
+                f"{absent[0]} among them. Run prepare again: it makes them."
             )
 
     def _check_training(self) -> None:

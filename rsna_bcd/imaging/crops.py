@@ -37,10 +37,10 @@ def read_crop(file: Path) -> Crop:
     """
     pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)  # None instead of an exception
     if pixels is None:
-        raise InputError(f"{file} is absent or damaged. Run prepare again: it mends it.")
+        raise InputError(f"{file} is absent or damaged. Delete it and run prepare again.")
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 2:
         raise InputError(
             f"{file} is {pixels.dtype} of shape {pixels.shape} instead of grey of 8 or 16 bits. "
-            "Run prepare again: it mends it."
+            "Delete it and run prepare again."
         )
     return pixels  # type: ignore[return-value]  # the dtype was checked above
