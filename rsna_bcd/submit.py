@@ -53,7 +53,9 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
 
     started = time.monotonic()
     ensemble = read_ensemble(Path(cfg.ensemble_json))
-    images = read_images(Path(cfg.dataset.test_csv), "test", instantiate(cfg.dataset.rows))
+    if cfg.dataset.test_csv is None:
+        raise InputError(f"dataset={cfg.dataset.name} has no test split: nothing to submit.")
+    images = read_images(cfg.dataset.test_csv, "test", instantiate(cfg.dataset.rows))
     sample = _read_sample(Path(cfg.sample_submission), images)
     runs = _load_runs(ensemble, Path(cfg.paths.output), _device(cfg.device))
     files = find_files(Path(cfg.dataset.test_images), images, cfg.source)

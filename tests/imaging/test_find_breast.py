@@ -75,6 +75,20 @@ def test_a_dark_strip_behind_the_chest_wall_does_not_turn_the_breast() -> None:
     assert breast.box.left == pytest.approx(30, abs=4)
 
 
+def test_an_implant_belongs_to_the_breast() -> None:
+    picture = breast_picture(reach=0.6)
+    rows, columns = np.mgrid[:400, :320]
+    picture[np.hypot(columns, rows - 200) < 90] = 1  # brighter than all tissue, at the chest wall
+    assert_box(picture, {"reach": 0.6})
+
+
+def test_the_largest_of_two_pieces_is_the_breast() -> None:
+    picture = breast_picture(half_height=0.3)
+    picture[:, 260:268] = 0.5  # the rim of a paddle, as high as the frame
+    picture[330:, :60] = 0.4
+    assert_box(picture, {"half_height": 0.3})
+
+
 def test_other_parts_of_the_body_are_left_out() -> None:
     picture = breast_picture(half_height=0.3)
     picture[350:, :40] = 0.4  # a fold of the belly that does not touch
