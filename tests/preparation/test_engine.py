@@ -1,13 +1,16 @@
 """The engine: every task has a result, whatever becomes of the processes."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-import cv2
 import pytest
 
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.preparation.engine import run
 
 
@@ -19,8 +22,6 @@ def work(task: int) -> int:
         raise ValueError("four is odd")
     if task == 5:
         os._exit(1)  # as a decoder does that touches memory not its own
-    if task == 6:
-        return cv2.getNumThreads()
     return task**2
 
 
@@ -39,15 +40,16 @@ def test_results_and_reasons_in_this_process() -> None:
 
 
 def test_a_task_that_kills_its_process_is_named_and_takes_nothing_with_it() -> None:
-    results = {r.key: r for r in run(work, tasks(*range(30)), workers=2)}
-    assert results.keys() == set(map(str, range(30)))
-    assert {k: r.reason for k, r in results.items() if r.reason} == {
+    results = list(run(work, tasks(*range(30)), workers=2))
+    assert sorted(int(r.key) for r in results) == list(range(30))
+    assert {r.key: r.reason for r in results if r.reason} == {
         "3": "three is unreadable",
         "4": "ValueError: four is odd",
-        "5": "the process that worked on it died",
+        "5": "the process that worked on it died (exit code 1)",
     }
-    assert results["6"].value == 1  # OpenCV on one thread
-    assert all(results[str(n)].value == n**2 for n in range(7, 30))
+    assert {int(r.key): r.value for r in results if not r.reason} == {
+        n: n**2 for n in range(30) if n not in (3, 4, 5)
+    }
 
 
 def wait_briefly(task: int) -> int:
@@ -71,6 +73,95 @@ def test_results_come_when_ready_and_tasks_are_drawn_when_there_is_room() -> Non
     results.close()
 
 
-def test_workers_must_not_be_negative() -> None:
-    with pytest.raises(InputError, match="workers=-1"):
-        list(run(work, tasks(0), workers=-1))
+def fill_disk(task: int) -> int:
+    if task == 7:
+        raise StorageError("crops cannot be written: No space left on device")
+    return task
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_ends_the_run_and_what_was_done_before_is_kept(workers: int) -> None:
+    done: list[str] = []
+    with pytest.raises(StorageError, match="No space left on device"):
+        done.extend(r.key for r in run(fill_disk, tasks(*range(100)), workers=workers))
+    assert done[:7] == [str(n) for n in range(7)]
+    assert len(done) < 15  # not after all others
+    assert "7" not in done
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"workers": -1}, "workers=-1"),
+        ({"workers": 1, "limit_seconds": 0}, "limit_seconds=0"),
+        ({"workers": 1, "limit_gigabytes": -2}, "limit_gigabytes=-2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, int], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        list(run(work, tasks(0), **settings))  # type: ignore[arg-type]
+
+
+def test_a_function_that_processes_cannot_import_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "work_here", work, raising=False)
+    monkeypatch.setattr(work, "__module__", "__main__")
+    monkeypatch.setattr(work, "__qualname__", "work_here")
+    with pytest.raises(InputError, match="cannot be imported: AttributeError.*work_here"):
+        list(run(work, tasks(0), workers=1))
+
+
+# Tasks sleep for a minute: whatever ends sooner did not wait for them.
+_SCRIPT = """
+import sys, time
+from rsna_bcd.preparation.engine import run
+try:
+    for result in run(time.sleep, ((n, 60 if n else 0) for n in range(9)), workers=2):
+        print("started", flush=True)
+except KeyboardInterrupt:
+    sys.exit("Stopped.")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 1, "Stopped.\n"), (signal.SIGKILL, -signal.SIGKILL, "")],
+)
+def test_processes_end_with_the_main_process(
+    number: signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        cwd=tmp_path,
+    ) as main:
+        assert main.stdout is not None
+        assert main.stderr is not None
+        assert main.stdout.readline() == "started\n"
+        processes = _processes_in(tmp_path) - {main.pid}
+        assert len(processes) == 2
+        os.killpg(main.pid, number)  # as a terminal does on Ctrl-C: to all that would listen
+        assert main.wait(timeout=10) == code
+        assert main.stderr.read() == said
+    deadline = time.monotonic() + 5
+    while _processes_in(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _processes_in(folder: Path) -> set[int]:
+    """Processes that run in a folder; dead ones do not."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink() == folder:
+                    found.add(int(entry.name))
+            except OSError:
+                continue
+    return found
