@@ -250,7 +250,8 @@ def serve(descriptor: int) -> None:
             try:
                 connection.send_bytes(_answer(function, connection.recv_bytes(), job))
             except (EOFError, ConnectionError):
-                return
+                break
+    os._exit(0)  # not through the destructors of C libraries, which may hang as well
 
 
 def _problem(job: Job) -> str | None:

@@ -15,8 +15,8 @@ from distributed import Client
 
 import rsna_bcd
 from rsna_bcd.errors import InputError, StorageError
-from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.engine import run
+from rsna_bcd.preparation import cluster as module
+from rsna_bcd.preparation.engine import Result, run
 
 _DASK = [sys.executable, "-m", "dask"]
 _START_SECONDS = 60  # a machine that is busy with other things
@@ -101,7 +101,7 @@ def count_tasks(dask_scheduler: Any) -> int:
     return len(dask_scheduler.tasks)
 
 
-def check(results: list[engine.Result[int, tuple[int, int]]], count: int) -> None:
+def check(results: list[Result[int, tuple[int, int]]], count: int) -> None:
     """Every task once, and only those failed that fail."""
     assert sorted(r.key for r in results) == list(range(count))
     assert {r.key: r.reason for r in results if r.value is None} == {
@@ -150,7 +150,7 @@ def test_a_scheduler_that_is_lost_is_said(cluster: Cluster) -> None:
 
 
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_ANSWER_SECONDS", 2)
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 2)
     start = time.monotonic()
     for address in ("tcp://127.0.0.1:9", "127.0.0.1", "http://127.0.0.1:9"):
         with pytest.raises(InputError, match=rf"cluster\.address={address} .*`dask scheduler`"):
@@ -161,7 +161,7 @@ def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_worker(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "_NO_WORKER_SECONDS", 2)
+    monkeypatch.setattr(module, "_NO_WORKER_SECONDS", 2)
     with pytest.raises(InputError, match=f"no worker for 2 s.*`dask worker {cluster.address}`"):
         list(run(square, tasks(1), workers=0, address=cluster.address))
     assert f"No worker at {cluster.address} yet: waiting 2 s." in caplog.text
