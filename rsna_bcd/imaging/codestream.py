@@ -43,9 +43,10 @@ def read_jpeg2000(frame: bytes) -> Codestream:
         ImageError: not a codestream, or one that was cut short.
     """
     at = _codestream_start(frame)
-    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 43:
+    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 48:
         raise ImageError("the frame is not a JPEG 2000 codestream")
     _check_end(frame)
+    _check_tiles(frame, at)
     x1, y1, x0, y0 = struct.unpack_from(">IIII", frame, at + 8)
     components, depth = struct.unpack_from(">HB", frame, at + 40)
     return Codestream(
@@ -58,6 +59,34 @@ def read_jpeg2000(frame: bytes) -> Codestream:
         start=at,
         levels=_decomposition_levels(frame, at),
     )
+
+
+def _check_tiles(frame: bytes, at: int) -> None:
+    """Follow the tile-parts from one to the next: they end where the codestream ends (A.4.2).
+
+    A tile that is missing, or one that was cut short, would be decoded as grey.
+    """
+    x1, y1, x0, y0, width, height, left, top = struct.unpack_from(">8I", frame, at + 8)
+    if not width or not height:
+        raise ImageError("the frame has tiles without an area")
+    count = -(-(x1 - left) // width) * -(-(y1 - top) // height)
+    at += 2
+    while frame[at : at + 2] != b"\xff\x90":  # the main header ends with the first tile-part
+        if at + 4 > len(frame) or frame[at] != 0xFF:
+            raise ImageError("the frame's main header is damaged")
+        at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    found = set()
+    while frame[at : at + 2] == b"\xff\x90" and at + 12 <= len(frame):
+        tile, length = struct.unpack_from(">HI", frame, at + 4)
+        found.add(tile)
+        if length == 0:  # the last one, up to the end
+            at = frame.rindex(b"\xff\xd9")
+            break
+        at += max(length, 12)
+    if frame[at : at + 2] != b"\xff\xd9":
+        raise ImageError("the file was cut short: its frame ends within a tile")
+    if len(found) != count:
+        raise ImageError(f"the frame has {len(found)} of {count} tiles")
 
 
 def _decomposition_levels(frame: bytes, at: int) -> int:
@@ -97,6 +126,21 @@ def read_jpeg(frame: bytes) -> Codestream:
             return Codestream(height, width, components, bits, None)
         at += 2 + length
     raise ImageError("the JPEG stream has no frame header")
+
+
+def check_rle(frame: bytes, bytes_a_pixel: int) -> None:
+    """Check the header of an RLE frame (PS3.5 G.5): its segments, one a byte of a pixel.
+
+    Raises:
+        ImageError: other segments than the pixels need, or some that lie outside the frame.
+    """
+    if len(frame) < 64:
+        raise ImageError("the frame is not an RLE frame")
+    count, *offsets = struct.unpack_from("<16I", frame)
+    starts = [*offsets[:count], len(frame)]
+    ordered = all(a < b for a, b in zip(starts, starts[1:], strict=False))
+    if count != bytes_a_pixel or starts[0] != 64 or not ordered:
+        raise ImageError(f"the RLE frame's header is damaged: {count} segments at {starts[:-1]}")
 
 
 def _codestream_start(frame: bytes) -> int:

@@ -22,11 +22,13 @@ from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
-from rsna_bcd.imaging.codestream import read_jpeg, read_jpeg2000
+from rsna_bcd.imaging.codestream import check_rle, read_jpeg, read_jpeg2000
 from rsna_bcd.imaging.decoders import (
     DECODERS,
+    HTJ2K,
     JPEG,
     JPEG2000,
+    JPEG_HUFFMAN,
     RAW,
     RLE,
     Encoded,
@@ -48,6 +50,11 @@ from rsna_bcd.imaging.window import Presentation
 # The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
 _MOST_PIXELS = 2**26
 _PREAMBLE = 128
+# Of a pixel in a compressed frame. The emptiest of real mammograms take 0.7; a flat grey takes less
+# than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
+_LEAST_BITS = 0.01
+_RAMP = 12  # pixels at the end of a row
+_PROJECTIONS = ("MG", "DX", "CR")  # some archives call their mammograms so
 
 # What pydicom raises on bytes that are no header; anything else is a bug and stays visible.
 _UNPARSABLE = (
@@ -95,7 +102,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         with _refusing_damaged_headers():
             dataset = pydicom.dcmread(io.BytesIO(content))
             syntax = _check_header(dataset)
-            encoded, samples = _check_frame(path, dataset, syntax)
+            encoded, samples = _check_frame(dataset, syntax)
         facts: dict[str, str | int] = {
             "transfer_syntax": str(syntax),
             "photometric": str(dataset.PhotometricInterpretation),
@@ -110,6 +117,8 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         @cache
         def level(reduced: int) -> Level:
             words, halvings, decoder = decode(encoded, decoders, reduced)
+            if syntax in JPEG_HUFFMAN:
+                _refuse_filled_up(words, samples.bits)
             pixels = _interpret(words, samples)
             refuse_constant(pixels)
             return Level(pixels, halvings, decoder)
@@ -141,13 +150,16 @@ def _check_header(dataset: Dataset) -> UID:
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
-    if syntax not in RAW | RLE | JPEG | JPEG2000:
+    if syntax not in RAW | RLE | JPEG | JPEG2000 | HTJ2K:
         raise ImageError(f"transfer syntax {syntax.name or '(none)'} is not supported")
-    required = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation")
+    required = (
+        "Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel",
+        "PhotometricInterpretation",
+    )  # fmt: skip
     absent = [keyword for keyword in required if dataset.get(keyword) is None]
     if absent:
         raise ImageError(f"the header lacks {', '.join(absent)}")
-    if dataset.get("Modality") not in (None, "", "MG"):
+    if dataset.get("Modality") not in (None, "", *_PROJECTIONS):
         raise ImageError(f"modality {dataset.Modality} is not mammography (MG)")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise ImageError(f"{dataset.NumberOfFrames} frames; one is expected")
@@ -162,27 +174,54 @@ def _check_header(dataset: Dataset) -> UID:
     return syntax
 
 
-def _check_frame(path: Path, dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
+def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
     """Refuse pixel data that is too short or contradicts the header; say what a word means."""
     signed = bool(dataset.get("PixelRepresentation", 0))
+    content = dataset.PixelData
+    if not isinstance(content, bytes):
+        raise ImageError("the pixel data have no content")
+    pixels = dataset.Rows * dataset.Columns
     if syntax in RAW:
-        needed = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-        if len(dataset.PixelData) < needed:
-            raise ImageError(f"cut short: {len(dataset.PixelData)} of {needed} bytes of pixels")
-        return Encoded(path, dataset, syntax, b"", None), _Samples(dataset.BitsStored, signed)
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        needed = pixels * dataset.BitsAllocated // 8
+        if len(content) < needed:
+            raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
+        if content[needed:].strip(b"\0"):
+            raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
+        return Encoded(dataset, syntax, b"", None), _Samples(dataset.BitsStored, signed)
+    frame = get_frame(content, 0, number_of_frames=1)
     if syntax in RLE:
-        return Encoded(path, dataset, syntax, frame, None), _Samples(dataset.BitsStored, signed)
-    stream = read_jpeg2000(frame) if syntax in JPEG2000 else read_jpeg(frame)
+        _check_amount(frame, pixels * _LEAST_BITS)
+        check_rle(frame, dataset.BitsAllocated // 8)
+        return Encoded(dataset, syntax, frame, None), _Samples(dataset.BitsStored, signed)
+    stream = read_jpeg2000(frame) if syntax in JPEG2000 | HTJ2K else read_jpeg(frame)
     if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
         raise ImageError(
             f"the header says {dataset.Rows} x {dataset.Columns} pixels, the compressed frame "
             f"{stream.height} x {stream.width}"
         )
+    _check_amount(frame, pixels * (1 if syntax in JPEG_HUFFMAN else _LEAST_BITS))
     if stream.components != 1 or stream.bits > 16:
         raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
     samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)
-    return Encoded(path, dataset, syntax, frame, stream), samples
+    return Encoded(dataset, syntax, frame, stream), samples
+
+
+def _check_amount(frame: bytes, bits: float) -> None:
+    if len(frame) * 8 < bits:
+        raise ImageError(f"a frame of {len(frame)} bytes cannot hold so many pixels")
+
+
+def _refuse_filled_up(words: Words, bits: int) -> None:
+    """Raise if a JPEG lossless frame ended early, though it has an end marker.
+
+    Decoders then go on with bits of 0, the same difference from pixel to pixel until the row ends,
+    and with rows of the value that prediction begins with, half of the range.
+    """
+    last = words[-1]
+    slope = np.diff(last[-_RAMP:])  # of unsigned words: it wraps, as prediction does
+    ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
+    if ramp or (last == 2 ** (bits - 1)).all():
+        raise ImageError("the file was cut short: its last row was never encoded")
 
 
 def _interpret(words: Words, samples: _Samples) -> StoredPixels:

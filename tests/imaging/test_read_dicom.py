@@ -42,9 +42,7 @@ def change(path: Path, **elements: Any) -> Path:
 
 def readers(syntax: str) -> list[str]:
     """Decoders of a syntax."""
-    if syntax == "raw":
-        return ["dicomsdl", "pydicom"]
-    if syntax == "rle":
+    if syntax in ("raw", "rle"):
         return ["pydicom"]
     return ["dicomsdl", "gdcm", *(["openjpeg"] if syntax == "jpeg2000" else [])]
 
@@ -249,6 +247,7 @@ def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path, syntax: st
         ({"NumberOfFrames": 5}, "5 frames"),
         ({"PhotometricInterpretation": "RGB"}, "photometric interpretation RGB"),
         ({"Modality": "CT"}, "modality CT is not mammography"),
+        ({"Rows": 32}, "1980 bytes of pixels, where the size needs 1920"),
         ({"PixelData": None}, "no pixel data"),
         ({"PixelData": b"1234"}, "cut short: 4 of 1980 bytes"),
     ],

@@ -1,0 +1,335 @@
+"""Damaged DICOM files, as many as one asks for: seeded, so that each can be made again."""
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+import pydicom
+from dicom_files import write_dicom
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import UID, ImplicitVRLittleEndian
+
+SYNTAXES = ("raw", "rle", "jpeg", "jpeg_ls", "jpeg2000")
+UIDS = {
+    "raw": "1.2.840.10008.1.2.1",
+    "rle": "1.2.840.10008.1.2.5",
+    "jpeg": "1.2.840.10008.1.2.4.70",
+    "jpeg_ls": "1.2.840.10008.1.2.4.80",
+    "jpeg2000": "1.2.840.10008.1.2.4.90",
+}
+_BOMB = 60_000  # rows and columns
+_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file.
+
+    Attributes:
+        kind: of the damage.
+        content: of the file.
+        pixels: what the file held before.
+    """
+
+    kind: str
+    content: bytes
+    pixels: np.ndarray
+
+
+def damaged_files(syntax: str, count: int, seed: int = 0) -> Iterator[Damaged]:
+    """Yield damaged files of a syntax, every kind in its turn; same arguments, same files."""
+    kinds = _KINDS | (_COMPRESSED if syntax != "raw" else _RAW) | _OF_SYNTAX.get(syntax, {})
+    names = list(kinds)
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        pixels, whole = _whole(syntax, int(rng.integers(_VARIANTS)))
+        kind = names[number % len(names)]
+        yield Damaged(kind, kinds[kind](whole, rng), pixels)
+
+
+# What may become of each kind; of all others: refused.
+EXPECTED = {
+    "padding": {"unchanged"},
+    "length": {"refused", "unchanged"},
+    "other syntax": {"refused", "unchanged"},  # raw pixels may be explicit or implicit
+    # Bits have no checksum.
+    "bits of the header": {"refused", "unchanged", "changed"},
+    "bits of the file": {"refused", "unchanged", "changed"},
+    "bits of pixels": {"refused", "unchanged", "changed"},
+    "coding": {"refused", "unchanged", "changed"},
+    # Lies that agree with all else that the file says: a sign, 61 x 77 pixels as 77 x 61, or a
+    # frame that could be that large.
+    "lie": {"refused", "unchanged", "changed"},
+    "size swapped": {"refused", "changed"},
+    "larger": {"refused", "changed"},
+}
+
+_VARIANTS = 10
+
+
+@cache
+def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
+    """Pixels and a sound file of them."""
+    rng = np.random.default_rng(variant)
+    height, width = [(61, 77), (64, 48), (33, 30), (150, 201), (120, 90)][variant % 5]
+    if variant == 9:
+        height, width = 700, 520  # large enough for an overview of its own
+    bits, dtype = [(12, np.uint16), (16, np.uint16), (8, np.uint8), (12, np.int16)][variant % 4]
+    smooth = cv2.GaussianBlur(rng.normal(0, 1, (height, width)), (0, 0), 3)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth) + rng.normal(0, 0.01, smooth.shape)
+    low = -(2 ** (bits - 1)) if dtype == np.int16 else 0
+    pixels = np.rint(np.clip(smooth, 0, 1) * (2**bits - 1) + low).astype(dtype)
+    with TemporaryDirectory() as folder:
+        path = write_dicom(Path(folder) / "a.dcm", pixels, bits=bits, syntax=syntax)
+        if syntax == "raw" and variant % 2:
+            dataset = pydicom.dcmread(path)
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            dataset.save_as(path, implicit_vr=True)
+        return pixels, path.read_bytes()
+
+
+Damage = Callable[[bytes, np.random.Generator], bytes]
+
+
+def _with(whole: bytes, **elements: Any) -> bytes:
+    """The file with other elements; None removes one."""
+    dataset = pydicom.dcmread(BytesIO(whole))
+    for keyword, value in elements.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _frame(whole: bytes) -> bytes:
+    return get_frame(pydicom.dcmread(BytesIO(whole)).PixelData, 0, number_of_frames=1)
+
+
+def _with_frame(whole: bytes, frame: bytes, **elements: Any) -> bytes:
+    return _with(whole, PixelData=encapsulate([frame]), **elements)
+
+
+def _pixel_start(whole: bytes) -> int:
+    """Where the pixel data element begins."""
+    return whole.rindex(b"\xe0\x7f\x10\x00")
+
+
+def _flip(content: bytes, rng: np.random.Generator, first: int, last: int) -> bytes:
+    """Flip one to eight bits in bytes `first` to `last`."""
+    changed = bytearray(content)
+    for _ in range(int(rng.integers(1, 9))):
+        changed[int(rng.integers(first, last))] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+def _cut(whole: bytes, rng: np.random.Generator) -> bytes:
+    last = len(whole) - 8 if UID(_syntax(whole)).is_compressed else len(whole)
+    # The last 8 bytes of compressed files delimit; they hold no content.
+    return whole[: int(rng.integers(1, last))]
+
+
+def _syntax(whole: bytes) -> str:
+    return str(pydicom.dcmread(BytesIO(whole)).file_meta.TransferSyntaxUID)
+
+
+def _cut_near_the_end(whole: bytes, rng: np.random.Generator) -> bytes:
+    last = len(whole) - 8 if UID(_syntax(whole)).is_compressed else len(whole)
+    return whole[: last - int(rng.integers(1, 40))]
+
+
+def _lie(whole: bytes, rng: np.random.Generator) -> bytes:
+    lies: list[dict[str, Any]] = [
+        {"Rows": int(rng.integers(0, 65536))},
+        {"Columns": int(rng.integers(0, 65536))},
+        {"BitsAllocated": int(rng.choice([1, 8, 12, 16, 32, 64]))},
+        {"BitsStored": int(rng.integers(0, 40))},
+        {"PixelRepresentation": int(rng.integers(0, 3))},
+        {"SamplesPerPixel": int(rng.integers(0, 5))},
+        {"NumberOfFrames": int(rng.integers(0, 5))},
+        {"PhotometricInterpretation": str(rng.choice(["RGB", "PALETTE COLOR", "YBR_FULL", ""]))},
+        {"Rows": None},
+        {"PixelData": None},
+        {"BitsStored": None},
+        {"Modality": "CT"},
+    ]
+    return _with(whole, **lies[int(rng.integers(len(lies)))])
+
+
+def _swap_size(whole: bytes, rng: np.random.Generator) -> bytes:
+    dataset = pydicom.dcmread(BytesIO(whole))
+    return _with(whole, Rows=dataset.Columns, Columns=dataset.Rows)
+
+
+def _other_syntax(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Another transfer syntax than the pixels have, of the same length in the file."""
+    own = _syntax(whole)
+    other = str(rng.choice([uid for uid in UIDS.values() if uid != own]))
+    dataset = pydicom.dcmread(BytesIO(whole))
+    dataset.PixelData = dataset.PixelData  # parsed before the name changes
+    dataset.file_meta.TransferSyntaxUID = UID(other)
+    if UID(own).is_compressed != UID(other).is_compressed:
+        dataset["PixelData"].is_undefined_length = UID(other).is_compressed
+        if UID(other).is_compressed:
+            dataset.PixelData = encapsulate([dataset.PixelData])
+    buffer = BytesIO()
+    dataset.save_as(buffer, implicit_vr=False, little_endian=True)
+    return buffer.getvalue()
+
+
+def _length_lie(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Another length of the pixel data element, or of the first item in it."""
+    at = _pixel_start(whole)
+    changed = bytearray(whole)
+    value = int(rng.choice([0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFE, len(whole)]))
+    if UID(_syntax(whole)).is_compressed:
+        # Element header 12 bytes, item of the offset table 8 bytes and its length, item header.
+        offsets = struct.unpack_from("<I", whole, at + 16)[0]
+        struct.pack_into("<I", changed, at + 12 + 8 + offsets + 4, value)
+    else:
+        position = at + (4 if _syntax(whole) == ImplicitVRLittleEndian else 8)
+        struct.pack_into("<I", changed, position, value)
+    return bytes(changed)
+
+
+def _bomb(whole: bytes, rng: np.random.Generator) -> bytes:
+    return _with(whole, Rows=_BOMB, Columns=_BOMB)
+
+
+def _garbage(whole: bytes, rng: np.random.Generator) -> bytes:
+    noise = rng.bytes(int(rng.integers(1, 4000)))
+    options = [
+        b"",
+        noise,
+        bytes(len(noise)),
+        bytes(128) + b"DICM" + noise,
+        b"image_id,cancer\n" * 20,
+        whole[: _pixel_start(whole)] + noise,
+        whole[:300] + noise,
+        b"DICM" + whole,
+    ]
+    return options[int(rng.integers(len(options)))]
+
+
+_KINDS: dict[str, Damage] = {
+    "cut": _cut,
+    "cut near the end": _cut_near_the_end,
+    "bits of the header": lambda w, rng: _flip(w, rng, 128, _pixel_start(w) + 12),
+    "bits of the file": lambda w, rng: _flip(w, rng, 0, len(w)),
+    "bits of pixels": lambda w, rng: _flip(w, rng, _pixel_start(w) + 40, len(w) - 8),
+    "lie": _lie,
+    "size swapped": _swap_size,
+    "other syntax": _other_syntax,
+    "length": _length_lie,
+    "bomb": _bomb,
+    "garbage": _garbage,
+}
+
+
+def _shorter_pixels(whole: bytes, rng: np.random.Generator) -> bytes:
+    content = pydicom.dcmread(BytesIO(whole)).PixelData
+    return _with(whole, PixelData=content[: int(rng.integers(0, len(content) // 2)) * 2 or 2])
+
+
+_RAW: dict[str, Damage] = {"frame cut": _shorter_pixels}
+
+
+def _frame_cut(whole: bytes, rng: np.random.Generator) -> bytes:
+    frame = _frame(whole)
+    return _with_frame(whole, frame[: int(rng.integers(2, len(frame) - 3))])
+
+
+def _padding(whole: bytes, rng: np.random.Generator) -> bytes:
+    return _with_frame(whole, _frame(whole) + bytes(2 * int(rng.integers(1, 9))))
+
+
+def _noise_frame(whole: bytes, rng: np.random.Generator) -> bytes:
+    return _with_frame(whole, rng.bytes(int(rng.integers(2, 4000))))
+
+
+_COMPRESSED: dict[str, Damage] = {
+    "frame cut": _frame_cut,
+    "padding": _padding,
+    "noise as frame": _noise_frame,
+}
+
+
+def _cut_and_closed(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Cut the frame and put its end marker behind the cut."""
+    frame = _frame(whole)
+    return _with_frame(whole, frame[: int(rng.integers(60, len(frame) - 8))] + _END)
+
+
+def _jpeg2000_bomb(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Header and codestream agree on a size that is not there."""
+    return _jpeg2000_of(whole, _BOMB)
+
+
+def _jpeg2000_larger(whole: bytes, rng: np.random.Generator) -> bytes:
+    return _jpeg2000_of(whole, int(rng.integers(1000, 8000)))
+
+
+def _jpeg2000_of(whole: bytes, size: int) -> bytes:
+    frame = bytearray(_frame(whole))
+    struct.pack_into(">II", frame, 8, size, size)
+    struct.pack_into(">II", frame, 24, size, size)  # one tile
+    return _with_frame(whole, bytes(frame), Rows=size, Columns=size)
+
+
+def _jpeg2000_tiles(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Tiles of one pixel: as many as pixels."""
+    frame = bytearray(_frame(whole))
+    struct.pack_into(">II", frame, 24, 1, 1)
+    return _with_frame(whole, bytes(frame))
+
+
+def _jpeg2000_coding(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Absurd values in the coding style: layers, levels, code-blocks."""
+    frame = bytearray(_frame(whole))
+    at = frame.index(b"\xff\x52")
+    frame[at + int(rng.integers(4, 14))] = int(rng.choice([0, 31, 127, 255]))
+    return _with_frame(whole, bytes(frame))
+
+
+def _jpeg_bomb(whole: bytes, rng: np.random.Generator) -> bytes:
+    return _jpeg_of(whole, _BOMB)
+
+
+def _jpeg_larger(whole: bytes, rng: np.random.Generator) -> bytes:
+    return _jpeg_of(whole, int(rng.integers(1000, 8000)))
+
+
+def _jpeg_of(whole: bytes, size: int) -> bytes:
+    frame = bytearray(_frame(whole))
+    for marker in (b"\xff\xc3", b"\xff\xf7"):
+        if marker in frame:
+            struct.pack_into(">HH", frame, frame.index(marker) + 5, size, size)
+            return _with_frame(whole, bytes(frame), Rows=size, Columns=size)
+    raise AssertionError("no frame header")
+
+
+_OF_JPEG: dict[str, Damage] = {
+    "frame cut and closed": _cut_and_closed,
+    "bomb in both": _jpeg_bomb,
+    "larger": _jpeg_larger,
+}
+_OF_SYNTAX: dict[str, dict[str, Damage]] = {
+    "jpeg2000": {
+        "frame cut and closed": _cut_and_closed,
+        "bomb in both": _jpeg2000_bomb,
+        "larger": _jpeg2000_larger,
+        "tiles": _jpeg2000_tiles,
+        "coding": _jpeg2000_coding,
+    },
+    "jpeg": _OF_JPEG,
+    "jpeg_ls": _OF_JPEG,
+}
