@@ -12,12 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rsna_bcd._stage import record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import Crop, read_crop
 from rsna_bcd.imaging.decoders import check_decoders
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, Source
 from rsna_bcd.preparation.files import expected_file, find_files
 from rsna_bcd.preparation.manifest import PreparedFolder
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop, write_whole
+from rsna_bcd.reporting.contact_sheet import as_png, contact_sheet
+from rsna_bcd.reporting.crop_sample import SampledImage, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images, table_files
 
@@ -53,6 +56,8 @@ def prepare(cfg: DictConfig) -> None:
             {s: (images[s], done.finished, done.failures) for s, done in progress.items()}
         )
         for split, done in progress.items():
+            title = f"{cfg.dataset.name} · {settings.name} · {split}"
+            _draw_contact_sheet(folder, split, images[split], done, title)
             _summarise(console, folder, split, len(images[split]), done, already[split])
     for split, done in progress.items():
         _check_failures(split, done, cfg.max_failed_fraction, folder)
@@ -189,7 +194,8 @@ def _work(
     with Progress(*columns, console=console) as shown:
         bar = shown.add_task("Preparing", total=len(pending), failed="")
         failed = 0
-        for result in engine.run(make_crop, tasks, workers=min(workers, len(pending))):
+        results = engine.run(make_crop, tasks, workers=min(workers, len(pending)), **cfg.cluster)
+        for result in results:
             split, image_id = result.key
             if result.value is None:
                 progress[split].failures[image_id] = result.reason or ""
@@ -199,6 +205,20 @@ def _work(
                 folder.note(split, image_id, result.value, result.seconds)
                 progress[split].finished[image_id] = bool(result.value["breast_found"])
             shown.advance(bar)
+
+
+def _draw_contact_sheet(
+    folder: PreparedFolder, split: Split, images: pd.DataFrame, done: _Done, title: str
+) -> None:
+    """Draw a sample of the crops by machine, for people who would rather look than read."""
+
+    def read(image: SampledImage) -> Crop:
+        path = folder.crop_path(split, image.patient_id, image.image_id)
+        return read_crop(folder.folder / path)
+
+    sample = sample_crops(images, done.finished, done.failures)
+    sheet = as_png(contact_sheet(sample, read, title))
+    write_whole(folder.folder / f"{split}_contact_sheet.png", sheet)
 
 
 def _summarise(
@@ -225,6 +245,8 @@ def _summarise(
         console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)
     if len(failures) > _SHOWN:
         console.print(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
+    sheet = folder.folder / f"{split}_contact_sheet.png"
+    console.print(f"  to look at: {sheet}", highlight=False, soft_wrap=True)
 
 
 def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedFolder) -> None:

@@ -102,8 +102,8 @@ def test_a_run_that_was_stopped_goes_on(data: Path, monkeypatch: pytest.MonkeyPa
     straight = tables(run(data, "paths.output=${paths.data}/straight"))
     engine_run, worked_on = stage.engine.run, []
 
-    def stop_after_five(function: Any, tasks: Any, *, workers: int) -> Any:
-        for i, result in enumerate(engine_run(function, tasks, workers=workers)):
+    def stop_after_five(function: Any, tasks: Any, **settings: Any) -> Any:
+        for i, result in enumerate(engine_run(function, tasks, **settings)):
             worked_on.append(result.key[1])
             if i == 5:
                 raise KeyboardInterrupt

@@ -81,6 +81,7 @@ def decode(encoded: Encoded, chain: Sequence[str], reduced: int = 0) -> tuple[Wo
 
     Raises:
         ImageError: every decoder refused the file.
+        MemoryError: there is too little memory.
     """
     refusals = []
     attempts = [("openjpeg", reduced)] if reduced else []
@@ -88,6 +89,8 @@ def decode(encoded: Encoded, chain: Sequence[str], reduced: int = 0) -> tuple[Wo
     for name, level in attempts:
         try:
             words = DECODERS[name].decode(encoded, level)
+        except MemoryError:
+            raise  # of a limit, which whoever set it can name
         except _REFUSALS as error:
             refusals.append(f"{name}: {error}")
             continue
@@ -199,7 +202,7 @@ DECODERS = {
 
 # How they say no; anything else is a bug and stays visible.
 _REFUSALS = (
-    RuntimeError, ValueError, MemoryError, OSError, SyntaxError, dicomsdl.DicomException,
+    RuntimeError, ValueError, OSError, SyntaxError, dicomsdl.DicomException,
 )  # fmt: skip
 
 

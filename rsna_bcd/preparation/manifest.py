@@ -4,10 +4,10 @@
 config.yaml       how it was made
 journal.jsonl     one line a finished crop; what is in it is not done again
 train/ test/      <patient_id>/<image_id>.png
+train_contact_sheet.png ...  a sample of the split's crops, to look at
 train.csv ...     the split's own columns, then `path` and the geometry of the crop
 manifest.csv      one row a source file, in the order of the tables: what was found, what was done
 timings.csv       seconds a file took; apart, so that nothing else depends on the machine
-contact_sheet.png a sample of the crops, to look at
 ```
 
 While a run works, the journal grows in order of completion. At its end, when the tables are
@@ -157,7 +157,8 @@ class PreparedFolder:
         for name in ("journal.jsonl", "manifest.csv", "timings.csv", "config.yaml"):
             (self.folder / name).unlink(missing_ok=True)
         for split in _SPLITS:
-            (self.folder / f"{split}.csv").unlink(missing_ok=True)
+            for name in (f"{split}.csv", f"{split}_contact_sheet.png"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _write_split_table(
         self,
