@@ -1,5 +1,6 @@
 """Reading DICOM: every transfer syntax and decoder gives the same values; bad files a reason."""
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from dicom_files import SYNTAXES, write_dicom
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import HTJ2KLossless, ImplicitVRLittleEndian
 
 from rsna_bcd.imaging import decoders
 from rsna_bcd.imaging.decoders import DECODERS, Encoded, _Decoder
@@ -145,6 +146,31 @@ def test_streams_of_several_tiles_are_not_reduced(tmp_path: Path, tiles: tuple[i
     assert bool(mammogram.most_reduced) == (tiles == (40, 40))
     for name in readers("jpeg2000"):
         np.testing.assert_array_equal(read_dicom(path, [name]).pixels, pixels << 4)
+
+
+# 12 x 16 pixels of 16 bits, written with OpenJPH: nothing that comes with the project writes HTJ2K.
+HTJ2K_STREAM = (
+    "/0//UQApQAAAAAAQAAAADAAAAAAAAAAAAAAAEAAAAAwAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB"
+    "/1wAEyCIkJCQkJCQkJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAKUAAf+TwAAmk/wFB3QA"
+    "AMAAE0AAEwCi/gIHdAB4/gKHdADAABNAABMAUFABgnQA27cAYjQAwAAVMAAFpCQS6aBCMQJ2ANf1el3XdTnu2LHjDk9z"
+    "5DG3AMAAKyAAF2QIgiAI8ueKenCCdwBVa1VVVVVVVVWtVVVVVVVVVcFcwVzBXMFcwVzBXMFcwfwAAAAggAADH9ev1l6M"
+    "ajGxAf/Z"
+)
+
+
+def test_high_throughput_jpeg2000_is_read(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:12, :16]
+    pixels = ((columns * 37 + rows * rows * 11) % 4096).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=16, syntax="jpeg2000")
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = encapsulate([base64.b64decode(HTJ2K_STREAM)])
+    dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+    dataset.save_as(path)
+    mammogram = read_dicom(path)
+    np.testing.assert_array_equal(mammogram.pixels, pixels)
+    reduced = mammogram.decode(1).pixels
+    band = low_band(low_band(pixels.astype(int)).T).T
+    np.testing.assert_array_equal(reduced, np.clip(band, 0, 65535))
 
 
 def refuse(encoded: Encoded, reduced: int) -> np.ndarray:
