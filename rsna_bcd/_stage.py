@@ -34,11 +34,14 @@ _MENDABLE = {
 }
 
 
-def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def stage(
+    name: str, go_on: str = ""
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turn `run(cfg)` into the `main()` of the stage whose root is `conf/<name>.yaml`.
 
     Input errors, also Hydra's own, become one message on stderr and exit code 1; anything else
-    keeps its traceback. A job of a multirun that fails is reported when the others are done.
+    keeps its traceback. A job of a multirun that fails is reported when the others are done. When
+    the user stops it (Ctrl-C), `go_on` says how to go on.
     """
 
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -55,7 +58,7 @@ def stage(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
                 ours = isinstance(error.__cause__, InputError)
                 sys.exit(f"error: {error.__cause__ if ours else error}")
             except KeyboardInterrupt:
-                sys.stderr.write("Stopped. What is done is kept: run the same command to go on.\n")
+                sys.stderr.write(f"Stopped. {go_on}\n")
                 sys.exit(_INTERRUPTED)
             except OSError as error:
                 if error.errno not in _MENDABLE:

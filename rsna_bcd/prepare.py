@@ -260,7 +260,7 @@ def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedF
         )
 
 
-@stage("prepare")
+@stage("prepare", go_on="What is done is kept: run the same command to go on.")
 def main(cfg: DictConfig) -> None:
     """Run the stage."""
     prepare(cfg)

@@ -256,7 +256,7 @@ def _finish(run_dir: Path, metrics: dict[str, Any]) -> None:
     console.print(run_dir / "metrics.json", highlight=False, soft_wrap=True)
 
 
-@stage("train")
+@stage("train", go_on="Finished epochs are kept: resume=true goes on.")
 def main(cfg: DictConfig) -> None:
     """Run the stage."""
     train(cfg)

@@ -94,6 +94,24 @@ def test_a_killed_run_goes_on(competition: Path, tmp_path: Path) -> None:
     check(competition, tmp_path, 3, "workers=0")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_is_one_line_and_keeps_what_is_done(
+    competition: Path, tmp_path: Path, workers: int
+) -> None:
+    folder = tmp_path / "prepared/rsna/demo"
+    run = subprocess.Popen(
+        command(competition, tmp_path, f"workers={workers}"), stderr=subprocess.PIPE, text=True
+    )
+    while run.poll() is None and entries_of(folder) < 10:
+        time.sleep(0.001)
+    run.send_signal(signal.SIGINT)
+    _, printed = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert "Traceback" not in printed
+    assert printed.endswith("Stopped. What is done is kept: run the same command to go on.\n")
+    assert len(finished(folder)) >= 10
+
+
 @pytest.mark.slow
 def test_a_run_killed_20_times_leaves_what_an_undisturbed_one_leaves(
     competition: Path, tmp_path: Path
