@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
-from rsna_bcd.models.prediction import to_input
+from rsna_bcd.models.prediction import outputs_of
 
 ROOTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (Path(CONF) / "experiment").glob("*.yaml"))
@@ -84,7 +84,8 @@ def test_an_experiment_takes_a_training_step(name: str) -> None:
     pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8).numpy()
     images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
     before = classifier.network.head.weight.detach().clone()
-    loss = classifier.loss(classifier.network(to_input(images[:, None])), torch.tensor([0.0, 1.0]))
+    outputs = outputs_of(classifier.network, {"image": images[:, None]})
+    loss = classifier.loss(outputs["logit"], torch.tensor([0.0, 1.0]))
     loss.backward()
     optimizer.step()
     schedule.step()

@@ -50,7 +50,7 @@ class Run:
         """
         device = next(self.network.parameters()).device
         batch = torch.from_numpy(as_training_input(images))[:, None].to(device)
-        logits = predict_logits(self.network, batch, self.tta)
+        logits = predict_logits(self.network, {"image": batch}, self.tta)
         return logits.double().sigmoid().cpu().numpy()
 
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rsna_bcd.models.prediction import TTA, predict_logits, to_input
+from rsna_bcd.models.prediction import TTA, Batch, outputs_of, predict_logits
 from rsna_bcd.scoring.metrics import DECISION, RANKING
 from rsna_bcd.tables.predictions import Rule, to_breasts
 
-Batch = dict[str, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps
 
@@ -28,7 +27,7 @@ class Classifier(pl.LightningModule):
     rows the batches' `index` names.
 
     Args:
-        network: float32 (B, 1, H, W) in [0, 1] to logits (B,).
+        network: see `models.prediction`.
         loss: (logits, targets), both (B,), to a scalar.
         optimizer: makes the optimizer of the parameters.
         scheduler: makes the schedule of the optimizer and the number of its steps.
@@ -64,7 +63,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
-        loss: Tensor = self.loss(self.network(to_input(batch["image"])), batch["label"])
+        loss: Tensor = self.loss(outputs_of(self.network, batch)["logit"], batch["label"])
         self.log(
             "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True,
             batch_size=len(batch["label"]), sync_dist=True,
@@ -73,7 +72,7 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of a batch until the epoch ends."""
-        logits = predict_logits(self.network, batch["image"], "none")
+        logits = predict_logits(self.network, batch, "none")
         self._validated.append({"index": batch["index"], "logit": logits})
 
     def on_validation_epoch_end(self) -> None:
@@ -89,7 +88,7 @@ class Classifier(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict a batch as test images are predicted: `index` and `logit`, both (B,)."""
-        logits = predict_logits(self.network, batch["image"], self._tta)
+        logits = predict_logits(self.network, batch, self._tta)
         return {"index": batch["index"], "logit": logits}
 
     def configure_optimizers(self) -> Any:

@@ -1,8 +1,8 @@
 """A timm backbone, a pooling and one logit.
 
-Contract, the same in training, inference and export: input float32 (B, 1, H, W) in [0, 1], tissue
-bright; output logits (B,). The normalisation that the pretrained weights expect is part of the
-network.
+Contract, the same in training, inference and export (`models.prediction`): input float32
+(B, 1, H, W) in [0, 1], tissue bright; output `logit` (B,). The normalisation that the pretrained
+weights expect is part of the network.
 """
 
 from _pickle import UnpicklingError  # what torch raises for foreign files; nothing is pickled here
@@ -17,6 +17,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.models.prediction import Unit
 
 Pooling = Literal["avg", "max", "gem"]
 _SHOWN = 3  # parameters named in a message
@@ -66,6 +67,8 @@ class ImageClassifier(nn.Module):
             another network.
     """
 
+    unit: Unit = "image"
+    inputs: tuple[str, ...] = ()
     mean: Tensor
     std: Tensor
 
@@ -101,8 +104,8 @@ class ImageClassifier(nn.Module):
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self._layout)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits (B,) of images (B, 1, H, W) in [0, 1]."""
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute `logit` (B,) of images (B, 1, H, W) in [0, 1]."""
         images = ((images - self.mean) / self.std).contiguous(memory_format=self._layout)
         features = self.backbone(images)
         if features.ndim != 4 or features.shape[1] != self.head.in_features:
@@ -110,8 +113,7 @@ class ImageClassifier(nn.Module):
                 f"network.backbone gives {tuple(features.shape)} instead of a feature map "
                 f"(B, {self.head.in_features}, h, w). Choose a convolutional network."
             )
-        logits: Tensor = self.head(self.dropout(self.pool(features)))[:, 0]
-        return logits
+        return {"logit": self.head(self.dropout(self.pool(features)))[:, 0]}
 
 
 def _make_pool(pooling: Pooling) -> nn.Module:

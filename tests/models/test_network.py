@@ -28,7 +28,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("backbone", [TINY, "test_convnext", "lcnet_035"])
 def test_images_become_one_logit_each(backbone: str, pooling: Pooling) -> None:
     network = ImageClassifier(backbone, pretrained=False, pooling=pooling).eval()
-    logits = network(torch.rand(3, 1, 64, 96))
+    logits = network(torch.rand(3, 1, 64, 96))["logit"]
     assert logits.shape == (3,)
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
@@ -38,12 +38,12 @@ def test_the_normalisation_is_inside() -> None:
     """A network with another mean and std gives the same for images shifted and scaled alike."""
     network = ImageClassifier(TINY, pretrained=False).eval()
     images = torch.rand(2, 1, 64, 64)
-    expected = network(images)
+    expected = network(images)["logit"]
     with torch.no_grad():
         normalised = (images - network.mean) / network.std
         network.mean.fill_(0)
         network.std.fill_(1)
-        assert torch.allclose(network(normalised), expected, atol=1e-6)
+        assert torch.allclose(network(normalised)["logit"], expected, atol=1e-6)
     assert {"mean", "std"} <= network.state_dict().keys()
 
 
@@ -60,7 +60,7 @@ def test_memory_layout_changes_nothing() -> None:
     other = ImageClassifier(TINY, pretrained=False, channels_last=False).eval()
     other.load_state_dict(network.state_dict())
     images = torch.rand(2, 1, 64, 64)
-    assert torch.allclose(network(images), other(images), atol=1e-5)
+    assert torch.allclose(network(images)["logit"], other(images)["logit"], atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
