@@ -16,6 +16,14 @@ from rsna_bcd.preparation.crop import CropSettings, Record, Source, prepare_imag
 UNFINISHED = ".part"  # appended to the name of a file that is being written
 
 Strategy = Literal["default", "filtered", "huffman", "rle", "fixed"]  # in OpenCV's order, from 0
+Filter = Literal["none", "sub", "up", "avg", "paeth"]
+_FILTERS: dict[Filter, int] = {
+    "none": cv2.IMWRITE_PNG_FILTER_NONE,
+    "sub": cv2.IMWRITE_PNG_FILTER_SUB,
+    "up": cv2.IMWRITE_PNG_FILTER_UP,
+    "avg": cv2.IMWRITE_PNG_FILTER_AVG,
+    "paeth": cv2.IMWRITE_PNG_FILTER_PAETH,
+}
 
 
 @dataclass(frozen=True)
@@ -25,23 +33,31 @@ class Png:
     Attributes:
         level: 0 (none) to 9.
         strategy: of zlib.
+        filter: of rows, before zlib sees them.
     """
 
     level: int
     strategy: Strategy
+    filter: Filter
 
     def __post_init__(self) -> None:
-        """Refuse values that zlib does not know."""
-        if not 0 <= self.level <= 9 or self.strategy not in get_args(Strategy):
+        """Refuse values that PNG does not know."""
+        known = self.strategy in get_args(Strategy) and self.filter in _FILTERS
+        if not 0 <= self.level <= 9 or not known:
             raise InputError(
-                f"png.level={self.level}, png.strategy={self.strategy}: the level is 0 to 9, the "
-                f"strategy one of {', '.join(get_args(Strategy))}."
+                f"png.level={self.level}, png.strategy={self.strategy}, png.filter={self.filter}: "
+                f"the level is 0 to 9, the strategy one of {', '.join(get_args(Strategy))}, the "
+                f"filter one of {', '.join(_FILTERS)}."
             )
 
     def encode(self, pixels: Crop) -> bytes:
         """Compress a crop."""
         strategy = get_args(Strategy).index(self.strategy)
-        options = [cv2.IMWRITE_PNG_COMPRESSION, self.level, cv2.IMWRITE_PNG_STRATEGY, strategy]
+        options = [
+            *(cv2.IMWRITE_PNG_COMPRESSION, self.level),  # which resets the others
+            *(cv2.IMWRITE_PNG_STRATEGY, strategy),
+            *(cv2.IMWRITE_PNG_FILTER, _FILTERS[self.filter]),
+        ]
         return cv2.imencode(".png", pixels, options)[1].tobytes()
 
 

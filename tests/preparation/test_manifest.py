@@ -42,7 +42,7 @@ def made(folder: PreparedFolder, patient_id: str, image_id: str) -> Record:
     source = folder.folder.parent / f"{image_id}.png"
     cv2.imwrite(str(source), np.rint(breast_picture(80, 60) * 255))
     crop = folder.folder / folder.crop_path("train", patient_id, image_id)
-    return make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle")))
+    return make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle", "avg")))
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -180,7 +180,7 @@ def test_a_source_that_became_unreadable_takes_its_crop_with_it(folder: Prepared
     source = sources(folder)["c"]
     source.write_text("no picture any more")
     with pytest.raises(ImageError, match="not a picture"):
-        make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle")))
+        make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle", "avg")))
     assert not crop.exists()
 
 
@@ -194,9 +194,16 @@ def test_a_crop_that_cannot_be_written_says_where_and_what_to_do(folder: Prepare
 def test_compression_does_not_touch_pixels(bits: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 2**bits, (40, 20))
     pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
-    for level, strategy in ((0, "default"), (1, "rle"), (6, "filtered"), (9, "huffman")):
-        encoded = Png(level, strategy).encode(pixels)  # type: ignore[arg-type]
+    for level, strategy, rows in (
+        (0, "default", "none"),
+        (1, "rle", "avg"),
+        (6, "filtered", "paeth"),
+        (9, "huffman", "up"),
+    ):
+        encoded = Png(level, strategy, rows).encode(pixels)  # type: ignore[arg-type]
         decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(decoded, pixels)
     with pytest.raises(InputError, match=r"png\.level=10"):
-        Png(10, "rle")
+        Png(10, "rle", "avg")
+    with pytest.raises(InputError, match=r"png\.filter=all"):
+        Png(1, "rle", "all")  # type: ignore[arg-type]
