@@ -7,6 +7,7 @@ ends in garbage, in gigabytes or in the death of the process. Size and end are c
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,7 @@ def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
         at += 2 + length
 
 
-def holds_all_pixels(frame: bytes, pixels: NDArray[np.unsignedinteger], bits: int) -> bool | None:
+def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) -> bool | None:
     """Whether a JPEG lossless frame is long enough for the pixels that were decoded from it.
 
     Counts the bits of their codes (T.81 H.1.2): each difference from the pixel before has the code
@@ -168,7 +169,7 @@ def holds_all_pixels(frame: bytes, pixels: NDArray[np.unsignedinteger], bits: in
             (size,) = struct.unpack_from(">H", frame, at - 2)
             counts = frame[at + 1 : at + 17]
             categories = frame[at + 17 : at + 17 + sum(counts)]
-            if size != 19 + len(categories) or max(categories, default=17) > 16:
+            if len(counts) < 16 or size != 19 + len(categories) or max(categories, default=17) > 16:
                 return None
             lengths[list(categories)] = np.repeat(np.arange(1, 17), list(counts))
         if marker == _SCAN_HEADER:

@@ -238,7 +238,7 @@ def test_a_background_of_the_smallest_signed_value_is_no_damage(
     tmp_path: Path, syntax: str, dtype: type
 ) -> None:
     info = np.iinfo(dtype)
-    pixels = RNG.integers(info.min, info.max, (60, 40)).astype(dtype)
+    pixels: np.ndarray = RNG.integers(info.min, info.max, (60, 40)).astype(dtype)
     pixels[:, 25:] = pixels[50:] = info.min
     bits = 8 * pixels.dtype.itemsize
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
