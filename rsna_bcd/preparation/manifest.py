@@ -80,9 +80,9 @@ class PreparedFolder:
                     f"Another run is preparing {self.folder}. Wait for it, or choose another "
                     "crop.name=... or dataset.name=..."
                 ) from None
-            for leftover in self.folder.rglob(f"*{UNFINISHED}"):
-                leftover.unlink()
+            self._delete_unfinished()
             yield
+            self._delete_unfinished()  # of processes that died while the run went on
         finally:
             os.close(handle)
 
@@ -181,6 +181,10 @@ class PreparedFolder:
                 (self.folder / name).unlink(missing_ok=True)
         for name in ("manifest.csv", "timings.csv", "config.yaml"):
             (self.folder / name).unlink(missing_ok=True)
+
+    def _delete_unfinished(self) -> None:
+        for leftover in self.folder.rglob(f"*{UNFINISHED}"):
+            leftover.unlink(missing_ok=True)
 
     def _delete_crops(self, split: Split, kept: Set[Path]) -> None:
         """Delete the crops of a split but some, and the folders that it leaves empty."""

@@ -181,6 +181,8 @@ def test_a_folder_has_one_run_at_a_time(folder: PreparedFolder) -> None:
         leftover.write_bytes(b"half")
     with folder.held():  # free again, and clean
         assert not leftover.exists()
+        leftover.write_bytes(b"half")
+    assert not leftover.exists()
 
 
 def test_crops_that_no_table_names_are_deleted(folder: PreparedFolder) -> None:
