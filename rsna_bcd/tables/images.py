@@ -55,8 +55,8 @@ def read_images(
         csv: `train.csv` or `test.csv`, or the several files that a dataset spreads it over; also
             Excel sheets (`.xlsx`, the first one of each).
         split: which of the two; it decides which columns must be there.
-        rows: maps a dataset's own tables to our columns (`tables.datasets`); None where they have
-            them already, several files then being parts of one table.
+        rows: maps a dataset's own tables to our columns (`tables.datasets`, `tables.generic`); None
+            where they have them already, several files then being parts of one table.
 
     Returns:
         The columns and rows in their order. `patient_id`, `image_id` and `prediction_id` are
