@@ -57,6 +57,7 @@ class _Samples(NamedTuple):
 
     bits: int
     signed: bool
+    above: int = 0  # how far above the lowest bit they lie, as the header says
 
 
 def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogram:
@@ -91,9 +92,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         words, halvings, decoder = decode(encoded, decoders, reduced)
         if syntax in JPEG_HUFFMAN:
             _refuse_filled_up(encoded.frame, words, samples.bits)
-        if encoded.stream is None:
-            words = _right_aligned(words, dataset)
-        pixels = _interpret(words, samples)
+        pixels = _interpret(_right_aligned(words, samples.above), samples)
         refuse_constant(pixels)
         return Level(pixels, halvings, decoder)
 
@@ -142,6 +141,7 @@ def _check_header(dataset: Dataset) -> UID:
 def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
     """Refuse pixel data that is too short or contradicts the header; say what a word means."""
     signed = bool(dataset.get("PixelRepresentation", 0))
+    header = _Samples(dataset.BitsStored, signed, _bits_above(dataset))
     content = dataset.PixelData
     if not isinstance(content, bytes):
         raise ImageError("the pixel data have no content")
@@ -152,12 +152,12 @@ def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
             raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
         if content[needed:].strip(b"\0"):
             raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
-        return Encoded(dataset, syntax, b"", None), _Samples(dataset.BitsStored, signed)
+        return Encoded(dataset, syntax, b"", None), header
     frame = get_frame(content, 0, number_of_frames=1)
     if syntax in RLE:
         _check_amount(frame, pixels * _LEAST_BITS)
         check_rle(frame, dataset.BitsAllocated // 8)
-        return Encoded(dataset, syntax, frame, None), _Samples(dataset.BitsStored, signed)
+        return Encoded(dataset, syntax, frame, None), header
     stream = read_jpeg2000(frame) if syntax in JPEG2000 | HTJ2K else read_jpeg(frame)
     if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
         raise ImageError(
@@ -190,16 +190,17 @@ def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
         raise ImageError("the file was cut short: its last row was never encoded")
 
 
-def _right_aligned(words: Words, dataset: Dataset) -> Words:
-    """Move pixels that lie at the top of their words down, as HighBit may say (retired in DICOM).
+def _bits_above(dataset: Dataset) -> int:
+    """How many bits of a word lie below its pixel, as HighBit may say (retired in DICOM)."""
+    above = int(dataset.get("HighBit") or 0) - (int(dataset.BitsStored) - 1)
+    return above if 0 < above <= dataset.BitsAllocated - dataset.BitsStored else 0
 
-    Where the bits below are in use, the header is wrong and they stay.
-    """
-    shift = int(dataset.get("HighBit") or 0) - (int(dataset.BitsStored) - 1)
-    below = words.dtype.type(2 ** max(0, shift) - 1)
-    if not 0 < shift <= dataset.BitsAllocated - dataset.BitsStored or (words & below).any():
+
+def _right_aligned(words: Words, above: int) -> Words:
+    """Move pixels down; where the bits below are in use, the header is wrong and they stay."""
+    if not above or (words & words.dtype.type(2**above - 1)).any():
         return words
-    shifted: Words = words >> shift
+    shifted: Words = words >> above
     return shifted
 
 

@@ -282,6 +282,12 @@ def test_pixels_at_the_top_of_their_words_are_moved_down(tmp_path: Path) -> None
     np.testing.assert_array_equal(read_dicom(wrong).pixels, pixels)
 
 
+def test_a_high_bit_beyond_the_word_is_not_believed(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, HighBit=65535)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
 def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
     pixels, bits = KINDS["12"]
     whole = write_dicom(tmp_path / "a.dcm", pixels, bits=bits).read_bytes()
