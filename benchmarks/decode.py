@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pydicom
 from mammograms import SYNTAXES, mammograms, transcoded
+from pydicom.pixels import pixel_array
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,7 +34,7 @@ def decoders_of(file: Path) -> dict[str, Callable[[], object]]:
     for name, decoder in DECODERS.items():
         if encoded.syntax in decoder.reads:
             ways[name] = lambda decoder=decoder: decoder.decode(encoded, 0)  # type: ignore[misc]
-    ways["pydicom's default"] = lambda: pydicom.dcmread(file).pixel_array
+    ways["pydicom's default"] = lambda: pixel_array(dataset)
     if encoded.stream and encoded.stream.levels:
         reduced = {"half": 1, "a quarter": 2}
         scout = overview_level(encoded.stream.height, encoded.stream.width)

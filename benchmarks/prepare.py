@@ -5,8 +5,9 @@
 
 Each way works in a process of its own, on one core, in turns (A B C A B C ...): what disturbs the
 machine disturbs all. Imports and one file to warm up are not counted. CPU seconds are those of the
-process and its children; the share of the codec is the time within the decoders. All ways run with
-the allocator settings of our engine, which keep freed memory.
+process and its children. The share of the codec is the time within the decoder that gives the
+pixels of the crop: what it gives first to find the breast counts as ours. All ways run with the
+allocator settings of our engine, which keep freed memory.
 """
 
 import argparse
@@ -64,13 +65,15 @@ def work(way: str, crop: str, files: list[str]) -> dict[str, Any]:
     return {"seconds": seconds, "codec": codecs, "peak_mb": peak}
 
 
-def _timed(decode: Any, total: list[float]) -> Any:
+def _timed(decode: Any, longest: list[float]) -> Any:
+    """Keep the longest decoding of a file in `longest`."""
+
     def timed(*arguments: Any) -> Any:
         start = time.process_time()
         try:
             return decode(*arguments)
         finally:
-            total[0] += time.process_time() - start
+            longest[0] = max(longest[0], time.process_time() - start)
 
     return timed
 

@@ -29,6 +29,7 @@ _MENDABLE = {
     errno.ENOENT,
     errno.EROFS,
     errno.ENOSPC,
+    errno.EDQUOT,
     errno.ENOTDIR,
     errno.EEXIST,
 }

@@ -1,5 +1,6 @@
 """`python -m rsna_bcd.prepare`: images and CSV to crops, one table per split, manifest, folds."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ def prepare(cfg: DictConfig) -> None:
     """
     settings: CropSettings = instantiate(cfg.crop)
     check_decoders(cfg.decoders)
-    how = _How(settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png))
     images = {split: _read(cfg, split) for split in _splits(cfg)}
-    files = {split: _find_files(cfg, split, images[split]) for split in images}
+    roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}
+    files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}
+    how = _How(settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png), roots)
     folder = PreparedFolder(Path(cfg.prepared_dir))
     console = Console(stderr=True)
     with folder.held():
@@ -47,7 +49,7 @@ def prepare(cfg: DictConfig) -> None:
         if "train" in images:
             _make_folds(cfg, images["train"], console)
         progress = {
-            split: _Done(folder.finished(split, table, files[split]), {})
+            split: _Done(folder.finished(split, table, files[split], roots[split]), {})
             for split, table in images.items()
         }
         already = {split: len(done.finished) for split, done in progress.items()}
@@ -59,6 +61,7 @@ def prepare(cfg: DictConfig) -> None:
             title = f"{cfg.dataset.name} · {settings.name} · {split}"
             _draw_contact_sheet(folder, split, images[split], done, title)
             _summarise(console, folder, split, len(images[split]), done, already[split])
+        folder.overwriting_file.unlink(missing_ok=True)
     for split, done in progress.items():
         _check_failures(split, done, cfg.max_failed_fraction, folder)
 
@@ -71,10 +74,14 @@ class _How:
     source: Source
     decoders: tuple[str, ...]
     png: Png
+    roots: dict[Split, Path]  # folders of images
 
-    def task(self, source_file: Path, crop_file: Path) -> CropTask:
-        """The task for one file."""
-        return CropTask(source_file, crop_file, self.settings, self.source, self.decoders, self.png)
+    def task(self, split: Split, source_file: Path, crop_file: Path) -> CropTask:
+        """The task for one file of a split."""
+        name = str(source_file.relative_to(self.roots[split]))
+        return CropTask(
+            source_file, crop_file, self.settings, self.source, self.decoders, self.png, name
+        )
 
 
 @dataclass(frozen=True)
@@ -95,17 +102,18 @@ class _Done:
 def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
     """Check that the folder is made with the settings that it was begun with."""
     # Not the paths: the same data may be reached by others, and replaced files are noticed singly.
-    # Not the decoders: they agree.
     rows = record_of(cfg.dataset, "name", "rows")
-    record = {"dataset": rows, **record_of(cfg, "crop", "source", "png")}
-    settle(
+    record = {"dataset": rows, **record_of(cfg, "crop", "source", "png", "decoders")}
+    same = settle(
         folder.config_file,
         record,
         overwrite=cfg.overwrite,
         remedy="Choose another crop.name=... (or dataset.name=...)",
     )
-    if cfg.overwrite:
+    begun = same and folder.overwriting_file.exists()  # and was interrupted: go on
+    if cfg.overwrite and not begun:
         folder.clear()
+        folder.overwriting_file.touch()
     write_record(folder.config_file, record)
 
 
@@ -137,13 +145,18 @@ def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
     return read_images(csv, split, instantiate(cfg.dataset.rows))
 
 
-def _find_files(cfg: DictConfig, split: Split, images: pd.DataFrame) -> dict[str, Path]:
+def _find_files(cfg: DictConfig, split: Split, root: Path, images: pd.DataFrame) -> dict[str, Path]:
     """The file of each image that is on disk, by `image_id`.
 
     Raises:
-        InputError: some are absent and not `allow_missing`, or all are.
+        InputError: some are absent and not `allow_missing`, or all are, or they are where the crops
+            go.
     """
-    root = Path(cfg.dataset[f"{split}_images"])
+    if root.resolve().is_relative_to(Path(cfg.prepared_dir).resolve()):
+        raise InputError(
+            f"The images in {root} are within {cfg.prepared_dir}, where crops are made and "
+            "deleted. Choose another paths.output=..."
+        )
     found = find_files(root, images, cfg.source)
     absent = images.loc[~images["image_id"].isin(found.keys())]
     if len(absent) and (not cfg.allow_missing or not found):
@@ -177,28 +190,32 @@ def _work(
     console: Console,
 ) -> None:
     """Make the crops that are not there yet, note each as it comes, and show how far it is."""
-    pending = [
-        (split, image_id, crop_file)
+    pending = {
+        (split, image_id): crop_file
         for split, table in images.items()
         for image_id, crop_file in folder.crop_files(split, table).items()
         if image_id in files[split] and image_id not in progress[split].finished
-    ]
+    }
     if not pending:
         return
     workers = engine.usable_cores() if cfg.workers is None else cfg.workers
-    tasks = (((s, i), how.task(files[s][i], crop_file)) for s, i, crop_file in pending)
+    tasks = (
+        ((split, image_id), how.task(split, files[split][image_id], crop_file))
+        for (split, image_id), crop_file in pending.items()
+    )
     columns: list[Any] = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[failed]}"),
     ]  # fmt: skip
-    with Progress(*columns, console=console) as shown:
+    results = engine.run(make_crop, tasks, workers=min(workers, len(pending)), **cfg.cluster)
+    with closing(results), Progress(*columns, console=console) as shown:
         bar = shown.add_task("Preparing", total=len(pending), failed="")
         failed = 0
-        results = engine.run(make_crop, tasks, workers=min(workers, len(pending)), **cfg.cluster)
         for result in results:
             split, image_id = result.key
             if result.value is None:
                 progress[split].failures[image_id] = result.reason or ""
+                pending[split, image_id].unlink(missing_ok=True)  # of what the file was before
                 failed += 1
                 shown.update(bar, failed=f"{failed} unreadable")
             else:
@@ -256,7 +273,8 @@ def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedF
         raise InputError(
             f"{failed} of {present} files of the {split} split could not be read, more than "
             f"max_failed_fraction={allowed} allows; {folder.folder / 'manifest.csv'} has the "
-            "reasons. Replace the files and run again (what is done is kept), or raise the limit."
+            "reasons. Replace the files and run again (what is done is kept, unless with "
+            "overwrite=true), or raise the limit."
         )
 
 

@@ -152,6 +152,8 @@ def _lie(whole: bytes, rng: np.random.Generator) -> bytes:
         {"Rows": int(rng.integers(0, 65536))},
         {"Columns": int(rng.integers(0, 65536))},
         {"BitsAllocated": int(rng.choice([1, 8, 12, 16, 32, 64]))},
+        {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+        {"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
         {"BitsStored": int(rng.integers(0, 40))},
         {"PixelRepresentation": int(rng.integers(0, 3))},
         {"SamplesPerPixel": int(rng.integers(0, 5))},

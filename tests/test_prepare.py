@@ -1,5 +1,6 @@
 """The stage `prepare` on small folders of pictures and DICOM files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from hydra.utils import instantiate
 
 from rsna_bcd import prepare as stage
 from rsna_bcd._stage import CONF
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.preparation import writing
 from rsna_bcd.preparation.crop import CropSettings
+from rsna_bcd.preparation.manifest import PreparedFolder
 from rsna_bcd.prepare import prepare
 from rsna_bcd.tables.folds import read_folds
 
@@ -98,8 +101,8 @@ def test_running_again_does_nothing_and_changes_nothing(
     assert "train: 16 crops (all there already)" in capsys.readouterr().err
 
 
-def test_a_run_that_was_stopped_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = tables(run(data, "paths.output=${paths.data}/straight"))
+def run_until_the_sixth(monkeypatch: pytest.MonkeyPatch, data: Path, *overrides: str) -> list[str]:
+    """Run, stopped when the sixth crop is made but not noted; the images that were worked on."""
     engine_run, worked_on = stage.engine.run, []
 
     def stop_after_five(function: Any, tasks: Any, **settings: Any) -> Any:
@@ -112,13 +115,128 @@ def test_a_run_that_was_stopped_goes_on(data: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patched:
         patched.setattr(stage.engine, "run", stop_after_five)
         with pytest.raises(KeyboardInterrupt):
-            run(data)
+            run(data, *overrides)
+    return worked_on
+
+
+def test_a_run_that_was_stopped_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = tables(run(data, "paths.output=${paths.data}/straight"))
+    worked_on = run_until_the_sixth(monkeypatch, data)
     times = {f: f.stat().st_mtime_ns for f in (data / "output").rglob("*.png")}
     assert len(times) == 6
     folder = run(data)
     assert tables(folder) == straight
     again = [f for f, time in times.items() if f.stat().st_mtime_ns != time]
     assert [f.stem for f in again] == worked_on[5:]  # only the one that was never noted
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """What is in every file but the timings."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "timings.csv"
+    }
+
+
+def test_a_run_with_overwrite_that_was_stopped_goes_on(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = tree(run(data, "crop.margin=0.05", "paths.output=${paths.data}/straight"))
+    folder = run(data)
+    again = ("crop.margin=0.05", "overwrite=true")
+    run_until_the_sixth(monkeypatch, data, *again)
+    noted = (folder / "journal.jsonl").read_text()
+    assert len(noted.splitlines()) == 5
+    monkeypatch.setattr(PreparedFolder, "clear", lambda folder: pytest.fail("cleared twice"))
+    done = run_until_the_sixth(monkeypatch, data, *again)  # the same command goes on
+    assert (folder / "journal.jsonl").read_text().startswith(noted)
+    assert not any(f'"{image_id}"' in noted for image_id in done)
+    run(data, again[0])  # and so does the one without
+    monkeypatch.undo()
+    assert tree(folder) == straight
+    cleared = []
+    monkeypatch.setattr(PreparedFolder, "clear", lambda folder: cleared.append(folder))
+    run(data, *again)  # it has come to its end: a new one starts afresh
+    assert len(cleared) == 1
+
+
+def test_a_file_that_took_the_place_of_another_is_noticed(data: Path) -> None:
+    pictures = [breast_picture(100, 80, seed=seed, noise=0.01) for seed in (1, 2)]
+    a, b = data / "train_images/a.bmp", data / "train_images/b.bmp"
+    for file, picture in zip((a, b), pictures, strict=True):
+        cv2.imwrite(str(file), np.rint(picture * 255).astype(np.uint8))
+        os.utime(file, (0, 0))
+    assert a.stat().st_size == b.stat().st_size
+    table = pd.read_csv(data / "train.csv")
+    files = list(table["patient_id"].astype(str) + "/" + table["image_id"].astype(str) + ".png")
+    settings = ("dataset=generic", "dataset.name=own", "splits=[train]")
+    table.assign(file=["a.bmp", "b.bmp", *files[2:]]).to_csv(data / "train.csv", index=False)
+    folder = run(data, *settings)
+    before = tree(folder)
+    table.assign(file=["b.bmp", "a.bmp", *files[2:]]).to_csv(data / "train.csv", index=False)
+    run(data, *settings)
+    crops = ["train/0/1000.png", "train/0/1001.png"]
+    assert [tree(folder)[crop] for crop in crops] != [before[crop] for crop in crops]
+    assert tree(folder) == tree(run(data, *settings, "paths.output=${paths.data}/straight"))
+
+
+def test_the_same_data_in_another_place_go_on(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(data)
+    (data / "moved").symlink_to(data)
+    capsys.readouterr()
+    run(data, f"paths.data={data / 'moved'}", f"paths.output={data / 'output'}")
+    assert "train: 16 crops (all there already)" in capsys.readouterr().err
+
+
+def test_crops_of_files_that_failed_and_rows_that_left_are_deleted(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(data)
+    lost = data / "train_images/3/1006.png"
+    lost.write_bytes(lost.read_bytes() + b"\0")
+    table = pd.read_csv(data / "train.csv")
+    table[table["image_id"] != 1010].to_csv(data / "train.csv", index=False)
+    monkeypatch.setattr(writing, "prepare_image", lambda *arguments: 1 / 0)  # no `ImageError`
+    seen = []
+    write_tables = PreparedFolder.write_tables
+
+    def see(folder: PreparedFolder, splits: Any) -> None:
+        seen.append((folder.folder / "train/3/1006.png").exists())
+        write_tables(folder, splits)
+
+    monkeypatch.setattr(PreparedFolder, "write_tables", see)
+    run(data, "max_failed_fraction=1", "overwrite_folds=true")
+    assert seen == [False]  # at once: the run may be stopped before its end
+    crops = {f.stem for f in folder.glob("train/*/*.png")}
+    assert crops == {str(i) for i in range(1000, 1016)} - {"1006", "1010"}
+
+
+def test_a_journal_that_cannot_be_written_ends_the_run(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = data / "output/prepared/rsna/demo"
+    folder.mkdir(parents=True)
+    (folder / "journal.jsonl").symlink_to("nowhere/journal.jsonl")
+    engine_run, closed = stage.engine.run, []
+
+    def watched(function: Any, tasks: Any, **settings: Any) -> Any:
+        try:
+            yield from engine_run(function, tasks, **settings)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(stage.engine, "run", watched)
+    with pytest.raises(StorageError, match=r"journal\.jsonl cannot be written.*paths\.output="):
+        run(data, "workers=1")
+    assert closed
+
+
+def test_images_where_the_crops_go_are_refused(data: Path) -> None:
+    with pytest.raises(InputError, match=r"images in .* are within .*paths\.output="):
+        run(data, "prepared_dir=${paths.data}")
 
 
 def test_processes_make_the_same_tables(data: Path) -> None:
@@ -131,6 +249,8 @@ def test_other_settings_are_refused_with_the_difference(data: Path) -> None:
     folder = run(data)
     with pytest.raises(InputError, match=r"crop.margin: 0.01 -> 0.05(.|\n)*overwrite=true"):
         run(data, "crop.margin=0.05")
+    with pytest.raises(InputError, match=r"decoders: .*openjpeg.* -> (.|\n)*overwrite=true"):
+        run(data, "decoders=[pydicom]")  # which cannot decode a part of the levels only
     before = tables(folder)
     assert tables(run(data, "crop.margin=0.05", "overwrite=true")) != before
 

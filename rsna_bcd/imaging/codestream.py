@@ -5,12 +5,18 @@ ends in garbage, in gigabytes or in the death of the process. Size and end are c
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rsna_bcd.imaging.mammogram import ImageError
 
 # Frame headers of JPEG: SOF0 to SOF15 without DHT, JPG and DAC, and SOF55 of JPEG-LS.
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_HUFFMAN_TABLES, _SCAN_HEADER, _RESTART_INTERVAL = 0xC4, 0xDA, 0xDD
 
 
 @dataclass(frozen=True)
@@ -118,14 +124,74 @@ def read_jpeg(frame: bytes) -> Codestream:
     if frame[:2] != b"\xff\xd8":
         raise ImageError("the frame is not a JPEG stream")
     _check_end(frame)
-    at = 2
-    while at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker, length = struct.unpack_from(">xBH", frame, at)
-        if marker in _FRAME_HEADERS:
-            bits, height, width, components = struct.unpack_from(">BHHB", frame, at + 4)
+    for marker, at in _segments(frame):
+        if marker in _FRAME_HEADERS and at + 6 <= len(frame):
+            bits, height, width, components = struct.unpack_from(">BHHB", frame, at)
             return Codestream(height, width, components, bits, None)
-        at += 2 + length
     raise ImageError("the JPEG stream has no frame header")
+
+
+def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and start of content of the segments of a JPEG stream, the first scan header last."""
+    at = 2
+    while at + 4 <= len(frame) and frame[at] == 0xFF:
+        if frame[at + 1] == 0xFF:  # any number of them may fill up before a marker (T.81 B.1.1.2)
+            at += 1
+            continue
+        marker, length = struct.unpack_from(">xBH", frame, at)
+        yield marker, at + 4
+        if marker == _SCAN_HEADER:
+            return
+        at += 2 + length
+
+
+def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) -> bool | None:
+    """Whether a JPEG lossless frame is long enough for the pixels that were decoded from it.
+
+    Counts the bits of their codes (T.81 H.1.2): each difference from the pixel before has the code
+    of its category, then as many bits as the category says.
+
+    Args:
+        frame: checked by `read_jpeg`.
+        pixels: (H, W), as decoded.
+        bits: precision of the frame.
+
+    Returns:
+        None where that cannot be told: restart intervals, other predictors, several tables.
+    """
+    lengths = np.zeros(17, np.int64)
+    start = tables = 0
+    for marker, at in _segments(frame):
+        if marker == _RESTART_INTERVAL:
+            return None
+        if marker == _HUFFMAN_TABLES:
+            tables += 1
+            (size,) = struct.unpack_from(">H", frame, at - 2)
+            counts = frame[at + 1 : at + 17]
+            categories = frame[at + 17 : at + 17 + sum(counts)]
+            if len(counts) < 16 or size != 19 + len(categories) or max(categories, default=17) > 16:
+                return None
+            lengths[list(categories)] = np.repeat(np.arange(1, 17), list(counts))
+        if marker == _SCAN_HEADER:
+            start = at - 2 + struct.unpack_from(">H", frame, at - 2)[0]
+            predictor, transform = frame[start - 3], frame[start - 1] & 0x0F
+            if predictor != 1 or transform:
+                return None
+    if not start or tables != 1:
+        return None
+    values = pixels.astype(np.int32)
+    before = np.empty_like(values)
+    before[:, 1:] = values[:, :-1]
+    before[1:, 0] = values[:-1, 0]
+    before[0, 0] = 2 ** (bits - 1)
+    difference = (values - before + 2**15) % 2**16 - 2**15
+    category = np.bincount(np.frexp(np.abs(difference).astype(np.float32))[1].ravel(), minlength=17)
+    if (lengths[category > 0] == 0).any():  # the table has no code for it
+        return False
+    extra = np.arange(17) % 16  # the only difference of category 16 needs no bits
+    coded = frame[start : frame.rindex(b"\xff\xd9")]
+    available = 8 * (len(coded) - coded.count(b"\xff\x00"))  # FF is followed by 0 that is no code
+    return bool(category @ (lengths + extra) <= available)
 
 
 def check_rle(frame: bytes, bytes_a_pixel: int) -> None:

@@ -6,11 +6,7 @@ compressed frame disagree on precision or sign, the frame is right: it is what w
 
 import hashlib
 import io
-import logging
-import struct
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +15,9 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
-from rsna_bcd.imaging.codestream import check_rle, read_jpeg, read_jpeg2000
+from rsna_bcd.imaging.codestream import check_rle, holds_all_pixels, read_jpeg, read_jpeg2000
 from rsna_bcd.imaging.decoders import (
     DECODERS,
     HTJ2K,
@@ -44,8 +39,8 @@ from rsna_bcd.imaging.mammogram import (
     overview_of,
     refuse_constant,
 )
+from rsna_bcd.imaging.parsing import refusing_damaged_headers
 from rsna_bcd.imaging.presentation import presentation_of
-from rsna_bcd.imaging.window import Presentation
 
 # The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
 _MOST_PIXELS = 2**26
@@ -56,29 +51,13 @@ _LEAST_BITS = 0.01
 _RAMP = 12  # pixels at the end of a row
 _PROJECTIONS = ("MG", "DX", "CR")  # some archives call their mammograms so
 
-# What pydicom raises on bytes that are no header; anything else is a bug and stays visible.
-_UNPARSABLE = (
-    InvalidDicomError,
-    BytesLengthException,
-    EOFError,
-    ValueError,
-    KeyError,
-    NotImplementedError,
-    struct.error,
-    AttributeError,  # an element that another one announces is absent
-    TypeError,  # several values where one belongs
-)
-
-
-# pydicom logs what it also raises or what the guards below report, once a file.
-logging.getLogger("pydicom").setLevel(logging.ERROR)
-
 
 class _Samples(NamedTuple):
     """What one stored word means."""
 
     bits: int
     signed: bool
+    above: int = 0  # how far above the lowest bit they lie, as the header says
 
 
 def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogram:
@@ -96,53 +75,38 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
             content; the message is the reason.
     """
     content = path.read_bytes()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks of pydicom on odd values that we do not use
-        _check_preamble(content)
-        with _refusing_damaged_headers():
-            dataset = pydicom.dcmread(io.BytesIO(content))
-            syntax = _check_header(dataset)
-            encoded, samples = _check_frame(dataset, syntax)
-        facts: dict[str, str | int] = {
-            "transfer_syntax": str(syntax),
-            "photometric": str(dataset.PhotometricInterpretation),
-            "bits_stored": samples.bits,
-            "source_sha256": hashlib.sha256(content).hexdigest(),
-        }
+    _check_preamble(content)
+    with refusing_damaged_headers():
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        syntax = _check_header(dataset)
+        encoded, samples = _check_frame(dataset, syntax)
+    facts: dict[str, str | int] = {
+        "transfer_syntax": str(syntax),
+        "photometric": str(dataset.PhotometricInterpretation),
+        "bits_stored": samples.bits,
+        "source_sha256": hashlib.sha256(content).hexdigest(),
+    }
 
-        def presentation(pixels: StoredPixels) -> Presentation:
-            with _refusing_damaged_headers():
-                return presentation_of(dataset, pixels)
+    @cache
+    def level(reduced: int) -> Level:
+        words, halvings, decoder = decode(encoded, decoders, reduced)
+        if syntax in JPEG_HUFFMAN:
+            _refuse_filled_up(encoded.frame, words, samples.bits)
+        pixels = _interpret(_right_aligned(words, samples.above), samples)
+        refuse_constant(pixels)
+        return Level(pixels, halvings, decoder)
 
-        @cache
-        def level(reduced: int) -> Level:
-            words, halvings, decoder = decode(encoded, decoders, reduced)
-            if syntax in JPEG_HUFFMAN:
-                _refuse_filled_up(words, samples.bits)
-            pixels = _interpret(words, samples)
-            refuse_constant(pixels)
-            return Level(pixels, halvings, decoder)
-
-        most_reduced = encoded.stream.levels if encoded.stream and "openjpeg" in decoders else 0
-        rows, columns = int(dataset.Rows), int(dataset.Columns)
-        small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
-        return Mammogram(
-            rows, columns, small, presentation(small.pixels), facts, most_reduced, level
-        )
+    most_reduced = encoded.stream.levels if encoded.stream and "openjpeg" in decoders else 0
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
+    with refusing_damaged_headers():
+        presentation = presentation_of(dataset, small.pixels)
+    return Mammogram(rows, columns, small, presentation, facts, most_reduced, level)
 
 
 def _check_preamble(content: bytes) -> None:
     if content[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
         raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
-
-
-@contextmanager
-def _refusing_damaged_headers() -> Iterator[None]:
-    """Turn what pydicom raises into a reason; it parses an element when that is first looked at."""
-    try:
-        yield
-    except _UNPARSABLE as error:
-        raise ImageError(f"damaged header: {error}") from error
 
 
 def _check_header(dataset: Dataset) -> UID:
@@ -177,6 +141,7 @@ def _check_header(dataset: Dataset) -> UID:
 def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
     """Refuse pixel data that is too short or contradicts the header; say what a word means."""
     signed = bool(dataset.get("PixelRepresentation", 0))
+    header = _Samples(dataset.BitsStored, signed, _bits_above(dataset))
     content = dataset.PixelData
     if not isinstance(content, bytes):
         raise ImageError("the pixel data have no content")
@@ -187,12 +152,12 @@ def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
             raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
         if content[needed:].strip(b"\0"):
             raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
-        return Encoded(dataset, syntax, b"", None), _Samples(dataset.BitsStored, signed)
+        return Encoded(dataset, syntax, b"", None), header
     frame = get_frame(content, 0, number_of_frames=1)
     if syntax in RLE:
         _check_amount(frame, pixels * _LEAST_BITS)
         check_rle(frame, dataset.BitsAllocated // 8)
-        return Encoded(dataset, syntax, frame, None), _Samples(dataset.BitsStored, signed)
+        return Encoded(dataset, syntax, frame, None), header
     stream = read_jpeg2000(frame) if syntax in JPEG2000 | HTJ2K else read_jpeg(frame)
     if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
         raise ImageError(
@@ -211,17 +176,32 @@ def _check_amount(frame: bytes, bits: float) -> None:
         raise ImageError(f"a frame of {len(frame)} bytes cannot hold so many pixels")
 
 
-def _refuse_filled_up(words: Words, bits: int) -> None:
+def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
     """Raise if a JPEG lossless frame ended early, though it has an end marker.
 
     Decoders then go on with bits of 0, the same difference from pixel to pixel until the row ends,
-    and with rows of the value that prediction begins with, half of the range.
+    and with rows of the value that prediction begins with, half of the range. That is a reason to
+    count, not to refuse: the darkest value of signed images is stored as half of the range.
     """
     last = words[-1]
     slope = np.diff(last[-_RAMP:])  # of unsigned words: it wraps, as prediction does
     ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
-    if ramp or (last == 2 ** (bits - 1)).all():
+    if (ramp or (last == 2 ** (bits - 1)).all()) and not holds_all_pixels(frame, words, bits):
         raise ImageError("the file was cut short: its last row was never encoded")
+
+
+def _bits_above(dataset: Dataset) -> int:
+    """How many bits of a word lie below its pixel, as HighBit may say (retired in DICOM)."""
+    above = int(dataset.get("HighBit") or 0) - (int(dataset.BitsStored) - 1)
+    return above if 0 < above <= dataset.BitsAllocated - dataset.BitsStored else 0
+
+
+def _right_aligned(words: Words, above: int) -> Words:
+    """Move pixels down; where the bits below are in use, the header is wrong and they stay."""
+    if not above or (words & words.dtype.type(2**above - 1)).any():
+        return words
+    shifted: Words = words >> above
+    return shifted
 
 
 def _interpret(words: Words, samples: _Samples) -> StoredPixels:

@@ -1,7 +1,6 @@
 """What the header of a DICOM file says about its image, read without the pixels."""
 
 import re
-import warnings
 from pathlib import Path
 
 import pydicom
@@ -9,6 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from rsna_bcd.imaging.mammogram import ImageError
+from rsna_bcd.imaging.parsing import refusing_damaged_headers
 
 Header = dict[str, str | int | float | None]
 
@@ -53,12 +53,11 @@ def read_header(path: Path) -> Header:
         series_id`. What is absent, or cannot be understood, is None.
 
     Raises:
-        ImageError: not a DICOM file, or one without an image.
+        ImageError: not a DICOM file, one without an image, or a damaged one.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd values of elements that are not used
+    with path.open("rb") as file, refusing_damaged_headers():
         try:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
         if not dataset.get("Rows") or not dataset.get("Columns"):

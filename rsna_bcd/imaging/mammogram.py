@@ -82,7 +82,10 @@ class Mammogram:
         part = self.overview.pixels[rows, columns]
         if not isinstance(voi, MinMax) or part.min() == part.max():
             return self
-        narrowed = voi.of(self.presentation.modality(extremes_of(part)))
+        extremes = self.presentation.modality(extremes_of(part))
+        if extremes[0] == extremes[1]:
+            return self
+        narrowed = voi.of(extremes)
         return replace(self, presentation=replace(self.presentation, voi=narrowed))
 
 

@@ -28,6 +28,7 @@ from rsna_bcd.imaging.window import (
 # A window that leaves less contrast than this between the darkest and the brightest pixel was made
 # for another depth: 8-bit pixels under a 12-bit window keep .06. Fitting ones keep .5 and more.
 _LEAST_CONTRAST = 0.1
+_LARGEST = 1e9  # of slopes and windows; stored values have 16 bits
 
 _FUNCTIONS: dict[str, Callable[[float, float], ValuesOfInterest]] = {
     "LINEAR": Linear,
@@ -50,14 +51,15 @@ def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
     """
     signed = pixels.dtype.kind == "i"
     modality = _modality(dataset, signed)
-    # Transforms are monotonous, falling ones included: extremes stay extremes.
+    # Extremes stay extremes: rescaling is monotonous, and so are the lookup tables that occur.
     extremes = modality(extremes_of(pixels))
     if extremes[0] == extremes[1]:
         raise ImageError("the modality transform maps all pixels to one value")
     windows = 1
     voi: ValuesOfInterest
     try:
-        announced, windows = _announced(dataset, signed)
+        # The first input of a VOI table is signed if what goes into it is (PS3.3 C.11.2.1.1).
+        announced, windows = _announced(dataset, signed or bool(extremes.min() < 0))
     except _UnfitError as unfit:
         voi = MinMax(0, 1, str(unfit)).of(extremes)
     else:
@@ -83,7 +85,7 @@ def _modality(dataset: Dataset, signed: bool) -> Rescale | LookupTable:
     rescale = Rescale(
         1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
     )
-    if rescale.slope == 0 or not np.isfinite([rescale.slope, rescale.intercept]).all():
+    if rescale.slope == 0 or not _are_usable(rescale.slope, rescale.intercept):
         raise ImageError(f"rescale slope {slope} and intercept {intercept} make no image")
     return rescale
 
@@ -97,21 +99,37 @@ def _announced(dataset: Dataset, signed: bool) -> tuple[ValuesOfInterest | None,
             raise _UnfitError(error) from error
         voi = LookupTable(table.first, table.entries / np.float32(largest))
         return voi, len(dataset.VOILUTSequence)
-    centers, widths = (_numbers(dataset.get(f"Window{key}")) for key in ("Center", "Width"))
-    if not centers or not widths:
+    windows = _windows(dataset)
+    if not windows:
         return None, 1
-    center, width = centers[0], widths[0]
+    center, width = windows[0]
     name = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     smallest = _SMALLEST_WIDTH.get(name)
-    if smallest is None or width < smallest or width <= 0 or not np.isfinite([center, width]).all():
+    if smallest is None or width < smallest or width <= 0 or not _are_usable(center, width):
         raise _UnfitError(f"{name} {center:g} {width:g}")
-    return _FUNCTIONS[name](center, width), min(len(centers), len(widths))
+    return _FUNCTIONS[name](center, width), len(windows)
 
 
-def _numbers(value: Any) -> list[float]:
-    """One or several decimal strings as numbers; none where there is none."""
-    several = value if isinstance(value, MultiValue) else [value]
-    return [float(v) for v in several if v is not None and v != ""]
+def _are_usable(*numbers: float) -> bool:
+    """Whether float32 can calculate with the numbers of a header; NaN is none of them."""
+    return all(abs(number) <= _LARGEST for number in numbers)
+
+
+def _windows(dataset: Dataset) -> list[tuple[float, float]]:
+    """Center and width of each window; pairs of which one is blank are none."""
+    try:
+        centers, widths = (_several(dataset.get(f"Window{key}")) for key in ("Center", "Width"))
+        pairs = zip(centers, widths, strict=False)
+        return [
+            (float(c), float(w)) for c, w in pairs if c not in (None, "") and w not in (None, "")
+        ]
+    except (ValueError, TypeError) as error:
+        raise _UnfitError(f"window: {error}") from error
+
+
+def _several(value: Any) -> list[Any]:
+    """The values of an element that may have one or several."""
+    return list(value) if isinstance(value, MultiValue) else [value]
 
 
 def _lookup_table(item: Dataset, signed: bool) -> tuple[LookupTable, int]:

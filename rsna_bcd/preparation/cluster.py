@@ -3,19 +3,24 @@
     dask scheduler                       # prints its address, tcp://host:8786
     dask worker tcp://host:8786          # on each machine: one program, a thread a core
 
-Tasks die in processes of their own (`sandbox`), not with the worker. So no setting of the scheduler
-matters: a task whose worker is lost goes to another one, up to four times (its allowed-failures).
+Tasks die in processes of their own (`sandbox`), not with the worker. So a worker that is lost says
+nothing about the tasks that it had, though the scheduler gives them up for it when that happens to
+them a few times (its allowed-failures): they are submitted again.
 """
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Set
 from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 
 import dask
-from distributed import Client, Future
+from distributed import Client, Future, Security
+from distributed.core import rpc
 from distributed.scheduler import KilledWorker
 
 from rsna_bcd.errors import InputError
@@ -25,6 +30,7 @@ from rsna_bcd.preparation.sandbox import Job, Outcome, SandboxError
 _LOOK_SECONDS = 2  # between looks at which workers there are
 _ANSWER_SECONDS = 10  # for a scheduler to answer
 _NO_WORKER_SECONDS = 60  # to be without any worker
+_SUBMISSIONS = 4  # of a task, each of which the scheduler gave up
 _KEPT = "What is done is kept: run the same command to go on."
 
 _log = logging.getLogger(__name__)
@@ -44,7 +50,9 @@ class Cluster:
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         self._address = address
         self._client = _connected(address)
-        self._done: SimpleQueue[tuple[str, Outcome] | Exception] = SimpleQueue()
+        self._in_flight: dict[str, tuple[Job, bytes, int]] = {}  # with the number of submissions
+        self._submitted = 0
+        self._done: SimpleQueue[tuple[str, Outcome | None] | Exception] = SimpleQueue()
         self._collecting = threading.Lock()
         self._closed = False
         self._looked_at = self._worked_at = time.monotonic()
@@ -64,22 +72,29 @@ class Cluster:
 
     def submit(self, job: Job, task: bytes) -> str:
         """Have a task worked on; the name that it has until it is done."""
-        future = self._client.submit(sandbox.work, job, task, pure=False)
-        future.add_done_callback(self._collect)  # which also keeps it: dask drops what nobody has
-        name: str = future.key
+        self._submitted += 1
+        name = str(self._submitted)
+        self._send(name, job, task, 1)
         return name
 
     def next_done(self, *, wait: bool = True) -> tuple[str, Outcome] | None:
         """A task that is done: its name and what it came to; None if there is none by now."""
-        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            self._look()
-        try:
-            done = self._done.get(timeout=_LOOK_SECONDS) if wait else self._done.get_nowait()
-        except Empty:
-            return None
-        if isinstance(done, Exception):
-            raise self._explained(done) from done
-        return done
+        while True:
+            if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+                self._look()
+            try:
+                done = self._done.get(timeout=_LOOK_SECONDS) if wait else self._done.get_nowait()
+            except Empty:
+                return None
+            if isinstance(done, Exception):
+                raise self._explained(done) from done
+            name, outcome = done
+            job, task, submissions = self._in_flight.pop(name)
+            if outcome is not None:
+                return name, outcome
+            if submissions == _SUBMISSIONS:
+                return name, Outcome(None, "again and again the workers died that had it", 0.0)
+            self._send(name, job, task, submissions + 1)
 
     def close(self) -> None:
         """Let go of the tasks; scheduler and workers stay."""
@@ -88,19 +103,24 @@ class Cluster:
             self._collecting.release()
         self._client.close()
 
-    def _collect(self, future: Future) -> None:
+    def _send(self, name: str, job: Job, task: bytes, submissions: int) -> None:
+        self._in_flight[name] = job, task, submissions
+        future = self._client.submit(sandbox.work, job, task, pure=False)
+        # Which also keeps it: dask drops what nobody has.
+        future.add_done_callback(partial(self._collect, name))
+
+    def _collect(self, name: str, future: Future) -> None:
         """Fetch what a task came to; in a thread of dask, so that no interrupt gets between."""
         with self._collecting:
             if self._closed or future.cancelled():
                 self._done.put(CancelledError())
                 return
             try:
-                self._done.put((future.key, future.result(timeout=_ANSWER_SECONDS)))
+                self._done.put((name, future.result(timeout=_ANSWER_SECONDS)))
             except TimeoutError:  # its worker was lost, the result with it: another one works on it
-                future.add_done_callback(self._collect)
-            except KilledWorker as error:
-                reason = f"{error.allowed_failures + 1} workers died while they had it"
-                self._done.put((future.key, Outcome(None, reason, 0.0)))
+                future.add_done_callback(partial(self._collect, name))
+            except KilledWorker:
+                self._done.put((name, None))
             except Exception as error:  # noqa: BLE001 - raised where the results are awaited
                 self._done.put(error)
 
@@ -156,11 +176,27 @@ class Cluster:
 def _connected(address: str) -> Client:
     """A client of the scheduler at an address."""
     settings = {"distributed.comm.timeouts.connect": f"{_ANSWER_SECONDS}s"}
+    client = None
     try:
         with dask.config.set(settings):
-            return Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
+            # First: a client waits without end for one that never answers; and one that came to
+            # nothing leaves a thread, and a destructor that may block whoever collects garbage.
+            asyncio.run(asyncio.wait_for(_identity(address), _ANSWER_SECONDS + 1))
+            client = Client.__new__(Client)  # at hand, to be closed should it come to nothing
+            client.__init__(address, timeout=_ANSWER_SECONDS, set_as_default=False)
+            return client
+    except Exception as error:
+        if client is not None:
+            with suppress(Exception):
+                client.close()
         raise InputError(
-            f"No dask scheduler answers at cluster.address={address} ({error}). Start one with "
-            "`dask scheduler`, or work on this machine with cluster.address=null."
+            f"No dask scheduler answers at cluster.address={address} ({str(error) or 'no answer'})."
+            " Start one with `dask scheduler`, or work on this machine with cluster.address=null."
         ) from error
+
+
+async def _identity(address: str) -> None:
+    """Ask the scheduler at an address who it is."""
+    security = Security().get_connection_args("client")
+    async with rpc(address, timeout=_ANSWER_SECONDS, connection_args=security) as scheduler:
+        await scheduler.identity(n_workers=0)

@@ -161,7 +161,9 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
         box.top // unit : -(-(box.top + box.height) // unit),
         box.left // unit : -(-(box.left + box.width) // unit),
     ]
-    pixels = _show(_resize(_centred(region, level.reduced), size), mammogram, settings)
+    factors = unit * size[0] / box.width, unit * size[1] / box.height
+    resized = _resize(_centred(region, level.reduced), size, factors, exact=settings.bits == 16)
+    pixels = _show(resized, mammogram, settings)
     return PreparedImage(
         _pad(pixels[:, ::-1] if place.flipped else pixels, settings),
         {
@@ -264,14 +266,26 @@ def _centred(region: NDArray, reduced: int) -> NDArray:
     )
 
 
-def _resize(region: NDArray, size: tuple[int, int]) -> NDArray:
-    """Bring stored values to the size asked for, (width, height)."""
-    enlarges = size[0] > region.shape[1] or size[1] > region.shape[0]
-    if region.dtype == np.uint8 or enlarges:
+def _resize(
+    region: NDArray, size: tuple[int, int], factors: tuple[float, float], *, exact: bool
+) -> NDArray:
+    """Bring stored values to the size asked for.
+
+    Args:
+        region: (h, w). A reduced one may reach beyond the box by a part of its last row or column.
+        size: (width, height).
+        factors: of columns and rows. Of the box, not of the region: else what is beyond it would
+            be squeezed in, and the whole crop displaced.
+        exact: means are not rounded to whole stored values.
+    """
+    enlarges = max(factors) > 1
+    if region.dtype == np.uint8 or enlarges or exact:
         region = region.astype(np.float32)  # 256 levels are too few for rounded means
     # Averaging over areas keeps small bright spots in proportion and makes no aliases.
     interpolation = cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA
-    return cv2.resize(region, size, interpolation=interpolation)
+    across, down = factors
+    resized = cv2.resize(region, None, fx=across, fy=down, interpolation=interpolation)
+    return resized[: size[1], : size[0]]
 
 
 def _show(values: NDArray, mammogram: Mammogram, settings: CropSettings) -> Crop:

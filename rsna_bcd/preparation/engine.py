@@ -6,12 +6,14 @@ A thread waits for each process. The threads are in this program or, given the a
 scheduler, on the machines of a `cluster`; a machine that is lost takes nothing with it.
 """
 
+import math
 import os
 import threading
 import uuid
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,6 +26,11 @@ Task = TypeVar("Task")
 Value = TypeVar("Value")
 
 _IN_FLIGHT = 3  # tasks a thread: one at work, the others under way
+_CGROUP = Path("/sys/fs/cgroup")  # of the container, if this is one
+_QUOTAS = (  # files, of version 2 and 1, with CPU time (or `max`, or -1) and the time it is for
+    ("cpu.max",),
+    ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,15 @@ def run(
 
 def usable_cores() -> int:
     """Number of CPU cores that this process may use (containers often allow fewer than exist)."""
-    return len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    for files in _QUOTAS:
+        try:
+            quota, period = " ".join((_CGROUP / file).read_text() for file in files).split()
+        except OSError:
+            continue
+        if quota not in ("max", "-1"):
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
 
 
 def _result(key: Key, outcome: Outcome) -> Result[Key, Any]:

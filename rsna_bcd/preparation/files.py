@@ -32,11 +32,12 @@ def find_files(root: Path, images: pd.DataFrame, source: Source) -> dict[str, Pa
         Paths by `image_id`; images without a file are absent.
 
     Raises:
-        InputError: a pattern matches several files.
+        InputError: a pattern matches several files, or two images have the same one.
     """
     # One listing a folder is cheaper than a question for each file and suffix.
     names = cache(_names)
-    found = {}
+    found: dict[str, Path] = {}
+    owners: dict[str, str] = {}
     for image_id, candidates in zip(images["image_id"], _candidates(images, source), strict=True):
         for candidate in candidates:
             matches = _match(str(root), candidate.split("/"), names)
@@ -46,6 +47,12 @@ def find_files(root: Path, images: pd.DataFrame, source: Source) -> dict[str, Pa
                     f"{len(matches)}: {matches[0]} and {matches[1]} among them. Narrow the pattern."
                 )
             if matches:
+                other = owners.setdefault(matches[0], image_id)
+                if other != image_id:
+                    raise InputError(
+                        f"{matches[0]} is the file of two images, {other} and {image_id}. Give "
+                        "each a path or a pattern of its own."
+                    )
                 found[image_id] = Path(matches[0])
                 break
     return found

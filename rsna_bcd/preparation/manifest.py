@@ -8,6 +8,8 @@ train_contact_sheet.png ...  a sample of the split's crops, to look at
 train.csv ...     the split's own columns, then `path` and the geometry of the crop
 manifest.csv      one row a source file, in the order of the tables: what was found, what was done
 timings.csv       seconds a file took; apart, so that nothing else depends on the machine
+lock              empty; held by the run that is at work in the folder
+overwriting       empty; there while a run with `overwrite=true` has not come to its end
 ```
 
 While a run works, the journal grows in order of completion. At its end, when the tables are
@@ -20,8 +22,8 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.preparation.crop import Record
-from rsna_bcd.preparation.writing import UNFINISHED, stamp_of, write_whole
+from rsna_bcd.preparation.writing import UNFINISHED, not_stored, stamp_of, write_whole
 from rsna_bcd.tables.images import Split
 
 GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "scale")
@@ -55,6 +57,7 @@ class PreparedFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config_file = folder / "config.yaml"
+        self.overwriting_file = folder / "overwriting"
         self._journal_file = folder / "journal.jsonl"
 
     @contextmanager
@@ -65,8 +68,10 @@ class PreparedFolder:
             InputError: another run is at work in the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The system drops this lock when the process ends, in whatever way.
-        handle = os.open(self.folder, os.O_RDONLY)
+        # The system drops this lock when the process ends, in whatever way. The file stays: of two
+        # runs, one could hold a file that was deleted, and the other its successor. Open for
+        # writing, as else NFS locks it on this machine only.
+        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,9 +80,9 @@ class PreparedFolder:
                     f"Another run is preparing {self.folder}. Wait for it, or choose another "
                     "crop.name=... or dataset.name=..."
                 ) from None
-            for leftover in self.folder.rglob(f"*{UNFINISHED}"):
-                leftover.unlink()
+            self._delete_unfinished()
             yield
+            self._delete_unfinished()  # of processes that died while the run went on
         finally:
             os.close(handle)
 
@@ -93,7 +98,7 @@ class PreparedFolder:
         }
 
     def finished(
-        self, split: Split, images: pd.DataFrame, sources: Mapping[str, Path]
+        self, split: Split, images: pd.DataFrame, sources: Mapping[str, Path], root: Path
     ) -> dict[str, bool]:
         """The images whose crop is in the journal and on disk, and whether a breast was found.
 
@@ -101,6 +106,7 @@ class PreparedFolder:
             split: which split.
             images: its table from `read_images`.
             sources: their files, by `image_id`. One that changed since is not finished.
+            root: the folder of images that they are in.
         """
         files = self.crop_files(split, images)
         return {
@@ -111,19 +117,29 @@ class PreparedFolder:
             and image_id in files
             and files[image_id].is_file()
             and files[image_id].stat().st_size == record["crop_bytes"]
-            and stamp_of(sources[image_id]) == record["source_stamp"]
+            and stamp_of(sources[image_id], str(sources[image_id].relative_to(root)))
+            == record["source_stamp"]
         }
 
     def note(self, split: Split, image_id: str, record: Record, seconds: float) -> None:
-        """Append a finished image to the journal; failures are not noted, a rerun tries again."""
+        """Append a finished image to the journal; failures are not noted, a rerun tries again.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         line = _line((split, image_id), record, seconds)
-        with self._journal_file.open("a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with self._journal_file.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise not_stored(self._journal_file, error) from error
 
     def write_tables(
         self, tables: Mapping[Split, tuple[pd.DataFrame, Iterable[str], Mapping[str, str]]]
     ) -> None:
         """Write the splits' tables, and their rows of the manifest and the timings.
+
+        Crops of theirs that no table names are deleted: their image failed since, or left.
 
         Args:
             tables: by split: its table from `read_images`; the `image_id` of the finished images;
@@ -151,14 +167,32 @@ class PreparedFolder:
         self._write_csv("timings.csv", TIMING_COLUMNS, rows)
         lines = (_line(key, record, None) for key, (record, _) in sorted(journal.items()))
         write_whole(self._journal_file, "".join(lines).encode())
+        for split, (images, _, _) in tables.items():
+            crops = self.crop_files(split, images)
+            self._delete_crops(split, {crops[i] for of, i in journal if of == split})
 
     def clear(self) -> None:
-        """Forget everything: crops made from now on replace the old ones."""
-        for name in ("journal.jsonl", "manifest.csv", "timings.csv", "config.yaml"):
-            (self.folder / name).unlink(missing_ok=True)
+        """Delete everything that runs made, to make it anew."""
+        # First: what is not in the journal counts for nothing, should this be interrupted.
+        self._journal_file.unlink(missing_ok=True)
         for split in _SPLITS:
+            self._delete_crops(split, set())
             for name in (f"{split}.csv", f"{split}_contact_sheet.png"):
                 (self.folder / name).unlink(missing_ok=True)
+        for name in ("manifest.csv", "timings.csv", "config.yaml"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _delete_unfinished(self) -> None:
+        for leftover in self.folder.rglob(f"*{UNFINISHED}"):
+            leftover.unlink(missing_ok=True)
+
+    def _delete_crops(self, split: Split, kept: Set[Path]) -> None:
+        """Delete the crops of a split but some, and the folders that it leaves empty."""
+        for crop in list(self.folder.glob(f"{split}/[!.]*/[!.]*.png")):
+            if crop not in kept:
+                crop.unlink()
+                with suppress(OSError):  # others are in it
+                    crop.parent.rmdir()
 
     def _write_split_table(
         self,

@@ -174,8 +174,9 @@ class _Process:
                 process_group=0,  # Ctrl-C is for the main process alone
             )
         except OSError as error:
+            fewer = "workers=" if job.sources is None else "threads of `dask worker`"
             raise SandboxError(
-                f"No process can be started: {error}. Try fewer workers=."
+                f"{_machine(job)}No process can be started: {error}. Try fewer {fewer}."
             ) from error
         finally:
             its_end.close()
@@ -185,10 +186,16 @@ class _Process:
         try:
             self._connection.send(self.job)
             if not self._connection.poll(_START_SECONDS):
-                raise SandboxError(f"A process did not start within {_START_SECONDS} s. Try again.")
+                raise SandboxError(
+                    f"{_machine(self.job)}A process did not start within {_START_SECONDS} s. "
+                    "Try again."
+                )
             problem = self._connection.recv()
         except (EOFError, OSError):
-            problem = f"A process ended before it began ({self.end()}). Try it with workers=0."
+            problem = (
+                f"{_machine(self.job)}A process ended before it began ({self.end()}). Try it with "
+                "cluster.address=null and workers=0."
+            )
         if problem is not None:
             self.end()
             raise SandboxError(problem)
@@ -217,6 +224,11 @@ class _Process:
         self._process.kill()
         code = self._process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _machine(job: Job) -> str:
+    """Where a message is from, unless everything is on one machine."""
+    return "" if job.sources is None else f"The worker on {os.uname().nodename}: "
 
 
 # The process's side.

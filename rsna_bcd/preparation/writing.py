@@ -1,6 +1,7 @@
 """One image file to one PNG on disk, which is either whole or absent."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,19 @@ import cv2
 
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.imaging.crops import Crop
-from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.preparation.crop import CropSettings, Record, Source, prepare_image
 
 UNFINISHED = ".part"  # appended to the name of a file that is being written
 
 Strategy = Literal["default", "filtered", "huffman", "rle", "fixed"]  # in OpenCV's order, from 0
+Filter = Literal["none", "sub", "up", "avg", "paeth"]
+_FILTERS: dict[Filter, int] = {
+    "none": cv2.IMWRITE_PNG_FILTER_NONE,
+    "sub": cv2.IMWRITE_PNG_FILTER_SUB,
+    "up": cv2.IMWRITE_PNG_FILTER_UP,
+    "avg": cv2.IMWRITE_PNG_FILTER_AVG,
+    "paeth": cv2.IMWRITE_PNG_FILTER_PAETH,
+}
 
 
 @dataclass(frozen=True)
@@ -25,23 +33,31 @@ class Png:
     Attributes:
         level: 0 (none) to 9.
         strategy: of zlib.
+        filter: of rows, before zlib sees them.
     """
 
     level: int
     strategy: Strategy
+    filter: Filter
 
     def __post_init__(self) -> None:
-        """Refuse values that zlib does not know."""
-        if not 0 <= self.level <= 9 or self.strategy not in get_args(Strategy):
+        """Refuse values that PNG does not know."""
+        known = self.strategy in get_args(Strategy) and self.filter in _FILTERS
+        if not 0 <= self.level <= 9 or not known:
             raise InputError(
-                f"png.level={self.level}, png.strategy={self.strategy}: the level is 0 to 9, the "
-                f"strategy one of {', '.join(get_args(Strategy))}."
+                f"png.level={self.level}, png.strategy={self.strategy}, png.filter={self.filter}: "
+                f"the level is 0 to 9, the strategy one of {', '.join(get_args(Strategy))}, the "
+                f"filter one of {', '.join(_FILTERS)}."
             )
 
     def encode(self, pixels: Crop) -> bytes:
         """Compress a crop."""
         strategy = get_args(Strategy).index(self.strategy)
-        options = [cv2.IMWRITE_PNG_COMPRESSION, self.level, cv2.IMWRITE_PNG_STRATEGY, strategy]
+        options = [
+            *(cv2.IMWRITE_PNG_COMPRESSION, self.level),  # which resets the others
+            *(cv2.IMWRITE_PNG_STRATEGY, strategy),
+            *(cv2.IMWRITE_PNG_FILTER, _FILTERS[self.filter]),
+        ]
         return cv2.imencode(".png", pixels, options)[1].tobytes()
 
 
@@ -56,6 +72,7 @@ class CropTask:
         source: how to read `source_file`.
         decoders: which may be used, in order of preference.
         png: how to compress.
+        source_name: path of `source_file` in the folder of images, wherever that is; for its stamp.
     """
 
     source_file: Path
@@ -64,6 +81,7 @@ class CropTask:
     source: Source
     decoders: Sequence[str]
     png: Png
+    source_name: str = ""
 
 
 def make_crop(task: CropTask) -> Record:
@@ -74,16 +92,11 @@ def make_crop(task: CropTask) -> Record:
         and `source_stamp`, by which a file that was replaced is recognised.
 
     Raises:
-        ImageError: the file is no image that can be used; a crop made of what was there before is
-            deleted.
+        ImageError: the file is no image that can be used.
         StorageError: the crop cannot be written.
     """
-    stamp = stamp_of(task.source_file)
-    try:
-        prepared = prepare_image(task.source_file, task.settings, task.source, task.decoders)
-    except ImageError:
-        task.crop_file.unlink(missing_ok=True)
-        raise
+    stamp = stamp_of(task.source_file, task.source_name)
+    prepared = prepare_image(task.source_file, task.settings, task.source, task.decoders)
     encoded = task.png.encode(prepared.pixels)
     write_whole(task.crop_file, encoded)
     return {
@@ -94,10 +107,15 @@ def make_crop(task: CropTask) -> Record:
     }
 
 
-def stamp_of(file: Path) -> str:
-    """Size and time of change of a file: another one has another stamp."""
+def stamp_of(file: Path, name: str) -> str:
+    """Name, size and time of change of a file: another one has another stamp.
+
+    Args:
+        file: the file.
+        name: its path in the folder of images, which is the same wherever that folder is.
+    """
     status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -106,13 +124,19 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    unfinished = file.with_name(file.name + UNFINISHED)
+    # On a cluster two processes may be at the same file: its worker was thought lost, and was not.
+    unfinished = file.with_name(f"{file.name}.{os.uname().nodename}-{os.getpid()}{UNFINISHED}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(content)
         unfinished.replace(file)
     except OSError as error:
-        raise StorageError(
-            f"{file} cannot be written: {error.strerror}. Make room or choose another "
-            "paths.output=..., and run again: what is done is kept."
-        ) from error
+        raise not_stored(file, error) from error
+
+
+def not_stored(file: Path, error: OSError) -> StorageError:
+    """What to raise when a file cannot be written."""
+    return StorageError(
+        f"{file} cannot be written: {error.strerror}. Make room or choose another "
+        "paths.output=..., and run again: what is done is kept."
+    )

@@ -5,15 +5,17 @@ every cell a string, and returns one row an image with our columns. `read_images
 The label belongs to the breast, so every image of a breast gets the same.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS, Split
+from rsna_bcd.tables.images import Split
 
 _SHOWN = 5  # unknown values named in a message
-_TAKEN = ("path", "fold", "label", "scale", "flipped")  # columns that later stages add
+
+_log = logging.getLogger(__name__)
 
 
 def map_rsna(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
@@ -70,7 +72,7 @@ def map_vindr(
         if "Manufacturer's Model Name" in metadata:
             rows["machine_id"] = rows["image_id"].map(metadata["Manufacturer's Model Name"])
     rows = _label_of_the_breast(rows)
-    return _with_breast_ids(_of_split(rows, frame["split"], split, splits))
+    return with_breast_ids(_of_split(rows, frame["split"], split, splits))
 
 
 def map_cbis_ddsm(
@@ -139,7 +141,7 @@ def map_cbis_ddsm(
     if split == "train":
         held_out = published.isin(splits["test"]) & ~published.isin(splits["train"])
         mine = mine[~mine["patient_id"].isin(rows.loc[held_out, "patient_id"])]
-    return _with_breast_ids(mine.drop_duplicates("image_id"))
+    return with_breast_ids(mine.drop_duplicates("image_id"))
 
 
 def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str) -> pd.DataFrame:
@@ -182,13 +184,13 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
     listed = rows["cancer"].notna()
     if not listed.any():
         raise InputError(
-            f"no image of the index ({_some(index['patient_id'])}) belongs to a breast of the "
-            f"clinical table ({_some(clinical['patient_id'])}). Make the index of CMMD's files."
+            f"no image of the index ({some(index['patient_id'])}) belongs to a breast of the "
+            f"clinical table ({some(clinical['patient_id'])}). Make the index of CMMD's files."
         )
     if other_breasts == "negative":
         rows["cancer"] = rows["cancer"].fillna(False)
     else:  # what has no laterality stays, and is refused by name
-        rows = rows[listed | rows["laterality"].isna()]
+        rows = without(rows, ~listed & rows["laterality"].notna())
     age = rows["Age"].fillna(rows["age"]) if "age" in rows else rows["Age"]
     columns = ["patient_id", "image_id", "laterality", "view", "cancer", *kept, "file"]
     return rows[columns].assign(
@@ -196,111 +198,16 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
     )
 
 
-def map_generic(
-    tables: Sequence[pd.DataFrame],
-    split: Split,
-    *,
-    columns: Mapping[str, str | None],
-    values: Mapping[str, Mapping[object, object] | None],
-    join: Sequence[str],
-    unlabelled: str,
-) -> pd.DataFrame:
-    """Map a table of one's own, or an index of files and a table of labels.
-
-    What counts as cancer is what `values.cancer` says. Labels that contradict each other within a
-    breast are refused, not resolved: only you know which is right.
-
-    Args:
-        tables: the first has one row an image; what the others know is joined to it.
-        split: which of ours. A test needs no `cancer`.
-        columns: our names -> those of the tables. Null: the column has our name, or there is none.
-            Columns that are neither named here nor called like one of ours are left out.
-        values: our names -> {value of the table: our value}, whatever their case; other values stay
-            as they are.
-        join: our names of the columns by which further tables are joined.
-        unlabelled: what to do with training images without a label: `refuse` or `drop`.
-
-    Raises:
-        InputError: a column of `columns`, `values` or `join` is absent, or a further table has
-            several rows for one key.
-    """
-    if unlabelled not in ("refuse", "drop"):
-        raise InputError(f"dataset.rows.unlabelled={unlabelled}: choose refuse or drop.")
-    named = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
-    for ours, theirs in named.items():
-        if ours in _TAKEN:
-            raise InputError(f"dataset.rows.columns.{ours}: later stages add {', '.join(_TAKEN)}.")
-        absent = not any(theirs in table for table in tables)
-        if absent and not (split == "test" and ours == "cancer"):
-            raise InputError(
-                f"dataset.rows.columns.{ours}={theirs}: there is no such column, but "
-                f"{' | '.join(_columns(table) for table in tables)}."
-            )
-    renamed = [_renamed(table, named) for table in tables]
-    for ours, theirs_to_ours in values.items():
-        if theirs_to_ours is not None:
-            _translate(renamed, ours, theirs_to_ours, needed=split == "train" or ours != "cancer")
-    rows = renamed[0]
-    for further in renamed[1:]:
-        rows = _joined(rows, further, join)
-    if unlabelled == "drop" and split == "train" and "cancer" in rows:
-        rows = rows[rows["cancer"].notna()]
-    if split == "test" and "prediction_id" not in rows and {"patient_id", "laterality"} <= {*rows}:
-        rows = _with_breast_ids(rows)
-    return rows
-
-
-def _renamed(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:
-    """The columns of ours in a table: those named, and those that are called like ours anyway."""
-    ours = {*TRAIN_COLUMNS, *TEST_COLUMNS, "file", *named}
-    mapped = {o: table[theirs] for o, theirs in named.items() if theirs in table}
-    same = {c: table[c] for c in table if c in ours and c not in mapped}
-    return pd.DataFrame({**same, **mapped}, index=table.index)
-
-
-def _translate(
-    tables: Sequence[pd.DataFrame],
-    column: str,
-    theirs_to_ours: Mapping[object, object],
-    *,
-    needed: bool,
-) -> None:
-    """Replace values of a column, in place, wherever it occurs."""
-    spelled = {_spelling(theirs): str(ours) for theirs, ours in theirs_to_ours.items()}
-    having = [table for table in tables if column in table]
-    if needed and not having:
-        raise InputError(
-            f"dataset.rows.values.{column}: there is no column {column}; name yours with "
-            f"dataset.rows.columns.{column}=..."
+def without(rows: pd.DataFrame, unlabelled: pd.Series) -> pd.DataFrame:
+    """The rows that have a label; says how many have none."""
+    if unlabelled.any():
+        _log.warning(
+            "%d of %d images have no label and are dropped, the first is %s.",
+            unlabelled.sum(),
+            len(rows),
+            rows.loc[unlabelled, "image_id"].iloc[0] if "image_id" in rows else "(no image_id)",
         )
-    for table in having:
-        table[column] = table[column].map(
-            lambda value: value if pd.isna(value) else spelled.get(_spelling(value), value)
-        )
-
-
-def _spelling(value: object) -> str:
-    return str(value).strip().casefold()
-
-
-def _joined(rows: pd.DataFrame, further: pd.DataFrame, join: Sequence[str]) -> pd.DataFrame:
-    """Add the columns of a further table; where both have one, the further one's is taken."""
-    absent = [c for c in join if c not in rows or c not in further]
-    if absent or not join:
-        raise InputError(
-            f"dataset.rows.join={list(join)}: {', '.join(absent) or 'no column'} is not in all of "
-            f"the tables, which have {_columns(rows)} and {_columns(further)}."
-        )
-    further = further.drop_duplicates()
-    twice = further.duplicated(list(join))
-    if twice.any():
-        key = ", ".join(str(further.loc[twice, c].iloc[0]) for c in join)
-        raise InputError(
-            f"{int(twice.sum())} key(s) of dataset.rows.join={list(join)} have several rows that "
-            f"differ, {key} among them. Keep one row each."
-        )
-    replaced = [c for c in further if c in rows and c not in join]
-    return rows.drop(columns=replaced).merge(further, on=list(join), how="left")
+    return rows[~unlabelled]
 
 
 def _the_table(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.DataFrame:
@@ -313,17 +220,18 @@ def _the_table(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.Da
     if not having:
         raise InputError(
             f"no table has the column {mark!r}. The columns are "
-            f"{' | '.join(_columns(table) for table in tables)}. Download the tables anew."
+            f"{' | '.join(columns_of(table) for table in tables)}. Download the tables anew."
         )
     missing = [c for c in needed if c not in having[0]]
     if missing:
         raise InputError(
-            f"the table with {mark!r} lacks {', '.join(missing)}; it has {_columns(having[0])}."
+            f"the table with {mark!r} lacks {', '.join(missing)}; it has {columns_of(having[0])}."
         )
     return having[0]
 
 
-def _columns(table: pd.DataFrame) -> str:
+def columns_of(table: pd.DataFrame) -> str:
+    """The names of the columns, for a message."""
     return ", ".join(map(str, table.columns))
 
 
@@ -335,7 +243,7 @@ def _of_split(
     if unknown:
         raise InputError(
             f"dataset.rows.splits.{split}={list(splits[split])}: the tables have no split "
-            f"{', '.join(sorted(unknown))}, but {_some(published)}."
+            f"{', '.join(sorted(unknown))}, but {some(published)}."
         )
     return rows[published.isin(splits[split])]
 
@@ -346,7 +254,7 @@ def _label_of_the_breast(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(cancer=breast.transform("max").astype(int))
 
 
-def _with_breast_ids(rows: pd.DataFrame) -> pd.DataFrame:
+def with_breast_ids(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `prediction_id` as the competition makes it."""
     return rows.assign(prediction_id=rows["patient_id"] + "_" + rows["laterality"])
 
@@ -364,10 +272,10 @@ def _filled(template: str, places: pd.DataFrame) -> list[str]:
 
 def _refuse_unknown(column: pd.Series, known: pd.Series, name: str, expected: str) -> None:
     if not known.all():
-        raise InputError(f"{name} is {_some(column[~known])}; expected {expected}.")
+        raise InputError(f"{name} is {some(column[~known])}; expected {expected}.")
 
 
-def _some(values: pd.Series) -> str:
+def some(values: pd.Series) -> str:
     """The first few of different values, for a message."""
     different = list(values.astype("string").fillna("(missing)").drop_duplicates())
     return ", ".join(different[:_SHOWN]) + (", ..." if len(different) > _SHOWN else "")

@@ -4,6 +4,7 @@ A fold table has one row a patient: `patient_id` (string), `fold` (0-based). A r
 validates on the patients of fold k and trains on all others.
 """
 
+import os
 import warnings
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
         seed: of the shuffle.
 
     Raises:
-        InputError: fewer patients than folds, or folds that came out with different prevalences.
+        InputError: fewer patients than folds, fewer breasts of any label (and site) than folds, or
+            folds that came out with different prevalences.
     """
     breasts = images.drop_duplicates(["patient_id", "laterality"])
     n_patients = breasts["patient_id"].nunique()
@@ -41,6 +43,13 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
         )
     site = breasts["site_id"].astype("string").fillna("") if "site_id" in breasts else ""
     strata = breasts["cancer"].astype("string") + "|" + site
+    most = strata.value_counts().max()
+    if most < n_folds:
+        each = "label and site" if "site_id" in breasts else "label"
+        raise InputError(
+            f"No {each} has more than {most} breast(s): too few for {n_folds} folds. Set "
+            "folds.assign.n_folds lower, or add patients."
+        )
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     fold = np.full(len(breasts), -1)
     with warnings.catch_warnings():  # strata rarer than folds: the table shows what came out
@@ -162,7 +171,8 @@ def save_folds(csv: Path, folds: pd.DataFrame, *, overwrite: bool) -> None:
             )
         return
     csv.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = csv.with_suffix(".csv.part")
+    # Runs of several crops may be at it at once.
+    unfinished = csv.with_suffix(f".csv.{os.uname().nodename}-{os.getpid()}.part")
     folds.to_csv(unfinished, index=False)
     unfinished.replace(csv)
 

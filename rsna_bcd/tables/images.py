@@ -37,6 +37,7 @@ _STRINGS = ("patient_id", "image_id", "prediction_id", "file")
 _EXCEL = (".xlsx", ".xlsm")
 # Absolute, through a parent folder, or of another operating system.
 _LEAVES_THE_FOLDER = r"^/|\\|(?:^|/)\.\.(?:/|$)"
+_PATTERN = r"[*?\[]"
 _SHOWN = 5  # offending rows named in a message
 
 
@@ -54,8 +55,8 @@ def read_images(
         csv: `train.csv` or `test.csv`, or the several files that a dataset spreads it over; also
             Excel sheets (`.xlsx`, the first one of each).
         split: which of the two; it decides which columns must be there.
-        rows: maps a dataset's own tables to our columns (`tables.datasets`); None where they have
-            them already, several files then being parts of one table.
+        rows: maps a dataset's own tables to our columns (`tables.datasets`, `tables.generic`); None
+            where they have them already, several files then being parts of one table.
 
     Returns:
         The columns and rows in their order. `patient_id`, `image_id` and `prediction_id` are
@@ -67,7 +68,7 @@ def read_images(
         InputError: file absent or empty, a column missing, an identifier missing, repeated or unfit
             for a file name, an unknown laterality or (in training) view, a label other than 0 or 1,
             labels that contradict each other within a breast, a `prediction_id` shared by two
-            breasts, or a `file` outside the folder of images.
+            breasts, or a `file` outside the folder of images or shared by two of them.
     """
     files = table_files(csv)
     name = " with ".join(map(str, files))
@@ -92,6 +93,8 @@ def read_images(
     # A mapping of one table may drop rows; those that it keeps are known by their old position.
     in_file = len(files) == 1 and mapped.index.isin(tables[0].index).all()
     _check_rows(frame, name, split, mapped.index if in_file else None)
+    if "cancer" in frame:  # may be TRUE and FALSE, or 1.0
+        frame = frame.assign(cancer=pd.to_numeric(frame["cancer"]).astype("int64"))
     _check_breasts(frame, name, mapped.index if in_file else None)
     return frame
 
@@ -148,13 +151,22 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
         "Keep one row an image.",
     )
     if "cancer" in frame:
-        refuse(~frame["cancer"].isin([0, 1]), "cancer is neither 0 nor 1", "Correct the labels.")
+        cancer = frame["cancer"]
+        # One `unknown` makes all of a column text.
+        bad = ~pd.to_numeric(cancer, errors="coerce").isin([0, 1])
+        which = _values(cancer[bad].astype("string"), ())
+        refuse(bad, f"cancer is neither 0 nor 1 but {which}", "Correct the labels.")
     if "file" in frame:
         refuse(frame["file"].isna(), "file is missing", "Fill it in or drop the rows.")
         refuse(
             frame["file"].str.contains(_LEAVES_THE_FOLDER),
             "file leads out of the folder of images",
             "Write it relative to that folder, with '/' and without '..'.",
+        )
+        refuse(  # patterns are seen when they have found their files
+            frame["file"].duplicated(keep=False) & ~frame["file"].str.contains(_PATTERN),
+            "file occurs more than once",
+            "Each image has a file of its own.",
         )
 
 

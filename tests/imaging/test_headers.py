@@ -145,6 +145,24 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         read_header(file)
 
 
+def test_damaged_headers_are_read_or_refused_with_a_reason(tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    sequence = Sequence([coded("399162004", "SCT", "cranio-caudal")])
+    whole = write_dicom(file, PIXELS, bits=12, PatientAge="052Y", ViewCodeSequence=sequence)
+    content, rng, refused = whole.read_bytes(), np.random.default_rng(0), 0
+    last = content.index(b"\xe0\x7f\x10\x00")
+    for _ in range(500):
+        damaged = bytearray(content)
+        for _ in range(int(rng.integers(1, 9))):
+            damaged[int(rng.integers(132, last))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(bytes(damaged))
+        try:
+            read_header(file)
+        except ImageError:
+            refused += 1
+    assert refused > 50  # nothing else was raised
+
+
 def test_pixels_are_not_read(tmp_path: Path) -> None:
     file = write_dicom(tmp_path / "image", PIXELS, bits=12, PatientID="7", syntax="jpeg2000")
     whole = read_header(file)

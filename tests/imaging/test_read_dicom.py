@@ -200,6 +200,106 @@ def test_jpeg_frames_know_their_precision(tmp_path: Path, syntax: str) -> None:
         np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
 
 
+@pytest.mark.parametrize("syntax", ["jpeg2000", "jpeg", "jpeg_ls"])
+@pytest.mark.parametrize(
+    ("kind", "claim"),
+    [
+        ("8", {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}),
+        ("8 signed", {"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15}),
+        ("12", {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}),
+        ("16", {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}),
+    ],
+)
+def test_the_frame_knows_how_many_bytes_a_pixel_needs(
+    tmp_path: Path, syntax: str, kind: str, claim: dict
+) -> None:
+    pixels, bits = KINDS[kind]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
+    change(path, **claim)
+    for decoder in readers(syntax):
+        np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
+
+
+@pytest.mark.parametrize("syntax", ["jpeg2000", "jpeg", "jpeg_ls"])
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_frames_may_come_in_fragments(tmp_path: Path, syntax: str, table: bool, parts: int) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
+    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
+    change(path, PixelData=encapsulate([frame], fragments_per_frame=parts, has_bot=table))
+    for decoder in readers(syntax):
+        np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_background_of_the_smallest_signed_value_is_no_damage(
+    tmp_path: Path, syntax: str, dtype: type
+) -> None:
+    info = np.iinfo(dtype)
+    pixels: np.ndarray = RNG.integers(info.min, info.max, (60, 40)).astype(dtype)
+    pixels[:, 25:] = pixels[50:] = info.min
+    bits = 8 * pixels.dtype.itemsize
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
+def test_a_ramp_is_no_damage(tmp_path: Path) -> None:
+    pixels = np.add.outer(np.arange(60), np.arange(40)).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, syntax="jpeg")
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
+@pytest.mark.parametrize("kind", ["12", "16", "16 signed"])
+def test_a_jpeg_frame_that_ends_early_is_refused_though_its_end_is_marked(
+    tmp_path: Path, kind: str
+) -> None:
+    pixels, bits = KINDS[kind]
+    pixels = np.resize(pixels, (80, 60))
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
+    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+    for share in (0.3, 0.6, 0.9, 0.97):
+        change(path, PixelData=encapsulate([frame[: int(len(frame) * share)] + b"\xff\xd9"]))
+        with pytest.raises(ImageError, match="cut short: its last row"):
+            read_dicom(path)
+
+
+def test_bytes_that_fill_up_before_a_marker_are_allowed(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
+    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
+    change(path, PixelData=encapsulate([frame[:2] + b"\xff\xff" + frame[2:]]))
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
+def test_pixels_at_the_top_of_their_words_are_moved_down(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels << 4, bits=bits, HighBit=15)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+    wrong = write_dicom(tmp_path / "b.dcm", pixels, bits=bits, HighBit=15)  # bits below are in use
+    np.testing.assert_array_equal(read_dicom(wrong).pixels, pixels)
+
+
+def test_a_high_bit_beyond_the_word_is_not_believed(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, HighBit=65535)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    whole = write_dicom(tmp_path / "a.dcm", pixels, bits=bits).read_bytes()
+    sequence = (
+        bytes.fromhex("18001151") + b"SQ\0\0\xff\xff\xff\xff" + bytes.fromhex("feff00e0ffffffff")
+    )
+    at = whole.index(b"\x28\x00\x02\x00US")
+    (tmp_path / "b.dcm").write_bytes(whole[:at] + sequence * 3000 + whole[at:])
+    with pytest.raises(ImageError):
+        read_dicom(tmp_path / "b.dcm")
+
+
 def test_the_sign_bit_is_the_highest_bit_stored(tmp_path: Path) -> None:
     signed, bits = KINDS["12 signed"]
     cut = signed.view(np.uint16) & 0x0FFF  # the four bits above those stored are not the sign

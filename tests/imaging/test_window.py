@@ -1,13 +1,16 @@
 """Windows against pydicom's, which follow the text of the standard."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from dicom_files import dataset_of
+from dicom_files import dataset_of, write_dicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.sequence import Sequence
 
+from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.imaging.presentation import presentation_of
 
@@ -130,3 +133,36 @@ def test_a_modality_transform_that_makes_no_image_is_refused() -> None:
     dataset = dataset_of(PIXELS, 12, RescaleSlope=0)
     with pytest.raises(ImageError, match="rescale slope 0.0 and intercept None make no image"):
         presentation_of(dataset, PIXELS)
+    dataset.RescaleSlope = 1e39  # beyond float32
+    with pytest.raises(ImageError, match=r"slope 1e\+39 and intercept None make no image"):
+        presentation_of(dataset, PIXELS)
+
+
+def test_a_window_beyond_all_numbers_is_not_used() -> None:
+    dataset = dataset_of(PIXELS, 12, WindowCenter="1e39", WindowWidth="1e39")
+    asked = "LINEAR 1e+39 1e+39"
+    assert str(presentation_of(dataset, PIXELS)) == f"min-max (unfit: {asked}) 0 4095"
+    np.testing.assert_allclose(shown(dataset), PIXELS / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", [b"2047,5", b"2047mm"])
+def test_a_window_that_is_no_number_is_not_used(tmp_path: Path, text: bytes) -> None:
+    pixels = PIXELS.reshape(2, -1)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, WindowCenter="123456", WindowWidth=9)
+    path.write_bytes(path.read_bytes().replace(b"123456", text))
+    mammogram = read_dicom(path)
+    assert str(mammogram.presentation).startswith("min-max (unfit: window: ")
+
+
+def test_windows_of_which_a_part_is_blank_are_none() -> None:
+    dataset = dataset_of(PIXELS, 12, WindowCenter=["", "2000"], WindowWidth=["100", "4000"])
+    assert str(presentation_of(dataset, PIXELS)) == "LINEAR 2000 4000"
+
+
+def test_the_first_value_of_a_table_is_signed_like_what_goes_in() -> None:
+    entries = np.round(4095 * np.sqrt(np.arange(4096) / 4095)).astype(int).tolist()
+    dataset = dataset_of(PIXELS, 12, RescaleSlope=1, RescaleIntercept=-1024)
+    item = table(0, entries, 12)
+    item.LUTDescriptor = [4096, 2**16 - 1024, 12]  # what implicit VR makes of -1024
+    dataset.VOILUTSequence = Sequence([item])
+    np.testing.assert_allclose(shown(dataset), np.array(entries)[PIXELS] / 4095, atol=1e-6)

@@ -1,12 +1,17 @@
 """The engine with a dask scheduler that runs already, whose workers come, go and die."""
 
+import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,8 @@ from rsna_bcd.preparation.engine import Result, run
 
 _DASK = [sys.executable, "-m", "dask"]
 _START_SECONDS = 60  # a machine that is busy with other things
+# The scheduler blames the tasks of a worker that died at once.
+_ALLOWED_FAILURES = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
 
 
 class Cluster:
@@ -43,17 +50,24 @@ class Cluster:
     def add_worker(self, *first_on_path: Path, threads: int = 1) -> subprocess.Popen[bytes]:
         """Start a worker and the nanny that starts it again."""
         with Client(self.address) as client:
-            there = len(client.nthreads())
-            nanny = self._start("worker", self.address, f"--nthreads={threads}", path=first_on_path)
-            wait_until(lambda: len(client.nthreads()) > there)
+            name = f"worker-{len(self._programs)}"
+            nanny = self._start(
+                "worker",
+                self.address,
+                f"--nthreads={threads}",
+                f"--name={name}",
+                path=first_on_path,
+            )
+            wait_until(lambda: name in names_of_workers(client))
         return nanny
 
     def _start(self, *command: str, path: tuple[Path, ...] = ()) -> subprocess.Popen[bytes]:
-        where = os.pathsep.join(map(str, (*path, Path(__file__).parent)))
+        ours = Path(__file__).parent, Path(rsna_bcd.__file__).parents[1]
+        where = os.pathsep.join(map(str, (*path, *ours)))
         program = subprocess.Popen(
             [*_DASK, *command, "--no-dashboard"],
             cwd=self._folder,
-            env={**os.environ, "PYTHONPATH": where},
+            env={**os.environ, "PYTHONPATH": where, _ALLOWED_FAILURES: "0"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -65,6 +79,10 @@ class Cluster:
         for program in reversed(self._programs):
             program.kill()  # workers end with their nannies
             program.wait()
+
+
+def names_of_workers(client: Client) -> set[str]:
+    return {w["name"] for w in client.scheduler_info(n_workers=-1)["workers"].values()}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -88,7 +106,7 @@ def square(task: int) -> tuple[int, int]:
         raise InputError("three is unreadable")
     if task == 4:
         os.kill(os.getpid(), signal.SIGSEGV)
-    if task == 1000:
+    if task == -1:
         raise StorageError("disk full")
     return task**2, os.getppid()
 
@@ -101,9 +119,9 @@ def count_tasks(dask_scheduler: Any) -> int:
     return len(dask_scheduler.tasks)
 
 
-def check(results: list[Result[int, tuple[int, int]]], count: int) -> None:
+def check(results: list[Result[int, tuple[int, int]]], number: int) -> None:
     """Every task once, and only those failed that fail."""
-    assert sorted(r.key for r in results) == list(range(count))
+    assert sorted(r.key for r in results) == list(range(number))
     assert {r.key: r.reason for r in results if r.value is None} == {
         3: "three is unreadable",
         4: "the process that worked on it died (SIGSEGV)",
@@ -113,29 +131,71 @@ def check(results: list[Result[int, tuple[int, int]]], count: int) -> None:
 
 def test_workers_that_die_join_and_leave_take_nothing_with_them(cluster: Cluster) -> None:
     nannies = [cluster.add_worker(), cluster.add_worker()]
-    results, seen = [], set()
-    for result in run(square, tasks(300), workers=0, address=cluster.address):
+    results: list[Result[int, tuple[int, int]]] = []
+    seen: set[int] = set()
+
+    def enough() -> Iterator[tuple[int, int]]:
+        for n in count():
+            if n >= 100 and len(nannies) == 3 and nannies[0].poll() is not None:
+                return
+            yield n, n
+
+    for result in run(square, enough(), workers=0, address=cluster.address):
         results.append(result)
+        before = len(seen)
         seen |= {result.value[1]} if result.value else set()
-        if len(results) == 20:
-            assert len(seen) == 2  # both work
-            os.kill(result.value[1] if result.value else min(seen), signal.SIGKILL)
-        if len(results) == 60:
+        if before < len(seen) == 2:  # both work: one is killed, and started again
+            os.kill(min(seen), signal.SIGKILL)
             nannies.append(cluster.add_worker(threads=2))
-        if len(results) == 120:
+        if before < len(seen) == 4:  # it works again, and so does the one that joined
             nannies[0].kill()
-    check(results, 300)
-    assert len(seen) == 4  # one was started again, one joined
+            nannies[0].wait()
+    check(results, len(results))
+    assert len(results) >= 100
     with Client(cluster.address) as client:  # nothing is shut down, nothing is left behind
-        assert len(client.nthreads()) == 2
+        wait_until(lambda: len(client.nthreads()) == 2)
         assert client.run_on_scheduler(count_tasks) == 0
     check(list(run(square, tasks(30), workers=0, address=cluster.address)), 30)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """What is in every file but the timings."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "timings.csv"
+    }
+
+
+def test_prepare_on_a_cluster_leaves_what_it_leaves_here(
+    cluster: Cluster, competition: Path, tmp_path: Path
+) -> None:
+    nannies = [cluster.add_worker(), cluster.add_worker()]
+    command = [
+        *(sys.executable, "-m", "rsna_bcd.prepare", "crop=demo", "splits=[test]"),
+        f"paths.data={competition}",
+    ]
+    here, there = tmp_path / "here", tmp_path / "there"
+    subprocess.run([*command, f"paths.output={here}", "workers=0"], check=True, capture_output=True)
+    journal = there / "prepared/rsna/demo/journal.jsonl"
+    with subprocess.Popen(
+        [*command, f"paths.output={there}", f"cluster.address={cluster.address}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 5)
+        nannies[0].kill()
+        assert run.poll() is None  # in the middle of it
+        _, printed = run.communicate(timeout=_START_SECONDS)
+    assert run.returncode == 0, printed
+    assert "unreadable" not in printed
+    assert tree(there) == tree(here)
 
 
 def test_a_full_disk_ends_the_run_of_a_cluster(cluster: Cluster) -> None:
     cluster.add_worker()
     with pytest.raises(StorageError, match="disk full"):
-        list(run(square, [(1000, 1000), *tasks(1000)], workers=0, address=cluster.address))
+        list(run(square, [(-1, -1), *tasks(1000)], workers=0, address=cluster.address))
 
 
 def test_a_scheduler_that_is_lost_is_said(cluster: Cluster) -> None:
@@ -149,13 +209,37 @@ def test_a_scheduler_that_is_lost_is_said(cluster: Cluster) -> None:
     assert time.monotonic() - start < 20
 
 
+@contextmanager
+def answering(answer: bytes) -> Iterator[socket.socket]:
+    """A server that has one answer to everything."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                with server.accept()[0] as connection:
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ANSWER_SECONDS", 2)
+    threads = {thread.name for thread in threading.enumerate()}
     start = time.monotonic()
-    for address in ("tcp://127.0.0.1:9", "127.0.0.1", "http://127.0.0.1:9"):
-        with pytest.raises(InputError, match=rf"cluster\.address={address} .*`dask scheduler`"):
-            list(run(square, tasks(1), workers=0, address=address))
-    assert time.monotonic() - start < 15
+    with socket.create_server(("127.0.0.1", 0)) as silent, answering(b"HTTP/1.1 400 Bad") as web:
+        others = [f"tcp://127.0.0.1:{server.getsockname()[1]}" for server in (silent, web)]
+        for address in ("tcp://127.0.0.1:9", "127.0.0.1", "http://127.0.0.1:9", *others):
+            with pytest.raises(InputError, match=rf"cluster\.address={address} .*`dask scheduler`"):
+                list(run(square, tasks(1), workers=0, address=address))
+    assert time.monotonic() - start < 20
+    gc.collect()  # nothing is left that blocks, or runs on
+    left = {thread.name for thread in threading.enumerate()} - threads
+    assert not [name for name in left if "loop" in name.lower()], left
 
 
 def test_no_worker(

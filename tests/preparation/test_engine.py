@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.engine import run
 
 
@@ -52,8 +53,31 @@ def test_a_task_that_kills_its_process_is_named_and_takes_nothing_with_it() -> N
     }
 
 
-def wait_briefly(task: int) -> int:
-    time.sleep(2 if task == 0 else 0)
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "3200000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_cores_are_those_that_a_container_may_use(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(engine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert engine.usable_cores() == cores
+
+
+def wait_long(task: int) -> int:
+    time.sleep(60 if task == 0 else 0)
     return task
 
 
@@ -66,7 +90,7 @@ def test_results_come_when_ready_and_tasks_are_drawn_when_there_is_room() -> Non
             yield str(drawn), drawn
             drawn += 1
 
-    results = run(wait_briefly, endless(), workers=2)
+    results = run(wait_long, endless(), workers=2)
     first = [next(results).key for _ in range(4)]
     assert "0" not in first  # the slow one comes when it is done
     assert drawn < 20

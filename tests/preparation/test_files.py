@@ -60,6 +60,12 @@ def test_a_pattern_must_match_one_file(tmp_path: Path) -> None:
         find_files(tmp_path, images(file=["a/*.dcm"]), "dicom")
 
 
+def test_images_do_not_share_a_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.dcm")
+    with pytest.raises(InputError, match=r"a/1\.dcm is the file of two images, 0 and 1\."):
+        find_files(tmp_path, images(file=["a/1.dcm", "a/*.dcm"]), "dicom")
+
+
 def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, *(f"{patient}/{image}.dcm" for patient in range(3) for image in range(4)))
     table = images(file=[f"{patient}/{image}.dcm" for patient in range(4) for image in range(4)])

@@ -1,6 +1,7 @@
 """The prepared folder: journal, resume, tables."""
 
 import csv
+import os
 from pathlib import Path
 
 import cv2
@@ -10,10 +11,10 @@ import pytest
 from breast_shapes import breast_picture
 
 from rsna_bcd.errors import InputError, StorageError
-from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.preparation.crop import CropSettings, Record
 from rsna_bcd.preparation.manifest import MANIFEST_COLUMNS, PreparedFolder
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop, write_whole
+from rsna_bcd.tables.images import Split
 
 SETTINGS = CropSettings("test", 64, 32, box="breast", margin=0.01, orient=True, fit="pad")
 IMAGES = pd.DataFrame(
@@ -30,6 +31,11 @@ def sources(folder: PreparedFolder) -> dict[str, Path]:
     return {image_id: folder.folder.parent / f"{image_id}.png" for image_id in ("a", "b", "c")}
 
 
+def finished(folder: PreparedFolder, split: Split = "train") -> dict[str, bool]:
+    """The images that are, their sources being where `made` puts them."""
+    return folder.finished(split, IMAGES, sources(folder), folder.folder.parent)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> PreparedFolder:
     prepared = PreparedFolder(tmp_path / "prepared")
@@ -42,7 +48,10 @@ def made(folder: PreparedFolder, patient_id: str, image_id: str) -> Record:
     source = folder.folder.parent / f"{image_id}.png"
     cv2.imwrite(str(source), np.rint(breast_picture(80, 60) * 255))
     crop = folder.folder / folder.crop_path("train", patient_id, image_id)
-    return make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle")))
+    task = CropTask(
+        source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle", "avg"), f"{image_id}.png"
+    )
+    return make_crop(task)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -51,24 +60,24 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_what_is_in_the_journal_and_on_disk_is_finished(folder: PreparedFolder) -> None:
-    assert folder.finished("train", IMAGES, sources(folder)) == {}
+    assert finished(folder) == {}
     folder.note("train", "c", made(folder, "9", "c"), 0.25)
-    assert folder.finished("train", IMAGES, sources(folder)) == {"c": True}
-    assert folder.finished("test", IMAGES, sources(folder)) == {}
+    assert finished(folder) == {"c": True}
+    assert finished(folder, "test") == {}
     made(folder, "9", "a")  # a crop that the journal does not know may be of another day
-    assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c"}
+    assert finished(folder).keys() == {"c"}
     crop = folder.folder / "train/9/c.png"
     crop.write_bytes(crop.read_bytes()[:-1])  # cut short
-    assert folder.finished("train", IMAGES, sources(folder)) == {}
+    assert finished(folder) == {}
     crop.unlink()
-    assert folder.finished("train", IMAGES, sources(folder)) == {}
+    assert finished(folder) == {}
 
 
 def test_a_source_that_was_replaced_is_not_finished(folder: PreparedFolder) -> None:
     folder.note("train", "c", made(folder, "9", "c"), 0.25)
     source = sources(folder)["c"]
     source.write_bytes(source.read_bytes() + b"\0")
-    assert folder.finished("train", IMAGES, sources(folder)) == {}
+    assert finished(folder) == {}
 
 
 def test_a_line_cut_short_by_a_crash_does_not_count(folder: PreparedFolder) -> None:
@@ -76,12 +85,12 @@ def test_a_line_cut_short_by_a_crash_does_not_count(folder: PreparedFolder) -> N
     journal = folder.folder / "journal.jsonl"
     with journal.open("a") as file:
         file.write('{"split": "train", "image_id": "a", "rec')
-    assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c"}
+    assert finished(folder).keys() == {"c"}
     folder.note("train", "b", made(folder, "8", "b"), 0.5)
-    assert folder.finished("train", IMAGES, sources(folder)).keys() == {"c", "b"}
+    assert finished(folder).keys() == {"c", "b"}
     journal.write_text("no journal\n")
     with pytest.raises(InputError, match="damaged .* overwrite=true"):
-        folder.finished("train", IMAGES, sources(folder))
+        finished(folder)
 
 
 def test_tables_say_what_became_of_each_image(folder: PreparedFolder) -> None:
@@ -172,16 +181,45 @@ def test_a_folder_has_one_run_at_a_time(folder: PreparedFolder) -> None:
         leftover.write_bytes(b"half")
     with folder.held():  # free again, and clean
         assert not leftover.exists()
+        leftover.write_bytes(b"half")
+    assert not leftover.exists()
 
 
-def test_a_source_that_became_unreadable_takes_its_crop_with_it(folder: PreparedFolder) -> None:
-    made(folder, "9", "c")
-    crop = folder.folder / "train/9/c.png"
-    source = sources(folder)["c"]
-    source.write_text("no picture any more")
-    with pytest.raises(ImageError, match="not a picture"):
-        make_crop(CropTask(source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle")))
-    assert not crop.exists()
+def test_crops_that_no_table_names_are_deleted(folder: PreparedFolder) -> None:
+    folder.note("train", "c", made(folder, "9", "c"), 0.25)
+    folder.note("train", "b", made(folder, "8", "b"), 0.25)
+    stays = ["test/9/c.png", "train/9/notes.txt", "train/9/.mine.png", "train/mine.png"]
+    for name in stays:
+        (folder.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.folder / name).touch()
+    folder.write_tables({"train": (IMAGES, ["c"], {"b": "cut short"})})
+    left = {str(f.relative_to(folder.folder)) for f in folder.folder.glob("t*/**/*")}
+    assert left == {"train/9", "train/9/c.png", "test/9", *stays}
+    folder.clear()
+    assert not (folder.folder / "train/9/c.png").exists()
+    assert not (folder.folder / "test/9").exists()
+
+
+def test_two_processes_do_not_write_one_unfinished_file(
+    folder: PreparedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+    monkeypatch.setattr(Path, "replace", lambda unfinished, file: names.add(unfinished.name))
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        write_whole(folder.folder / "c.png", b"")
+    assert len(names) == 2
+    with folder.held():
+        assert [f.name for f in folder.folder.iterdir()] == ["lock"]
+
+
+def test_a_journal_that_cannot_be_written_says_where_and_what_to_do(
+    folder: PreparedFolder,
+) -> None:
+    record = made(folder, "9", "c")
+    (folder.folder / "journal.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"journal\.jsonl cannot be written: No space.*output="):
+        folder.note("train", "c", record, 0.25)
 
 
 def test_a_crop_that_cannot_be_written_says_where_and_what_to_do(folder: PreparedFolder) -> None:
@@ -194,9 +232,16 @@ def test_a_crop_that_cannot_be_written_says_where_and_what_to_do(folder: Prepare
 def test_compression_does_not_touch_pixels(bits: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 2**bits, (40, 20))
     pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
-    for level, strategy in ((0, "default"), (1, "rle"), (6, "filtered"), (9, "huffman")):
-        encoded = Png(level, strategy).encode(pixels)  # type: ignore[arg-type]
+    for level, strategy, rows in (
+        (0, "default", "none"),
+        (1, "rle", "avg"),
+        (6, "filtered", "paeth"),
+        (9, "huffman", "up"),
+    ):
+        encoded = Png(level, strategy, rows).encode(pixels)  # type: ignore[arg-type]
         decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(decoded, pixels)
     with pytest.raises(InputError, match=r"png\.level=10"):
-        Png(10, "rle")
+        Png(10, "rle", "avg")
+    with pytest.raises(InputError, match=r"png\.filter=all"):
+        Png(1, "rle", "all")  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """Processes that tasks run in: what they survive, and what they may take."""
 
 import ctypes
+import dataclasses
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.preparation import sandbox
 from rsna_bcd.preparation.engine import Result, run
 
 
@@ -33,7 +37,7 @@ def hang(task: int) -> int:
 def test_a_task_that_hangs_costs_the_limit_once_and_nothing_else() -> None:
     start = time.monotonic()
     results = outcomes(hang, 0, 1, 2, limit_seconds=3)
-    assert time.monotonic() - start < 2 * 3
+    assert time.monotonic() - start < 8  # not three times: it did not kill its process
     assert results[1].reason == "took longer than 3 s (limit_seconds)"
     assert results[1].seconds == 3
     assert [results[n].value for n in (0, 2)] == [0, 2]
@@ -81,8 +85,20 @@ def show_surroundings(task: int) -> tuple[int, str | None, str]:
     return cv2.getNumThreads(), os.environ.get("OMP_NUM_THREADS"), os.getcwd()  # noqa: PTH109
 
 
-def test_processes_share_the_cores_and_the_folder() -> None:
+def test_processes_share_the_cores_and_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert outcomes(show_surroundings, 0)[0].value == (1, "1", str(Path.cwd()))
+
+
+def test_a_worker_that_cannot_start_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sandbox.Job("run", sandbox.pack(hang), str(Path.cwd()), None, 1, 1)
+    there = dataclasses.replace(here, run="another", sources=sandbox.source_hash())
+    node = f"The worker on {os.uname().nodename}: "
+    for interpreter, problem in (("/bin/false", "A process ended"), ("/nowhere", "No process")):
+        monkeypatch.setattr(sys, "executable", interpreter)
+        for job, start in ((here, problem), (there, node + problem)):
+            with pytest.raises(sandbox.SandboxError, match=f"^{start}"):
+                sandbox.work(job, b"")
 
 
 class Unpackable:

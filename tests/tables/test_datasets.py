@@ -11,10 +11,10 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.tables.datasets import (
     map_cbis_ddsm,
     map_cmmd,
-    map_generic,
     map_rsna,
     map_vindr,
 )
+from rsna_bcd.tables.generic import map_generic
 from rsna_bcd.tables.images import read_images
 
 # Study, series and image are hashes of 32 digits; one without letters is no number.
@@ -109,7 +109,7 @@ def cbis() -> list[pd.DataFrame]:
 def cmmd_index() -> pd.DataFrame:
     """Two images of each breast but one; D2-0700's right one has images but no clinical row."""
     rows = [
-        (f"{patient}/07-18-2010-NA-NA-79377/1.000000-NA-70244/1-{i}.dcm", patient,
+        (f"{patient}/07-18-2010-NA-NA-79377/1.000000-NA-7024{k}/1-{i}.dcm", patient,
          f"1.3.6.1.4.1.14519.5.2.1.{k}{i}", side, view, "43.0", None)
         for k, (patient, side) in enumerate(
             [("D1-0001", "R"), ("D1-0002", "L"), ("D1-0002", "R"), ("D2-0700", "L"),
@@ -330,6 +330,104 @@ def test_generic_joins_labels_to_an_index() -> None:
         map_generic([index, twice], "train", **settings)
     with pytest.raises(InputError, match=r"join=\['image_id'\]: image_id is not in all"):
         map_generic([index, labels], "train", **settings | {"join": ["image_id"]})
+    others = labels.assign(who="P" + labels["who"])
+    message = r"no image has a label.*patient_id=007 laterality=L and patient_id=P007 laterality=L"
+    for unlabelled in ("refuse", "drop"):
+        with pytest.raises(InputError, match=message):
+            map_generic([index, others], "train", **settings | {"unlabelled": unlabelled})
+
+
+def test_what_is_dropped_is_said(
+    cmmd_index: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = table("patient_id,image_id,laterality,view,cancer\n1,a,L,CC,1\n2,b,L,CC,\n3,c,L,CC,\n")
+    left = map_generic([rows], "train", **GENERIC_SETTINGS | {"unlabelled": "drop"})
+    assert left["image_id"].tolist() == ["a"]
+    assert "2 of 3 images have no label and are dropped, the first is b." in caplog.text
+    map_cmmd([cmmd_index, table(CLINICAL)], "train", other_breasts="drop")
+    assert "2 of 10 images have no label and are dropped, the first is 1.3.6." in caplog.text
+    with pytest.raises(InputError, match="no image has a label: the column cancer is empty"):
+        map_generic([rows[1:]], "train", **GENERIC_SETTINGS | {"unlabelled": "drop"})
+
+
+INDEX = """\
+patient_id,image_id,laterality,view,file,age,result
+1,a,L,CC,1.dcm,50.0,1
+1,b,L,MLO,2.dcm,50.0,1
+2,c,R,CC,3.dcm,,0
+"""
+
+
+def test_a_named_column_is_taken_from_its_table_alone() -> None:
+    index, labels = table(INDEX), table("patient_id,laterality,cancer\n1,L,0\n2,R,0\n")
+    for named in ({"cancer": "result"}, {"cancer": "result", "patient_id": "patient_id"}):
+        settings = GENERIC_SETTINGS | {"columns": named}
+        rows = map_generic([index, labels], "train", **settings)
+        assert rows["cancer"].tolist() == ["1", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "column", "differ"),
+    [
+        ("patient_id,laterality,cancer,view\n1,L,1,CC\n2,R,0,CC\n", "view", r"b \(MLO, CC\)"),
+        ("patient_id,laterality,cancer,file\n2,R,0,report.pdf\n", "file", r"c \(3.dcm, report.pdf"),
+        ("patient_id,laterality,cancer,image_id\n1,L,1,a\n", "image_id", r"b \(b, a\)"),
+    ],
+)
+def test_tables_that_contradict_each_other_are_refused(
+    labels: str, column: str, differ: str
+) -> None:
+    tables = [table(INDEX), table(labels)]
+    message = f"both tables have {column}, and they differ for 1 .*{differ}.*rows.columns.{column}="
+    with pytest.raises(InputError, match=message):
+        map_generic(tables, "train", **GENERIC_SETTINGS)
+    rows = map_generic(tables, "train", **GENERIC_SETTINGS | {"columns": {column: column}})
+    assert rows[column].tolist() == table(INDEX)[column].tolist()
+
+
+def test_tables_that_agree_complete_each_other() -> None:
+    labels = table("patient_id,laterality,cancer,age\n1,L,1,50\n2,R,0,60\n")
+    rows = map_generic([table(INDEX), labels], "train", **GENERIC_SETTINGS)
+    assert rows["age"].tolist() == ["50.0", "50.0", "60"]
+    assert rows["image_id"].tolist() == ["a", "b", "c"]
+
+
+def labels_of(text: str, mapping: dict[object, object]) -> list[Any]:
+    settings = GENERIC_SETTINGS | {"values": {"cancer": mapping}}
+    cancer = map_generic([table(f"image_id,cancer\n{text}")], "train", **settings)["cancer"]
+    return cancer.fillna("").tolist()
+
+
+def test_numbers_are_matched_as_numbers() -> None:
+    # As pandas and Excel write a column of 1 and 2 once a value is missing.
+    assert labels_of("a,1.0\nb,2.0\nc,\n", {1: 0, 2: 1}) == ["0", "1", ""]
+    assert labels_of("a,1\nb,2.00\n", {1.0: 0, "2": 1}) == ["0", "1"]
+    assert labels_of("a,True\nb,0.0\n", {True: 1, False: 0}) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping", "unknown"),
+    [
+        ("a,malignant\nb,suspicious\n", {"malignant": 1, "benign": 0}, "suspicious is"),
+        ("a,1.5\nb,2\n", {1: 0, 2: 1}, "1.5 is"),
+        ("a,0\nb,2\n", {1: 0, 2: 1}, "0 is"),  # their 1 is not ours, nor may their 0 be
+        ("a,yes\nb,no\n", {True: 1, False: 0}, "yes, no is .* knows true, false.*quote yes"),
+    ],
+)
+def test_values_that_a_mapping_does_not_know_are_refused(
+    text: str, mapping: dict[object, object], unknown: str
+) -> None:
+    with pytest.raises(InputError, match=rf"values\.cancer does not say what {unknown}"):
+        labels_of(text, mapping)
+
+
+def test_values_that_are_ours_need_no_mapping_and_views_of_a_test_stay() -> None:
+    assert labels_of("a,malignant\nb,0\n", {"malignant": 1, "benign": 0}) == ["1", "0"]
+    rows = table("image_id,view\na,craniocaudal\nb,mlo\nc,XCCL\n")
+    settings = GENERIC_SETTINGS | {"values": {"view": {"craniocaudal": "CC"}}}
+    assert map_generic([rows], "test", **settings)["view"].tolist() == ["CC", "MLO", "XCCL"]
+    with pytest.raises(InputError, match=r"values\.view does not say what XCCL is"):
+        map_generic([rows], "train", **settings)
 
 
 @pytest.mark.parametrize(

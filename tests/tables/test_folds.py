@@ -94,6 +94,14 @@ def test_an_impossible_number_of_folds_is_refused(images: pd.DataFrame, n_folds:
         stratified(images, n_folds=n_folds, seed=0)
 
 
+def test_too_few_breasts_of_any_label_are_refused() -> None:
+    rows = pd.DataFrame({"patient_id": ["1", "2"], "laterality": "L", "cancer": [1, 0]}).astype(
+        {"patient_id": "string"}
+    )
+    with pytest.raises(InputError, match=r"more than 1 breast.* 2 folds\. Set folds\.assign\.n_f"):
+        stratified(rows, n_folds=2, seed=0)
+
+
 def test_leaving_out_what_does_not_vary_is_refused(images: pd.DataFrame) -> None:
     with pytest.raises(InputError, match="one value only"):
         leave_out(images.assign(site_id=1), column="site_id")

@@ -50,7 +50,9 @@ def test_what_the_test_set_lacks_is_named() -> None:
         (3, "view", "XCCL", r"unknown view 'XCCL' in line\(s\) 5 \(first: image 14\)"),
         (0, "patient_id", None, r"patient_id is missing in line\(s\) 2"),
         (0, "patient_id", "../up", r"unfit for a file name in line\(s\) 2"),
-        (3, "cancer", 2, r"cancer is neither 0 nor 1 in line\(s\) 5"),
+        (3, "cancer", 2, r"cancer is neither 0 nor 1 but '2' in line\(s\) 5"),
+        (3, "cancer", "unknown", r"neither 0 nor 1 but 'unknown' in line\(s\) 5 \("),
+        (0, "cancer", None, r"neither 0 nor 1 but None in line\(s\) 2 \("),
         (1, "cancer", 0, r"different labels in line\(s\) 2, 3"),
     ],
 )
@@ -63,6 +65,13 @@ def test_a_bad_row_is_named(
     with pytest.raises(InputError, match=message) as error:
         read_images(path, "train")
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("labels", ["1 1 0 0", "1.0 1.0 0.0 0.0", "TRUE TRUE FALSE FALSE"])
+def test_labels_are_integers_however_they_are_written(labels: str, tmp_path: Path) -> None:
+    images = read_images(write(tmp_path, ROWS.assign(cancer=labels.split())), "train")
+    assert images["cancer"].dtype == "int64"
+    assert images["cancer"].tolist() == [1, 1, 0, 0]
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
@@ -151,6 +160,12 @@ def test_a_file_stays_in_the_folder_of_images(
         read_images(write(tmp_path, table), "train")
     kept = read_images(write(tmp_path, table[:3]), "train")
     assert kept["file"].tolist() == ["a/..1.dcm", "b.dcm", "c*/?.dcm"]
+
+
+def test_images_do_not_share_a_file(tmp_path: Path) -> None:
+    table = ROWS.assign(file=["a.dcm", "a*.dcm", "a*.dcm", "a.dcm"])
+    with pytest.raises(InputError, match=r"file occurs more than once in line\(s\) 2, 5 "):
+        read_images(write(tmp_path, table), "train")
 
 
 def test_lines_are_those_of_the_file_when_a_mapping_drops_rows(tmp_path: Path) -> None:
