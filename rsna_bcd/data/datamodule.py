@@ -19,9 +19,7 @@ from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.targets import check_targets, encode_breast_targets, encode_targets
-from rsna_bcd.tables.views import Views
-
-Unit = Literal["image", "breast"]  # what a sample is; the network says
+from rsna_bcd.tables.views import Unit, Views
 
 
 class CropDataModule(pl.LightningDataModule):

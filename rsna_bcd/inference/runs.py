@@ -13,10 +13,10 @@ from torch import nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, as_training_input
-from rsna_bcd.models.prediction import TTA, Batch, Unit, predict_logits
+from rsna_bcd.models.prediction import TTA, Batch, predict_logits
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.views import Views
+from rsna_bcd.tables.views import Unit, Views
 
 _PREFIX = "network."  # of the network's parameters in a checkpoint
 

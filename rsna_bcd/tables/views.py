@@ -13,6 +13,7 @@ import numpy as np
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.images import VIEWS
 
+Unit = Literal["image", "breast"]  # what a sample is; each network says which
 Policy = Literal["all", "one_per_view", "random_per_epoch"]
 
 # What a network is told of an image's view: these by their place, every other one by the last.

@@ -1,5 +1,6 @@
 """Files are predicted as the crops of a fold were, by image and by breast, whatever is missing."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rsna_bcd._stage import CONF, write_record
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference.breasts import Waiting
 from rsna_bcd.inference.runs import Run, load_run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction, predict_files
 from rsna_bcd.models.network import ImageClassifier
@@ -205,7 +207,7 @@ def test_images_are_predicted_with_their_own_metadata(data: Path, tmp_path: Path
     assert found == pytest.approx(expected.to_dict(), abs=1e-6)
 
 
-def test_order_of_arrival_changes_nothing(data: Path, tmp_path: Path) -> None:
+def test_processes_change_nothing(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", policy="one_per_view", other_breast=True)
     _, one = predict(data, run, batch_size=4)
     _, several = predict(data, run, batch_size=4, workers=2)
@@ -226,6 +228,27 @@ def test_a_patient_is_predicted_before_the_next_ones_files_pile_up(
         (p.prediction_id if isinstance(p, BreastPrediction) else p.image_id)[0] for p in stream
     ]
     assert patients == sorted(patients)
+
+
+def test_the_order_of_arrival_changes_nothing_and_crops_are_let_go(
+    data: Path, tmp_path: Path
+) -> None:
+    run = save_breast_run(tmp_path / "run" / "fold0", other_breast=True)
+    table, files = read_test(data), files_of(data)
+    found = []
+    for turn in (1, -1):
+        waiting = Waiting(table, files, [run], [0])
+        generator = np.random.default_rng(0)
+        crops = {i: generator.integers(0, 256, (64, 32), dtype=np.uint8) for i in sorted(files)}
+        kept = [weakref.ref(crop) for crop in crops.values()]
+        for image_id in sorted(files)[::turn]:
+            waiting.arrived(image_id, [crops.pop(image_id)])
+        assert waiting.ready == len(files)
+        found.append({breast: float(p[0]) for breast, p in waiting.predict()})
+        assert waiting.ready == 0
+        assert not any(crop() is not None for crop in kept)
+    assert set(found[0]) == set(BREASTS)
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 def test_an_absent_file_takes_no_part(data: Path, tmp_path: Path) -> None:
