@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.tables.views import Unit as Unit  # networks are annotated with it
 
 TTA = Literal["none", "hflip"]  # test-time augmentation
-Unit = Literal["image", "breast"]  # what a sample is
 Batch = dict[str, Tensor]
 
 
