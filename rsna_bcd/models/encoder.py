@@ -4,7 +4,7 @@ Every network is built on it, so that one may start from the weights of another.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import timm
 import torch
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         features: Tensor = self.pool(self.feature_map(images))
         return features
 
-    def train(self, mode: bool = True) -> "Encoder":
+    def train(self, mode: bool = True) -> Self:
         """Switch to training, except for a frozen backbone."""
         super().train(mode)
         if self._frozen:
