@@ -41,8 +41,8 @@ from rsna_bcd.tables.predictions import (
 # What decides about the result, and is kept in config.yaml; all else only says how to get there.
 _RECORDED = (
     "name", "fold", "seed", "epochs", "batch_size", "learning_rate", "negatives_per_positive",
-    "checkpoint_path", "breast_rule", "tta", "select", "crop", "augment", "network",
-    "loss", "optimizer", "scheduler",
+    "positives_per_batch", "checkpoint_path", "breast_rule", "tta", "select", "crop", "augment",
+    "views", "metadata", "auxiliary", "network", "loss", "optimizer", "scheduler",
 )  # fmt: skip
 _RECORDED_OF_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h

@@ -181,7 +181,7 @@ def _check(columns: tuple[str, ...]) -> None:
         raise InputError(
             f"metadata.columns: {', '.join(hindsight)} is known in hindsight only, the test set "
             f"lacks it, and as an input it gives the label away. It may be an auxiliary target: "
-            f"auxiliary.{hindsight[0]}=0.1."
+            f"+auxiliary.{hindsight[0]}=0.1."
         )
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown or not columns or len(set(columns)) < len(columns):

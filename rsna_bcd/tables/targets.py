@@ -64,25 +64,40 @@ TARGETS = {
 }
 
 
-def encode_targets(images: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Encode columns of a table of images.
+def check_targets(images: pd.DataFrame, names: Sequence[str]) -> None:
+    """Refuse targets that there is nothing to teach of.
 
     Args:
-        images: the training table.
+        images: the training part of the table.
         names: of the columns.
-
-    Returns:
-        For each name (N,), NaN where nothing is known.
 
     Raises:
         InputError: a name that is no target, or a column that is absent or empty.
     """
-    check_targets(names)
-    absent = [name for name in names if name not in images or images[name].isna().all()]
-    if absent:
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown:
         raise InputError(
-            f"auxiliary: the training table has no values of {', '.join(absent)}. Leave it out."
+            f"auxiliary: {', '.join(unknown)} is no auxiliary target. There are "
+            f"{', '.join(TARGETS)}."
         )
+    empty = [name for name in names if name not in images or images[name].isna().all()]
+    if empty:
+        raise InputError(
+            f"auxiliary: the training part of the table has no values of {', '.join(empty)}. "
+            "Leave it out."
+        )
+
+
+def encode_targets(images: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Encode columns of a table of images.
+
+    Args:
+        images: a table with these columns.
+        names: of the columns, those of `TARGETS`.
+
+    Returns:
+        For each name (N,), NaN where nothing is known.
+    """
     return {name: TARGETS[name].encode(images[name]) for name in names}
 
 
@@ -95,14 +110,14 @@ def encode_breast_targets(
     first image that has one.
 
     Args:
-        images: the training table, with `prediction_id`.
-        names: of the columns.
+        images: a table with these columns and `prediction_id`.
+        names: of the columns, those of `TARGETS`.
 
     Returns:
         For each name (breasts,), in the order in which breasts first appear.
 
     Raises:
-        InputError: as `encode_targets`; or `view`: a breast has several.
+        InputError: one of them is `view`: a breast has several.
     """
     if "view" in names:
         raise InputError("auxiliary.view: a breast has several views. Leave it out.")
@@ -114,17 +129,3 @@ def encode_breast_targets(
         .to_numpy(np.float32)
         for name, values in encode_targets(images, names).items()
     }
-
-
-def check_targets(names: Sequence[str]) -> None:
-    """Refuse names that are no target.
-
-    Raises:
-        InputError: there is one.
-    """
-    unknown = [name for name in names if name not in TARGETS]
-    if unknown:
-        raise InputError(
-            f"auxiliary: {', '.join(unknown)} is no auxiliary target. There are "
-            f"{', '.join(TARGETS)}."
-        )

@@ -6,7 +6,7 @@ import pytest
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.images import LABEL_ONLY_COLUMNS
-from rsna_bcd.tables.targets import TARGETS, encode_breast_targets, encode_targets
+from rsna_bcd.tables.targets import TARGETS, check_targets, encode_breast_targets, encode_targets
 
 IMAGES = pd.DataFrame(
     {
@@ -67,12 +67,13 @@ def test_all_that_the_test_set_lacks_may_be_taught_but_the_label() -> None:
     assert set(LABEL_ONLY_COLUMNS) - set(TARGETS) == {"cancer"}
 
 
-def test_unknown_targets_are_refused() -> None:
+def test_what_cannot_be_taught_is_refused() -> None:
     with pytest.raises(InputError, match=r"cancer is no auxiliary target.*biopsy"):
-        encode_targets(IMAGES, ["invasive", "cancer"])
+        check_targets(IMAGES, ["invasive", "cancer"])
     with pytest.raises(InputError, match="no values of biopsy"):
-        encode_targets(IMAGES, ["biopsy"])
+        check_targets(IMAGES, ["biopsy"])
     with pytest.raises(InputError, match="no values of implant"):
-        encode_targets(IMAGES.assign(implant=None), ["implant"])
+        check_targets(IMAGES.assign(implant=None), ["implant"])
     with pytest.raises(InputError, match="several views"):
         encode_breast_targets(IMAGES, ["view"])
+    check_targets(IMAGES, ["invasive", "view", "age"])
