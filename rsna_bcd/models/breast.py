@@ -146,8 +146,9 @@ class BreastClassifier(Encoder):
 class SideBySide(ImageClassifier):
     """The logit of cancer for a breast, from one CC and one MLO next to each other as one picture.
 
-    The first of each counts, CC on the left; one that is absent is black. Images of other views or
-    of the other breast are not looked at. Constructed as `ImageClassifier`.
+    The first of each counts, CC on the left; one that is absent is black. Where there is neither,
+    the first two images are looked at, whatever their views. Those of the other breast never are.
+    Constructed as `ImageClassifier`.
     """
 
     unit: Unit = "breast"
@@ -174,12 +175,15 @@ def side_by_side(images: Tensor, mask: Tensor, view: Tensor) -> Tensor:
         view: (B, V) int64.
 
     Returns:
-        (B, 1, H, 2 W), CC on the left; black where there is none.
+        (B, 1, H, 2 W), CC on the left; black where there is none. A breast of other views only has
+        the images of its first two places instead.
     """
     rows = torch.arange(len(images), device=images.device)
+    place = torch.arange(mask.shape[1], device=images.device)
+    has_standard_views = (mask & (view <= _MLO)).any(dim=1, keepdim=True)
     halves = []
-    for wanted in (_CC, _MLO):
-        suitable = mask & (view == wanted)
+    for half in (_CC, _MLO):
+        suitable = mask & torch.where(has_standard_views, view == half, place == half)
         first = suitable.int().argmax(dim=1)
         there = suitable.any(dim=1)[:, None, None, None]
         halves.append(torch.where(there, images[rows, first], 0))

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from rsna_bcd.errors import InputError
 from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.targets import TARGETS, check_targets
+from rsna_bcd.tables.targets import TARGETS
 
 _METADATA_FEATURES = 32
 
@@ -59,7 +60,12 @@ class AuxiliaryHeads(nn.ModuleDict):
 
     def __init__(self, names: Iterable[str], features: int) -> None:
         names = list(names)
-        check_targets(names)
+        unknown = [name for name in names if name not in TARGETS]
+        if unknown:
+            raise InputError(
+                f"network.auxiliary: {', '.join(unknown)} is no auxiliary target. There are "
+                f"{', '.join(TARGETS)}."
+            )
         super().__init__({name: nn.Linear(features, TARGETS[name].width) for name in names})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:

@@ -214,13 +214,14 @@ def test_a_frozen_backbone_leaves_the_rest_to_learn(batch: Batch) -> None:
 
 
 def test_cc_is_on_the_left_and_what_is_absent_black() -> None:
-    images = torch.arange(1.0, 7).reshape(2, 3, 1, 1, 1).expand(-1, -1, -1, 2, 2)
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    view = torch.tensor([[1, 0, 0], [2, 1, 0]])
+    images = torch.arange(1.0, 10).reshape(3, 3, 1, 1, 1).expand(-1, -1, -1, 2, 2)
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    view = torch.tensor([[1, 0, 0], [2, 1, 0], [2, 2, 2]])
     picture = side_by_side(images, mask, view)
-    assert picture.shape == (2, 1, 2, 4)
+    assert picture.shape == (3, 1, 2, 4)
     assert picture[0, 0, 0].tolist() == [2, 2, 1, 1]  # the first CC, then the MLO
-    assert picture[1, 0, 0].tolist() == [0, 0, 5, 5]  # its CC is padding, and 2 another view
+    assert picture[1, 0, 0].tolist() == [0, 0, 5, 5]  # its CC is padding, and 4 another view
+    assert picture[2, 0, 0].tolist() == [7, 7, 8, 8]  # better than to see nothing of it
 
 
 def test_side_by_side_is_the_network_of_images_on_their_picture(batch: Batch) -> None:
