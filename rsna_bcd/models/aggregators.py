@@ -180,7 +180,9 @@ class Transformer(Aggregator):
     def forward(self, features: Tensor, mask: Tensor, view: Tensor, other: Tensor) -> Tensor:
         """Reduce (B, V, C) to (B, width)."""
         images = self.roles(self.project(features), view, other)
-        tokens = torch.cat([self.token.to(images.dtype).expand(len(images), 1, -1), images], dim=1)
+        tokens = torch.cat(
+            [self.token.to(images.dtype).expand(images.shape[0], 1, -1), images], dim=1
+        )
         mask = F.pad(mask, (1, 0), value=True)  # the token before the images is always there
         for block in self.blocks:
             tokens = block(tokens, mask)

@@ -124,7 +124,7 @@ class BreastClassifier(Encoder):
             # Padding is not encoded: it costs nothing, and BatchNorm does not learn from it.
             rows = mask.flatten().nonzero()[:, 0]
             encoded = self.encode(flat[rows])
-            features = encoded.new_zeros(len(flat), self.width).index_copy(0, rows, encoded)
+            features = encoded.new_zeros(flat.shape[0], self.width).index_copy(0, rows, encoded)
         return features.unflatten(0, mask.shape)
 
     def _reduce_outputs(
@@ -178,7 +178,7 @@ def side_by_side(images: Tensor, mask: Tensor, view: Tensor) -> Tensor:
         (B, 1, H, 2 W), CC on the left; black where there is none. A breast of other views only has
         the images of its first two places instead.
     """
-    rows = torch.arange(len(images), device=images.device)
+    rows = torch.arange(images.shape[0], device=images.device)
     place = torch.arange(mask.shape[1], device=images.device)
     has_standard_views = (mask & (view <= _MLO)).any(dim=1, keepdim=True)
     halves = []

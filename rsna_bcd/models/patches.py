@@ -77,5 +77,5 @@ def cut_patches(images: Tensor, corners: Tensor, patch: int) -> Tensor:
     along = torch.arange(patch, device=images.device)
     rows = (corners[..., 0, None] + along)[..., :, None]  # (B, K, patch, 1)
     columns = (corners[..., 1, None] + along)[..., None, :]  # (B, K, 1, patch)
-    image = torch.arange(len(images), device=images.device)[:, None, None, None]
+    image = torch.arange(images.shape[0], device=images.device)[:, None, None, None]
     return images[:, 0][image, rows, columns][:, :, None]
