@@ -175,6 +175,18 @@ def test_all_parameters_learn_with_metadata_and_auxiliary_targets(
 
 
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_metadata_counts_for_its_breast_alone(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator, metadata=Metadata(["age"]))
+    changed = {**batch, "metadata": batch["metadata"].clone()}
+    changed["metadata"][1] += torch.tensor([3.0, -3.0])
+    difference = (logits(network, changed) - logits(network, batch)).abs()
+    assert difference[1] > 1e-4
+    assert difference[[0, 2]].max() < 1e-6
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
 @pytest.mark.parametrize("tta", ["none", "hflip"])
 def test_it_predicts_like_any_network(
     aggregator: Callable[[int], Aggregator], tta: Any, batch: Batch

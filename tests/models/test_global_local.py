@@ -145,12 +145,15 @@ def test_the_top_is_the_mean_probability_of_the_largest() -> None:
     assert torch.isfinite(top_logit(torch.tensor([[300.0, 300], [-300, -300]]), 1.0)).all()
 
 
-def test_it_starts_from_its_own_run_whole(tmp_path: Path, images: torch.Tensor) -> None:
-    earlier = make()
+@pytest.mark.parametrize("whole", [GLOBAL, LOCAL])
+def test_it_starts_from_its_own_run_whole(whole: str, tmp_path: Path, images: torch.Tensor) -> None:
+    """Also if both networks have one architecture: each from its own place."""
+    torch.manual_seed(0)
+    earlier = GlobalLocal(LOCAL, whole, pretrained=False, patch=32, n_patches=3).eval()
     file = tmp_path / "last.ckpt"
     torch.save({"state_dict": {f"network.{k}": v for k, v in earlier.state_dict().items()}}, file)
     torch.manual_seed(9)
-    network = GlobalLocal(LOCAL, GLOBAL, checkpoint_path=file, patch=32, n_patches=3).eval()
+    network = GlobalLocal(LOCAL, whole, checkpoint_path=file, patch=32, n_patches=3).eval()
     assert torch.equal(network(images)["logit"], earlier(images)["logit"])
 
 
@@ -187,12 +190,15 @@ def test_where_a_file_does_not_fit_pretrained_decides(
 
 
 def test_an_image_network_starts_from_its_local_part(tmp_path: Path) -> None:
+    """With the normalisation that this part was trained with."""
     network = make()
+    network.local_encoder.mean.fill_(0.3)
     file = tmp_path / "bare.pth"
     torch.save(network.state_dict(), file)
     image = ImageClassifier(LOCAL, checkpoint_path=file)
-    expected = network.local_encoder.backbone.state_dict()
-    assert all(torch.equal(expected[k], v) for k, v in image.backbone.state_dict().items())
+    taken = image.state_dict()
+    expected = network.local_encoder.state_dict()
+    assert all(torch.equal(taken[k], v) for k, v in expected.items())
 
 
 @pytest.mark.parametrize(
