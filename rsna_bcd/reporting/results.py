@@ -202,13 +202,13 @@ def table_of(ranking: Ranking, most: int) -> Table:
     results = ranking.results
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False,
-        title=f"{title} (95 % interval over resampled patients)",
+        title=f"{title} (95 % interval), and its difference from {ranking.reference}",
     )  # fmt: skip
     table.add_column("run", overflow="fold")
     for heading in ("folds", "breasts"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(ranking.metric, no_wrap=True)
-    table.add_column(f"minus {ranking.reference}", no_wrap=True)
+    table.add_column("difference", no_wrap=True)
     table.add_column("p", no_wrap=True, min_width=4)
     for result in results[:most]:
         difference, p_value = "", ""
