@@ -33,6 +33,7 @@ from rsna_bcd.tables.predictions import write_csv
 _RECORDED = ("name", "train", "fold", "metric", "direction", "seed", "space")
 _OURS = ("name", "fold", "resume", "overwrite", "paths.data", "paths.output")  # of train's keys
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 _OF_A_RANGE = {"low", "high", "log", "step"}
 _SHOWN = 15  # trials in the table; the file has all
 
@@ -94,6 +95,8 @@ def _optuna() -> Any:
 def _check(cfg: DictConfig) -> None:
     if cfg.direction not in ("maximize", "minimize"):
         raise InputError(f"direction={cfg.direction}: choose maximize or minimize.")
+    if cfg.trials < 1:
+        raise InputError(f"trials={cfg.trials}: give at least one.")
     if not cfg.space:
         raise InputError("The space is empty. Name what to search: '+space.epochs=[5,10,20]'.")
     given = [override.lstrip("+~").split("=")[0] for override in shlex.split(cfg.train)]
@@ -112,7 +115,7 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
     Raises:
         InputError: it is neither a list of plain values nor a range.
     """
-    values = OmegaConf.to_container(spec, resolve=True) if OmegaConf.is_config(spec) else spec
+    values: Any = OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec
     try:
         if isinstance(values, list) and values:
             if all(isinstance(v, str | int | float | None) for v in values):
@@ -180,8 +183,8 @@ def _next(optuna: Any, study: Any, space: dict[str, Any], cfg: DictConfig) -> An
     past = optuna.create_study(direction=cfg.direction, sampler=sampler)
     past.add_trials(trials)
     params = past.ask(space).params
-    # One line of the journal: a trial is either there with all its settings, or not at all.
     running = optuna.trial.TrialState.RUNNING
+    # One line of the journal: a trial is either there with all its settings, or not at all.
     study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=space))
     return study.trials[number]
 
@@ -221,7 +224,10 @@ def _run(command: list[str]) -> int:
     def end_with_parent() -> None:
         library.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
-    return subprocess.run(command, preexec_fn=end_with_parent, check=False).returncode
+    code = subprocess.run(command, preexec_fn=end_with_parent, check=False).returncode
+    if code in _STOPPED:  # by the user or the cluster, who mean the search as well
+        raise KeyboardInterrupt
+    return code
 
 
 def _folds(cfg: DictConfig) -> list[int]:
@@ -264,14 +270,13 @@ def _show(frame: pd.DataFrame, study: Any, cfg: DictConfig) -> None:
     ranked = frame.sort_values("value", ascending=cfg.direction == "minimize", kind="stable")
     keys = list(frame.columns[4:])
     folds = ", ".join(map(str, _folds(cfg)))
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.title = f"{cfg.metric} by trial, mean of fold {folds}"
+    title = f"{cfg.metric} by trial, mean of fold {folds}"
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("trial", cfg.metric, *keys):
         table.add_column(str(heading), overflow="fold")
     for _, row in ranked.head(_SHOWN).iterrows():
         value = row["state"] if row["state"] != "finished" else f"{row['value']:.4f}"
-        settings = [row[k] for k in keys]
-        shown = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in settings]
+        shown = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in row[keys]]
         table.add_row(str(row["trial"]), value, *shown)
     if len(ranked) > _SHOWN:
         table.caption = f"and {len(ranked) - _SHOWN} more in trials.csv"

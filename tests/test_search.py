@@ -91,8 +91,8 @@ def test_it_ends_with_a_table_and_the_best_command(
 ) -> None:
     frame = searched('train="experiment=lite0"')
     printed = capsys.readouterr().out
-    best = frame.loc[frame["value"].idxmax()]
-    assert f"{best['run']}\n  python -m rsna_bcd.train experiment=lite0 " in printed
+    best = frame["run"][frame["value"].argmax()]
+    assert f"{best}\n  python -m rsna_bcd.train experiment=lite0 " in printed
     written = pd.read_csv(tmp_path / "searches" / "s" / "trials.csv")
     pd.testing.assert_frame_equal(written, frame)
 
@@ -161,6 +161,7 @@ def test_other_settings_are_refused_and_overwrite_forgets(
     [
         (['train="fold=1"'], "fold is set by the search"),
         (['train="epochs=1 learning_rate=1"'], "both in train and in space"),
+        (["trials=0"], "at least one"),
         (["direction=up"], "choose maximize or minimize"),
         (["space=none"], "The space is empty"),
         (["space.learning_rate=1"], "give a list of plain values, or a range"),
