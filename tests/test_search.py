@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from fabricated_crops import HEIGHT, WIDTH, save_crops
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from rsna_bcd import search as stage
 from rsna_bcd._stage import CONF
@@ -180,6 +181,16 @@ def test_bad_settings(
 def test_an_undefined_score_is_a_failure(searched: Search, training: _Training) -> None:
     with pytest.raises(InputError, match="Trial 0 failed"):
         searched("metric=pf1")
+
+
+@pytest.mark.parametrize("file", sorted((Path(CONF) / "space").glob("*.yaml")), ids=str)
+def test_every_space_names_keys_of_train(file: Path) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for key, spec in ((str(key), spec) for key, spec in OmegaConf.load(file).items()):
+            stage._distribution(optuna, key, spec)
+            values = spec if OmegaConf.is_list(spec) else [spec.low, spec.high]
+            for value in values:
+                compose("train", ["name=x", f"{key}={stage._text(value)}"])
 
 
 @pytest.mark.parametrize(

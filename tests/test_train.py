@@ -294,6 +294,7 @@ def test_wandb_hears_of_a_failure_and_of_the_run_that_goes_on(
     monkeypatch.setattr(Classifier, "on_train_batch_end", pl.LightningModule.on_train_batch_end)
     folder = run(output, "logger=wandb", "epochs=2", "resume=true")
     assert codes == [1, 0]
+    assert pd.read_csv(folder / "timings.csv")["epoch"].tolist() == [0, 1]
     runs = {path.name.split("-")[3] for path in (folder / "wandb").glob("offline-run-*")}
     assert runs == {(folder / "wandb_id.txt").read_text().strip()}
 
