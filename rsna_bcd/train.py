@@ -25,9 +25,12 @@ from rich.table import Table
 from rsna_bcd._stage import record_of, settle, stage, write_record
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.prediction import TTA
+from rsna_bcd.models.tracking import ID_FILE
+from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
     OOF_IMAGE_COLUMNS,
@@ -46,7 +49,10 @@ _RECORDED = (
 )  # fmt: skip
 _RECORDED_OF_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_RESULTS = ("checkpoints", "metrics.csv", "oof.csv", "oof_images.csv", "metrics.json")
+_RESULTS = (
+    "checkpoints", "metrics.csv", "timings.csv", "oof.csv", "oof_images.csv", "metrics.json",
+    ID_FILE,
+)  # fmt: skip
 
 
 def train(cfg: DictConfig) -> None:
@@ -76,6 +82,8 @@ def train(cfg: DictConfig) -> None:
     try:
         trainer: pl.Trainer = instantiate(cfg.trainer)
         trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
         checkpoint = last if cfg.resume and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else {}
@@ -218,7 +226,13 @@ def _predict_held_out(
         ("oof.csv", oof, OOF_COLUMNS),
     ):
         rank_zero_only(write_csv)(table[list(columns)], Path(cfg.run_dir) / name)
-    return {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
+    scores = {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
+    if wandb.run is not None:
+        folder = Path(cfg.prepared_dir)
+        log_results(
+            wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores
+        )
+    return scores
 
 
 def _facts(data: CropDataModule, trainer: pl.Trainer, cfg: DictConfig) -> dict[str, Any]:

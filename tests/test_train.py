@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 import wandb
 from fabricated_crops import HEIGHT, WIDTH, blank_path, save_crops
@@ -83,7 +84,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     folder = trained / "runs" / "tiny" / "fold0"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert names == {
-        "config.yaml", "metrics.csv", "metrics.json", "oof.csv", "oof_images.csv",
+        "config.yaml", "metrics.csv", "timings.csv", "metrics.json", "oof.csv", "oof_images.csv",
         "checkpoints", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
     }  # fmt: skip
     history = pd.read_csv(folder / "metrics.csv")
@@ -254,15 +255,48 @@ def test_bad_settings_are_one_message_and_leave_no_run(
     assert not (Path(cfg.run_dir) / "config.yaml").exists()
 
 
-def test_wandb_records_offline_beside_the_history(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def logged_out(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(output / "no-netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(output / "wandb-data"))
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_wandb_records_offline_beside_the_history(output: Path) -> None:
     folder = run(output, "logger=wandb", "epochs=1")
     assert len(pd.read_csv(folder / "metrics.csv")) == 1
-    assert list((folder / "wandb").glob("offline-run-*"))
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    tables = {path.name.rsplit("_", 2)[0] for path in offline.rglob("media/table/*.json")}
+    assert {"roc_table", "precision_recall_table", "hardest"} == tables
+    assert len(list(offline.rglob("media/images/*.png"))) == 8  # the breasts of fold 0
     assert wandb.run is None
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_wandb_hears_of_a_failure_and_of_the_run_that_goes_on(
+    output: Path, crash: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    finish = wandb.finish
+
+    def noted(exit_code: int) -> None:
+        codes.append(exit_code)
+        finish(exit_code=exit_code)
+
+    monkeypatch.setattr(wandb, "finish", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_batch_end", None)
+        crash(1)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run(output, "logger=wandb", "epochs=2")
+    assert wandb.run is None
+    monkeypatch.setattr(Classifier, "on_train_batch_end", pl.LightningModule.on_train_batch_end)
+    folder = run(output, "logger=wandb", "epochs=2", "resume=true")
+    assert codes == [1, 0]
+    assert pd.read_csv(folder / "timings.csv")["epoch"].tolist() == [0, 1]
+    runs = {path.name.split("-")[3] for path in (folder / "wandb").glob("offline-run-*")}
+    assert runs == {(folder / "wandb_id.txt").read_text().strip()}
 
 
 def test_dropout_follows_the_seed(output: Path) -> None:
