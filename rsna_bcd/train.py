@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from rsna_bcd._stage import record_of, settle, stage, write_record
 from rsna_bcd.data.datamodule import CropDataModule
@@ -29,6 +32,7 @@ from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.prediction import TTA
+from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
 from rsna_bcd.models.tracking import ID_FILE
 from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
@@ -44,8 +48,9 @@ from rsna_bcd.tables.predictions import (
 # What decides about the result, and is kept in config.yaml; all else only says how to get there.
 _RECORDED = (
     "name", "fold", "seed", "epochs", "batch_size", "learning_rate", "negatives_per_positive",
-    "positives_per_batch", "checkpoint_path", "breast_rule", "tta", "select", "crop", "augment",
-    "views", "metadata", "auxiliary", "network", "loss", "optimizer", "scheduler",
+    "positives_per_batch", "checkpoint_path", "breast_rule", "tta", "select", "patience", "ema",
+    "mix", "rates", "deep_weight", "penalties", "crop", "augment", "views", "metadata",
+    "auxiliary", "network", "loss", "optimizer", "scheduler",
 )  # fmt: skip
 _RECORDED_OF_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -70,12 +75,17 @@ def train(cfg: DictConfig) -> None:
     record = _record(cfg)
     if _finished(run_dir, record, cfg):
         return
+    if n_ranks := _n_ranks_to_start(cfg.trainer):
+        _train_on_ranks(cfg, n_ranks)
+        return
+    end_with_parent()
     _quieten_lightning()
     _keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
-    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg))
-    data.setup()
     classifier: Classifier = instantiate(cfg.classifier)
+    _check_norms(classifier, cfg.trainer)
+    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
+    data.setup()
     last = run_dir / "checkpoints" / "last.ckpt"
     _begin(run_dir, record, overwrite=cfg.overwrite)
     exit_code = 1
@@ -84,7 +94,8 @@ def train(cfg: DictConfig) -> None:
         trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
-        checkpoint = last if cfg.resume and last.exists() else None
+        # What another rank is about to delete must not be seen by this one.
+        checkpoint = last if cfg.resume and not cfg.overwrite and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else {}
         _finish(run_dir, {**_facts(data, trainer, cfg), **metrics})
@@ -94,6 +105,8 @@ def train(cfg: DictConfig) -> None:
     finally:  # else the next job of a sweep goes on logging into this one's run
         if wandb.run is not None:
             wandb.finish(exit_code=exit_code)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _check(cfg: DictConfig) -> None:
@@ -104,11 +117,11 @@ def _check(cfg: DictConfig) -> None:
             raise InputError(f"{key}={cfg[key]}: choose {' or '.join(known)}.")
     if cfg.fold != "all" and not isinstance(cfg.fold, int):
         raise InputError(f"fold={cfg.fold}: give a number from 0 on, or all.")
-    ranks = cfg.trainer.get("strategy", "auto") != "auto"
-    if ranks and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if started_outside() and _is_sweep_in_this_process():
         raise InputError(
-            "A sweep (-m) and several processes (trainer=ddp) exclude each other for now: each "
-            "process would start the sweep anew. Run the jobs one by one."
+            "torchrun and srun start the processes of one job: in a sweep (-m) they would part at "
+            "the first failure. Start each job by itself, or the sweep as a single process: "
+            "trainer=ddp starts the processes of each job, and hydra/launcher=slurm the jobs."
         )
     if cfg.fold == "all" and cfg.select == "best":
         raise InputError("select=best needs a fold held out, but fold=all holds out nothing.")
@@ -131,6 +144,48 @@ def _check(cfg: DictConfig) -> None:
         )
 
 
+def _is_sweep_in_this_process() -> bool:
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return "submitit" not in HydraConfig.get().launcher["_target_"]
+
+
+def _n_ranks_to_start(trainer: DictConfig) -> int:
+    devices = trainer.devices
+    return n_ranks_to_start(
+        strategy=trainer.get("strategy", "auto"),
+        devices=len(devices) if OmegaConf.is_list(devices) else int(devices),
+        nodes=trainer.get("num_nodes", 1),
+        gpus=0 if trainer.accelerator == "cpu" else torch.cuda.device_count(),
+    )
+
+
+def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
+    """Run this job in several processes: by its own settings, whatever sweep it belongs to."""
+    if cfg.batch_size % n_ranks:
+        raise InputError(
+            f"batch_size={cfg.batch_size} is over all ranks and must be a multiple of their "
+            f"number, {n_ranks}."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        OmegaConf.save(cfg, Path(folder) / "job.yaml")
+        run_dir = str(cfg.run_dir).replace("\\", "\\\\").replace("'", "\\'")
+        command = [
+            *(sys.executable, "-m", "rsna_bcd.train"),
+            *(f"--config-path={folder}", "--config-name=job"),
+            *(f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null", "hydra.mode=RUN"),
+            *("hydra/job_logging=none", "hydra/hydra_logging=none"),
+        ]
+        run_ranks(command, n_ranks)
+
+
+def _check_norms(classifier: Classifier, trainer: DictConfig) -> None:
+    """Refuse statistics over ranks where torch has none: it would say so in the first batch."""
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in classifier.modules())
+    if norms and trainer.get("sync_batchnorm", False) and trainer.accelerator == "cpu":
+        raise InputError("Processors have no SyncBatchNorm: trainer.sync_batchnorm=false.")
+
+
 def _record(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide about the result, resolved."""
     prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
@@ -149,14 +204,17 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-@rank_zero_only  # the other ranks are started when the first has begun to write
 def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
-    """Whether there is nothing to do, for the folder holds this run, finished."""
+    """Whether there is nothing to do, for the folder holds this run, finished.
+
+    All ranks come to the same answer: what the first one writes before the others have looked
+    changes nothing about it.
+    """
     if cfg.overwrite:
         return False
     settle(run_dir / "config.yaml", record, overwrite=False)
     if (run_dir / "metrics.json").exists():
-        print(f"{run_dir} is finished already; overwrite=true trains it afresh.")
+        rank_zero_only(print)(f"{run_dir} is finished already; overwrite=true trains it afresh.")
         return True
     if (run_dir / "checkpoints" / "last.ckpt").exists() and not cfg.resume:
         raise InputError(
@@ -210,27 +268,34 @@ def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
 def _predict_held_out(
     trainer: pl.Trainer, classifier: Classifier, data: CropDataModule, cfg: DictConfig
 ) -> dict[str, Any]:
-    """Write the out-of-fold tables and return their scores."""
-    if cfg.select == "best":
-        best = torch.load(
-            Path(cfg.run_dir) / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True
-        )
-        classifier.load_state_dict(best["state_dict"])
+    """Write the out-of-fold tables and return their scores.
+
+    Predicted with the weights in the file, as the test set will be: the module's own are others
+    where nothing was left to train (a run killed just now) and the average is kept.
+    """
+    file = Path(cfg.run_dir) / "checkpoints" / f"{cfg.select}.ckpt"
+    weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    classifier.load_state_dict(weights)
     loader = data.val_dataloader()
     predicted: Any = trainer.predict(classifier, loader) if loader else []
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))
-    images = data.held_out.assign(probability=probability, logit=logit(pd.Series(probability)))
-    oof = with_unread(to_breasts(images, cfg.breast_rule), data.expected, data.prior)
-    for name, table, columns in (
-        ("oof_images.csv", images, OOF_IMAGE_COLUMNS),
-        ("oof.csv", oof, OOF_COLUMNS),
-    ):
-        rank_zero_only(write_csv)(table[list(columns)], Path(cfg.run_dir) / name)
+    samples = data.held_out.assign(probability=probability, logit=logit(pd.Series(probability)))
+    breasts = samples.assign(unread=0)
+    if classifier.unit == "image":
+        breasts = to_breasts(samples, cfg.breast_rule)
+        images = samples[list(OOF_IMAGE_COLUMNS)]
+        rank_zero_only(write_csv)(images, Path(cfg.run_dir) / "oof_images.csv")
+    oof = with_unread(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
+    rank_zero_only(write_csv)(oof, Path(cfg.run_dir) / "oof.csv")
     scores = {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
     if wandb.run is not None:
         folder = Path(cfg.prepared_dir)
         log_results(
-            wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores
+            wandb.run,
+            oof,
+            data.held_out_images,
+            lambda path: in_8_bits(read_crop(folder / path)),
+            scores,
         )
     return scores
 
@@ -238,13 +303,15 @@ def _predict_held_out(
 def _facts(data: CropDataModule, trainer: pl.Trainer, cfg: DictConfig) -> dict[str, Any]:
     """What the scores were measured on, and how."""
     breasts = data.expected.drop_duplicates("prediction_id")
+    progress: Any = trainer.fit_loop.epoch_progress.current
     return {
         "name": cfg.name,
         "fold": cfg.fold,
-        "epochs": trainer.current_epoch,
+        "epochs": progress.processed,
         "steps": trainer.global_step,
         "select": cfg.select,
-        "optimistic": cfg.select == "best",  # the epoch was chosen on the fold it is scored on
+        # The last epoch was chosen on the fold it is scored on.
+        "optimistic": cfg.select == "best" or cfg.patience is not None,
         "training_images": len(data.training),
         "held_out_images": len(data.held_out),
         "held_out_breasts": len(breasts),

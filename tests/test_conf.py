@@ -56,7 +56,7 @@ def test_every_option_composes_with_train(option: str) -> None:
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("trainer", "logger"))])
 def test_every_trainer_and_logger_is_accepted(option: str, tmp_path: Path) -> None:
     cfg = configure("train", "name=x", f"paths.output={tmp_path}", option)
-    if option in ("trainer=gpu", "trainer=ddp"):  # what does not need the hardware
+    if option in ("trainer=gpu", "trainer=ddp", "trainer=slurm"):  # what does not need the hardware
         overrides = ["trainer.accelerator=cpu", "++trainer.strategy=auto", "trainer.devices=1"]
         cfg = configure("train", "name=x", f"paths.output={tmp_path}", option, *overrides)
     trainer = instantiate(cfg.trainer)
@@ -123,20 +123,30 @@ def test_an_experiment_takes_a_training_step(name: str) -> None:
     cfg = configure("train", f"experiment={name}", "network.pretrained=false")
     torch.manual_seed(0)
     classifier = instantiate(cfg.classifier)
-    optimizer = instantiate(cfg.optimizer)(classifier.network.parameters())
+    rates = instantiate(cfg.rates)
+    optimizer = rates.optimizer(
+        instantiate(cfg.optimizer), classifier.network, batch_size=cfg.batch_size, fused=True
+    )
     schedule = instantiate(cfg.scheduler)(optimizer, 10)
     augment = instantiate(cfg.augment)
     pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8).numpy()
     images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
     before = classifier.network.head.weight.detach().clone()
     outputs = outputs_of(classifier.network, small_batch(classifier.network, images[:, None]))
-    loss = classifier.loss(outputs["logit"], torch.tensor([0.0, 1.0]))
+    loss = classifier.criterion(outputs, {"label": torch.tensor([0.0, 1.0])})["loss"]
     loss.backward()
     optimizer.step()
     schedule.step()
     assert torch.isfinite(loss)
     assert not torch.equal(classifier.network.head.weight, before)
     assert all(p.grad is not None for p in classifier.network.parameters())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_composes_with_several_ranks(name: str) -> None:
+    cfg = configure("train", f"experiment={name}", "trainer=ddp")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.trainer.strategy == "ddp"
 
 
 def test_a_sweep_leaves_the_tree_of_single_runs() -> None:
