@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from rsna_bcd._stage import record_of, settle, stage, write_record
+from rsna_bcd._stage import CONF, record_of, settle, stage, write_record
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
@@ -34,6 +34,7 @@ from rsna_bcd.models.history import Record
 from rsna_bcd.models.prediction import TTA
 from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
 from rsna_bcd.models.tracking import ID_FILE
+from rsna_bcd.models.weights import record_in
 from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
@@ -125,8 +126,11 @@ def _check(cfg: DictConfig) -> None:
         )
     if cfg.fold == "all" and cfg.select == "best":
         raise InputError("select=best needs a fold held out, but fold=all holds out nothing.")
+    # `dataset.name=` alone is for data in the competition's layout; others have a file of theirs.
+    is_known = (Path(CONF) / "dataset" / f"{cfg.dataset.name}.yaml").is_file()
     command = (
-        f"python -m rsna_bcd.prepare dataset.name={cfg.dataset.name} crop={cfg.crop.name} "
+        f"python -m rsna_bcd.prepare {'dataset' if is_known else 'dataset.name'}="
+        f"{cfg.dataset.name} crop={cfg.crop.name} "
         f"paths.data={cfg.paths.data} paths.output={cfg.paths.output}"
     )
     folder = Path(cfg.prepared_dir)
@@ -190,7 +194,7 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide about the result, resolved."""
     prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
     trainer = record_of(cfg.trainer, *_RECORDED_OF_TRAINER)
-    return {
+    record = {
         **record_of(cfg, *_RECORDED),
         "dataset": {"name": cfg.dataset.name},
         # By content: under other folds, a resumed run would be scored on patients it has seen.
@@ -198,6 +202,25 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
         "source": prepared.source,
         "trainer": trainer,
     }
+    earlier = None if cfg.checkpoint_path is None else record_in(Path(cfg.checkpoint_path))
+    if earlier is not None:
+        own = {key: earlier[key] for key in ("name", "fold", "dataset", "folds")}
+        record["starts_from"] = [own, *earlier.get("starts_from", [])]
+    _check_ancestors(record)
+    return record
+
+
+def _check_ancestors(record: dict[str, Any]) -> None:
+    """Refuse to start from weights that have learnt from the patients held out now."""
+    for run in record.get("starts_from", []) if record["fold"] != "all" else []:
+        same_split = run["fold"] == record["fold"] and run["folds"] == record["folds"]
+        if run["dataset"] == record["dataset"] and not same_split:
+            raise InputError(
+                f"checkpoint_path={record['checkpoint_path']} has learnt from patients of "
+                f"{record['dataset']['name']} that fold={record['fold']} holds out: it comes from "
+                f"{run['name']}, fold {run['fold']}, folds {run['folds']['strategy']}. Start from "
+                "the same fold of that run, on the same folds."
+            )
 
 
 def _sha256(file: Path) -> str:

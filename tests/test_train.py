@@ -14,7 +14,7 @@ import wandb
 from fabricated_crops import HEIGHT, WIDTH, blank_path, save_crops
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import roc_auc_score
 
 from rsna_bcd._stage import CONF
@@ -225,6 +225,24 @@ def test_missing_crops_are_answered_with_the_command(output: Path) -> None:
     command = f"python -m rsna_bcd.prepare dataset.name=mine crop=h512 .*paths.output={output}"
     with pytest.raises(InputError, match=command):
         train(configure(output, "crop=h512", "dataset.name=mine"))
+
+
+def test_weights_that_have_seen_the_held_out_patients_are_refused(output: Path) -> None:
+    first = run(output, "name=first", "epochs=1")
+    start = f"checkpoint_path={first / 'checkpoints' / 'last.ckpt'}"
+    second = run(output, "name=second", "epochs=1", start)
+    record = OmegaConf.load(second / "config.yaml")
+    assert [(r.name, r.fold) for r in record.starts_from] == [("first", 0)]
+    with pytest.raises(InputError, match="fold=1 holds out: it comes from first, fold 0"):
+        run(output, "name=third", "epochs=1", "fold=1", start)
+    # Also by way of another run, and from one that held out nothing.
+    chain = f"checkpoint_path={second / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(InputError, match="it comes from"):
+        run(output, "name=third", "epochs=1", "fold=1", chain)
+    everything = run(output, "name=all", "epochs=1", "fold=all")
+    with pytest.raises(InputError, match="it comes from all, fold all"):
+        run(output, "name=third", f"checkpoint_path={everything / 'checkpoints' / 'last.ckpt'}")
+    run(output, "name=third", "epochs=1", "fold=all", start)
 
 
 def test_crops_of_another_preparation_are_refused(output: Path) -> None:

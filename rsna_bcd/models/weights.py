@@ -94,6 +94,17 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
     return list(misfits)
 
 
+def record_in(file: Path) -> dict[str, Any] | None:
+    """The settings of the run that a checkpoint is of (`models.history.Record`); None in others."""
+    if file.suffix == ".safetensors" or not file.is_file():
+        return None
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE:
+        return None  # which `start_from` will say
+    return content.get("config") if isinstance(content, dict) else None
+
+
 def _encoder_at(place: str, state: State) -> State:
     """Entries of an encoder, under the names that it has for them; none, if it is not there."""
     names = tuple(place + part for part in _ENCODER)
