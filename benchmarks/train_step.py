@@ -4,12 +4,13 @@
     python benchmarks/train_step.py effnet_b5 convnext_small --trainer gpu --loader \
       --batch-size 16 --json step.json
 
-Same network, optimizer, schedule, clipping, precision and batch. `plain` is the bare loop in
-float32, channels first, not compiled. Each way is a process of its own; they take turns of some
-steps while the others wait (A B C A B C ...): what disturbs the machine disturbs all. A turn is
-from the start of a step to the start of another: what the trainer does between steps counts.
-Steps should take at least 200 ms: choose the batch accordingly. `--loader` adds a training from
-crops on disk, with its images a second and the share of time that it waits for them.
+Same network, optimizer, schedule, clipping, precision and batch; no moving average of the weights,
+which the bare loop lacks. `plain` is the bare loop in float32, channels first, not compiled. Each
+way is a process of its own; they take turns of some steps while the others wait (A B C A B C ...):
+what disturbs the machine disturbs all. A turn is from the start of a step to the start of another:
+what the trainer does between steps counts. Steps should take at least 200 ms: choose the batch
+accordingly. `--loader` adds a training from crops on disk, with its images a second and the share
+of time that it waits for them.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from crops import prepared
 from rich.console import Console
 from rich.progress import track
@@ -65,9 +67,14 @@ class Worker:
 
 
 def with_loader(overrides: list[str], crop: str, patients: int) -> dict[str, float]:
-    """Images a second and data wait of the second epoch of a training from crops on disk."""
+    """Images a second and data wait of the second epoch of a training from crops on disk.
+
+    The rows of the table are repeated until an epoch has 100 batches and more: with fewer, what is
+    measured is how long the loader takes to begin.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = prepared(Path(folder), crop, patients)
+        _repeat(output / "prepared" / "rsna" / crop / "train.csv", _composed(overrides).batch_size)
         command = [
             *(sys.executable, "-m", "rsna_bcd.train", *overrides, f"paths.output={output}"),
             *("name=loader", "fold=all", "epochs=2", "negatives_per_positive=null"),
@@ -76,6 +83,13 @@ def with_loader(overrides: list[str], crop: str, patients: int) -> dict[str, flo
         rows = (output / "runs" / "loader" / "foldall" / "timings.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     return {key: float(last[key]) for key in ("images_per_second", "data_wait")}
+
+
+def _repeat(table: Path, batch_size: int) -> None:
+    rows = pd.read_csv(table, dtype={"image_id": str})
+    copies = -(-100 * batch_size // len(rows))
+    parts = [rows.assign(image_id=rows["image_id"] + f"_{copy}") for copy in range(copies)]
+    pd.concat(parts).to_csv(table, index=False)
 
 
 def _peak(answer: dict[str, Any]) -> float | None:
@@ -113,12 +127,13 @@ def main() -> None:
     for name in arguments.experiments:
         overrides = [
             f"experiment={name}", f"trainer={arguments.trainer}", "network.pretrained=false",
+            "checkpoint_path=null", "ema.decay=null",
             *([f"batch_size={arguments.batch_size}"] if arguments.batch_size else []),
             *arguments.overrides,
         ]  # fmt: skip
         turns = _interleaved(overrides, arguments.rounds, arguments.steps)
         for way, answers in turns.items():
-            row = _row(answers, turns[TRAINER], arguments.steps, _batch_size(overrides))
+            row = _row(answers, turns[TRAINER], arguments.steps)
             results.append({"experiment": name, "way": way, **row})
             table.add_row(name, way, *_cells(row))
         if arguments.loader:
@@ -158,20 +173,14 @@ def _composed(overrides: list[str]) -> Any:
         return compose("train", overrides)
 
 
-def _batch_size(overrides: list[str]) -> int:
-    return int(_composed(overrides).batch_size)
-
-
-def _row(
-    answers: list[dict[str, Any]], ours: list[dict[str, Any]], steps: int, batch_size: int
-) -> dict[str, Any]:
+def _row(answers: list[dict[str, Any]], ours: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Figures of a way, by round."""
     seconds = [answer["seconds"] / steps for answer in answers]
     peak = _peak(answers[0])
     return {
         "device": answers[0]["device"],
         "seconds": seconds,
-        "images_per_second": [batch_size / s for s in seconds],
+        "images_per_second": [answers[0]["images"] / s for s in seconds],
         "trainer_over_it": [
             ours[i]["seconds"] / answer["seconds"] for i, answer in enumerate(answers)
         ],

@@ -43,8 +43,12 @@ def train(way: str, overrides: list[str], rounds: int, steps: int, answer: Any) 
     classifier = instantiate(cfg.classifier)
     trainer = instantiate(cfg.trainer, max_epochs=1, limit_val_batches=0)
     device = trainer.strategy.root_device
-    batch = _batch(cfg, device)
-    facts = {"flops": _flops(classifier.network, batch), "precision": str(cfg.trainer.precision)}
+    batch = _batch(cfg, classifier.unit, device)
+    facts = {
+        "flops": _flops(classifier.network, batch),
+        "precision": str(cfg.trainer.precision),
+        "images": cfg.batch_size * images_of(cfg, classifier.unit),
+    }
     turns = _Turns(device, facts, rounds, steps, answer)
     if way == TRAINER:
         _with_lightning(trainer, classifier, batch, turns)
@@ -87,14 +91,27 @@ class _Turns:
         self._start = time.perf_counter()
 
 
-def _batch(cfg: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """Random crops of the experiment's size."""
-    shape = (cfg.batch_size, 1, cfg.crop.height, cfg.crop.width)
+def images_of(cfg: Any, unit: str) -> int:
+    """How many images a sample has here."""
+    return (4 if cfg.views.other_breast else 2) if unit == "breast" else 1
+
+
+def _batch(cfg: Any, unit: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """Random crops of the experiment's size; of breasts, CC and MLO (of both, if it sees both)."""
+    samples = torch.arange(cfg.batch_size)
+    places = torch.arange(images_of(cfg, unit)) if unit == "breast" else None
+    shape = () if places is None else (len(places),)
+    size = (cfg.batch_size, *shape, 1, cfg.crop.height, cfg.crop.width)
     batch = {
-        "image": torch.randint(0, 256, shape, dtype=torch.uint8),
-        "label": torch.arange(cfg.batch_size).remainder(2).float(),
-        "index": torch.arange(cfg.batch_size),
+        "image": torch.randint(0, 256, size, dtype=torch.uint8),
+        "label": samples.remainder(2).float(),
+        "index": samples,
+        **{f"target_{name}": torch.zeros(cfg.batch_size) for name in cfg.auxiliary},
     }
+    if places is not None:
+        batch["mask"] = torch.ones(cfg.batch_size, len(places), dtype=torch.bool)
+        batch["view"] = places.remainder(2).repeat(cfg.batch_size, 1)
+        batch["other"] = (places >= 2).repeat(cfg.batch_size, 1)
     if device.type == "cuda":
         batch = {key: value.pin_memory() for key, value in batch.items()}
     return batch
@@ -128,20 +145,27 @@ def _with_lightning(trainer: Any, classifier: Any, batch: Any, turns: _Turns) ->
 
 
 def _bare(network: Any, batch: Any, turns: _Turns, cfg: Any, device: torch.device) -> None:
-    """Train as one writes it."""
+    """Train as one writes it, for the label alone."""
     from hydra.utils import instantiate
 
-    network = network.to(device).train()
-    optimizer = instantiate(cfg.optimizer)(network.parameters())
-    scheduler = instantiate(cfg.scheduler)(optimizer, turns.total)
     precision = str(cfg.trainer.precision)
     half = torch.bfloat16 if "bf16" in precision else torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=precision.startswith("16"))
+    network = network.to(device).train()
+    optimizer = instantiate(cfg.rates).optimizer(  # the very same, fused where ours is
+        instantiate(cfg.optimizer),
+        network,
+        batch_size=cfg.batch_size,
+        fused=not (scaler.is_enabled() and cfg.trainer.gradient_clip_val),
+    )
+    scheduler = instantiate(cfg.scheduler)(optimizer, turns.total)
+    trained = torch.compile(network) if cfg.compile else network
+    trained.inputs = network.inputs
     for step in range(turns.total):
         turns.begin(step)
         here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(device.type, half, enabled="mixed" in precision):
-            logits = outputs_of(network, here)["logit"]
+            logits = outputs_of(trained, here)["logit"]
             loss = functional.binary_cross_entropy_with_logits(logits, here["label"])
         optimizer.zero_grad()
         scaler.scale(loss).backward()

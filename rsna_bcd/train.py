@@ -98,8 +98,11 @@ def train(cfg: DictConfig) -> None:
         # What another rank is about to delete must not be seen by this one.
         checkpoint = last if cfg.resume and not cfg.overwrite and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        metrics = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else {}
-        _finish(run_dir, {**_facts(data, trainer, cfg), **metrics})
+        oof = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else None
+        scores = {} if oof is None else _scores(oof)
+        _finish(run_dir, {**_facts(data, trainer, cfg), **scores})
+        if oof is not None and wandb.run is not None:  # last: the run is finished without it
+            _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
         exit_code = 0
     except InputError as error:  # from a worker process, it comes wrapped in a traceback
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
@@ -290,8 +293,8 @@ def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
 
 def _predict_held_out(
     trainer: pl.Trainer, classifier: Classifier, data: CropDataModule, cfg: DictConfig
-) -> dict[str, Any]:
-    """Write the out-of-fold tables and return their scores.
+) -> pd.DataFrame:
+    """Write the out-of-fold tables and return that of the breasts.
 
     Predicted with the weights in the file, as the test set will be: the module's own are others
     where nothing was left to train (a run killed just now) and the average is kept.
@@ -310,17 +313,19 @@ def _predict_held_out(
         rank_zero_only(write_csv)(images, Path(cfg.run_dir) / "oof_images.csv")
     oof = with_unread(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
     rank_zero_only(write_csv)(oof, Path(cfg.run_dir) / "oof.csv")
-    scores = {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
-    if wandb.run is not None:
-        folder = Path(cfg.prepared_dir)
-        log_results(
-            wandb.run,
-            oof,
-            data.held_out_images,
-            lambda path: in_8_bits(read_crop(folder / path)),
-            scores,
-        )
-    return scores
+    return oof
+
+
+def _scores(oof: pd.DataFrame) -> dict[str, Any]:
+    return {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
+
+
+def _show_in_wandb(
+    oof: pd.DataFrame, data: CropDataModule, scores: dict[str, Any], folder: Path
+) -> None:
+    """Curves, and the hardest breasts with their pictures."""
+    images = data.held_out_images
+    log_results(wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
 
 
 def _facts(data: CropDataModule, trainer: pl.Trainer, cfg: DictConfig) -> dict[str, Any]:

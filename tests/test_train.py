@@ -292,6 +292,19 @@ def test_wandb_records_offline_beside_the_history(output: Path) -> None:
 
 
 @pytest.mark.usefixtures("logged_out")
+def test_a_run_is_finished_though_wandb_cannot_show_it(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space for pictures")
+
+    monkeypatch.setattr("rsna_bcd.train.log_results", fail)
+    with pytest.raises(OSError, match="no space"):
+        run(output, "logger=wandb", "epochs=1")
+    assert (output / "runs" / "tiny" / "fold0" / "metrics.json").exists()
+    assert wandb.run is None
+
+
 def test_wandb_hears_of_a_failure_and_of_the_run_that_goes_on(
     output: Path, crash: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

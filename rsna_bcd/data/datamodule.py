@@ -1,5 +1,6 @@
 """One fold of a prepared folder as training and validation batches."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -204,7 +205,7 @@ class CropDataModule(pl.LightningDataModule):
             persistent_workers=self._workers > 0,
             pin_memory=self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
         )
 
     def _ranks(self) -> tuple[int, int]:
@@ -253,5 +254,8 @@ class CropDataModule(pl.LightningDataModule):
         assert len(shared) == 0, f"patients in training and held out: {shared[:5]}"
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # SLURM sends it to all processes of a job before the time is up: to queue the job again is for
+    # the one that trains, whose handler this process has inherited.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -24,7 +24,7 @@ class Throughput(pl.Callback):
     a validation in between; `data_wait` is the share of them between the end of a step and the
     start of the next, when the next batch is fetched and copied to the device. On a GPU both are
     measured on the GPU itself: while it is still at work, the process waits for nothing.
-    `images` are those of all ranks, which take equal parts. `peak_gpu_gb` is the most memory that
+    `images` are this rank's, times the number of ranks. `peak_gpu_gb` is the most memory that
     torch had allocated on the first GPU; empty on a processor.
 
     Args:

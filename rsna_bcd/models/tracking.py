@@ -58,5 +58,8 @@ def wandb_key() -> str | None:
     if not file.is_file():
         return None
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    entry = netrc.netrc(file).authenticators(urlsplit(server).hostname or "")
+    try:
+        entry = netrc.netrc(file).authenticators(urlsplit(server).hostname or "")
+    except netrc.NetrcParseError:
+        return None  # W&B itself cannot read it either
     return entry[2] if entry else None

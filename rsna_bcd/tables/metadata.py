@@ -151,7 +151,7 @@ class Metadata:
 def as_text(values: pd.Series) -> pd.Series:
     """Values of a category as strings: 29, 29.0 and "29" are one machine; missing stays missing."""
     numbers = pd.to_numeric(values, errors="coerce")
-    whole = numbers.notna() & (numbers % 1 == 0)
+    whole = (numbers % 1 == 0) & (numbers.abs() < 2**53)  # beyond that float64 skips integers
     text = values.astype("string")
     return text.mask(whole, numbers.where(whole).astype("Int64").astype("string"))
 

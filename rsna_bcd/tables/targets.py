@@ -55,7 +55,7 @@ TARGETS = {
     "invasive": Target("binary"),
     "difficult_negative_case": Target("binary"),
     "implant": Target("binary"),
-    "BIRADS": Target("categorical", ("0", "1", "2")),
+    "BIRADS": Target("categorical", tuple("0123456")),
     "density": Target("categorical", ("A", "B", "C", "D")),
     "view": Target("categorical", VIEWS),
     "site_id": Target("categorical", tuple(map(str, SITES))),
@@ -80,10 +80,14 @@ def check_targets(images: pd.DataFrame, names: Sequence[str]) -> None:
             f"auxiliary: {', '.join(unknown)} is no auxiliary target. There are "
             f"{', '.join(TARGETS)}."
         )
-    empty = [name for name in names if name not in images or images[name].isna().all()]
+    empty = [
+        name
+        for name in names
+        if name not in images or np.isnan(TARGETS[name].encode(images[name])).all()
+    ]
     if empty:
         raise InputError(
-            f"auxiliary: the training part of the table has no values of {', '.join(empty)}. "
+            f"auxiliary: the training part of the table has no known value of {', '.join(empty)}. "
             "Leave it out."
         )
 
