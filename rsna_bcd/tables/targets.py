@@ -87,7 +87,7 @@ def check_targets(images: pd.DataFrame, names: Sequence[str]) -> None:
     ]
     if empty:
         raise InputError(
-            f"auxiliary: the training part of the table has no known value of {', '.join(empty)}. "
+            f"auxiliary: the training part of the table has no values of {', '.join(empty)}. "
             "Leave it out."
         )
 
