@@ -54,7 +54,8 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
         found = "".join(f"\n  {name}: {why}" for name, why in remarks.items())
         raise InputError(f"{runs} has no run with a finished fold for {wanted}.{found}")
     ranking = rank(tables, scoring, cfg.reference or _BASELINE, _optimistic(runs, tables))
-    remarks |= ranking.unscored
+    for name, why in ranking.remarks.items():
+        remarks[name] = f"{remarks[name]}; {why}" if name in remarks else why
     console = Console()
     console.print(table_of(ranking, cfg.most))
     if any(result.optimistic for result in ranking.results):

@@ -5,9 +5,10 @@ it is trained: killed at any moment and started again, a search ends as if nothi
 """
 
 import contextlib
-import ctypes
 import fcntl
+import glob
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,7 +16,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._stage import record_of, settle, stage, write_record
+from rsna_bcd._stage import CONF, record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.models.ranks import kill_with_parent
+from rsna_bcd.scoring.metrics import DECISION, RANKING
 from rsna_bcd.tables.predictions import write_csv
 
 _RECORDED = ("name", "train", "fold", "metric", "direction", "seed", "space")
 _OURS = ("name", "fold", "resume", "overwrite", "paths.data", "paths.output")  # of train's keys
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 _OF_A_RANGE = {"low", "high", "log", "step"}
+_METRICS = (*RANKING, *DECISION)  # that training writes
+_PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*"  # as a text, Hydra needs no quotes around it,
+_KEYWORDS = {"null", "true", "false", "inf", "nan"}  # but for these, in any case
 _SHOWN = 15  # trials in the table; the file has all
 
 
@@ -42,10 +47,12 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """Train trial after trial, and rank them.
 
     Writes `config.yaml`, `journal.jsonl` (Optuna's) and `trials.csv`. A trial that fails is marked
-    so, and the others go on; but the first must succeed.
+    so, and the others go on; but the first must succeed. Settings that were proposed again are not
+    trained again.
 
     Returns:
         `trial, run, state, value` and a column a key of the space, in the order of the trials.
+        Trials of equal settings have the run of the first.
 
     Raises:
         InputError: settings that are not fit for it, a first trial that failed, another process
@@ -67,11 +74,19 @@ def search(cfg: DictConfig) -> pd.DataFrame:
             trial = _next(optuna, study, space, cfg)
             if trial is None:
                 break
-            value = _train(cfg, trial)
+            position = f"{trial.number + 1} of {cfg.trials}"
+            print(f"Trial {trial.number} ({position}): {' '.join(_settings(trial))}", flush=True)
+            twin = _twin(study.trials, trial)
+            if twin is None:
+                value = _train(cfg, trial)
+            else:
+                value = twin.value
+                print(f"Not trained: trial {twin.number} had the same settings.", flush=True)
             if value is None and not any(t.state.name == "COMPLETE" for t in study.trials):
                 raise InputError(
                     f"Trial {trial.number} failed, and none has succeeded before: see above. "
-                    "Mend it and start the search again; it begins with the same trial."
+                    "Mend it and start the search again; it begins with the same trial, "
+                    f"or begin with others: seed={cfg.seed + 1} overwrite=true."
                 )
             failed = optuna.trial.TrialState.FAIL if value is None else None
             study.tell(trial.number, value, state=failed)
@@ -97,6 +112,15 @@ def _check(cfg: DictConfig) -> None:
         raise InputError(f"direction={cfg.direction}: choose maximize or minimize.")
     if cfg.trials < 1:
         raise InputError(f"trials={cfg.trials}: give at least one.")
+    if cfg.metric not in _METRICS:
+        raise InputError(f"metric={cfg.metric}: choose {', '.join(_METRICS)}.")
+    folds = _folds(cfg)
+    numbers = all(type(fold) is int and fold >= 0 for fold in folds)
+    if not folds or not numbers or len(set(folds)) < len(folds):
+        raise InputError(
+            f"fold={cfg.fold}: give numbers from 0 on, each once, such as fold=0 or fold=[0,1]. "
+            "Without a fold held out a trial has no score."
+        )
     if not cfg.space:
         raise InputError("The space is empty. Name what to search: '+space.epochs=[5,10,20]'.")
     given = [override.lstrip("+~").split("=")[0] for override in shlex.split(cfg.train)]
@@ -146,9 +170,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _forget(cfg: DictConfig) -> None:
-    """Delete the trials and their runs."""
-    for run in (Path(cfg.paths.output) / "runs").glob(f"{cfg.name}_t[0-9][0-9][0-9]*"):
-        shutil.rmtree(run)
+    """Delete the trials and their runs, but none that is only called after one: s_t003_full."""
+    runs = Path(cfg.paths.output) / "runs"
+    trial = re.compile(re.escape(str(cfg.name)) + r"_t[0-9]{3,}")
+    for run in runs.glob(f"{glob.escape(str(cfg.name))}_t*"):
+        if trial.fullmatch(str(run.relative_to(runs))):
+            shutil.rmtree(run)
     for name in ("journal.jsonl", "trials.csv"):
         (Path(cfg.search_dir) / name).unlink(missing_ok=True)
 
@@ -157,8 +184,8 @@ def _open(optuna: Any, journal: Path, direction: str) -> Any:
     """Open the journal, also one whose writer was killed: nobody else is writing."""
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     if journal.exists():
-        lines = journal.read_bytes()
-        journal.write_bytes(lines[: lines.rfind(b"\n") + 1])  # less a line that is not whole
+        # Cut off a line that is not whole. Written anew, the journal could be lost at a kill.
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     return optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
@@ -189,42 +216,46 @@ def _next(optuna: Any, study: Any, space: dict[str, Any], cfg: DictConfig) -> An
     return study.trials[number]
 
 
+def _twin(trials: Sequence[Any], trial: Any) -> Any:
+    """The first finished trial before this one that has its settings; None if there is none."""
+    settings = set(_settings(trial))
+    for other in trials[: trial.number]:
+        if other.state.name == "COMPLETE" and set(_settings(other)) == settings:
+            return other
+    return None
+
+
+def _settings(trial: Any) -> list[str]:
+    return [f"{key}={_text(value)}" for key, value in trial.params.items()]
+
+
 def _train(cfg: DictConfig, trial: Any) -> float | None:
     """Train the folds of a trial; its value, or None where one failed."""
     name = _run_name(cfg, trial.number)
-    settings = [f"{key}={_text(value)}" for key, value in trial.params.items()]
-    print(f"Trial {trial.number + 1} of {cfg.trials}: {' '.join(settings)}", flush=True)
     values = []
     for fold in _folds(cfg):
         command = [
-            *(sys.executable, "-m", "rsna_bcd.train", *shlex.split(cfg.train), *settings),
+            *(sys.executable, "-m", "rsna_bcd.train", *shlex.split(cfg.train)),
+            *_settings(trial),
             *(f"name={_text(name)}", f"fold={fold}", "resume=true"),
-            *(f"paths.{key}={_text(str(cfg.paths[key]))}" for key in ("data", "output")),
+            *(_place(cfg, key) for key in ("data", "output")),
         ]
         if _run(command) != 0:
-            print(f"Trial {trial.number + 1} failed on fold {fold}.", flush=True)
+            print(f"Trial {trial.number} failed on fold {fold}.", flush=True)
             return None
         file = Path(cfg.paths.output) / "runs" / name / f"fold{fold}" / "metrics.json"
         metrics = json.loads(file.read_text(encoding="utf-8"))
-        if cfg.metric not in metrics:
-            raise InputError(
-                f"metric={cfg.metric} is not in {file}: choose of {', '.join(metrics)}."
-            )
+        assert cfg.metric in metrics, file
         values.append(metrics[cfg.metric])
     if None in values:
-        print(f"Trial {trial.number + 1} failed: its {cfg.metric} is undefined.", flush=True)
+        print(f"Trial {trial.number} failed: its {cfg.metric} is undefined.", flush=True)
         return None
     return statistics.fmean(values)
 
 
 def _run(command: list[str]) -> int:
     """Run a command that ends with this process, however that ends."""
-    library = ctypes.CDLL(None)
-
-    def end_with_parent() -> None:
-        library.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-
-    code = subprocess.run(command, preexec_fn=end_with_parent, check=False).returncode
+    code = subprocess.run(command, preexec_fn=kill_with_parent, check=False).returncode
     if code in _STOPPED:  # by the user or the cluster, who mean the search as well
         raise KeyboardInterrupt
     return code
@@ -238,29 +269,37 @@ def _run_name(cfg: DictConfig, number: int) -> str:
     return f"{cfg.name}_t{number:03}"
 
 
+def _place(cfg: DictConfig, key: str) -> str:
+    return f"paths.{key}={_text(str(cfg.paths[key]))}"
+
+
 def _text(value: Any) -> str:
-    """A value as Hydra reads it on the command line."""
+    """A value as Hydra reads it on the command line: a text in quotes, unless it is plain."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    return str(value)
+    if not isinstance(value, str):
+        return str(value)
+    if re.fullmatch(_PLAIN, value) and value.lower() not in _KEYWORDS:
+        return value
+    # A backslash stands for itself, unless a quote follows.
+    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _frame(study: Any, cfg: DictConfig) -> pd.DataFrame:
     """One row a trial."""
     states = {"COMPLETE": "finished", "FAIL": "failed", "RUNNING": "unfinished"}
+    trials = study.trials
     return pd.DataFrame(
         [
             {
                 "trial": trial.number,
-                "run": _run_name(cfg, trial.number),
+                "run": _run_name(cfg, (_twin(trials, trial) or trial).number),
                 "state": states[trial.state.name],
                 "value": trial.value,
                 **trial.params,
             }
-            for trial in study.trials
+            for trial in trials
         ]
     )
 
@@ -283,11 +322,12 @@ def _show(frame: pd.DataFrame, study: Any, cfg: DictConfig) -> None:
     console = Console()
     console.print(table)
     best = study.best_trial
-    settings = [f"{key}={_text(value)}" for key, value in best.params.items()]
-    command = f"python -m rsna_bcd.train {shlex.join([*shlex.split(cfg.train), *settings])}"
+    usual = OmegaConf.load(Path(CONF) / "paths" / "local.yaml")
+    places = [_place(cfg, str(key)) for key, path in usual.items() if cfg.paths[key] != path]
+    command = shlex.join([*shlex.split(cfg.train), *_settings(best), *places])
     console.print(
-        f"Best of {len(frame)}, so its value is optimistic: {_run_name(cfg, best.number)}\n"
-        f"  {command} name=...\n{Path(cfg.search_dir) / 'trials.csv'}",
+        f"Best of {len(frame)}, so its value is optimistic: {frame['run'][best.number]}\n"
+        f"  python -m rsna_bcd.train {command} name=...\n{Path(cfg.search_dir) / 'trials.csv'}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -136,9 +136,28 @@ def test_runs_on_other_breasts_have_a_score_and_no_difference(
     compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_run(runs / "runs" / "elsewhere", oof(range(900, 1000), 0, skill=0.6))
-    save_run(runs / "runs" / "relabelled", oof(range(100), 0).assign(label=lambda t: 1 - t.label))
     by_name = {run["run"]: run for run in compared("runs=null", "reference=ours")["runs"]}
     assert by_name["elsewhere"]["shared_breasts"] == 0
     assert by_name["elsewhere"]["difference"] is None
-    assert by_name["relabelled"]["shared_breasts"] == 0
     assert "no breast in common" in capsys.readouterr().out
+
+
+def test_runs_with_other_labels_have_a_score_and_a_remark(
+    compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = oof(range(100), 0)
+    rows.loc[:2, "label"] = 1 - rows.loc[:2, "label"]
+    save_run(runs / "runs" / "relabelled", rows, oof(range(100, 200), 1))
+    save_run(runs / "runs" / "relabelled", oof(range(200, 300), 2))
+    (runs / "runs" / "relabelled" / "fold2" / "metrics.json").unlink()
+    result = compared("runs=null", "reference=ours")
+    by_name = {run["run"]: run for run in result["runs"]}
+    assert by_name["plain"]["difference"] is not None
+    relabelled = by_name["relabelled"]
+    assert (relabelled["shared_breasts"], relabelled["difference"]) == (200, None)
+    assert relabelled["value"] > 0.5
+    remark = "fold 2 not finished; labels differ from ours's for 3 breasts"
+    assert result["not_counted"]["relabelled"] == remark
+    table, remarks = capsys.readouterr().out.split("relabelled: ")
+    assert "labels differ" in table
+    assert remarks.startswith(f"{remark}\n")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from fabricated_crops import HEIGHT, WIDTH, save_crops
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from rsna_bcd import search as stage
@@ -93,7 +94,11 @@ def test_it_ends_with_a_table_and_the_best_command(
     frame = searched('train="experiment=lite0"')
     printed = capsys.readouterr().out
     best = frame["run"][frame["value"].argmax()]
+    assert "Trial 0 (1 of 6): " in printed
+    assert "Trial 5 (6 of 6): " in printed
     assert f"{best}\n  python -m rsna_bcd.train experiment=lite0 " in printed
+    assert f" paths.output={tmp_path} name=...\n" in printed
+    assert "paths.data=" not in printed  # it is where it is by default
     written = pd.read_csv(tmp_path / "searches" / "s" / "trials.csv")
     pd.testing.assert_frame_equal(written, frame)
 
@@ -118,6 +123,80 @@ def test_stopped_and_started_again_it_ends_as_if_nothing_had_happened(
     assert len(training.commands) == 12 + stop_at % 2
 
 
+FEW = (
+    'train="learning_rate=0.001"', "space=none", "+space.augment=[flips,light]",
+)  # fmt: skip
+
+
+def test_equal_settings_are_trained_once(
+    searched: Search, training: _Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = searched(*FEW, "fold=[0,1]")
+    trained = {c["augment"]: c["name"] for c in training.commands}
+    assert trained.keys() == {"flips", "light"}
+    assert len(training.commands) == 4
+    assert len(frame) == 6
+    assert frame["run"].tolist() == frame["augment"].map(trained).tolist()
+    assert frame["value"].tolist() == [1.105 if a == "light" else 1.005 for a in frame["augment"]]
+    printed = capsys.readouterr().out
+    assert printed.count("Not trained: trial ") == 4
+    assert f"{trained['light']}\n  python -m rsna_bcd.train" in printed
+
+
+def test_equal_settings_that_failed_are_tried_again(searched: Search, training: _Training) -> None:
+    training.fails = lambda trial, fold: trial == 1
+    frame = searched(*FEW)
+    assert frame["augment"][0] != frame["augment"][1]
+    assert frame["state"].tolist() == ["finished", "failed"] + ["finished"] * 4
+    failed, again, *others = frame["run"][frame["augment"] == frame["augment"][1]]
+    assert failed == "s_t001"
+    assert {again, *others} == {training.commands[2]["name"]}
+    assert len(training.commands) == 3
+
+
+@pytest.mark.parametrize("stop_at", range(6))
+def test_stopped_at_equal_settings_it_ends_as_if_nothing_had_happened(
+    searched: Search,
+    training: _Training,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    straight = searched(*FEW, output=tmp_path / "straight")
+    twin = stage._twin
+
+    def stopped(trials: Any, trial: Any) -> Any:
+        if trial.number == stop_at:
+            raise KeyboardInterrupt
+        return twin(trials, trial)
+
+    monkeypatch.setattr(stage, "_twin", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        searched(*FEW, output=tmp_path / "stopped")
+    monkeypatch.setattr(stage, "_twin", twin)
+    again = searched(*FEW, output=tmp_path / "stopped")
+    pd.testing.assert_frame_equal(again, straight)
+
+
+def test_a_journal_is_cut_and_never_written_anew(
+    searched: Search, training: _Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between emptying the file and filling it again, the search would be lost."""
+    first = searched()
+    journal = tmp_path / "searches" / "s" / "journal.jsonl"
+    whole = journal.read_bytes()
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "work')
+
+    def written_anew(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Path, "write_bytes", written_anew)
+    pd.testing.assert_frame_equal(searched(), first)
+    assert journal.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
 def test_more_trials_go_on_from_the_last(searched: Search, training: _Training) -> None:
     first = searched("trials=3")
     second = searched("trials=5")
@@ -138,7 +217,8 @@ def test_where_the_first_fails_the_search_stops_and_begins_with_it_again(
     searched: Search, training: _Training
 ) -> None:
     training.fails = lambda trial, fold: True
-    with pytest.raises(InputError, match="Trial 0 failed, and none has succeeded"):
+    remedy = r"Trial 0 failed, and none has succeeded.*begin with others: seed=1 overwrite=true"
+    with pytest.raises(InputError, match=remedy):
         searched()
     training.fails = lambda trial, fold: False
     assert searched()["state"].tolist() == ["finished"] * 6
@@ -151,10 +231,13 @@ def test_other_settings_are_refused_and_overwrite_forgets(
     with pytest.raises(InputError, match=r"(?s)seed: 0 -> 1.*overwrite=true"):
         searched("seed=1")
     (tmp_path / "runs" / "s_t000" / "old").mkdir()
-    (tmp_path / "runs" / "s_text").mkdir()
+    others = [tmp_path / "runs" / name for name in ("s_text", "s_t003_full", "s_t001_t000")]
+    for other in others:
+        other.mkdir()
     assert len(searched("seed=1", "overwrite=true", "trials=2")) == 2
     assert not (tmp_path / "runs" / "s_t000" / "old").exists()
-    assert (tmp_path / "runs" / "s_text").exists()
+    assert not (tmp_path / "runs" / "s_t005").exists()
+    assert all(other.exists() for other in others)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +251,13 @@ def test_other_settings_are_refused_and_overwrite_forgets(
         (["space.learning_rate=1"], "give a list of plain values, or a range"),
         (["++space.learning_rate={up: 1}"], "give a list of plain values, or a range"),
         (["space.learning_rate={low: 0.0, high: 1.0, log: true}"], "space.learning_rate="),
-        (["metric=f1"], "metric=f1 is not in"),
+        (["metric=f1"], "metric=f1: choose auroc, average_precision, pf1"),
+        (["fold=all"], "fold=all: give numbers from 0 on, each once"),
+        (["fold=[0,all]"], "fold=.*give numbers from 0 on, each once"),
+        (["fold=[1,1]"], "fold=.*give numbers from 0 on, each once"),
+        (["fold=[]"], "fold=.*give numbers from 0 on, each once"),
+        (["fold=-1"], "fold=-1: give numbers from 0 on, each once"),
+        (["fold=true"], "fold=True: give numbers from 0 on, each once"),
     ],
 )
 def test_bad_settings(
@@ -176,6 +265,7 @@ def test_bad_settings(
 ) -> None:
     with pytest.raises(InputError, match=message):
         searched(*overrides)
+    assert training.commands == []
 
 
 def test_an_undefined_score_is_a_failure(searched: Search, training: _Training) -> None:
@@ -196,10 +286,16 @@ def test_every_space_names_keys_of_train(file: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "null"), (True, "true"), (0.1, "0.1"), (3, "3"), ("light", "light"),
-     ("a b", "'a b'"), ("it's", r"'it\'s'")],
+     ("a b", "'a b'"), ("it's", r"'it\'s'"), ("null", "'null'"), ("True", "'True'"),
+     ("1e-3", "'1e-3'"), ("10", "'10'"), ("nan", "'nan'"), ("", "''"), (1e-5, "1e-05"),
+     ("/home/jos\u00e9/out", "'/home/jos\u00e9/out'"), ("/tmp/x-1.0", "/tmp/x-1.0"),
+     ("-inf", "'-inf'"), ("\u0663", "'\u0663'"), ("a=b,[c]", "'a=b,[c]'"), (r"a\b", r"'a\b'"),
+     ("a\\", r"'a\\'"), (r"a\'b", r"'a\\\'b'"), ("null/1", "null/1"), ("off", "off")],
 )  # fmt: skip
 def test_values_are_written_as_hydra_reads_them(value: Any, text: str) -> None:
     assert stage._text(value) == text
+    read = OverridesParser.create().parse_override(f"key={text}").value()
+    assert (read, type(read)) == (value, type(value))
 
 
 TINY = (

@@ -21,6 +21,7 @@ from rsna_bcd.errors import InputError
 
 _STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of whoever started this rank
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec is no time to look for it
 _PAUSE, _GRACE = 0.1, 10.0  # seconds: between looks at the ranks; for one to end when asked
 _SHOWN = 30  # last lines of a rank that failed
 
@@ -97,6 +98,11 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> None:
             )
 
 
+def kill_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends; a `preexec_fn`."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def end_with_parent() -> None:
     """Make this process end when the one that started it as a rank does, however that ends.
 
@@ -105,7 +111,7 @@ def end_with_parent() -> None:
     parent = os.environ.get(_STARTED_BY)
     if parent is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    kill_with_parent()
     if os.getppid() != int(parent):  # it has ended before the line above
         sys.exit(1)
 

@@ -32,8 +32,8 @@ class Result:
         optimistic: whether the epochs were chosen on the folds they are scored on.
         score: on all of its breasts.
         shared: breasts that the reference has as well.
-        difference: from the reference, on those; None for the reference itself, and where there
-            are none.
+        difference: from the reference, on those; None for the reference itself, where there are
+            none, and where their labels differ.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Ranking:
         metric: that is the score.
         reference: the run that the differences are from.
         results: the best first.
-        unscored: for each run that cannot be scored, why.
+        remarks: for each run that cannot be scored, or not be compared for its labels, why.
     """
 
     metric: str
     reference: str
     results: tuple[Result, ...]
-    unscored: Mapping[str, str]
+    remarks: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ def rank(
     for name in order:
         rows = tables[name]
         theirs, ours = _shared(tables[reference], rows)
-        comparable = name != reference and ours["label"].nunique() == 2
+        differing = int((theirs["label"] != ours["label"]).sum())
+        if differing:
+            remarks[name] = f"labels differ from {reference}'s for {differing} breasts"
+        comparable = name != reference and not differing and ours["label"].nunique() == 2
         results.append(
             Result(
                 name=name,
@@ -184,9 +187,8 @@ def rank(
 
 
 def _shared(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of both about the same breasts with the same label, in the same order."""
-    keys = ["prediction_id", "label"]
-    both = first[keys].merge(second[keys], on=keys)["prediction_id"]
+    """The rows of both about the same breasts, in the same order."""
+    both = first[["prediction_id"]].merge(second["prediction_id"])["prediction_id"]
     return tuple(  # type: ignore[return-value]
         rows.set_index("prediction_id").loc[both].reset_index() for rows in (first, second)
     )
@@ -218,7 +220,8 @@ def table_of(ranking: Ranking, most: int) -> Table:
             if result.shared < result.breasts:
                 difference += f" of {result.shared}"
         elif result.name != ranking.reference:
-            difference = "no breast in common" if not result.shared else "undefined"
+            why = "labels differ" if result.name in ranking.remarks else "undefined"
+            difference = why if result.shared else "no breast in common"
         table.add_row(
             result.name + (" *" if result.optimistic else ""),
             str(len(result.folds)),
