@@ -23,18 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from rsna_bcd._stage import CONF, record_of, settle, stage, write_record
+from rsna_bcd._stage import CONF, record_of, refuse_detours, settle, stage, write_record
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.history import Record
+from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
 from rsna_bcd.models.prediction import TTA
 from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
 from rsna_bcd.models.tracking import ID_FILE
-from rsna_bcd.models.weights import record_in
 from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
@@ -50,11 +51,19 @@ from rsna_bcd.tables.predictions import (
 _RECORDED = (
     "name", "fold", "seed", "epochs", "batch_size", "learning_rate", "negatives_per_positive",
     "positives_per_batch", "checkpoint_path", "breast_rule", "tta", "select", "patience", "ema",
-    "mix", "rates", "deep_weight", "penalties", "crop", "augment", "views", "metadata",
+    "mix", "rates", "deep_weight", "penalties", "compile", "crop", "augment", "views", "metadata",
     "auxiliary", "network", "loss", "optimizer", "scheduler",
 )  # fmt: skip
-_RECORDED_OF_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+# Of the trainer's settings the other way round: a new one is recorded until it is listed here.
+_NEUTRAL = {
+    "_target_", "_convert_", "accelerator", "devices", "num_nodes", "strategy", "callbacks",
+    "logger", "plugins", "profiler", "default_root_dir", "use_distributed_sampler",
+    "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_model_summary",
+    "enable_progress_bar", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
+}  # fmt: skip
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# What takes its settings from keys of the root, and must not have others.
+_WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
 _RESULTS = (
     "checkpoints", "metrics.csv", "timings.csv", "oof.csv", "oof_images.csv", "metrics.json",
     ID_FILE,
@@ -84,14 +93,14 @@ def train(cfg: DictConfig) -> None:
     _keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     classifier: Classifier = instantiate(cfg.classifier)
-    _check_norms(classifier, cfg.trainer)
+    _synchronise_norms(classifier, cfg.trainer)
     data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
     data.setup()
     last = run_dir / "checkpoints" / "last.ckpt"
     _begin(run_dir, record, overwrite=cfg.overwrite)
     exit_code = 1
     try:
-        trainer: pl.Trainer = instantiate(cfg.trainer)
+        trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
         trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
@@ -100,7 +109,7 @@ def train(cfg: DictConfig) -> None:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         oof = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else None
         scores = {} if oof is None else _scores(oof)
-        _finish(run_dir, {**_facts(data, trainer, cfg), **scores})
+        _finish(run_dir, {**_facts(data, trainer, record), **scores})
         if oof is not None and wandb.run is not None:  # last: the run is finished without it
             _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
         exit_code = 0
@@ -127,8 +136,9 @@ def _check(cfg: DictConfig) -> None:
             "the first failure. Start each job by itself, or the sweep as a single process: "
             "trainer=ddp starts the processes of each job, and hydra/launcher=slurm the jobs."
         )
-    if cfg.fold == "all" and cfg.select == "best":
-        raise InputError("select=best needs a fold held out, but fold=all holds out nothing.")
+    if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
+        raise InputError("fold=all holds out nothing, which select=best and patience= need.")
+    refuse_detours(cfg, "train", _WIRED)
     # `dataset.name=` alone is for data in the competition's layout; others have a file of theirs.
     is_known = (Path(CONF) / "dataset" / f"{cfg.dataset.name}.yaml").is_file()
     command = (
@@ -159,9 +169,13 @@ def _is_sweep_in_this_process() -> bool:
 
 def _n_ranks_to_start(trainer: DictConfig) -> int:
     devices = trainer.devices
+    if not OmegaConf.is_list(devices) and not isinstance(devices, int):
+        raise InputError(
+            f"trainer.devices={devices}: give a number, -1 for every GPU, or a list ([0,2])."
+        )
     return n_ranks_to_start(
         strategy=trainer.get("strategy", "auto"),
-        devices=len(devices) if OmegaConf.is_list(devices) else int(devices),
+        devices=len(devices) if OmegaConf.is_list(devices) else devices,
         nodes=trainer.get("num_nodes", 1),
         gpus=0 if trainer.accelerator == "cpu" else torch.cuda.device_count(),
     )
@@ -186,17 +200,24 @@ def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
         run_ranks(command, n_ranks)
 
 
-def _check_norms(classifier: Classifier, trainer: DictConfig) -> None:
-    """Refuse statistics over ranks where torch has none: it would say so in the first batch."""
+def _synchronise_norms(classifier: Classifier, trainer: DictConfig) -> None:
+    """Take the statistics of BatchNorm over all ranks, if asked.
+
+    By timm's converter: Lightning's own is torch's, which knows nothing of the activations that
+    timm's norms contain, and drops them.
+    """
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in classifier.modules())
-    if norms and trainer.get("sync_batchnorm", False) and trainer.accelerator == "cpu":
+    if not norms or not trainer.get("sync_batchnorm", False):
+        return
+    if trainer.accelerator == "cpu":  # torch would say so in the first batch
         raise InputError("Processors have no SyncBatchNorm: trainer.sync_batchnorm=false.")
+    classifier.network = convert_sync_batchnorm(classifier.network)
 
 
 def _record(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide about the result, resolved."""
     prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
-    trainer = record_of(cfg.trainer, *_RECORDED_OF_TRAINER)
+    trainer = record_of(cfg.trainer, *sorted(set(map(str, cfg.trainer)) - _NEUTRAL))
     record = {
         **record_of(cfg, *_RECORDED),
         "dataset": {"name": cfg.dataset.name},
@@ -205,25 +226,21 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
         "source": prepared.source,
         "trainer": trainer,
     }
-    earlier = None if cfg.checkpoint_path is None else record_in(Path(cfg.checkpoint_path))
-    if earlier is not None:
-        own = {key: earlier[key] for key in ("name", "fold", "dataset", "folds")}
-        record["starts_from"] = [own, *earlier.get("starts_from", [])]
-    _check_ancestors(record)
+    start = record["network"].get("checkpoint_path")  # the one that is loaded
+    if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
+        record["starts_from"] = runs
+    check_unseen(record)
     return record
 
 
-def _check_ancestors(record: dict[str, Any]) -> None:
-    """Refuse to start from weights that have learnt from the patients held out now."""
-    for run in record.get("starts_from", []) if record["fold"] != "all" else []:
-        same_split = run["fold"] == record["fold"] and run["folds"] == record["folds"]
-        if run["dataset"] == record["dataset"] and not same_split:
-            raise InputError(
-                f"checkpoint_path={record['checkpoint_path']} has learnt from patients of "
-                f"{record['dataset']['name']} that fold={record['fold']} holds out: it comes from "
-                f"{run['name']}, fold {run['fold']}, folds {run['folds']['strategy']}. Start from "
-                "the same fold of that run, on the same folds."
-            )
+def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
+    """The runs that a file comes from; where it is gone, as this run noted them when it began."""
+    own = run_dir / "config.yaml"
+    if file.is_file() or not own.is_file():
+        return starts_from(file)
+    noted: Any = OmegaConf.to_container(OmegaConf.load(own))
+    same = noted["network"].get("checkpoint_path") == str(file)
+    return noted.get("starts_from", []) if same else []
 
 
 def _sha256(file: Path) -> str:
@@ -285,8 +302,9 @@ def _keep_freed_memory() -> None:
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
     """Clear the folder if asked, and write the record: all guards have passed."""
-    for name in _RESULTS if overwrite else ():
-        path = run_dir / name
+    # hpc_ckpt_*: what Lightning saves when SLURM asks for the machine, and resumes from first of all.
+    found = [run_dir / name for name in _RESULTS] + list(run_dir.glob("hpc_ckpt_*"))
+    for path in found if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_record(run_dir / "config.yaml", record)
 
@@ -328,18 +346,17 @@ def _show_in_wandb(
     log_results(wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
 
 
-def _facts(data: CropDataModule, trainer: pl.Trainer, cfg: DictConfig) -> dict[str, Any]:
+def _facts(data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]) -> dict[str, Any]:
     """What the scores were measured on, and how."""
     breasts = data.expected.drop_duplicates("prediction_id")
     progress: Any = trainer.fit_loop.epoch_progress.current
     return {
-        "name": cfg.name,
-        "fold": cfg.fold,
+        "name": record["name"],
+        "fold": record["fold"],
         "epochs": progress.processed,
         "steps": trainer.global_step,
-        "select": cfg.select,
-        # The last epoch was chosen on the fold it is scored on.
-        "optimistic": cfg.select == "best" or cfg.patience is not None,
+        "select": record["select"],
+        "optimistic": is_optimistic(record),
         "training_images": len(data.training),
         "held_out_images": len(data.held_out),
         "held_out_breasts": len(breasts),
@@ -355,7 +372,7 @@ def _finish(run_dir: Path, metrics: dict[str, Any]) -> None:
     unfinished = run_dir / "metrics.json.part"
     unfinished.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(run_dir / "metrics.json")
-    optimistic = " (optimistic: its best epoch)" if metrics["optimistic"] else ""
+    optimistic = " (optimistic: an epoch chosen on it)" if metrics["optimistic"] else ""
     title = f"{metrics['name']}, fold {metrics['fold']}{optimistic}"
     table = Table("", "", title=title, show_header=False)
     for name, value in plain.items():

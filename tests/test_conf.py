@@ -133,7 +133,9 @@ def test_an_experiment_takes_a_training_step(name: str) -> None:
     images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
     before = classifier.network.head.weight.detach().clone()
     outputs = outputs_of(classifier.network, small_batch(classifier.network, images[:, None]))
-    loss = classifier.criterion(outputs, {"label": torch.tensor([0.0, 1.0])})["loss"]
+    label = torch.tensor([0.0, 1.0])
+    targets = {f"target_{column}": label for column in cfg.auxiliary}
+    loss = classifier.criterion(outputs, {"label": label, **targets})["loss"]
     loss.backward()
     optimizer.step()
     schedule.step()

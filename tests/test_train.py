@@ -178,6 +178,12 @@ def test_fold_all_leaves_weights_and_no_predictions(output: Path) -> None:
     assert metrics["training_images"] == 32
 
 
+@pytest.mark.parametrize("choice", ["select=best", "patience=1"])
+def test_fold_all_has_nothing_to_choose_by(choice: str, output: Path) -> None:
+    with pytest.raises(InputError, match="holds out nothing"):
+        run(output, "fold=all", choice)
+
+
 def test_the_best_epoch_is_marked_as_optimistic(output: Path) -> None:
     folder = run(output, "select=best")
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -245,6 +251,68 @@ def test_weights_that_have_seen_the_held_out_patients_are_refused(output: Path) 
     run(output, "name=third", "epochs=1", "fold=all", start)
 
 
+def test_the_file_that_the_network_is_given_is_the_one_judged(trained: Path) -> None:
+    start = trained / "runs" / "tiny" / "fold0" / "checkpoints" / "last.ckpt"
+    with pytest.raises(InputError, match="fold=1 holds out: it comes from tiny, fold 0"):
+        run(trained, "name=detour", "epochs=1", "fold=1", f"network.checkpoint_path={start}")
+
+
+def test_weights_chosen_on_the_held_out_patients_stay_optimistic(trained: Path) -> None:
+    """Also when a later run adds none of its own choice, and when the first one is gone."""
+    first = trained / "runs" / "tiny" / "fold0" / "checkpoints" / "best.ckpt"
+    start = trained / "best.ckpt"
+    start.write_bytes(first.read_bytes())
+    second = run(trained, "name=second", "epochs=1", f"checkpoint_path={start}")
+    assert json.loads((second / "metrics.json").read_text())["optimistic"] is True
+    (entry,) = OmegaConf.load(second / "config.yaml").starts_from
+    assert (entry.name, entry.select, entry.patience) == ("tiny", "best", None)
+    last = second / "checkpoints" / "last.ckpt"
+    third = run(trained, "name=third", "epochs=1", f"checkpoint_path={last}")
+    assert json.loads((third / "metrics.json").read_text())["optimistic"] is True
+    start.unlink()
+    run(trained, "name=second", "epochs=1", f"checkpoint_path={start}")  # finished; not refused
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="trainer=auto would not be the processor")
+def test_synchronised_norms_leave_the_run_as_it_is(
+    trained: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one rank; and Lightning's converter, which drops activations, has nothing to do."""
+    fit = pl.Trainer.fit
+
+    def noted(self: pl.Trainer, model: Classifier, **more: Any) -> None:
+        assert self._accelerator_connector._layer_sync is None
+        assert any(type(m).__name__ == "SyncBatchNormAct" for m in model.modules())
+        fit(self, model, **more)
+
+    monkeypatch.setattr(pl.Trainer, "fit", noted)
+    folder = run(output, "trainer=auto", "trainer.sync_batchnorm=true")
+    expected, found = parameters(trained / "runs" / "tiny" / "fold0"), parameters(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["+trainer.limit_train_batches=1"], "trainer.limit_train_batches: .absent. -> 1"),
+        (["+trainer.max_steps=3"], "trainer.max_steps"),
+        (["trainer.max_epochs=1"], "trainer.max_epochs: 3 -> 1"),
+        (["compile=true"], "compile: False -> True"),
+        (["data.negatives_per_positive=1"], "data.negatives_per_positive.*key at the root"),
+        (["classifier.criterion.deep_weight=0.5"], "classifier.criterion.deep_weight.*the root"),
+        (["callbacks.average.decay=0.9"], "callbacks.average.decay.*at the root"),
+        (["~callbacks.average"], "callbacks.average: .* -> None"),
+    ],
+    ids=str,
+)
+def test_nothing_that_decides_about_the_result_goes_unrecorded(
+    overrides: list[str], part: str, trained: Path
+) -> None:
+    with pytest.raises(InputError, match=part):
+        run(trained, *overrides)
+
+
 def test_crops_of_another_preparation_are_refused(output: Path) -> None:
     with pytest.raises(InputError, match="were made with crop="):
         run(output, "crop.margin=0.5")
@@ -261,6 +329,9 @@ def test_crops_of_another_preparation_are_refused(output: Path) -> None:
         ("network.backbone=no_such_net", "timm has no network 'no_such_net'"),
         ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
         ("batch_size=999", "smaller batch_size"),
+        ("trainer.devices=2", "trainer.devices=2 needs trainer=ddp"),
+        ("trainer.devices=auto", "trainer.devices=auto: give a number"),
+        ("trainer.devices='0,1'", "trainer.devices=0,1: give a number"),
     ],
 )
 def test_bad_settings_are_one_message_and_leave_no_run(

@@ -49,11 +49,16 @@ def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> i
         InputError: what was started from outside does not fit, or there is nothing to start on.
     """
     outside = started_outside()
+    count = gpus if devices == -1 else devices
     if strategy == "auto":
         if outside is not None and outside > 1:
             raise InputError(
                 f"This is one of {outside} processes, each of which would train by itself. "
                 "Choose trainer=ddp, or start a single one."
+            )
+        if count > 1:
+            raise InputError(
+                f"trainer.devices={devices} needs trainer=ddp: one process trains on one device."
             )
         return 0
     if outside is not None:
@@ -62,7 +67,6 @@ def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> i
         raise InputError(
             f"trainer.num_nodes={nodes}: start it on every node with torchrun or srun."
         )
-    count = gpus if devices == -1 else devices
     if count < 1:
         raise InputError(
             "There is no GPU for trainer=ddp. On processors alone: trainer.accelerator=cpu "

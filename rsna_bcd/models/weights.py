@@ -95,14 +95,22 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
 
 
 def record_in(file: Path) -> dict[str, Any] | None:
-    """The settings of the run that a checkpoint is of (`models.history.Record`); None in others."""
+    """The settings of the run that a checkpoint is of (`models.history.Record`); None in others.
+
+    Others may have a `config`, too: a run's says of which data and folds it is.
+    """
     if file.suffix == ".safetensors" or not file.is_file():
         return None
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    try:  # mapped: its tensors are not read
+        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE:
         return None  # which `start_from` will say
-    return content.get("config") if isinstance(content, dict) else None
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not {"name", "fold"} <= config.keys():
+        return None
+    parts = config.get("dataset"), config.get("folds")
+    is_run = all(isinstance(part, dict) for part in parts) and "strategy" in config["folds"]
+    return config if is_run else None
 
 
 def _encoder_at(place: str, state: State) -> State:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
@@ -50,16 +51,24 @@ def test_batches_computed_again_would_count_twice() -> None:
     assert not torch.allclose(again.state_dict()[name], backbone.state_dict()[name])
 
 
-def test_statistics_go_on_after_a_change_to_synchronised_norms() -> None:
-    encoder = Encoder("test_resnet", pretrained=False, grad_checkpointing=True)
-    encoder.encode(torch.rand(2, 1, 64, 64))  # leaves the momenta at zero
+@pytest.mark.parametrize("name", [TINY, "test_resnet"])
+def test_synchronised_norms_compute_the_same_and_their_statistics_go_on(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(name, pretrained=False, grad_checkpointing=True)
+    images = torch.rand(2, 1, 64, 64)
+    expected = copy.deepcopy(encoder).eval().encode(images)
+    keys = list(encoder.state_dict())
+    encoder.encode(images)  # leaves the momenta at zero
     momenta = encoder._momenta
-    nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    encoder = convert_sync_batchnorm(encoder)
     norms = [m for m in encoder.modules() if isinstance(m, nn.SyncBatchNorm)]
     assert len(norms) == len(momenta)
+    assert list(encoder.state_dict()) == keys
     seen = []
     norms[0].register_forward_pre_hook(lambda module, _: seen.append(module.momentum))
-    encoder.eval().encode(torch.rand(2, 1, 64, 64))
+    for norm in norms:  # as before the first batch
+        norm.reset_running_stats()
+    assert torch.equal(encoder.eval().encode(images), expected)
     assert seen == [0.1]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
+from rsna_bcd.models.weights import record_in
 
 TINY = "test_efficientnet"
 
@@ -136,3 +137,17 @@ def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"model.conv.weight": torch.zeros(1)}}, file)
     with pytest.raises(InputError, match=r"1 unknown \(model\.conv\.weight\)"):
         ImageClassifier(TINY, checkpoint_path=file)
+
+
+@pytest.mark.parametrize(
+    "config", [{"name": "foreign"}, "text", {"name": "x", "fold": 0, "dataset": "d", "folds": 5}]
+)
+def test_a_foreign_config_is_no_record_of_a_run(config: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "config": config}, tmp_path / "foreign.ckpt")
+    assert record_in(tmp_path / "foreign.ckpt") is None
+
+
+def test_the_record_of_a_run_is_found(tmp_path: Path) -> None:
+    record = {"name": "x", "fold": 0, "dataset": {"name": "d"}, "folds": {"strategy": "s"}}
+    torch.save({"state_dict": {}, "config": record}, tmp_path / "last.ckpt")
+    assert record_in(tmp_path / "last.ckpt") == record
