@@ -41,7 +41,7 @@ class Classifier(pl.LightningModule):
         rule: from the probabilities of a breast's images to its own; for a network that looks at
             breasts there is nothing to do.
         tta: test-time augmentation of out-of-fold and test predictions (not of validation).
-        seed: of dropout, stochastic depth and blends.
+        seed: of dropout, stochastic depth and blends (of which all ranks draw the same).
         batch_size: over all ranks.
         compile: train through torch.compile. Predictions never are compiled: those of test images
             are not, and all must agree.
