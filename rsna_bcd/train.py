@@ -302,7 +302,7 @@ def _keep_freed_memory() -> None:
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
     """Clear the folder if asked, and write the record: all guards have passed."""
-    # hpc_ckpt_*: what Lightning saves when SLURM asks for the machine, and resumes from first of all.
+    # hpc_ckpt_*: what Lightning saves when SLURM asks for the machine, and would resume from.
     found = [run_dir / name for name in _RESULTS] + list(run_dir.glob("hpc_ckpt_*"))
     for path in found if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -28,8 +28,8 @@ class Classifier(pl.LightningModule):
     The datamodule must have `batches_per_epoch` and, for validation, `held_out`, the table whose
     rows the batches' `index` names: of images or of breasts, as the network's `unit` is.
 
-    Whatever is drawn by chance while training depends on (seed, step, rank) alone, so that a run
-    that was killed goes on as if nothing had happened.
+    Whatever is drawn by chance while training depends on (seed, step) alone, and for dropout and
+    stochastic depth on the rank, so that a run that was killed goes on as if nothing had happened.
 
     Args:
         network: see `models.prediction`.
@@ -41,7 +41,7 @@ class Classifier(pl.LightningModule):
         rule: from the probabilities of a breast's images to its own; for a network that looks at
             breasts there is nothing to do.
         tta: test-time augmentation of out-of-fold and test predictions (not of validation).
-        seed: of dropout, stochastic depth and blends.
+        seed: of dropout, stochastic depth and blends (of which all ranks draw the same).
         batch_size: over all ranks.
         compile: train through torch.compile. Predictions never are compiled: those of test images
             are not, and all must agree.
@@ -118,8 +118,12 @@ class Classifier(pl.LightningModule):
         return self._compiled[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits of a batch until the epoch ends."""
-        logits = predict_logits(self.network, batch, "none")
+        """Keep the logits of a batch until the epoch ends.
+
+        In the precision of the training, which is faster on a GPU: in mixed precision `metrics.csv`
+        may differ from the scores of the out-of-fold predictions in the third digit.
+        """
+        logits = predict_logits(self.network, batch, "none", in_float32=False)
         self._validated.append({"index": batch["index"], "logit": logits})
 
     def on_validation_epoch_end(self) -> None:

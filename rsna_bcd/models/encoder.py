@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 import timm
 import torch
+from timm.layers import NormMlpClassifierHead
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -91,6 +92,8 @@ class Encoder(nn.Module):
         self.width: int = (
             getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         )
+        head = getattr(self.backbone, "head", None)
+        self._norms_pooled = isinstance(head, NormMlpClassifierHead) and not head.hidden_size
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self._layout)
         self._frozen = freeze_backbone
@@ -102,12 +105,16 @@ class Encoder(nn.Module):
             self._momenta = {name: norm.momentum for name, norm in _batch_norms(self.backbone)}
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Compute features (B, C, h, w) of images (B, 1, H, W) in [0, 1]."""
+        """Compute features (B, C, h, w) of images (B, 1, H, W) in [0, 1].
+
+        Those of ConvNeXts have not been through their last norm, which is of pooled features.
+        """
         images = ((images - self.mean) / self.std).contiguous(memory_format=self._layout)
         if self._momenta:  # only now: computed again, a batch must not be counted twice
             for name, norm in _batch_norms(self.backbone):
                 norm.momentum = self._momenta[name]
-        features: Tensor = self.backbone(images)
+        backbone = self.backbone.forward_features if self._norms_pooled else self.backbone
+        features: Tensor = backbone(images)
         if self._momenta:
             for _, norm in _batch_norms(self.backbone):
                 norm.momentum = 0.0
@@ -120,7 +127,13 @@ class Encoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute features (B, C) of images (B, 1, H, W) in [0, 1]."""
-        features: Tensor = self.pool(self.feature_map(images))
+        return self.pooled(self.feature_map(images))
+
+    def pooled(self, feature_map: Tensor) -> Tensor:
+        """Pool (B, C, h, w) to (B, C); ConvNeXts then have their norm, the order of its weights."""
+        features: Tensor = self.pool(feature_map)
+        if self._norms_pooled:
+            features = self.backbone.head(features[..., None, None]).flatten(1)
         return features
 
     def train(self, mode: bool = True) -> Self:

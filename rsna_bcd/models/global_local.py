@@ -128,7 +128,7 @@ class GlobalLocal(nn.Module):
         everything = torch.ones(fine.shape[:2], dtype=torch.bool, device=fine.device)
         weights = self.attention(fine, everything)
         local = (weights[..., None] * fine).sum(dim=1)
-        features = torch.cat([self.global_encoder.pool(coarse), local], dim=1)
+        features = torch.cat([self.global_encoder.pooled(coarse), local], dim=1)
         features = self.dropout(self.metadata(features, metadata))
         return {
             "logit": self.head(features)[:, 0],

@@ -97,8 +97,11 @@ class PairwiseRanking(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over pairs, and the share of cross-entropy."""
-        pairs = targets[:, None] * (1 - targets)[None]  # 1 where row is positive, column negative
-        below = functional.softplus(logits.float()[None] - logits.float()[:, None])
+        # Rows that are positive to some share, against columns that are negative to some: of a
+        # whole table, all pairs would be gigabytes.
+        rows, columns = targets > 0, targets < 1
+        pairs = targets[rows][:, None] * (1 - targets[columns])[None]
+        below = functional.softplus(logits[columns].float()[None] - logits[rows].float()[:, None])
         loss = (pairs * below).sum() / pairs.sum().clamp(min=torch.finfo(torch.float32).tiny)
         return _with_entropy(loss, logits, targets, self.entropy)
 

@@ -28,7 +28,8 @@ class Mix:
     Breasts are mixed image by image, and only with a breast of the same arrangement of images (and
     else left alone); they cannot be cut: a box is another place in each view.
 
-    With several ranks, each mixes within its own part of the batch.
+    With several ranks, each mixes within its own part of the batch, all by the same share and the
+    same permutation.
 
     Args:
         kind: of blending.

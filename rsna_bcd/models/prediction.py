@@ -9,6 +9,8 @@ image, and in `unit` whether a sample is an image or a breast:
 have names of their own, for auxiliary losses.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -46,13 +48,15 @@ def outputs_of(network: Any, batch: Batch, image: Tensor | None = None) -> dict[
 
 
 @torch.inference_mode()
-def predict_logits(network: Any, batch: Batch, tta: TTA) -> Tensor:
-    """Predict a batch in float32.
+def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = True) -> Tensor:
+    """Predict a batch.
 
     Args:
         network: in eval mode, on the device of the batch; keeps the contract above.
         batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
         tta: `hflip` averages the logits of the images and of their mirror images.
+        in_float32: whatever precision trained the network, so that predictions do not depend on who
+            asks. False leaves it to the caller's autocast: faster on a GPU, and not to be kept.
 
     Returns:
         (B,) float32.
@@ -60,9 +64,20 @@ def predict_logits(network: Any, batch: Batch, tta: TTA) -> Tensor:
     if tta not in get_args(TTA):
         raise InputError(f"tta is {' or '.join(get_args(TTA))}, not {tta!r}.")
     image = to_input(batch["image"])
-    # Whatever precision trained the network, its predictions must not depend on who asks.
-    with torch.autocast(image.device.type, enabled=False):
+    with _float32(image.device.type) if in_float32 else nullcontext():
         logits = outputs_of(network, batch, image)["logit"]
         if tta == "hflip":
             logits = (logits + outputs_of(network, batch, image.flip(-1))["logit"]) / 2
-    return logits
+    return logits.float()
+
+
+@contextmanager
+def _float32(device: str) -> Iterator[None]:
+    """Neither autocast nor TF32, of ten bits, in which cuDNN convolves by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

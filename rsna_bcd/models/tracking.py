@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 ID_FILE = "wandb_id.txt"  # in the run's folder
 
@@ -43,6 +44,7 @@ def wandb_logger(
     )
 
 
+@rank_zero_only  # which alone logs; several would write the file at once
 def _id(file: Path) -> str:
     """The id that the folder has; a new one, where it has none."""
     if not file.exists():

@@ -10,7 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.encoder import Encoder, GeM
+from rsna_bcd.models.encoder import Encoder, GeM, Pooling
 
 TINY = "test_efficientnet"
 
@@ -49,6 +49,19 @@ def test_batches_computed_again_would_count_twice() -> None:
         network.train()(images).sum().backward()
     name = "layer1.0.bn1.running_mean"
     assert not torch.allclose(again.state_dict()[name], backbone.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", [TINY, "test_convnext", "test_convnext2", "test_resnet"])
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_features_are_those_that_timm_classifies(name: str, pooling: Pooling) -> None:
+    """Also in their order: ConvNeXts pool before their last norm."""
+    torch.manual_seed(0)
+    reference: Any = timm.create_model(name, in_chans=1, num_classes=0, global_pool=pooling).eval()
+    encoder = Encoder(name, pretrained=False, pooling=pooling).eval()
+    encoder.backbone.load_state_dict(reference.state_dict())
+    images = torch.rand(2, 1, 64, 96)
+    expected = reference((images - encoder.mean) / encoder.std)
+    assert torch.allclose(encoder.encode(images), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [TINY, "test_resnet"])

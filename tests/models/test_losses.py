@@ -73,6 +73,14 @@ def test_ranking_by_brute_force() -> None:
     assert with_entropy.item() == pytest.approx(expected.item())
 
 
+def test_ranking_of_shares_is_that_of_all_pairs() -> None:
+    shares = torch.tensor([0.0, 0.3, 1.0, 0.7, 0.0, 1.0])
+    pairs = shares[:, None] * (1 - shares)[None]
+    below = functional.softplus(LOGITS[None] - LOGITS[:, None])
+    expected = (pairs * below).sum() / pairs.sum()
+    assert torch.allclose(PairwiseRanking(entropy=0)(LOGITS, shares), expected)
+
+
 def test_ranking_alone_does_not_care_for_the_level() -> None:
     loss = PairwiseRanking(entropy=0)
     assert torch.allclose(loss(LOGITS, TARGETS), loss(LOGITS + 5, TARGETS))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, NAdam, Optimizer
 
+from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.optimizers import Rates
 
 
@@ -37,12 +38,23 @@ def rate_of(optimizer: Optimizer, parameter: torch.Tensor) -> tuple[float, float
 
 
 def test_each_layer_learns_slower_than_the_one_above() -> None:
+    """By twelve steps in all, however many layers there are."""
     network = Layered()
     optimizer = make(network, Rates(0.5))
     assert rate_of(optimizer, network.head.weight) == (1.0, 0.1)
     assert rate_of(optimizer, network.head.bias) == (1.0, 0)
-    assert rate_of(optimizer, network.norm.weight) == (0.5, 0)
-    assert rate_of(optimizer, network.stem.weight) == (0.25, 0.1)
+    assert rate_of(optimizer, network.norm.weight) == (0.5**6, 0)
+    assert rate_of(optimizer, network.stem.weight) == (0.5**12, 0.1)
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_convnext", "test_resnet"])
+def test_a_stem_keeps_what_twelve_layers_leave_it(backbone: str) -> None:
+    network = ImageClassifier(backbone, pretrained=False)
+    optimizer = make(network, Rates(0.8))
+    name = network.backbone.pretrained_cfg["first_conv"]
+    stem = network.backbone.get_parameter(f"{name}.weight")
+    assert rate_of(optimizer, stem)[0] == pytest.approx(0.8**12)
+    assert rate_of(optimizer, network.head.weight)[0] == 1.0
 
 
 def test_a_network_without_layers_is_one() -> None:
@@ -98,6 +110,18 @@ def test_fused_steps_are_those_of_the_plain_loop_and_the_same_each_time(
 
     assert torch.equal(weights(True), weights(True))
     assert torch.allclose(weights(True), weights(False), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "foreach"),
+    [(partial(AdamW, lr=0.1, fused=False), None), (partial(AdamW, lr=0.1, foreach=True), True)],
+)
+def test_an_implementation_that_was_chosen_is_taken(
+    kind: partial[Optimizer], foreach: bool | None
+) -> None:
+    defaults = Rates().optimizer(kind, Layered(), batch_size=1, fused=True).defaults
+    assert defaults["foreach"] is foreach
+    assert not defaults["fused"]
 
 
 def test_an_optimizer_without_a_fused_implementation_is_taken_as_it_is() -> None:

@@ -45,6 +45,28 @@ def test_mixed_precision_does_not_reach_it(network: ImageClassifier, images: tor
     expected = predict_logits(network, {"image": images}, "none")
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(predict_logits(network, {"image": images}, "none"), expected)
+        fast = predict_logits(network, {"image": images}, "none", in_float32=False)
+    assert fast.dtype == torch.float32
+    assert not torch.equal(fast, expected)
+    assert torch.allclose(fast, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_are_in_float32_too(
+    allowed: bool, network: ImageClassifier, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    seen: list[bool] = []
+    handle = network.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    predict_logits(network, {"image": images}, "hflip")
+    predict_logits(network, {"image": images}, "none", in_float32=False)
+    handle.remove()
+    assert seen == [False, False, allowed]
+    with pytest.raises(KeyError):
+        predict_logits(network, {}, "none")
+    assert torch.backends.cudnn.allow_tf32 is allowed
 
 
 def test_an_unknown_tta_is_refused(network: ImageClassifier, images: torch.Tensor) -> None:

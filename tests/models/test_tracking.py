@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from rsna_bcd.models import tracking
 
@@ -31,6 +32,12 @@ def test_the_key_is_taken_from_the_environment_or_netrc(
     assert tracking.wandb_key() == "b" * 40
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     assert tracking.wandb_key() == "a" * 40
+
+
+def test_only_the_first_rank_writes_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    tracking.wandb_logger("project", "name", tmp_path)
+    assert not (tmp_path / tracking.ID_FILE).exists()
 
 
 def test_a_resumed_run_keeps_its_id_group_and_tags(tmp_path: Path) -> None:
