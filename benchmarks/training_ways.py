@@ -159,8 +159,7 @@ def _bare(network: Any, batch: Any, turns: _Turns, cfg: Any, device: torch.devic
         fused=not (scaler.is_enabled() and cfg.trainer.gradient_clip_val),
     )
     scheduler = instantiate(cfg.scheduler)(optimizer, turns.total)
-    trained = torch.compile(network) if cfg.compile else network
-    trained.inputs = network.inputs
+    trained: Any = torch.compile(network) if cfg.compile else network
     for step in range(turns.total):
         turns.begin(step)
         here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
