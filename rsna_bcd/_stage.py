@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,29 @@ def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:
         else cfg[key]
         for key in keys
     }
+
+
+def refuse_detours(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:
+    """Check that sections take their settings from the keys of the root, which are recorded.
+
+    Args:
+        cfg: composed, not resolved.
+        root: name of its YAML, which says what the sections consist of.
+        sections: dotted keys.
+
+    Raises:
+        InputError: something in them was set, added or deleted.
+    """
+    ours = OmegaConf.load(Path(CONF) / f"{root}.yaml")
+    for section in sections:
+        meant, found = (
+            OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
+            for part in (OmegaConf.select(ours, section), OmegaConf.select(cfg, section))
+        )
+        for line in difference(meant, found, section):
+            raise InputError(
+                f"{line}: this would not be recorded. Set the key at the root that it refers to."
+            )
 
 
 def settle(

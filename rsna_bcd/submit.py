@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from rsna_bcd.inference.runs import Run
-    from rsna_bcd.inference.stream import Prediction
+    from rsna_bcd.inference.stream import BreastPrediction, Prediction
 
 _SHOWN = 5  # failed files named in the summary; failures.csv has all
 
@@ -49,7 +49,7 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
         InputError: no such ensemble or run, unfit tables, or a submission that does not answer the
             sample submission. A wrong file is never written.
     """
-    from rsna_bcd.inference.stream import predict_files
+    from rsna_bcd.inference.stream import Prediction, predict_files
 
     started = time.monotonic()
     ensemble = read_ensemble(Path(cfg.ensemble_json))
@@ -66,6 +66,7 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
         )
     workers = engine.usable_cores() if cfg.workers is None else cfg.workers
     stream = predict_files(
+        images,
         files,
         [run for member in runs for run in member],
         source=cfg.source,
@@ -79,9 +80,18 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
             f"Note: networks were trained on source={', '.join(others)}, not {cfg.source}; "
             "probabilities, and the threshold above all, may not carry over."
         )
-    predictions = list(track(stream, "Predicting", total=len(files), console=console))
-    failures = _failures(images, files, predictions)
-    breasts = _blend(ensemble, runs, images, predictions)
+    by_image: list[Prediction] = []
+    by_breast: list[BreastPrediction] = []
+    with Progress(console=console) as progress:
+        task = progress.add_task("Predicting", total=len(files))
+        for prediction in stream:
+            if isinstance(prediction, Prediction):
+                by_image.append(prediction)
+                progress.advance(task)
+            else:
+                by_breast.append(prediction)
+    failures = _failures(images, files, by_image)
+    breasts = _blend(ensemble, runs, images, by_image, by_breast)
     submission = _decide(breasts, ensemble.threshold, sample)
     check_submission(submission, sample)
     folder = Path(cfg.submission_dir)
@@ -149,24 +159,32 @@ def _blend(
     ensemble: Ensemble,
     runs: list[list[Run]],
     images: pd.DataFrame,
-    predictions: list[Prediction],
+    by_image: list[Prediction],
+    by_breast: list[BreastPrediction],
 ) -> pd.DataFrame:
     """Images to breasts by each member's rule, fold by fold; then folds to members to the blend.
+
+    Of networks that look at breasts, the probabilities are those of breasts already.
 
     Returns:
         `prediction_id, patient_id, laterality, logit, probability, unread`, one row a breast of
         the table, in its order. A breast of which nothing could be read has the prior.
     """
-    read = {p.image_id: p.probabilities for p in predictions if p.probabilities is not None}
+    read = {p.image_id: p.probabilities for p in by_image if p.probabilities is not None}
     rows = images.loc[images["image_id"].isin(read.keys())]
     n_runs = sum(map(len, runs))
     of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), n_runs)
+    seen = {p.prediction_id: p.probabilities for p in by_breast}
     by_member: list[NDArray[np.float64]] = []
     column = 0
     for member, folds in zip(ensemble.members, runs, strict=True):
         by_fold = []
-        for _ in folds:
-            breasts = to_breasts(rows.assign(probability=of_image[:, column]), member.rule)
+        for run in folds:
+            if run.unit == "image":
+                breasts = to_breasts(rows.assign(probability=of_image[:, column]), member.rule)
+            else:  # its images all have that of their breast
+                own = np.array([seen[breast][column] for breast in rows["prediction_id"]])
+                breasts = to_breasts(rows.assign(probability=own), "max")
             by_fold.append(breasts["probability"].to_numpy())
             column += 1
         by_member.append(np.mean(by_fold, axis=0))

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -21,13 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from timm.layers import convert_sync_batchnorm
+from torch import nn
 
-from rsna_bcd._stage import record_of, settle, stage, write_record
+from rsna_bcd._stage import CONF, record_of, refuse_detours, settle, stage, write_record
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.history import Record
+from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
 from rsna_bcd.models.prediction import TTA
+from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
+from rsna_bcd.models.tracking import ID_FILE
+from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
     OOF_IMAGE_COLUMNS,
@@ -41,12 +50,24 @@ from rsna_bcd.tables.predictions import (
 # What decides about the result, and is kept in config.yaml; all else only says how to get there.
 _RECORDED = (
     "name", "fold", "seed", "epochs", "batch_size", "learning_rate", "negatives_per_positive",
-    "checkpoint_path", "breast_rule", "tta", "select", "crop", "augment", "network",
-    "loss", "optimizer", "scheduler",
+    "positives_per_batch", "checkpoint_path", "breast_rule", "tta", "select", "patience", "ema",
+    "mix", "rates", "deep_weight", "penalties", "compile", "crop", "augment", "views", "metadata",
+    "auxiliary", "network", "loss", "optimizer", "scheduler",
 )  # fmt: skip
-_RECORDED_OF_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+# Of the trainer's settings the other way round: a new one is recorded until it is listed here.
+_NEUTRAL = {
+    "_target_", "_convert_", "accelerator", "devices", "num_nodes", "strategy", "callbacks",
+    "logger", "plugins", "profiler", "default_root_dir", "use_distributed_sampler",
+    "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_model_summary",
+    "enable_progress_bar", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
+}  # fmt: skip
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_RESULTS = ("checkpoints", "metrics.csv", "oof.csv", "oof_images.csv", "metrics.json")
+# What takes its settings from keys of the root, and must not have others.
+_WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
+_RESULTS = (
+    "checkpoints", "metrics.csv", "timings.csv", "oof.csv", "oof_images.csv", "metrics.json",
+    ID_FILE,
+)  # fmt: skip
 
 
 def train(cfg: DictConfig) -> None:
@@ -64,28 +85,41 @@ def train(cfg: DictConfig) -> None:
     record = _record(cfg)
     if _finished(run_dir, record, cfg):
         return
+    if n_ranks := _n_ranks_to_start(cfg.trainer):
+        _train_on_ranks(cfg, n_ranks)
+        return
+    end_with_parent()
     _quieten_lightning()
     _keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
-    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg))
-    data.setup()
     classifier: Classifier = instantiate(cfg.classifier)
+    _synchronise_norms(classifier, cfg.trainer)
+    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
+    data.setup()
     last = run_dir / "checkpoints" / "last.ckpt"
     _begin(run_dir, record, overwrite=cfg.overwrite)
     exit_code = 1
     try:
-        trainer: pl.Trainer = instantiate(cfg.trainer)
+        trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
         trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
-        checkpoint = last if cfg.resume and last.exists() else None
+        for logger in trainer.loggers:
+            logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
+        # What another rank is about to delete must not be seen by this one.
+        checkpoint = last if cfg.resume and not cfg.overwrite and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        metrics = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else {}
-        _finish(run_dir, {**_facts(data, trainer, cfg), **metrics})
+        oof = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else None
+        scores = {} if oof is None else _scores(oof)
+        _finish(run_dir, {**_facts(data, trainer, record), **scores})
+        if oof is not None and wandb.run is not None:  # last: the run is finished without it
+            _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
         exit_code = 0
     except InputError as error:  # from a worker process, it comes wrapped in a traceback
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
     finally:  # else the next job of a sweep goes on logging into this one's run
         if wandb.run is not None:
             wandb.finish(exit_code=exit_code)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _check(cfg: DictConfig) -> None:
@@ -96,16 +130,20 @@ def _check(cfg: DictConfig) -> None:
             raise InputError(f"{key}={cfg[key]}: choose {' or '.join(known)}.")
     if cfg.fold != "all" and not isinstance(cfg.fold, int):
         raise InputError(f"fold={cfg.fold}: give a number from 0 on, or all.")
-    ranks = cfg.trainer.get("strategy", "auto") != "auto"
-    if ranks and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if started_outside() and _is_sweep_in_this_process():
         raise InputError(
-            "A sweep (-m) and several processes (trainer=ddp) exclude each other for now: each "
-            "process would start the sweep anew. Run the jobs one by one."
+            "torchrun and srun start the processes of one job: in a sweep (-m) they would part at "
+            "the first failure. Start each job by itself, or the sweep as a single process: "
+            "trainer=ddp starts the processes of each job, and hydra/launcher=slurm the jobs."
         )
-    if cfg.fold == "all" and cfg.select == "best":
-        raise InputError("select=best needs a fold held out, but fold=all holds out nothing.")
+    if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
+        raise InputError("fold=all holds out nothing, which select=best and patience= need.")
+    refuse_detours(cfg, "train", _WIRED)
+    # `dataset.name=` alone is for data in the competition's layout; others have a file of theirs.
+    is_known = (Path(CONF) / "dataset" / f"{cfg.dataset.name}.yaml").is_file()
     command = (
-        f"python -m rsna_bcd.prepare dataset.name={cfg.dataset.name} crop={cfg.crop.name} "
+        f"python -m rsna_bcd.prepare {'dataset' if is_known else 'dataset.name'}="
+        f"{cfg.dataset.name} crop={cfg.crop.name} "
         f"paths.data={cfg.paths.data} paths.output={cfg.paths.output}"
     )
     folder = Path(cfg.prepared_dir)
@@ -123,11 +161,64 @@ def _check(cfg: DictConfig) -> None:
         )
 
 
+def _is_sweep_in_this_process() -> bool:
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return "submitit" not in HydraConfig.get().launcher["_target_"]
+
+
+def _n_ranks_to_start(trainer: DictConfig) -> int:
+    devices = trainer.devices
+    if not OmegaConf.is_list(devices) and not isinstance(devices, int):
+        raise InputError(
+            f"trainer.devices={devices}: give a number, -1 for every GPU, or a list ([0,2])."
+        )
+    return n_ranks_to_start(
+        strategy=trainer.get("strategy", "auto"),
+        devices=len(devices) if OmegaConf.is_list(devices) else devices,
+        nodes=trainer.get("num_nodes", 1),
+        gpus=0 if trainer.accelerator == "cpu" else torch.cuda.device_count(),
+    )
+
+
+def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
+    """Run this job in several processes: by its own settings, whatever sweep it belongs to."""
+    if cfg.batch_size % n_ranks:
+        raise InputError(
+            f"batch_size={cfg.batch_size} is over all ranks and must be a multiple of their "
+            f"number, {n_ranks}."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        OmegaConf.save(cfg, Path(folder) / "job.yaml")
+        run_dir = str(cfg.run_dir).replace("\\", "\\\\").replace("'", "\\'")
+        command = [
+            *(sys.executable, "-m", "rsna_bcd.train"),
+            *(f"--config-path={folder}", "--config-name=job"),
+            *(f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null", "hydra.mode=RUN"),
+            *("hydra/job_logging=none", "hydra/hydra_logging=none"),
+        ]
+        run_ranks(command, n_ranks)
+
+
+def _synchronise_norms(classifier: Classifier, trainer: DictConfig) -> None:
+    """Take the statistics of BatchNorm over all ranks, if asked.
+
+    By timm's converter: Lightning's own is torch's, which knows nothing of the activations that
+    timm's norms contain, and drops them.
+    """
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in classifier.modules())
+    if not norms or not trainer.get("sync_batchnorm", False):
+        return
+    if trainer.accelerator == "cpu":  # torch would say so in the first batch
+        raise InputError("Processors have no SyncBatchNorm: trainer.sync_batchnorm=false.")
+    classifier.network = convert_sync_batchnorm(classifier.network)
+
+
 def _record(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide about the result, resolved."""
     prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
-    trainer = record_of(cfg.trainer, *_RECORDED_OF_TRAINER)
-    return {
+    trainer = record_of(cfg.trainer, *sorted(set(map(str, cfg.trainer)) - _NEUTRAL))
+    record = {
         **record_of(cfg, *_RECORDED),
         "dataset": {"name": cfg.dataset.name},
         # By content: under other folds, a resumed run would be scored on patients it has seen.
@@ -135,20 +226,38 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
         "source": prepared.source,
         "trainer": trainer,
     }
+    start = record["network"].get("checkpoint_path")  # the one that is loaded
+    if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
+        record["starts_from"] = runs
+    check_unseen(record)
+    return record
+
+
+def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
+    """The runs that a file comes from; where it is gone, as this run noted them when it began."""
+    own = run_dir / "config.yaml"
+    if file.is_file() or not own.is_file():
+        return starts_from(file)
+    noted: Any = OmegaConf.to_container(OmegaConf.load(own))
+    same = noted["network"].get("checkpoint_path") == str(file)
+    return noted.get("starts_from", []) if same else []
 
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-@rank_zero_only  # the other ranks are started when the first has begun to write
 def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
-    """Whether there is nothing to do, for the folder holds this run, finished."""
+    """Whether there is nothing to do, for the folder holds this run, finished.
+
+    All ranks come to the same answer: what the first one writes before the others have looked
+    changes nothing about it.
+    """
     if cfg.overwrite:
         return False
     settle(run_dir / "config.yaml", record, overwrite=False)
     if (run_dir / "metrics.json").exists():
-        print(f"{run_dir} is finished already; overwrite=true trains it afresh.")
+        rank_zero_only(print)(f"{run_dir} is finished already; overwrite=true trains it afresh.")
         return True
     if (run_dir / "checkpoints" / "last.ckpt").exists() and not cfg.resume:
         raise InputError(
@@ -193,44 +302,61 @@ def _keep_freed_memory() -> None:
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
     """Clear the folder if asked, and write the record: all guards have passed."""
-    for name in _RESULTS if overwrite else ():
-        path = run_dir / name
+    # hpc_ckpt_*: what Lightning saves when SLURM asks for the machine, and would resume from.
+    found = [run_dir / name for name in _RESULTS] + list(run_dir.glob("hpc_ckpt_*"))
+    for path in found if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_record(run_dir / "config.yaml", record)
 
 
 def _predict_held_out(
     trainer: pl.Trainer, classifier: Classifier, data: CropDataModule, cfg: DictConfig
-) -> dict[str, Any]:
-    """Write the out-of-fold tables and return their scores."""
-    if cfg.select == "best":
-        best = torch.load(
-            Path(cfg.run_dir) / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True
-        )
-        classifier.load_state_dict(best["state_dict"])
+) -> pd.DataFrame:
+    """Write the out-of-fold tables and return that of the breasts.
+
+    Predicted with the weights in the file, as the test set will be: the module's own are others
+    where nothing was left to train (a run killed just now) and the average is kept.
+    """
+    file = Path(cfg.run_dir) / "checkpoints" / f"{cfg.select}.ckpt"
+    weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    classifier.load_state_dict(weights)
     loader = data.val_dataloader()
     predicted: Any = trainer.predict(classifier, loader) if loader else []
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))
-    images = data.held_out.assign(probability=probability, logit=logit(pd.Series(probability)))
-    oof = with_unread(to_breasts(images, cfg.breast_rule), data.expected, data.prior)
-    for name, table, columns in (
-        ("oof_images.csv", images, OOF_IMAGE_COLUMNS),
-        ("oof.csv", oof, OOF_COLUMNS),
-    ):
-        rank_zero_only(write_csv)(table[list(columns)], Path(cfg.run_dir) / name)
+    samples = data.held_out.assign(probability=probability, logit=logit(pd.Series(probability)))
+    breasts = samples.assign(unread=0)
+    if classifier.unit == "image":
+        breasts = to_breasts(samples, cfg.breast_rule)
+        images = samples[list(OOF_IMAGE_COLUMNS)]
+        rank_zero_only(write_csv)(images, Path(cfg.run_dir) / "oof_images.csv")
+    oof = with_unread(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
+    rank_zero_only(write_csv)(oof, Path(cfg.run_dir) / "oof.csv")
+    return oof
+
+
+def _scores(oof: pd.DataFrame) -> dict[str, Any]:
     return {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
 
 
-def _facts(data: CropDataModule, trainer: pl.Trainer, cfg: DictConfig) -> dict[str, Any]:
+def _show_in_wandb(
+    oof: pd.DataFrame, data: CropDataModule, scores: dict[str, Any], folder: Path
+) -> None:
+    """Curves, and the hardest breasts with their pictures."""
+    images = data.held_out_images
+    log_results(wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
+
+
+def _facts(data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]) -> dict[str, Any]:
     """What the scores were measured on, and how."""
     breasts = data.expected.drop_duplicates("prediction_id")
+    progress: Any = trainer.fit_loop.epoch_progress.current
     return {
-        "name": cfg.name,
-        "fold": cfg.fold,
-        "epochs": trainer.current_epoch,
+        "name": record["name"],
+        "fold": record["fold"],
+        "epochs": progress.processed,
         "steps": trainer.global_step,
-        "select": cfg.select,
-        "optimistic": cfg.select == "best",  # the epoch was chosen on the fold it is scored on
+        "select": record["select"],
+        "optimistic": is_optimistic(record),
         "training_images": len(data.training),
         "held_out_images": len(data.held_out),
         "held_out_breasts": len(breasts),
@@ -246,7 +372,7 @@ def _finish(run_dir: Path, metrics: dict[str, Any]) -> None:
     unfinished = run_dir / "metrics.json.part"
     unfinished.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(run_dir / "metrics.json")
-    optimistic = " (optimistic: its best epoch)" if metrics["optimistic"] else ""
+    optimistic = " (optimistic: an epoch chosen on it)" if metrics["optimistic"] else ""
     title = f"{metrics['name']}, fold {metrics['fold']}{optimistic}"
     table = Table("", "", title=title, show_header=False)
     for name, value in plain.items():

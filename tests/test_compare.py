@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from fabricated_runs import oof, save_run
 from hydra import compose, initialize_config_dir
@@ -69,9 +70,94 @@ def test_a_run_alone_has_scores_and_no_difference(compared: Compare) -> None:
     [
         (["fold=[1,2]"], "Fold 2 of ours was not trained"),
         (["runs=[plain,absent]"], r"absent has \[\]"),
-        (["runs=ours"], "must be a list"),
+        (["runs=[ours,ours]"], "must be a list of different runs"),
+        (["runs=theirs*"], r"no run with a finished fold for runs=theirs\*"),
+        (["runs=ours", "reference=theirs"], "no run with a finished fold for reference=theirs"),
+        (["runs=null", "metric=accuracy"], "choose auroc, average_precision, pf1"),
     ],
 )
 def test_bad_settings(compared: Compare, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compared(*overrides)
+
+
+def test_all_runs_are_ranked_beside_the_reference(
+    compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = compared("runs=null", "reference=plain", f"csv={runs}/all.csv")
+    ours, plain = result["runs"]
+    assert (ours["run"], ours["folds"], ours["breasts"]) == ("ours", "0 1", 200)
+    assert (plain["run"], plain["folds"], plain["breasts"]) == ("plain", "0 1 2", 300)
+    side_by_side = compared()["runs"]["ours"]  # on the 200 that both have
+    assert ours["value"] == pytest.approx(side_by_side["score"]["auroc"].value)
+    assert ours["difference"] == pytest.approx(side_by_side["difference"]["auroc"].value)
+    assert ours["p_value"] == pytest.approx(side_by_side["difference"]["auroc"].p_value)
+    assert plain["difference"] is None
+    written = pd.read_csv(runs / "all.csv")
+    assert written["value"].tolist() == pytest.approx([ours["value"], plain["value"]])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_reference_is_the_baseline_or_the_best(compared: Compare, runs: Path) -> None:
+    assert compared("runs=null")["reference"] == "ours"
+    save_run(runs / "runs" / "baseline", oof(range(100), 0))
+    assert compared("runs=null")["reference"] == "baseline"
+    pattern = compared("runs=o*", "reference=plain", "metric=pf1")
+    assert [run["run"] for run in pattern["runs"]] == ["ours", "plain"]
+
+
+def test_what_is_not_finished_is_listed_and_does_not_count(
+    compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = runs / "runs" / "plain"
+    (plain / "fold2" / "metrics.json").unlink()
+    (runs / "runs" / ".submitit").mkdir()
+    save_run(runs / "runs" / "idle", oof(range(100), 0))
+    (runs / "runs" / "idle" / "fold0" / "metrics.json").unlink()
+    save_run(runs / "runs" / "flat", oof(range(100), 0).assign(probability=0.5))
+    save_run(runs / "runs" / "damaged", oof(range(100), 0))
+    (runs / "runs" / "damaged" / "fold0" / "oof.csv").write_text("")
+    (runs / "runs" / "ours" / "fold0" / "metrics.json").write_text('{"optimistic": true}')
+    result = compared("runs=null", "metric=pf1")
+    by_name = {run["run"]: run for run in result["runs"]}
+    assert by_name.keys() == {"plain", "ours"}
+    assert by_name["plain"]["folds"] == "0 1"
+    assert by_name["ours"]["optimistic"] == 1
+    assert result["not_counted"].keys() == {"plain", "idle", "flat", "damaged"}
+    assert result["not_counted"]["idle"] == "fold 0 not finished"
+    assert "is empty" in result["not_counted"]["damaged"]
+    assert "probabilities equal 0.5" in result["not_counted"]["flat"]
+    printed = capsys.readouterr().out
+    assert "ours *" in printed
+    assert "plain: fold 2 not finished" in printed
+
+
+def test_runs_on_other_breasts_have_a_score_and_no_difference(
+    compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(runs / "runs" / "elsewhere", oof(range(900, 1000), 0, skill=0.6))
+    by_name = {run["run"]: run for run in compared("runs=null", "reference=ours")["runs"]}
+    assert by_name["elsewhere"]["shared_breasts"] == 0
+    assert by_name["elsewhere"]["difference"] is None
+    assert "no breast in common" in capsys.readouterr().out
+
+
+def test_runs_with_other_labels_have_a_score_and_a_remark(
+    compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = oof(range(100), 0)
+    rows.loc[:2, "label"] = 1 - rows.loc[:2, "label"]
+    save_run(runs / "runs" / "relabelled", rows, oof(range(100, 200), 1))
+    save_run(runs / "runs" / "relabelled", oof(range(200, 300), 2))
+    (runs / "runs" / "relabelled" / "fold2" / "metrics.json").unlink()
+    result = compared("runs=null", "reference=ours")
+    by_name = {run["run"]: run for run in result["runs"]}
+    assert by_name["plain"]["difference"] is not None
+    relabelled = by_name["relabelled"]
+    assert (relabelled["shared_breasts"], relabelled["difference"]) == (200, None)
+    assert relabelled["value"] > 0.5
+    remark = "fold 2 not finished; labels differ from ours's for 3 breasts"
+    assert result["not_counted"]["relabelled"] == remark
+    table, remarks = capsys.readouterr().out.split("relabelled: ")
+    assert "labels differ" in table
+    assert remarks.startswith(f"{remark}\n")

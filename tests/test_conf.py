@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
-from rsna_bcd.models.prediction import to_input
+from rsna_bcd.models.aggregators import Mean
+from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.tables.views import Views
 
 ROOTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (Path(CONF) / "experiment").glob("*.yaml"))
+NETWORKS = sorted(path.stem for path in (Path(CONF) / "network").glob("*.yaml"))
 DATASETS = sorted(path.stem for path in (Path(CONF) / "dataset").glob("*.yaml"))
 OPTIONS = [
     f"{group}={path.stem}"
@@ -52,12 +56,53 @@ def test_every_option_composes_with_train(option: str) -> None:
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("trainer", "logger"))])
 def test_every_trainer_and_logger_is_accepted(option: str, tmp_path: Path) -> None:
     cfg = configure("train", "name=x", f"paths.output={tmp_path}", option)
-    if option in ("trainer=gpu", "trainer=ddp"):  # what does not need the hardware
+    if option in ("trainer=gpu", "trainer=ddp", "trainer=slurm"):  # what does not need the hardware
         overrides = ["trainer.accelerator=cpu", "++trainer.strategy=auto", "trainer.devices=1"]
         cfg = configure("train", "name=x", f"paths.output={tmp_path}", option, *overrides)
     trainer = instantiate(cfg.trainer)
     assert trainer.max_epochs == cfg.epochs
     assert len(trainer.loggers) == int(option == "logger=wandb")
+
+
+def small_batch(network: Any, pixels: torch.Tensor, metadata: int = 0) -> Batch:
+    """A batch that a network can look at: pixels (B, 1, H, W), or a breast of each with another."""
+    batch = {"image": pixels, "metadata": torch.randn(len(pixels), metadata)}
+    if network.unit == "breast":
+        batch["image"] = torch.stack([pixels, pixels.flip(0), 0 * pixels], dim=1)
+        batch["mask"] = torch.tensor([True, True, False]).expand(len(pixels), -1)
+        batch["view"] = torch.tensor([0, 1, 2]).expand(len(pixels), -1)
+        batch["other"] = torch.zeros(len(pixels), 3, dtype=torch.bool)
+    return batch
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_learns_with_metadata_and_auxiliary_targets(name: str) -> None:
+    overrides = ["network.patch=32"] if name == "global_local" else []
+    metadata = "metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age]}"
+    cfg = configure(
+        "train", "name=x", f"network={name}", "network.pretrained=false",
+        "+auxiliary.density=0.1", metadata, *overrides,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = instantiate(cfg.network).train()
+    outputs = outputs_of(network, small_batch(network, torch.rand(2, 1, 64, 64), metadata=2))
+    assert outputs["logit"].shape == (2,)
+    assert outputs["density"].shape == (2, 4)
+    torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == []
+    grouped = [id(p) for group in network.layer_groups() for p in group]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
+    views = instantiate(cfg.views)
+    assert network.unit == "breast" or views == Views()
+
+
+def test_another_aggregator_is_one_override_away() -> None:
+    cfg = configure(
+        "train", "name=x", "network=effnetv2_s_attention", "network.pretrained=false",
+        "network.backbone=test_resnet", "~network.aggregator.hidden",
+        "network.aggregator._target_=rsna_bcd.models.aggregators.Mean",
+    )  # fmt: skip
+    assert isinstance(instantiate(cfg.network).aggregator, Mean)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -75,22 +120,37 @@ def test_a_typo_at_the_root_of_an_experiment_is_seen() -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_takes_a_training_step(name: str) -> None:
-    cfg = configure("train", f"experiment={name}", "network.pretrained=false")
+    without_files = ["network.pretrained=false", "checkpoint_path=null"]
+    smaller = ["network.patch=32"] if name == "global_local" else []
+    cfg = configure("train", f"experiment={name}", *without_files, *smaller)
     torch.manual_seed(0)
     classifier = instantiate(cfg.classifier)
-    optimizer = instantiate(cfg.optimizer)(classifier.network.parameters())
+    rates = instantiate(cfg.rates)
+    optimizer = rates.optimizer(
+        instantiate(cfg.optimizer), classifier.network, batch_size=cfg.batch_size, fused=True
+    )
     schedule = instantiate(cfg.scheduler)(optimizer, 10)
     augment = instantiate(cfg.augment)
     pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8).numpy()
     images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
     before = classifier.network.head.weight.detach().clone()
-    loss = classifier.loss(classifier.network(to_input(images[:, None])), torch.tensor([0.0, 1.0]))
+    outputs = outputs_of(classifier.network, small_batch(classifier.network, images[:, None]))
+    label = torch.tensor([0.0, 1.0])
+    targets = {f"target_{column}": label for column in cfg.auxiliary}
+    loss = classifier.criterion(outputs, {"label": label, **targets})["loss"]
     loss.backward()
     optimizer.step()
     schedule.step()
     assert torch.isfinite(loss)
     assert not torch.equal(classifier.network.head.weight, before)
-    assert all(p.grad is not None for p in classifier.network.parameters())
+    assert all(p.grad is not None for p in classifier.network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_composes_with_several_ranks(name: str) -> None:
+    cfg = configure("train", f"experiment={name}", "trainer=ddp")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.trainer.strategy == "ddp"
 
 
 def test_a_sweep_leaves_the_tree_of_single_runs() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 import wandb
 from fabricated_crops import HEIGHT, WIDTH, blank_path, save_crops
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import roc_auc_score
 
 from rsna_bcd._stage import CONF
@@ -83,7 +84,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     folder = trained / "runs" / "tiny" / "fold0"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert names == {
-        "config.yaml", "metrics.csv", "metrics.json", "oof.csv", "oof_images.csv",
+        "config.yaml", "metrics.csv", "timings.csv", "metrics.json", "oof.csv", "oof_images.csv",
         "checkpoints", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
     }  # fmt: skip
     history = pd.read_csv(folder / "metrics.csv")
@@ -177,6 +178,12 @@ def test_fold_all_leaves_weights_and_no_predictions(output: Path) -> None:
     assert metrics["training_images"] == 32
 
 
+@pytest.mark.parametrize("choice", ["select=best", "patience=1"])
+def test_fold_all_has_nothing_to_choose_by(choice: str, output: Path) -> None:
+    with pytest.raises(InputError, match="holds out nothing"):
+        run(output, "fold=all", choice)
+
+
 def test_the_best_epoch_is_marked_as_optimistic(output: Path) -> None:
     folder = run(output, "select=best")
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -226,6 +233,86 @@ def test_missing_crops_are_answered_with_the_command(output: Path) -> None:
         train(configure(output, "crop=h512", "dataset.name=mine"))
 
 
+def test_weights_that_have_seen_the_held_out_patients_are_refused(output: Path) -> None:
+    first = run(output, "name=first", "epochs=1")
+    start = f"checkpoint_path={first / 'checkpoints' / 'last.ckpt'}"
+    second = run(output, "name=second", "epochs=1", start)
+    record = OmegaConf.load(second / "config.yaml")
+    assert [(r.name, r.fold) for r in record.starts_from] == [("first", 0)]
+    with pytest.raises(InputError, match="fold=1 holds out: it comes from first, fold 0"):
+        run(output, "name=third", "epochs=1", "fold=1", start)
+    # Also by way of another run, and from one that held out nothing.
+    chain = f"checkpoint_path={second / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(InputError, match="it comes from"):
+        run(output, "name=third", "epochs=1", "fold=1", chain)
+    everything = run(output, "name=all", "epochs=1", "fold=all")
+    with pytest.raises(InputError, match="it comes from all, fold all"):
+        run(output, "name=third", f"checkpoint_path={everything / 'checkpoints' / 'last.ckpt'}")
+    run(output, "name=third", "epochs=1", "fold=all", start)
+
+
+def test_the_file_that_the_network_is_given_is_the_one_judged(trained: Path) -> None:
+    start = trained / "runs" / "tiny" / "fold0" / "checkpoints" / "last.ckpt"
+    with pytest.raises(InputError, match="fold=1 holds out: it comes from tiny, fold 0"):
+        run(trained, "name=detour", "epochs=1", "fold=1", f"network.checkpoint_path={start}")
+
+
+def test_weights_chosen_on_the_held_out_patients_stay_optimistic(trained: Path) -> None:
+    """Also when a later run adds none of its own choice, and when the first one is gone."""
+    first = trained / "runs" / "tiny" / "fold0" / "checkpoints" / "best.ckpt"
+    start = trained / "best.ckpt"
+    start.write_bytes(first.read_bytes())
+    second = run(trained, "name=second", "epochs=1", f"checkpoint_path={start}")
+    assert json.loads((second / "metrics.json").read_text())["optimistic"] is True
+    (entry,) = OmegaConf.load(second / "config.yaml").starts_from
+    assert (entry.name, entry.select, entry.patience) == ("tiny", "best", None)
+    last = second / "checkpoints" / "last.ckpt"
+    third = run(trained, "name=third", "epochs=1", f"checkpoint_path={last}")
+    assert json.loads((third / "metrics.json").read_text())["optimistic"] is True
+    start.unlink()
+    run(trained, "name=second", "epochs=1", f"checkpoint_path={start}")  # finished; not refused
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="trainer=auto would not be the processor")
+def test_synchronised_norms_leave_the_run_as_it_is(
+    trained: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one rank; and Lightning's converter, which drops activations, has nothing to do."""
+    fit = pl.Trainer.fit
+
+    def noted(self: pl.Trainer, model: Classifier, **more: Any) -> None:
+        assert self._accelerator_connector._layer_sync is None
+        assert any(type(m).__name__ == "SyncBatchNormAct" for m in model.modules())
+        fit(self, model, **more)
+
+    monkeypatch.setattr(pl.Trainer, "fit", noted)
+    folder = run(output, "trainer=auto", "trainer.sync_batchnorm=true")
+    expected, found = parameters(trained / "runs" / "tiny" / "fold0"), parameters(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["+trainer.limit_train_batches=1"], "trainer.limit_train_batches: .absent. -> 1"),
+        (["+trainer.max_steps=3"], "trainer.max_steps"),
+        (["trainer.max_epochs=1"], "trainer.max_epochs: 3 -> 1"),
+        (["compile=true"], "compile: False -> True"),
+        (["data.negatives_per_positive=1"], "data.negatives_per_positive.*key at the root"),
+        (["classifier.criterion.deep_weight=0.5"], "classifier.criterion.deep_weight.*the root"),
+        (["callbacks.average.decay=0.9"], "callbacks.average.decay.*at the root"),
+        (["~callbacks.average"], "callbacks.average: .* -> None"),
+    ],
+    ids=str,
+)
+def test_nothing_that_decides_about_the_result_goes_unrecorded(
+    overrides: list[str], part: str, trained: Path
+) -> None:
+    with pytest.raises(InputError, match=part):
+        run(trained, *overrides)
+
+
 def test_crops_of_another_preparation_are_refused(output: Path) -> None:
     with pytest.raises(InputError, match="were made with crop="):
         run(output, "crop.margin=0.5")
@@ -242,6 +329,9 @@ def test_crops_of_another_preparation_are_refused(output: Path) -> None:
         ("network.backbone=no_such_net", "timm has no network 'no_such_net'"),
         ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
         ("batch_size=999", "smaller batch_size"),
+        ("trainer.devices=2", "trainer.devices=2 needs trainer=ddp"),
+        ("trainer.devices=auto", "trainer.devices=auto: give a number"),
+        ("trainer.devices='0,1'", "trainer.devices=0,1: give a number"),
     ],
 )
 def test_bad_settings_are_one_message_and_leave_no_run(
@@ -254,15 +344,61 @@ def test_bad_settings_are_one_message_and_leave_no_run(
     assert not (Path(cfg.run_dir) / "config.yaml").exists()
 
 
-def test_wandb_records_offline_beside_the_history(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def logged_out(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(output / "no-netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(output / "wandb-data"))
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_wandb_records_offline_beside_the_history(output: Path) -> None:
     folder = run(output, "logger=wandb", "epochs=1")
     assert len(pd.read_csv(folder / "metrics.csv")) == 1
-    assert list((folder / "wandb").glob("offline-run-*"))
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    tables = {path.name.rsplit("_", 2)[0] for path in offline.rglob("media/table/*.json")}
+    assert {"roc_table", "precision_recall_table", "hardest"} == tables
+    assert len(list(offline.rglob("media/images/*.png"))) == 8  # the breasts of fold 0
     assert wandb.run is None
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_a_run_is_finished_though_wandb_cannot_show_it(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space for pictures")
+
+    monkeypatch.setattr("rsna_bcd.train.log_results", fail)
+    with pytest.raises(OSError, match="no space"):
+        run(output, "logger=wandb", "epochs=1")
+    assert (output / "runs" / "tiny" / "fold0" / "metrics.json").exists()
+    assert wandb.run is None
+
+
+def test_wandb_hears_of_a_failure_and_of_the_run_that_goes_on(
+    output: Path, crash: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    finish = wandb.finish
+
+    def noted(exit_code: int) -> None:
+        codes.append(exit_code)
+        finish(exit_code=exit_code)
+
+    monkeypatch.setattr(wandb, "finish", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_batch_end", None)
+        crash(1)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run(output, "logger=wandb", "epochs=2")
+    assert wandb.run is None
+    monkeypatch.setattr(Classifier, "on_train_batch_end", pl.LightningModule.on_train_batch_end)
+    folder = run(output, "logger=wandb", "epochs=2", "resume=true")
+    assert codes == [1, 0]
+    assert pd.read_csv(folder / "timings.csv")["epoch"].tolist() == [0, 1]
+    runs = {path.name.split("-")[3] for path in (folder / "wandb").glob("offline-run-*")}
+    assert runs == {(folder / "wandb_id.txt").read_text().strip()}
 
 
 def test_dropout_follows_the_seed(output: Path) -> None:

@@ -1,5 +1,7 @@
 """One fold of a prepared folder as training and validation batches."""
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,36 +12,55 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Sampler
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.data.dataset import CropDataset
+from rsna_bcd.data.breasts import collate_breasts
+from rsna_bcd.data.dataset import BreastDataset, CropDataset, Known
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
+from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.targets import check_targets, encode_breast_targets, encode_targets
+from rsna_bcd.tables.views import Unit, Views
 
 
 class CropDataModule(pl.LightningDataModule):
-    """Batches of one fold. A batch is a dict of `image`, `label` and `index` (`CropDataset`).
+    """Batches of one fold: dicts, as `CropDataset` and `BreastDataset` describe them.
+
+    A sample is an image or a breast. An image that could not be read takes no part, and a breast of
+    which none could be read is one that is expected only.
 
     Args:
         folder: prepared folder with `train.csv` and the crops.
         folds: CSV of `patient_id, fold`.
         fold: the fold held out; "all" trains on everything and holds out nothing.
         augment: for training images.
-        batch_size: over all ranks.
+        batch_size: samples over all ranks.
         negatives_per_positive: see `EpochSampler`.
         workers: processes that read and augment; 0 does it in the training process.
         seed: of sampling and augmentation.
+        unit: what a sample is.
+        views: which images of a breast are seen; None for the defaults. Void by image.
+        metadata: columns that the network is given; None for none.
+        targets: columns that the network is taught besides (`tables.targets`).
+        positives_per_batch: see `EpochSampler`.
 
     Attributes:
-        training: training rows that could be read; a batch's `index` is the row.
-        held_out: held-out rows that could be read, likewise. Empty for fold "all".
-        expected: all held-out rows, also those that could not be read.
+        training: training samples that could be read, one row a sample, with `prediction_id,
+            patient_id, laterality, label, fold` and the other columns of the table; a batch's
+            `index` is the row. By breast, columns that differ between its images (`image_id`,
+            `view`, `path`) are those of the first one.
+        held_out: held-out samples that could be read, likewise. Empty for fold "all".
+        expected: all held-out samples, also those that could not be read.
+        training_images: the rows of images behind `training`.
+        held_out_images: those behind `held_out`.
         prior: share of positive breasts in training.
     """
 
     training: pd.DataFrame
     held_out: pd.DataFrame
     expected: pd.DataFrame
+    training_images: pd.DataFrame
+    held_out_images: pd.DataFrame
     prior: float
 
     def __init__(
@@ -53,6 +74,11 @@ class CropDataModule(pl.LightningDataModule):
         negatives_per_positive: float | None,
         workers: int,
         seed: int,
+        unit: Unit = "image",
+        views: Views | None = None,
+        metadata: Metadata | None = None,
+        targets: Sequence[str] = (),
+        positives_per_batch: int = 0,
     ) -> None:
         super().__init__()
         self._folder = Path(folder)
@@ -63,30 +89,41 @@ class CropDataModule(pl.LightningDataModule):
         self._negatives_per_positive = negatives_per_positive
         self._workers = workers
         self._seed = seed
+        self._unit = unit
+        self._views = Views() if views is None else views
+        self._metadata = metadata
+        self._targets = tuple(targets)
+        self._positives_per_batch = positives_per_batch
 
     def setup(self, stage: str | None = None) -> None:
         """Read the tables and check them; the second call does nothing.
 
         Raises:
-            InputError: a table or a crop is absent, the fold does not exist, or the training part
-                has one class only or is smaller than a batch.
+            InputError: a table or a crop is absent, the fold does not exist, the training part has
+                one class only or is smaller than a batch, or the table lacks a column that is
+                asked for.
         """
         if hasattr(self, "training"):
             return
         rows = self._rows()
+        self._check_files(rows["path"].dropna())
         is_held_out = rows["fold"] == self._fold
-        is_read = rows["path"].notna()
-        self._check_files(rows.loc[is_read, "path"])
-        self.training = rows[~is_held_out & is_read].reset_index(drop=True)
-        self.held_out = rows[is_held_out & is_read].reset_index(drop=True)
-        self.expected = rows[is_held_out].reset_index(drop=True)
+        training, held_out = (
+            rows[part].reset_index(drop=True) for part in (~is_held_out, is_held_out)
+        )
+        self.training_images = training[training["path"].notna()].reset_index(drop=True)
+        self.held_out_images = held_out[held_out["path"].notna()].reset_index(drop=True)
+        check_targets(training, self._targets)
+        self.training, self._training_known = self._samples(training)
+        self.held_out, self._held_out_known = self._samples(held_out)
+        self.expected = self._one_row_a_sample(held_out)
         self._check_training()
         breasts = self.training.drop_duplicates("prediction_id")
         self.prior = float(breasts["label"].mean())
 
     @property
     def batches_per_epoch(self) -> int:
-        """Training batches of each rank; the last images that fill no batch are left out."""
+        """Training batches of each rank; the last samples that fill no batch are left out."""
         _, world_size = self._ranks()
         return len(self._train_sampler()) // (self._batch_size // world_size)
 
@@ -96,17 +133,45 @@ class CropDataModule(pl.LightningDataModule):
         # resumed run would begin with the samples of epoch 0.
         progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
         sampler = self._train_sampler(epoch=progress.processed if progress else 0)
-        data = CropDataset(self.training, self._folder, self._augment, self._seed)
-        return self._loader(data, sampler, drop_last=True)
+        return self._loader(self._dataset(training=True), sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Held-out images, each once over all ranks; no loader for fold "all"."""
+        """Held-out samples, each once over all ranks; no loader for fold "all"."""
         if self.held_out.empty:
             return []
         rank, world_size = self._ranks()
         sampler = ShardSampler(len(self.held_out), rank=rank, world_size=world_size)
-        data = CropDataset(self.held_out, self._folder, None, self._seed)
-        return self._loader(data, sampler, drop_last=False)
+        return self._loader(self._dataset(training=False), sampler, drop_last=False)
+
+    def _dataset(self, *, training: bool) -> CropDataset | BreastDataset:
+        samples = self.training if training else self.held_out
+        images = self.training_images if training else self.held_out_images
+        known = self._training_known if training else self._held_out_known
+        augment = self._augment if training else None
+        if self._unit == "image":
+            return CropDataset(samples, self._folder, augment, self._seed, known)
+        return BreastDataset(samples, images, self._folder, self._views, augment, self._seed, known)
+
+    def _samples(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, Known]:
+        """The samples that can be read, and what is known of them besides their pixels."""
+        by_breast = self._unit == "breast"
+        is_read = rows["path"].notna()
+        if by_breast:  # its table is known whether or not its other images could be read
+            is_read = is_read.groupby(rows["prediction_id"]).transform("any")
+        rows = rows[is_read].reset_index(drop=True)
+        encoded = None
+        if self._metadata is not None:
+            encode = self._metadata.encode_breasts if by_breast else self._metadata.encode
+            encoded = encode(rows)
+        targets = (encode_breast_targets if by_breast else encode_targets)(rows, self._targets)
+        return self._one_row_a_sample(rows), Known(encoded, self._metadata, targets)
+
+    def _one_row_a_sample(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return (
+            rows
+            if self._unit == "image"
+            else rows.drop_duplicates("prediction_id", ignore_index=True)
+        )
 
     def _train_sampler(self, epoch: int = 0) -> EpochSampler:
         rank, world_size = self._ranks()
@@ -114,13 +179,15 @@ class CropDataModule(pl.LightningDataModule):
             self.training["label"].to_numpy(),
             self._negatives_per_positive,
             seed=self._seed,
+            batch_size=self._batch_size,
+            positives_per_batch=self._positives_per_batch,
             rank=rank,
             world_size=world_size,
             epoch=epoch,
         )
 
     def _loader(
-        self, data: CropDataset, sampler: Sampler[Key], *, drop_last: bool
+        self, data: CropDataset | BreastDataset, sampler: Sampler[Key], *, drop_last: bool
     ) -> DataLoader[Any]:
         _, world_size = self._ranks()
         if self._batch_size % world_size:
@@ -133,11 +200,12 @@ class CropDataModule(pl.LightningDataModule):
             batch_size=self._batch_size // world_size,
             sampler=sampler,
             drop_last=drop_last,
+            collate_fn=collate_breasts if self._unit == "breast" else None,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
             pin_memory=self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
         )
 
     def _ranks(self) -> tuple[int, int]:
@@ -175,16 +243,19 @@ class CropDataModule(pl.LightningDataModule):
         if len(counts) < 2:
             raise InputError(
                 f"The training part of fold={self._fold} has {counts.get(1, 0)} positive and "
-                f"{counts.get(0, 0)} negative images that could be read; both are needed."
+                f"{counts.get(0, 0)} negative {self._unit}s that could be read; both are needed."
             )
         if self.batches_per_epoch == 0:
             raise InputError(
-                f"An epoch has {len(self._train_sampler())} images, fewer than "
+                f"An epoch has {len(self._train_sampler())} {self._unit}s, fewer than "
                 f"batch_size={self._batch_size}. Set a smaller batch_size."
             )
         shared = np.intersect1d(self.training["patient_id"], self.held_out["patient_id"])
         assert len(shared) == 0, f"patients in training and held out: {shared[:5]}"
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # SLURM sends it to all processes of a job before the time is up: to queue the job again is for
+    # the one that trains, whose handler this process has inherited.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -13,8 +13,10 @@ from torch import nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, as_training_input
-from rsna_bcd.models.prediction import TTA, predict_logits
+from rsna_bcd.models.prediction import TTA, Batch, predict_logits
 from rsna_bcd.preparation.crop import CropSettings
+from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.views import Unit, Views
 
 _PREFIX = "network."  # of the network's parameters in a checkpoint
 
@@ -30,6 +32,8 @@ class Run:
         source: where they came from, "dicom" or "image".
         tta: test-time augmentation of its out-of-fold predictions, and so of all others.
         network: in eval mode.
+        views: which images of a breast it sees, if it looks at breasts.
+        metadata: what it is given besides the pixels; None for nothing.
     """
 
     folder: Path
@@ -38,20 +42,44 @@ class Run:
     source: str
     tta: TTA
     network: nn.Module
+    views: Views
+    metadata: Metadata | None
 
-    def predict(self, images: Crop) -> NDArray[np.float64]:
-        """Predict crops as the out-of-fold images were predicted.
+    @property
+    def unit(self) -> Unit:
+        """What it looks at: an image or a breast."""
+        unit: Unit = self.network.unit  # type: ignore[assignment]  # of the networks' contract
+        return unit
+
+    def predict(
+        self, images: Crop, metadata: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
+        """Predict crops as the out-of-fold images were predicted, by a network of images.
 
         Args:
             images: (B, H, W) uint8 or uint16, prepared with `crop`.
+            metadata: (B, M), as `metadata` encodes them; None where it is None.
+
+        Returns:
+            Probabilities (B,), on whichever device the network is.
+        """
+        batch = {"image": torch.from_numpy(as_training_input(images))[:, None]}
+        if metadata is not None:
+            batch["metadata"] = torch.from_numpy(metadata)
+        return self.predict_batch(batch)
+
+    def predict_batch(self, batch: Batch) -> NDArray[np.float64]:
+        """Predict a batch like those of training, of images or of breasts.
+
+        Args:
+            batch: what the network looks at (`models.prediction`).
 
         Returns:
             Probabilities (B,), on whichever device the network is.
         """
         device = next(self.network.parameters()).device
-        batch = torch.from_numpy(as_training_input(images))[:, None].to(device)
-        logits = predict_logits(self.network, batch, self.tta)
-        return logits.double().sigmoid().cpu().numpy()
+        there = {name: tensor.to(device) for name, tensor in batch.items()}
+        return predict_logits(self.network, there, self.tta).double().sigmoid().cpu().numpy()
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
@@ -100,4 +128,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         source=record["source"],
         tta=record["tta"],
         network=network.to(device).eval(),
+        # Records of before these existed lack them.
+        views=instantiate(record["views"]) if record.get("views") else Views(),
+        metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
     )

@@ -1,7 +1,7 @@
 """How a network is trained and judged. Knows Lightning; owns neither data nor files."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,95 +12,157 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rsna_bcd.models.prediction import TTA, predict_logits, to_input
+from rsna_bcd.models.criterion import Criterion
+from rsna_bcd.models.mixing import Mix
+from rsna_bcd.models.optimizers import MakeOptimizer, Rates
+from rsna_bcd.models.prediction import TTA, Batch, Unit, outputs_of, predict_logits
 from rsna_bcd.scoring.metrics import DECISION, RANKING
 from rsna_bcd.tables.predictions import Rule, to_breasts
 
-Batch = dict[str, Tensor]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps
 
 
 class Classifier(pl.LightningModule):
-    """Trains a network on images and scores it on breasts.
+    """Trains a network on images or breasts and scores it on breasts.
 
     The datamodule must have `batches_per_epoch` and, for validation, `held_out`, the table whose
-    rows the batches' `index` names.
+    rows the batches' `index` names: of images or of breasts, as the network's `unit` is.
+
+    Whatever is drawn by chance while training depends on (seed, step) alone, and for dropout and
+    stochastic depth on the rank, so that a run that was killed goes on as if nothing had happened.
 
     Args:
-        network: float32 (B, 1, H, W) in [0, 1] to logits (B,).
-        loss: (logits, targets), both (B,), to a scalar.
-        optimizer: makes the optimizer of the parameters.
+        network: see `models.prediction`.
+        criterion: of its outputs.
+        optimizer: makes the optimizer of groups of parameters.
+        rates: of single parameters.
         scheduler: makes the schedule of the optimizer and the number of its steps.
-        rule: from the probabilities of a breast's images to its own.
+        mix: blends batches.
+        rule: from the probabilities of a breast's images to its own; for a network that looks at
+            breasts there is nothing to do.
         tta: test-time augmentation of out-of-fold and test predictions (not of validation).
-        seed: of dropout and stochastic depth.
+        seed: of dropout, stochastic depth and blends (of which all ranks draw the same).
+        batch_size: over all ranks.
+        compile: train through torch.compile. Predictions never are compiled: those of test images
+            are not, and all must agree.
+
+    Raises:
+        InputError: batches cannot be blended so for this network.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
+        criterion: Criterion,
         optimizer: MakeOptimizer,
+        rates: Rates,
         scheduler: MakeScheduler,
+        mix: Mix,
         *,
         rule: Rule,
         tta: TTA,
         seed: int,
+        batch_size: int,
+        compile: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.loss = loss
+        self.network: Any = network
+        self.criterion = criterion
         self._optimizer = optimizer
+        self._rates = rates
         self._scheduler = scheduler
+        self._mix = mix
         self._rule = rule
         self._tta = tta
         self._seed = seed
+        self._batch_size = batch_size
+        self._compile = compile
+        self._compiled: list[Any] = []  # no submodule: its parameters would be there twice
         self._validated: list[dict[str, Tensor]] = []
+        mix.check(self.unit)
+
+    @property
+    def unit(self) -> Unit:
+        """What a sample is, as the network looks at it."""
+        unit: Unit = self.network.unit
+        return unit
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from the step, so that a resumed run goes on as if it had not stopped."""
-        torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)))
+        torch.manual_seed(hash((self._seed, self._draw(batch_idx), self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch."""
-        loss: Tensor = self.loss(self.network(to_input(batch["image"])), batch["label"])
-        self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True,
-            batch_size=len(batch["label"]), sync_dist=True,
-        )  # fmt: skip
-        return loss
+        """Return the loss of a batch, and log its parts."""
+        batch = self._mix(batch, (self._seed, self._draw(batch_idx)))
+        losses = self.criterion(outputs_of(self._trained(), batch), batch)
+        several = len(losses) > len(("loss", "total", "label"))
+        for name in losses.keys() - {"loss"} if several else {"total"}:
+            self.log(
+                "train_loss" if name == "total" else f"train_loss_{name}", losses[name],
+                on_step=False, on_epoch=True, prog_bar=name == "total",
+                batch_size=len(batch["label"]),
+            )  # fmt: skip
+        return losses["loss"]
+
+    def _draw(self, batch_idx: int) -> int:
+        """The number of this batch in the whole training, as optimizer steps count them."""
+        accumulated = self.trainer.accumulate_grad_batches
+        return self.global_step * accumulated + batch_idx % accumulated
+
+    def _trained(self) -> Any:
+        """The network as it is trained, compiled at its first use."""
+        if not self._compile:
+            return self.network
+        if not self._compiled:
+            self._compiled.append(torch.compile(self.network))
+        return self._compiled[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits of a batch until the epoch ends."""
-        logits = predict_logits(self.network, batch["image"], "none")
+        """Keep the logits of a batch until the epoch ends.
+
+        In the precision of the training, which is faster on a GPU: in mixed precision `metrics.csv`
+        may differ from the scores of the out-of-fold predictions in the third digit.
+        """
+        logits = predict_logits(self.network, batch, "none", in_float32=False)
         self._validated.append({"index": batch["index"], "logit": logits})
 
     def on_validation_epoch_end(self) -> None:
         """Score the breasts, with those of all ranks together."""
-        images: pd.DataFrame = self.trainer.datamodule.held_out  # type: ignore[attr-defined]
-        logits = gather_logits(self._validated, len(images))
+        samples: pd.DataFrame = self.trainer.datamodule.held_out  # type: ignore[attr-defined]
+        logits = gather_logits(self._validated, len(samples))
         self._validated.clear()
-        loss = self.loss(
-            torch.from_numpy(logits), torch.from_numpy(images["label"].to_numpy(np.float32))
-        )
-        breasts = to_breasts(images.assign(probability=sigmoid(logits)), self._rule)
+        labels = torch.from_numpy(samples["label"].to_numpy(np.float32))
+        loss = self.criterion.loss(torch.from_numpy(logits), labels)
+        breasts = samples.assign(probability=sigmoid(logits))
+        if self.unit == "image":
+            breasts = to_breasts(breasts, self._rule)
         self.log_dict({"valid_loss": loss, **breast_metrics(breasts)}, prog_bar=False)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict a batch as test images are predicted: `index` and `logit`, both (B,)."""
-        logits = predict_logits(self.network, batch["image"], self._tta)
+        logits = predict_logits(self.network, batch, self._tta)
         return {"index": batch["index"], "logit": logits}
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and its schedule by step."""
-        optimizer = self._optimizer(self.network.parameters())
+        accumulated = self.trainer.accumulate_grad_batches
+        # Gradients of float16 are scaled, and a fused optimizer unscales them itself: too late to
+        # clip them.
+        scaled = self.trainer.scaler is not None
+        optimizer: Any = self._rates.optimizer(
+            self._optimizer,
+            self.network,
+            batch_size=self._batch_size * accumulated,
+            fused=not (scaled and self.trainer.gradient_clip_val),
+        )
+        if not scaled:  # else Lightning refuses to clip those of bfloat16, too
+            optimizer._step_supports_amp_scaling = False
         # Lightning's own estimate would open the training data before a checkpoint is restored, and
         # a resumed run would begin with the samples of epoch 0.
         batches: int = self.trainer.datamodule.batches_per_epoch  # type: ignore[attr-defined]
         epochs = self.trainer.max_epochs
         assert epochs is not None, "the schedule must know its end"
-        steps = math.ceil(batches / self.trainer.accumulate_grad_batches) * epochs
+        steps = math.ceil(batches / accumulated) * epochs
         scheduler = self._scheduler(optimizer, steps)
         return {
             "optimizer": optimizer,

@@ -1,41 +1,83 @@
-"""Logits of prepared images: the one way in which OOF and test are predicted."""
+"""What networks take and give, and logits: the one way in which OOF and test are predicted.
 
-from typing import Literal, get_args
+A network is an `nn.Module` that says in `inputs` which entries of a batch it looks at besides the
+image, and in `unit` whether a sample is an image or a breast:
+
+    network(image, **{name: batch[name] for name in network.inputs}) -> {"logit": (B,), ...}
+
+`image` is float32 in [0, 1], (B, 1, H, W) or, by breast, (B, V, 1, H, W). Outputs beside `logit`
+have names of their own, for auxiliary losses.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.tables.views import Unit as Unit  # networks are annotated with it
 
 TTA = Literal["none", "hflip"]  # test-time augmentation
+Batch = dict[str, Tensor]
 
 
 def to_input(images: Tensor) -> Tensor:
-    """Turn crops (B, 1, H, W) into the network's input, float32 in [0, 1].
+    """Turn crops (..., H, W) into the network's input, float32 in [0, 1].
 
     uint8 is divided by 255; floating point (crops of 16 bits) is in [0, 1] already.
     """
     return images if images.is_floating_point() else images.float() / 255
 
 
-@torch.inference_mode()
-def predict_logits(network: nn.Module, images: Tensor, tta: TTA) -> Tensor:
-    """Predict crops in float32.
+def outputs_of(network: Any, batch: Batch, image: Tensor | None = None) -> dict[str, Tensor]:
+    """Run a network on a batch.
 
     Args:
-        network: in eval mode, on the device of `images`.
-        images: (B, 1, H, W), uint8 or float32 in [0, 1].
-        tta: `hflip` averages the logits of the image and of its mirror image.
+        network: keeps the contract above.
+        batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
+        image: float32 in [0, 1], in the place of that of the batch.
+
+    Returns:
+        Its outputs by name, `logit` (B,) among them.
+    """
+    image = to_input(batch["image"]) if image is None else image
+    outputs: dict[str, Tensor] = network(image, **{name: batch[name] for name in network.inputs})
+    return outputs
+
+
+@torch.inference_mode()
+def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = True) -> Tensor:
+    """Predict a batch.
+
+    Args:
+        network: in eval mode, on the device of the batch; keeps the contract above.
+        batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
+        tta: `hflip` averages the logits of the images and of their mirror images.
+        in_float32: whatever precision trained the network, so that predictions do not depend on who
+            asks. False leaves it to the caller's autocast: faster on a GPU, and not to be kept.
 
     Returns:
         (B,) float32.
     """
     if tta not in get_args(TTA):
         raise InputError(f"tta is {' or '.join(get_args(TTA))}, not {tta!r}.")
-    x = to_input(images)
-    # Whatever precision trained the network, its predictions must not depend on who asks.
-    with torch.autocast(images.device.type, enabled=False):
-        logits: Tensor = network(x)
+    image = to_input(batch["image"])
+    with _float32(image.device.type) if in_float32 else nullcontext():
+        logits = outputs_of(network, batch, image)["logit"]
         if tta == "hflip":
-            logits = (logits + network(x.flip(-1))) / 2
-    return logits
+            logits = (logits + outputs_of(network, batch, image.flip(-1))["logit"]) / 2
+    return logits.float()
+
+
+@contextmanager
+def _float32(device: str) -> Iterator[None]:
+    """Neither autocast nor TF32, of ten bits, in which cuDNN convolves by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

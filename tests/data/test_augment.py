@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hydra.utils import instantiate
@@ -46,6 +47,32 @@ def test_floating_point_stays_in_range(option: str, pixels: NDArray[np.uint8]) -
         assert result.dtype == np.float32
         assert result.min() >= 0
         assert result.max() <= 1
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_8_and_16_bits_are_augmented_alike(option: str) -> None:
+    """The same draws, the same operations: what differs is rounding to 8 bits, step by step."""
+    augment = load(option)
+    noise = np.random.default_rng(0).integers(0, 256, (128, 64), dtype=np.uint8)
+    pixels = cv2.GaussianBlur(noise, (0, 0), 5)
+    for index in range(100):
+        shallow = augment(pixels, (0, 0, index)).astype(np.float32) / 255
+        deep = augment(pixels.astype(np.float32) / 255, (0, 0, index))
+        assert np.abs(shallow - deep).mean() < 2 / 255
+
+
+def test_a_part_of_at_least_half_of_each_side_is_cut_out() -> None:
+    chain = OmegaConf.load(Path(CONF) / "augment" / "heavy.yaml").transforms
+    (cut,) = [t for t in chain if t["_target_"].endswith("CropAndPad")]
+    assert cut.p == 0.4
+    augment = Augmentation([instantiate(cut, p=1)])
+    rows, columns = np.mgrid[:200, :100].astype(np.float32)
+    for ramp in (rows / 200, columns / 100):
+        parts = [augment(ramp, (0, 0, index)) for index in range(200)]
+        shares = [float(part.max() - part.min()) for part in parts]
+        assert 0.48 < min(shares) < 0.55
+        assert 0.9 < max(shares) <= 1
+        assert parts[0].shape == ramp.shape
 
 
 def test_flips_are_the_four_orientations(pixels: NDArray[np.uint8]) -> None:

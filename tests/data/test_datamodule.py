@@ -128,7 +128,9 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def samples(output: Path, checkpoint: Path, *, workers: int, epochs: int) -> list[list[str]]:
+def samples(
+    output: Path, checkpoint: Path, *, workers: int, epochs: int, **settings: Any
+) -> list[list[str]]:
     """The samples of each epoch, in order, from a real Trainer."""
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -148,7 +150,7 @@ def samples(output: Path, checkpoint: Path, *, workers: int, epochs: int) -> lis
     )
     recorder = Recorder()
     resumed = checkpoint if checkpoint.exists() else None
-    trainer.fit(recorder, datamodule=make(output, workers=workers), ckpt_path=resumed)
+    trainer.fit(recorder, datamodule=make(output, workers=workers, **settings), ckpt_path=resumed)
     return recorder.seen
 
 

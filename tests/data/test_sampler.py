@@ -1,9 +1,12 @@
 """What an epoch consists of, for one rank and for several."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from rsna_bcd.data.sampler import EpochSampler, ShardSampler
+from rsna_bcd.errors import InputError
 
 LABELS = np.array([1] * 5 + [0] * 95)
 
@@ -53,6 +56,81 @@ def test_ranks_together_see_the_batches_of_one(world_size: int) -> None:
         of_one = whole[batch * batch_size : (batch + 1) * batch_size]
         of_all = [row for part in parts for row in part[batch * own : (batch + 1) * own]]
         assert set(of_all) == set(of_one)
+
+
+def batches(sampler: EpochSampler, size: int) -> list[list[int]]:
+    drawn = rows(sampler)
+    return [drawn[i : i + size] for i in range(0, len(drawn) - size + 1, size)]
+
+
+@pytest.mark.parametrize(("ratio", "per_batch"), [(7, 1), (3, 1), (1, 2), (2, 2), (None, 1)])
+def test_enough_positives_in_every_batch(ratio: float | None, per_batch: int) -> None:
+    labels = np.array([0] * 190 + [1] * 27)
+    for epoch in range(10):
+        sampler = EpochSampler(
+            labels, ratio, seed=1, batch_size=8, positives_per_batch=per_batch, epoch=epoch
+        )
+        drawn = rows(sampler)
+        assert len(drawn) == len(sampler) == len(set(drawn))
+        assert all(labels[batch].sum() >= per_batch for batch in batches(sampler, 8))
+        assert set(drawn) == set(range(217)) if ratio is None else len(drawn) == 27 + 27 * ratio
+        assert set(range(190, 217)) <= set(drawn)
+
+
+def test_positives_are_repeated_evenly_where_they_do_not_suffice() -> None:
+    batch_size, per_batch = 8, 3
+    sampler = EpochSampler(
+        LABELS, None, seed=0, batch_size=batch_size, positives_per_batch=per_batch
+    )
+    drawn = rows(sampler)
+    assert len(drawn) == len(sampler) == 95 // 5 * 8
+    assert all(LABELS[batch].sum() == per_batch for batch in batches(sampler, batch_size))
+    times = np.bincount(drawn, minlength=100)
+    assert set(times[5:]) == {1}  # 95 negatives make 19 batches of 5
+    assert times[:5].sum() == 19 * 3
+    assert times[:5].max() - times[:5].min() <= 1
+
+
+def test_without_a_minimum_nothing_is_dealt() -> None:
+    plain = rows(EpochSampler(LABELS, 7, seed=4))
+    assert rows(EpochSampler(LABELS, 7, seed=4, batch_size=6, positives_per_batch=0)) == plain
+
+
+def test_dealt_batches_are_an_epoch_of_their_own_seed_and_number() -> None:
+    settings: dict[str, Any] = {"batch_size": 8, "positives_per_batch": 2}
+    first = list(EpochSampler(LABELS, None, seed=0, epoch=3, **settings))
+    assert list(EpochSampler(LABELS, None, seed=0, epoch=3, **settings)) == first
+    assert list(EpochSampler(LABELS, None, seed=1, epoch=3, **settings)) != first
+    other = rows(EpochSampler(LABELS, None, seed=0, epoch=4, **settings))
+    assert other != [row for _, row in first]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(("ratio", "per_batch"), [(7, 1), (None, 4)])
+def test_ranks_together_see_the_dealt_batches_of_one(
+    world_size: int, ratio: float | None, per_batch: int
+) -> None:
+    settings: dict[str, Any] = {"seed": 3, "batch_size": 6, "positives_per_batch": per_batch}
+    whole = batches(EpochSampler(LABELS, ratio, **settings), 6)
+    parts = [
+        batches(
+            EpochSampler(LABELS, ratio, rank=rank, world_size=world_size, **settings),
+            6 // world_size,
+        )
+        for rank in range(world_size)
+    ]
+    assert {len(part) for part in parts} == {len(whole)}
+    for of_one, *of_ranks in zip(whole, *parts, strict=True):
+        assert sorted(of_one) == sorted(row for part in of_ranks for row in part)
+    # No rank has the positives for itself.
+    shares = [sum(LABELS[batch].sum() for batch in part) for part in parts]
+    assert min(shares) > 0
+
+
+@pytest.mark.parametrize("per_batch", [-1, 6, 9])
+def test_a_minimum_that_does_not_fit_is_refused(per_batch: int) -> None:
+    with pytest.raises(InputError, match=f"positives_per_batch={per_batch} .*batch_size=6"):
+        EpochSampler(LABELS, 7, seed=0, batch_size=6, positives_per_batch=per_batch)
 
 
 @pytest.mark.parametrize(("n_rows", "world_size"), [(101, 2), (7, 3), (1, 2)])

@@ -42,7 +42,9 @@ def gather_on_a_rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_gather_what_one_has(tmp_path: Path) -> None:
-    multiprocessing.spawn(gather_on_a_rank, (str(tmp_path),), nprocs=2)
+    multiprocessing.start_processes(
+        gather_on_a_rank, (str(tmp_path),), nprocs=2, start_method="fork"
+    )
     for rank in (0, 1):
         assert np.load(tmp_path / f"{rank}.npy") == pytest.approx(np.arange(N_ROWS) / 10)
 

@@ -1,34 +1,24 @@
-"""The network's contract, and what may be loaded into it."""
+"""The contract of the network of single images."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.network import GeM, ImageClassifier, Pooling
+from rsna_bcd.models.encoder import Pooling
+from rsna_bcd.models.network import ImageClassifier
+from rsna_bcd.models.prediction import outputs_of
+from rsna_bcd.tables.metadata import Metadata
 
 TINY = "test_efficientnet"  # timm's own, for tests
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """What timm saves of a network of three channels, with its classifier."""
-    torch.manual_seed(1)
-    file = tmp_path / "weights.pth"
-    torch.save(timm.create_model(TINY, in_chans=3, num_classes=1000).state_dict(), file)
-    return file
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
 @pytest.mark.parametrize("backbone", [TINY, "test_convnext", "lcnet_035"])
 def test_images_become_one_logit_each(backbone: str, pooling: Pooling) -> None:
     network = ImageClassifier(backbone, pretrained=False, pooling=pooling).eval()
-    logits = network(torch.rand(3, 1, 64, 96))
+    logits = network(torch.rand(3, 1, 64, 96))["logit"]
     assert logits.shape == (3,)
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
@@ -38,18 +28,18 @@ def test_the_normalisation_is_inside() -> None:
     """A network with another mean and std gives the same for images shifted and scaled alike."""
     network = ImageClassifier(TINY, pretrained=False).eval()
     images = torch.rand(2, 1, 64, 64)
-    expected = network(images)
+    expected = network(images)["logit"]
     with torch.no_grad():
         normalised = (images - network.mean) / network.std
         network.mean.fill_(0)
         network.std.fill_(1)
-        assert torch.allclose(network(normalised), expected, atol=1e-6)
+        assert torch.allclose(network(normalised)["logit"], expected, atol=1e-6)
     assert {"mean", "std"} <= network.state_dict().keys()
 
 
 def test_the_mean_of_the_pretrained_channels_is_used() -> None:
     network = ImageClassifier(TINY, pretrained=False)
-    config: dict[str, Any] = network.backbone.pretrained_cfg
+    config = network.backbone.pretrained_cfg
     assert network.mean.item() == pytest.approx(sum(config["mean"]) / 3)
     assert network.std.item() == pytest.approx(sum(config["std"]) / 3)
 
@@ -60,57 +50,7 @@ def test_memory_layout_changes_nothing() -> None:
     other = ImageClassifier(TINY, pretrained=False, channels_last=False).eval()
     other.load_state_dict(network.state_dict())
     images = torch.rand(2, 1, 64, 64)
-    assert torch.allclose(network(images), other(images), atol=1e-5)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_one_channel_equals_three_equal_channels(suffix: str, weights: Path) -> None:
-    state = torch.load(weights, weights_only=True)
-    reference = timm.create_model(TINY, in_chans=3, num_classes=0, global_pool="")
-    reference.load_state_dict(
-        {k: v for k, v in state.items() if not k.startswith("classifier.")}, strict=True
-    )
-    file = weights.with_suffix(suffix)
-    if suffix == ".safetensors":
-        save_file(state, file)
-    network = ImageClassifier(TINY, checkpoint_path=file)
-    images = torch.rand(2, 1, 64, 64)
-    expected = reference.eval()(images.expand(-1, 3, -1, -1))
-    assert torch.allclose(network.backbone.eval()(images), expected, atol=1e-5)
-
-
-def test_weights_of_another_network_are_refused(weights: Path) -> None:
-    with pytest.raises(InputError, match="does not hold the weights of test_resnet.*unknown"):
-        ImageClassifier("test_resnet", checkpoint_path=weights)
-
-
-def test_weights_of_another_size_are_refused(weights: Path) -> None:
-    state = torch.load(weights, weights_only=True)
-    state["conv_stem.weight"] = torch.zeros(99, 3, 3, 3)
-    torch.save(state, weights)
-    with pytest.raises(InputError, match=r"1 of another shape \(conv_stem\.weight\)"):
-        ImageClassifier(TINY, checkpoint_path=weights)
-
-
-@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x02}q\x00."])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_without_weights_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
-    file = tmp_path / f"file{suffix}"
-    file.write_bytes(content)
-    with pytest.raises(InputError, match="file"):
-        ImageClassifier(TINY, checkpoint_path=file)
-
-
-def test_a_pickled_module_is_not_executed(tmp_path: Path) -> None:
-    file = tmp_path / "module.pth"
-    torch.save(nn.Linear(1, 1), file)
-    with pytest.raises(InputError, match="cannot be read as weights"):
-        ImageClassifier(TINY, checkpoint_path=file)
-
-
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.pth does not exist"):
-        ImageClassifier(TINY, checkpoint_path=tmp_path / "nowhere.pth")
+    assert torch.allclose(network(images)["logit"], other(images)["logit"], atol=1e-5)
 
 
 def test_an_unknown_backbone_is_named() -> None:
@@ -128,18 +68,57 @@ def test_a_backbone_without_a_feature_map_is_refused() -> None:
         ImageClassifier("test_vit", pretrained=False)(torch.rand(1, 1, 160, 160))
 
 
-def test_gem_goes_from_the_mean_to_the_maximum() -> None:
-    features = torch.rand(2, 5, 4, 3) + 0.1
-    assert torch.allclose(GeM(p=1)(features), features.mean((-2, -1)), atol=1e-6)
-    assert torch.allclose(GeM(p=200)(features), features.amax((-2, -1)), rtol=0.02)
-    assert torch.allclose(GeM(p=3)(features), (features**3).mean((-2, -1)) ** (1 / 3))
+def test_the_names_of_parameters_are_those_of_earlier_runs() -> None:
+    names = ImageClassifier(TINY, pretrained=False, pooling="gem").state_dict()
+    tops = {name.split(".")[0] for name in names}
+    assert tops == {"backbone", "head", "pool", "mean", "std"}
+    assert names["head.weight"].shape[0] == 1
 
 
-def test_gem_has_a_gradient_where_nothing_is_active() -> None:
-    features = torch.zeros(1, 2, 4, 4, requires_grad=True)
-    pool = GeM()
-    pool(features).sum().backward()
-    assert pool.p.grad is not None
-    assert torch.isfinite(pool.p.grad)
-    assert features.grad is not None
-    assert torch.isfinite(features.grad).all()
+@pytest.mark.parametrize("names", [["density", "invasive", "age"], {"density": 0.1, "age": 1.0}])
+def test_auxiliary_targets_have_outputs_of_their_own(names: Iterable[str]) -> None:
+    network = ImageClassifier(TINY, pretrained=False, auxiliary=names)
+    outputs = network(torch.rand(2, 1, 64, 64))
+    assert list(outputs) == ["logit", *names]
+    assert outputs["density"].shape == (2, 4)
+    assert outputs["age"].shape == (2,)
+    sum(output.sum() for output in outputs.values()).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_an_auxiliary_target_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="auxiliary: colour is no auxiliary target"):
+        ImageClassifier(TINY, pretrained=False, auxiliary=["colour"])
+
+
+def test_auxiliary_heads_do_not_change_the_logit() -> None:
+    plain = ImageClassifier(TINY, pretrained=False).eval()
+    more = ImageClassifier(TINY, pretrained=False, auxiliary=["density"]).eval()
+    more.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.rand(2, 1, 64, 64)
+    assert torch.equal(more(images)["logit"], plain(images)["logit"])
+
+
+def test_metadata_is_asked_for_and_counts() -> None:
+    metadata = Metadata(["age", "implant"])
+    network = ImageClassifier(TINY, pretrained=False, metadata=metadata).eval()
+    assert network.inputs == ("metadata",)
+    one = torch.rand(1, 1, 64, 64).expand(2, -1, -1, -1)
+    known = torch.randn(1, metadata.width).expand(2, -1)
+    same, different = known.clone(), known + torch.tensor([[0.0], [3.0]])
+    first, second = outputs_of(network, {"image": one, "metadata": same})["logit"]
+    assert torch.isclose(first, second)
+    first, second = outputs_of(network, {"image": one, "metadata": different})["logit"]
+    assert not torch.isclose(first, second)
+
+
+def test_metadata_of_others_in_the_batch_does_not_count() -> None:
+    """Nothing in their path is normalised by batch, also in training."""
+    metadata = Metadata(["age"])
+    layers = ImageClassifier(TINY, pretrained=False, metadata=metadata).metadata.train()
+    features, known = torch.zeros(3, 0), torch.randn(3, metadata.width)
+    assert torch.allclose(layers(features, known)[:1], layers(features[:1], known[:1]), atol=1e-6)
+
+
+def test_without_metadata_none_is_asked_for() -> None:
+    assert ImageClassifier(TINY, pretrained=False).inputs == ()

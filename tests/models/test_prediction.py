@@ -26,25 +26,49 @@ def test_the_input_is_in_the_unit_interval() -> None:
 
 
 def test_without_tta_it_is_the_network(network: ImageClassifier, images: torch.Tensor) -> None:
-    expected = network(images.float() / 255)
-    assert torch.allclose(predict_logits(network, images, "none"), expected)
+    expected = network(images.float() / 255)["logit"]
+    assert torch.allclose(predict_logits(network, {"image": images}, "none"), expected)
 
 
 def test_hflip_cannot_tell_left_from_right(network: ImageClassifier, images: torch.Tensor) -> None:
-    both = predict_logits(network, images, "hflip")
-    assert torch.allclose(both, predict_logits(network, images.flip(-1), "hflip"), atol=1e-6)
-    plain = predict_logits(network, images, "none")
-    mirrored = predict_logits(network, images.flip(-1), "none")
+    both = predict_logits(network, {"image": images}, "hflip")
+    assert torch.allclose(
+        both, predict_logits(network, {"image": images.flip(-1)}, "hflip"), atol=1e-6
+    )
+    plain = predict_logits(network, {"image": images}, "none")
+    mirrored = predict_logits(network, {"image": images.flip(-1)}, "none")
     assert torch.allclose(both, (plain + mirrored) / 2)
     assert not torch.allclose(plain, mirrored)
 
 
 def test_mixed_precision_does_not_reach_it(network: ImageClassifier, images: torch.Tensor) -> None:
-    expected = predict_logits(network, images, "none")
+    expected = predict_logits(network, {"image": images}, "none")
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(predict_logits(network, images, "none"), expected)
+        assert torch.equal(predict_logits(network, {"image": images}, "none"), expected)
+        fast = predict_logits(network, {"image": images}, "none", in_float32=False)
+    assert fast.dtype == torch.float32
+    assert not torch.equal(fast, expected)
+    assert torch.allclose(fast, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_are_in_float32_too(
+    allowed: bool, network: ImageClassifier, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    seen: list[bool] = []
+    handle = network.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    predict_logits(network, {"image": images}, "hflip")
+    predict_logits(network, {"image": images}, "none", in_float32=False)
+    handle.remove()
+    assert seen == [False, False, allowed]
+    with pytest.raises(KeyError):
+        predict_logits(network, {}, "none")
+    assert torch.backends.cudnn.allow_tf32 is allowed
 
 
 def test_an_unknown_tta_is_refused(network: ImageClassifier, images: torch.Tensor) -> None:
     with pytest.raises(InputError, match="tta is none or hflip, not 'rot90'"):
-        predict_logits(network, images, "rot90")  # type: ignore[arg-type]
+        predict_logits(network, {"image": images}, "rot90")  # type: ignore[arg-type]

@@ -1,0 +1,212 @@
+"""From images to features: a timm backbone, the normalisation of its weights, and a pooling.
+
+Every network is built on it, so that one may start from the weights of another.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Self, get_args
+
+import timm
+import torch
+from timm.layers import NormMlpClassifierHead
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rsna_bcd.errors import InputError
+
+Pooling = Literal["avg", "max", "gem"]
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling with a learned exponent (Radenovic et al., 2018).
+
+    mean(x ** p) ** (1 / p): the average at p = 1, close to the maximum for a large p. Features are
+    taken as non-negative: values below `eps` count as `eps`.
+
+    Args:
+        p: initial exponent.
+        eps: keeps the gradient of the root finite.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(float(p)))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool (B, C, h, w) to (B, C)."""
+        powers = features.float().clamp(min=self.eps).pow(self.p)  # float16 would overflow
+        return powers.mean(dim=(-2, -1)).pow(1 / self.p)
+
+
+class Encoder(nn.Module):
+    """Features of an image, (B, C); what networks of one backbone derive from.
+
+    Args:
+        backbone: name of a timm network that yields a feature map, e.g. `tf_efficientnet_b5`.
+        pretrained: start from the weights that timm downloads for this name.
+        pooling: of the feature map over its area.
+        drop_path_rate: stochastic depth; None leaves the backbone's own default.
+        channels_last: memory layout; see `conf/network/` for what it is worth.
+        grad_checkpointing: keep less for the backward pass and compute it again: about a third more
+            time for a fraction of the memory, and the same gradients.
+        freeze_backbone: the backbone keeps its weights and its BatchNorm statistics, and has
+            neither dropout nor stochastic depth.
+
+    Attributes:
+        architecture: name of the backbone.
+        width: number of features C.
+
+    Raises:
+        InputError: an unknown backbone or pooling, weights that cannot be had, or a backbone that
+            cannot compute again.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        pretrained: bool = True,
+        pooling: Pooling = "avg",
+        drop_path_rate: float | None = None,
+        channels_last: bool = True,
+        grad_checkpointing: bool = False,
+        freeze_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise InputError(f"network.pooling is {', '.join(get_args(Pooling))}, not {pooling!r}.")
+        self.architecture = backbone
+        self.backbone: Any = _create(backbone, pretrained, drop_path_rate)
+        # Three equal channels with a mean each are one channel with the averaged mean, as far as a
+        # grey image is concerned; the same for the standard deviation.
+        statistics = self.backbone.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(statistics["mean"]).mean())
+        self.register_buffer("std", torch.tensor(statistics["std"]).mean())
+        self.pool = _make_pool(pooling)
+        # MobileNets widen their features in the head, which comes with the backbone.
+        self.width: int = (
+            getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        )
+        head = getattr(self.backbone, "head", None)
+        self._norms_pooled = isinstance(head, NormMlpClassifierHead) and not head.hidden_size
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._layout)
+        self._frozen = freeze_backbone
+        if freeze_backbone:
+            self.backbone.requires_grad_(False).eval()
+        self._momenta: dict[str, float | None] = {}
+        if grad_checkpointing and not freeze_backbone:  # frozen, nothing is kept anyway
+            _compute_again(self.backbone, backbone)
+            self._momenta = {name: norm.momentum for name, norm in _batch_norms(self.backbone)}
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Compute features (B, C, h, w) of images (B, 1, H, W) in [0, 1].
+
+        Those of ConvNeXts have not been through their last norm, which is of pooled features.
+        """
+        images = ((images - self.mean) / self.std).contiguous(memory_format=self._layout)
+        if self._momenta:  # only now: computed again, a batch must not be counted twice
+            for name, norm in _batch_norms(self.backbone):
+                norm.momentum = self._momenta[name]
+        backbone = self.backbone.forward_features if self._norms_pooled else self.backbone
+        features: Tensor = backbone(images)
+        if self._momenta:
+            for _, norm in _batch_norms(self.backbone):
+                norm.momentum = 0.0
+        if features.ndim != 4 or features.shape[1] != self.width:
+            raise InputError(
+                f"network.backbone gives {tuple(features.shape)} instead of a feature map "
+                f"(B, {self.width}, h, w). Choose a convolutional network."
+            )
+        return features
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Compute features (B, C) of images (B, 1, H, W) in [0, 1]."""
+        return self.pooled(self.feature_map(images))
+
+    def pooled(self, feature_map: Tensor) -> Tensor:
+        """Pool (B, C, h, w) to (B, C); ConvNeXts then have their norm, the order of its weights."""
+        features: Tensor = self.pool(feature_map)
+        if self._norms_pooled:
+            features = self.backbone.head(features[..., None, None]).flatten(1)
+        return features
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, except for a frozen backbone."""
+        super().train(mode)
+        if self._frozen:
+            self.backbone.eval()
+        return self
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Group all parameters by depth, for learning rates by layer.
+
+        Returns:
+            The stem first, then block by block, and last what is not of the backbone: pooling,
+            aggregator and heads. Each parameter once; frozen ones too.
+        """
+        groups = backbone_groups(self.backbone)
+        return [*groups, the_rest(self, groups)]
+
+
+def backbone_groups(backbone: Any) -> list[list[nn.Parameter]]:
+    """Group the parameters of a timm network by depth, from its input on, as timm does."""
+    by_depth = group_parameters(backbone, backbone.group_matcher(coarse=False), return_values=True)
+    return [by_depth[depth] for depth in sorted(by_depth)]
+
+
+def the_rest(network: nn.Module, groups: Iterable[list[nn.Parameter]]) -> list[nn.Parameter]:
+    """Parameters of a network that are in none of the groups."""
+    known = {id(parameter) for group in groups for parameter in group}
+    return [parameter for parameter in network.parameters() if id(parameter) not in known]
+
+
+def _make_pool(pooling: Pooling) -> nn.Module:
+    """Make the layer from (B, C, h, w) to (B, C)."""
+    if pooling == "gem":
+        return GeM()
+    pool = nn.AdaptiveAvgPool2d(1) if pooling == "avg" else nn.AdaptiveMaxPool2d(1)
+    return nn.Sequential(pool, nn.Flatten())
+
+
+def _batch_norms(backbone: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    # Looked up each time: SyncBatchNorm takes their places later.
+    return [(name, m) for name, m in backbone.named_modules() if isinstance(m, _BatchNorm)]
+
+
+def _compute_again(backbone: Any, name: str) -> None:
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"{name} cannot compute its activations again. Set network.grad_checkpointing=false, "
+            "or choose another network.backbone."
+        ) from error
+
+
+def _create(name: str, pretrained: bool, drop_path_rate: float | None) -> Any:
+    """Make a timm backbone of one input channel that returns its feature map."""
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+        hint = f" Did you mean {', '.join(similar)}?" if similar else ""
+        raise InputError(f"timm has no network {name!r} (network.backbone).{hint}")
+    try:
+        return timm.create_model(
+            name,
+            pretrained=pretrained,
+            in_chans=1,
+            num_classes=0,
+            global_pool="",
+            drop_path_rate=drop_path_rate,
+        )
+    except OSError as error:  # what the hub raises without a connection
+        raise InputError(
+            f"The pretrained weights of {name} could not be downloaded ({type(error).__name__}). "
+            "Give a local file with checkpoint_path=, or start from scratch with "
+            "network.pretrained=false."
+        ) from error

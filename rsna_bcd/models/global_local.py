@@ -1,0 +1,168 @@
+"""A network that looks at the whole image coarsely and at a few patches of it closely.
+
+In the manner of GMIC (Shen et al., An interpretable classifier for high-resolution breast cancer
+screening images utilizing weakly supervised localization, Medical Image Analysis 68, 2021). What
+differs: any timm backbones; patches that do not overlap; the fusion takes metadata as well.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.aggregators import GatedAttention
+from rsna_bcd.models.encoder import Encoder, Pooling, backbone_groups, the_rest
+from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
+from rsna_bcd.models.patches import choose_patches, cut_patches
+from rsna_bcd.models.prediction import Unit
+from rsna_bcd.models.weights import start_from
+from rsna_bcd.tables.metadata import Metadata
+
+
+class GlobalLocal(nn.Module):
+    """The logit of cancer for one image.
+
+    A small network turns the image, made smaller, into a saliency map; the mean of its largest
+    values is a first opinion. Where it is largest, patches are cut out of the image in full
+    resolution. A second network looks at each, attention weighs them to a second opinion. The final
+    one comes from the features of both.
+
+    Args:
+        backbone: name of the timm network for the patches.
+        global_backbone: name of the timm network for the whole image; a small one.
+        pretrained: start from the weights that timm downloads for these names.
+        checkpoint_path: start from this file instead. Where it fits only one of the two networks,
+            `pretrained` decides about the other.
+        downscale: the whole image is looked at in 1 / downscale of its height and width.
+        n_patches: number of patches K.
+        patch: their side in pixels of the image.
+        top: share of the map's cells whose mean is the first opinion.
+        pooling: of the patches' feature maps. That of the whole image is reduced to its maximum.
+        dropout: before the last layer.
+        drop_path_rate: stochastic depth of both; None leaves the backbones' own defaults.
+        channels_last: memory layout.
+        grad_checkpointing: less memory for more time.
+        auxiliary: names of further columns to predict (of a mapping, its keys).
+        metadata: what is known of the image besides its pixels.
+
+    Raises:
+        InputError: as `ImageClassifier`; or a number is out of range.
+    """
+
+    unit: Unit = "image"
+
+    def __init__(
+        self,
+        backbone: str,
+        global_backbone: str,
+        *,
+        pretrained: bool = True,
+        checkpoint_path: str | Path | None = None,
+        downscale: int = 2,
+        n_patches: int = 6,
+        patch: int = 256,
+        top: float = 0.02,
+        pooling: Pooling = "avg",
+        dropout: float = 0.0,
+        drop_path_rate: float | None = None,
+        channels_last: bool = True,
+        grad_checkpointing: bool = False,
+        auxiliary: Iterable[str] = (),
+        metadata: Metadata | None = None,
+    ) -> None:
+        super().__init__()
+        for name, number in (("downscale", downscale), ("n_patches", n_patches), ("patch", patch)):
+            if number < 1:
+                raise InputError(f"network.{name}={number}: give 1 or more.")
+        if not 0 < top <= 1:
+            raise InputError(f"network.top={top}: give a share of the map, above 0 and up to 1.")
+
+        def encoder(name: str, pooling: Pooling, pretrained: bool) -> Encoder:
+            return Encoder(
+                name,
+                pretrained=pretrained,
+                pooling=pooling,
+                drop_path_rate=drop_path_rate,
+                channels_last=channels_last,
+                grad_checkpointing=grad_checkpointing,
+            )
+
+        download = pretrained and checkpoint_path is None
+        self.global_encoder = encoder(global_backbone, "max", download)
+        self.local_encoder = encoder(backbone, pooling, download)
+        self.saliency = nn.Conv2d(self.global_encoder.width, 1, kernel_size=1)
+        self.attention = GatedAttention(self.local_encoder.width, hidden=128)
+        self.local_head = nn.Linear(self.local_encoder.width, 1)
+        self.metadata = MetadataInput(metadata)
+        self.inputs = self.metadata.inputs
+        width = self.global_encoder.width + self.local_encoder.width + self.metadata.width
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, 1)
+        self.auxiliary = AuxiliaryHeads(auxiliary, width)
+        self._downscale, self._n_patches, self._patch, self._top = downscale, n_patches, patch, top
+        if checkpoint_path is not None:
+            without = start_from(self, Path(checkpoint_path))
+            if pretrained and "global_encoder" in without:
+                self.global_encoder = encoder(global_backbone, "max", pretrained=True)
+            if pretrained and "local_encoder" in without:
+                self.local_encoder = encoder(backbone, pooling, pretrained=True)
+
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the outputs of images (B, 1, H, W) in [0, 1] and their metadata (B, M).
+
+        Returns:
+            `logit` (B,), from everything; `logit_global` (B,), from the saliency map;
+            `logit_local` (B,), from the patches; `penalty_saliency` (), the mean of the map, which
+            is to be small; and each auxiliary target, (B,) or of K classes (B, K).
+        """
+        whole = F.avg_pool2d(images, self._downscale) if self._downscale > 1 else images
+        coarse = self.global_encoder.feature_map(whole)
+        scores = self.saliency(coarse).float()  # (B, 1, h, w)
+        saliency = scores.sigmoid()
+        corners = choose_patches(saliency, self._n_patches, self._patch, images.shape[-2:])
+        patches = cut_patches(images, corners, self._patch)
+        fine = self.local_encoder.encode(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        everything = torch.ones(fine.shape[:2], dtype=torch.bool, device=fine.device)
+        weights = self.attention(fine, everything)
+        local = (weights[..., None] * fine).sum(dim=1)
+        features = torch.cat([self.global_encoder.pooled(coarse), local], dim=1)
+        features = self.dropout(self.metadata(features, metadata))
+        return {
+            "logit": self.head(features)[:, 0],
+            "logit_global": top_logit(scores.flatten(1), self._top),
+            "logit_local": self.local_head(local)[:, 0],
+            "penalty_saliency": saliency.mean(),
+            **self.auxiliary(features),
+        }
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Group all parameters by depth, see `Encoder.layer_groups`.
+
+        The last blocks of both backbones share a group, and so on towards their stems.
+        """
+        deep, shallow = (
+            backbone_groups(encoder.backbone)
+            for encoder in (self.local_encoder, self.global_encoder)
+        )
+        if len(deep) < len(shallow):
+            deep, shallow = shallow, deep
+        offset = len(deep) - len(shallow)
+        groups = deep[:offset] + [a + b for a, b in zip(deep[offset:], shallow, strict=True)]
+        return [*groups, the_rest(self, groups)]
+
+
+def top_logit(scores: Tensor, top: float) -> Tensor:
+    """The logit of the mean probability of the largest scores.
+
+    Args:
+        scores: logits (B, N).
+        top: the share of them that counts, at least one.
+
+    Returns:
+        (B,), finite where the probabilities are 0 or 1 in floating point.
+    """
+    largest = scores.topk(max(1, round(top * scores.shape[1])), dim=1).values
+    return F.logsigmoid(largest).logsumexp(1) - F.logsigmoid(-largest).logsumexp(1)

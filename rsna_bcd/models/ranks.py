@@ -1,0 +1,178 @@
+"""Several processes (ranks) that train one network, and how they end.
+
+The process that the user starts does not train: it starts one process a rank, and waits. So a sweep
+can go on after any of its jobs, no rank waits for ever for one that has failed, and what a process
+group leaves behind (environment, sockets, memory of the GPU) ends with its processes. torchrun and
+srun start the ranks themselves; then each process is one.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rsna_bcd.errors import InputError
+
+_STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of whoever started this rank
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec is no time to look for it
+_PAUSE, _GRACE = 0.1, 10.0  # seconds: between looks at the ranks; for one to end when asked
+_SHOWN = 30  # last lines of a rank that failed
+
+
+def started_outside() -> int | None:
+    """How many ranks there are, if this process is one of them already; else None."""
+    if "LOCAL_RANK" in os.environ:  # torchrun, or `run_ranks` below
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    # By the name of the job Lightning tells an interactive allocation, too.
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return tasks if tasks > 1 and not interactive else None
+
+
+def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> int:
+    """How many processes this one has to start, one a rank; 0 where it is to train itself.
+
+    Args:
+        strategy: Lightning's, `auto` for a single process.
+        devices: of this machine; -1 for every GPU.
+        nodes: machines that take part.
+        gpus: of this machine, 0 if they are not to be used.
+
+    Raises:
+        InputError: what was started from outside does not fit, or there is nothing to start on.
+    """
+    outside = started_outside()
+    count = gpus if devices == -1 else devices
+    if strategy == "auto":
+        if outside is not None and outside > 1:
+            raise InputError(
+                f"This is one of {outside} processes, each of which would train by itself. "
+                "Choose trainer=ddp, or start a single one."
+            )
+        if count > 1:
+            raise InputError(
+                f"trainer.devices={devices} needs trainer=ddp: one process trains on one device."
+            )
+        return 0
+    if outside is not None:
+        return 0
+    if nodes > 1:
+        raise InputError(
+            f"trainer.num_nodes={nodes}: start it on every node with torchrun or srun."
+        )
+    if count < 1:
+        raise InputError(
+            "There is no GPU for trainer=ddp. On processors alone: trainer.accelerator=cpu "
+            "trainer.devices=2 trainer.precision=32-true."
+        )
+    return count
+
+
+def run_ranks(command: Sequence[str], n_ranks: int) -> None:
+    """Run a command once a rank, each knowing its rank and the others, until all have ended.
+
+    The first rank writes to the terminal; what the others say is shown if they fail.
+
+    Raises:
+        InputError: a rank failed. The others have been ended then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"{rank}.log" for rank in range(n_ranks)]
+        ranks: list[subprocess.Popen[bytes]] = []
+        port = _free_port()
+        try:
+            for rank in range(n_ranks):
+                ranks.append(_start(command, rank, n_ranks, port, logs[rank]))
+            failed = _first_failure(ranks)
+        finally:
+            _end(ranks)
+        if failed is not None:
+            code = ranks[failed].returncode
+            said = logs[failed].read_text(errors="replace").splitlines()[-_SHOWN:]
+            raise InputError(
+                f"Rank {failed} of {n_ranks} ended with exit code {code}"
+                + ("; its own message is above." if failed == 0 else ":\n" + "\n".join(said))
+            )
+
+
+def kill_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends; a `preexec_fn`."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """Make this process end when the one that started it as a rank does, however that ends.
+
+    Else the ranks of a run that was killed would train on, beside those of the run resumed.
+    """
+    parent = os.environ.get(_STARTED_BY)
+    if parent is None:
+        return
+    kill_with_parent()
+    if os.getppid() != int(parent):  # it has ended before the line above
+        sys.exit(1)
+
+
+def _start(
+    command: Sequence[str], rank: int, n_ranks: int, port: int, log: Path
+) -> "subprocess.Popen[bytes]":
+    # Without SLURM_NTASKS Lightning does not take a job of a single task for its ranks.
+    environment = {name: v for name, v in os.environ.items() if name != "SLURM_NTASKS"}
+    environment |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        _STARTED_BY: str(os.getpid()),
+    }
+    with log.open("wb") as file:
+        said = file if rank else None
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the process that waits
+            stdout=said,
+            stderr=said,
+        )
+
+
+def _first_failure(ranks: Sequence["subprocess.Popen[bytes]"]) -> int | None:
+    """Wait until a rank has failed, or all have ended well."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        for number, code in enumerate(codes):
+            if code:
+                return number
+        if None not in codes:
+            return None
+        time.sleep(_PAUSE)
+
+
+def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End what still runs: politely at first, which a rank that waits for another does not hear."""
+    for rank in ranks:
+        rank.terminate()
+    until = time.monotonic() + _GRACE
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,267 @@
+"""All runs in one table: their scores, and how sure one can be that they differ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.scoring.bootstrap import Difference, Interval, paired_difference, patient_bootstrap
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.pf1 import pf1
+from rsna_bcd.scoring.threshold import cross_fit, patient_groups
+from rsna_bcd.tables.out_of_fold import read_run, trained_folds
+
+METRICS = (*RANKING, "pf1")  # pF1 is that of decisions whose threshold was fitted on other patients
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run scores on the folds that it has finished.
+
+    Attributes:
+        name: of the run.
+        folds: that count.
+        breasts: of these folds.
+        positives: of the breasts.
+        optimistic: whether the epochs were chosen on the folds they are scored on.
+        score: on all of its breasts.
+        shared: breasts that the reference has as well.
+        difference: from the reference, on those; None for the reference itself, where there are
+            none, and where their labels differ.
+    """
+
+    name: str
+    folds: tuple[int, ...]
+    breasts: int
+    positives: int
+    optimistic: bool
+    score: Interval
+    shared: int
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Runs by score.
+
+    Attributes:
+        metric: that is the score.
+        reference: the run that the differences are from.
+        results: the best first.
+        remarks: for each run that cannot be scored, or not be compared for its labels, why.
+    """
+
+    metric: str
+    reference: str
+    results: tuple[Result, ...]
+    remarks: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How runs are scored.
+
+    Attributes:
+        metric: of `METRICS`.
+        groups: parts of the patients; for pF1, each is decided by the threshold of the others.
+        resamples: of the patients, for intervals.
+        seed: of the groups and the resamples.
+    """
+
+    metric: str
+    groups: int
+    resamples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise InputError(f"metric={self.metric}: choose {', '.join(METRICS)}.")
+
+    def score(self, rows: pd.DataFrame) -> Interval:
+        """The score of out-of-fold predictions."""
+        metric = RANKING.get(self.metric, pf1)
+        return patient_bootstrap(
+            metric, rows["label"], self._judged(rows), _patients(rows), self.resamples, self.seed
+        )
+
+    def difference(self, first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
+        """How much higher the second scores on the same rows; None where that is undefined."""
+        try:
+            ours, theirs = self._judged(second), self._judged(first)
+        except InputError:  # too few rows for a threshold
+            return None
+        metric = RANKING.get(self.metric, pf1)
+        return paired_difference(
+            metric, first["label"], theirs, ours, _patients(first), self.resamples, self.seed
+        )
+
+    def _judged(self, rows: pd.DataFrame) -> NDArray[np.float64]:
+        """Probabilities, or the decisions that pF1 is about."""
+        probabilities = rows["probability"].to_numpy(np.float64)
+        if self.metric in RANKING:
+            return probabilities
+        labels = rows["label"].to_numpy()
+        groups = patient_groups(labels, _patients(rows), self.groups, self.seed)
+        return np.asarray(cross_fit(labels, probabilities, groups).decisions, dtype=np.float64)
+
+
+def finished_runs(runs: Path, pattern: str = "*") -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Pool the finished folds of every run below a folder.
+
+    Args:
+        runs: `<output>/runs`.
+        pattern: of the names, `*` and `?` as in a shell.
+
+    Returns:
+        For each run with a finished fold, the rows of its finished folds; and for each run of
+        which something does not count, what and why.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    remarks: dict[str, str] = {}
+    for run in sorted(runs.glob(pattern)):
+        if run.name.startswith(".") or not any(run.glob("fold*/config.yaml")):
+            continue  # what launchers keep beside the runs
+        started = trained_folds(run)
+        folds = [k for k in started if (run / f"fold{k}" / "metrics.json").is_file()]
+        if left := [str(k) for k in started if k not in folds]:
+            remarks[run.name] = f"fold {', '.join(left)} not finished"
+        if not started:
+            remarks[run.name] = "holds out nothing (fold=all)"
+        if folds:
+            try:
+                tables[run.name] = read_run(run, folds)
+            except InputError as error:
+                remarks[run.name] = str(error)
+    return tables, remarks
+
+
+def rank(
+    tables: Mapping[str, pd.DataFrame], scoring: Scoring, reference: str, optimistic: Sequence[str]
+) -> Ranking:
+    """Score runs, best first, each beside the reference on the breasts that both have.
+
+    Args:
+        tables: out-of-fold predictions by run.
+        scoring: how.
+        reference: one of the runs; where it is not there or cannot be scored, the best is.
+        optimistic: those of them that chose their epochs on the folds they are scored on.
+    """
+    scores: dict[str, Interval] = {}
+    remarks: dict[str, str] = {}
+    for name, rows in tables.items():
+        try:
+            scores[name] = scoring.score(rows)
+        except InputError as error:
+            remarks[name] = str(error)
+    # Undefined scores (no positives) come last.
+    order = sorted(scores, key=lambda name: -np.nan_to_num(scores[name].value, nan=-1.0))
+    if reference not in scores:
+        reference = order[0] if order else ""
+    results = []
+    for name in order:
+        rows = tables[name]
+        theirs, ours = _shared(tables[reference], rows)
+        differing = int((theirs["label"] != ours["label"]).sum())
+        if differing:
+            remarks[name] = f"labels differ from {reference}'s for {differing} breasts"
+        comparable = name != reference and not differing and ours["label"].nunique() == 2
+        results.append(
+            Result(
+                name=name,
+                folds=tuple(sorted(int(fold) for fold in rows["fold"].unique())),
+                breasts=len(rows),
+                positives=int(rows["label"].sum()),
+                optimistic=name in optimistic,
+                score=scores[name],
+                shared=len(ours),
+                difference=scoring.difference(theirs, ours) if comparable else None,
+            )
+        )
+    return Ranking(scoring.metric, reference, tuple(results), remarks)
+
+
+def _shared(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of both about the same breasts, in the same order."""
+    both = first[["prediction_id"]].merge(second["prediction_id"])["prediction_id"]
+    return tuple(  # type: ignore[return-value]
+        rows.set_index("prediction_id").loc[both].reset_index() for rows in (first, second)
+    )
+
+
+def _patients(rows: pd.DataFrame) -> NDArray[np.str_]:
+    return rows["patient_id"].to_numpy(dtype=str)
+
+
+def table_of(ranking: Ranking, most: int) -> Table:
+    """Lay out at most `most` rows; names are folded where the screen is narrow."""
+    title = "pf1, cross-fitted" if ranking.metric == "pf1" else ranking.metric
+    results = ranking.results
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False,
+        title=f"{title} (95 % interval), and its difference from {ranking.reference}",
+    )  # fmt: skip
+    table.add_column("run", overflow="fold")
+    for heading in ("folds", "breasts"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(ranking.metric, no_wrap=True)
+    table.add_column("difference", no_wrap=True)
+    table.add_column("p", no_wrap=True, min_width=4)
+    for result in results[:most]:
+        difference, p_value = "", ""
+        if result.difference is not None:
+            difference = _shown(result.difference)
+            p_value = _digits(result.difference.p_value)
+            if result.shared < result.breasts:
+                difference += f" of {result.shared}"
+        elif result.name != ranking.reference:
+            why = "labels differ" if result.name in ranking.remarks else "undefined"
+            difference = why if result.shared else "no breast in common"
+        table.add_row(
+            result.name + (" *" if result.optimistic else ""),
+            str(len(result.folds)),
+            str(result.breasts),
+            _shown(result.score),
+            difference,
+            p_value,
+        )
+    if len(results) > most:
+        table.caption = f"and {len(results) - most} more: most={len(results)}, or csv=FILE"
+    return table
+
+
+def _shown(interval: Interval) -> str:
+    value, low, high = map(_digits, (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3f}".replace("0.", ".", 1)  # of a number in [-1, 1]
+
+
+def frame_of(ranking: Ranking) -> pd.DataFrame:
+    """One row a run, for a file."""
+    rows = []
+    for result in ranking.results:
+        row: dict[str, object] = {
+            "run": result.name,
+            "folds": " ".join(map(str, result.folds)),
+            "breasts": result.breasts,
+            "positives": result.positives,
+            "optimistic": int(result.optimistic),
+            "value": result.score.value,
+            "low": result.score.low,
+            "high": result.score.high,
+            "shared_breasts": result.shared,
+        }
+        d = result.difference
+        for key in ("value", "low", "high", "p_value"):
+            name = key if key == "p_value" else f"difference_{key}".removesuffix("_value")
+            row[name] = None if d is None else getattr(d, key)
+        rows.append(row)
+    return pd.DataFrame(rows)

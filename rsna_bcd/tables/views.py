@@ -1,0 +1,118 @@
+"""Which images of a breast a network looks at, and in which places: training and test alike.
+
+23 % of the competition's breasts have more than two images; other data has breasts that lack a
+standard view or have rare ones only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.images import VIEWS
+
+Unit = Literal["image", "breast"]  # what a sample is; each network says which
+Policy = Literal["all", "one_per_view", "random_per_epoch"]
+
+# What a network is told of an image's view: these by their place, every other one by the last.
+_TOLD = ("CC", "MLO")
+OTHER_VIEW = len(_TOLD)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place in a sample.
+
+    Attributes:
+        position: of the image among those given, None where the place is empty.
+        other: whether it belongs to the other breast.
+    """
+
+    position: int | None
+    other: bool
+
+
+@dataclass(frozen=True)
+class Views:
+    """What becomes of repeats, missing views and rare ones.
+
+    Under `one_per_view` place v is for `order[v]` and holds the first image of that view, or none;
+    a breast that has no image of any of these views shows its other ones instead, so that each
+    breast with an image is seen. `random_per_epoch` is the same, but in training draws one of the
+    repeats; otherwise it takes the first. Under `all` there are as many places as images, at most
+    `most`: the views of `order` first, one of each before the repeats.
+
+    Attributes:
+        policy: which of these.
+        order: views, for the places.
+        most: images of one breast under `all`.
+        other_breast: add the images of the patient's other breast, by the same policy.
+    """
+
+    policy: Policy = "all"
+    order: Sequence[str] = _TOLD
+    most: int = 8
+    other_breast: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that show nothing."""
+        object.__setattr__(self, "order", tuple(self.order))  # lists come from configurations
+        known = set(self.order) <= set(VIEWS) and len(set(self.order)) == len(self.order) > 0
+        for setting, holds, remedy in (
+            (f"policy={self.policy}", self.policy in get_args(Policy),
+             f"choose {', '.join(get_args(Policy))}"),
+            (f"order={list(self.order)}", known, f"name some of {', '.join(VIEWS)}, each once"),
+            (f"most={self.most}", self.most >= 1, "it is a number of images, 1 or more"),
+        ):  # fmt: skip
+            if not holds:
+                raise InputError(f"views.{setting}: {remedy}.")
+
+    def places(
+        self,
+        own: Sequence[str | None],
+        other: Sequence[str | None] = (),
+        generator: np.random.Generator | None = None,
+    ) -> list[Place]:
+        """Fill the places of one breast.
+
+        Args:
+            own: the view of each of its images that can be read, in the order of the table.
+            other: those of the patient's other breast.
+            generator: draws among repeats under `random_per_epoch`; None takes the first.
+
+        Returns:
+            Those of the breast, then those of the other one if `other_breast`. Except under `all`,
+            there are equally many for every breast.
+        """
+        places = [Place(position, False) for position in self._chosen(own, generator)]
+        if self.other_breast:
+            places += [Place(position, True) for position in self._chosen(other, generator)]
+        return places
+
+    def _chosen(
+        self, views: Sequence[str | None], generator: np.random.Generator | None
+    ) -> list[int | None]:
+        """Positions for the places of one breast."""
+        if self.policy == "all":
+            return [*sorted(range(len(views)), key=lambda i: self._rank(views, i))[: self.most]]
+        drawn = [*range(len(views))]
+        if self.policy == "random_per_epoch" and generator is not None:
+            drawn = [int(i) for i in generator.permutation(len(views))]
+        first = [next((i for i in drawn if views[i] == view), None) for view in self.order]
+        if any(position is not None for position in first):
+            return [*first]
+        return [*drawn, *[None] * len(self.order)][: len(self.order)]
+
+    def _rank(self, views: Sequence[str | None], position: int) -> tuple[int, int]:
+        """What comes first under `all`; ties go by position."""
+        view = views[position]
+        if view not in self.order:
+            return len(views), 0
+        return list(views[:position]).count(view), self.order.index(view)
+
+
+def view_number(view: str | None) -> int:
+    """What a network is told of a view: 0 CC, 1 MLO, 2 any other, or none known."""
+    return _TOLD.index(view) if view in _TOLD else OTHER_VIEW

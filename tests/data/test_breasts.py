@@ -1,0 +1,147 @@
+"""Samples by breast: which images, in which places, padded how."""
+
+from pathlib import Path
+from typing import Any
+
+import albumentations
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rsna_bcd.data.augment import Augmentation
+from rsna_bcd.data.breasts import collate_breasts
+from rsna_bcd.data.dataset import BreastDataset, Known
+from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.views import Views
+
+HEIGHT, WIDTH = 20, 10
+# Image i is uniformly i + 100, so that pixels name their row.
+IMAGES = pd.DataFrame(
+    [
+        ("1_L", "1", "CC"), ("1_L", "1", "MLO"), ("1_L", "1", "CC"), ("1_L", "1", "AT"),
+        ("1_R", "1", "MLO"),
+        ("2_L", "2", "LM"),
+        ("3_R", "3", "MLO"), ("3_R", "3", "CC"),
+    ],
+    columns=["prediction_id", "patient_id", "view"],
+)  # fmt: skip
+BREASTS = IMAGES.drop_duplicates("prediction_id", ignore_index=True).assign(label=[1, 0, 0, 1])
+NOISE = Augmentation([albumentations.RandomBrightnessContrast(p=1)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for row in range(len(IMAGES)):
+        cv2.imwrite(str(tmp_path / f"{row}.png"), np.full((HEIGHT, WIDTH), row + 100, np.uint8))
+    return tmp_path
+
+
+def make(
+    folder: Path, views: Views, augment: Augmentation | None = None, **more: Any
+) -> BreastDataset:
+    images = IMAGES.assign(path=[f"{row}.png" for row in range(len(IMAGES))])
+    return BreastDataset(BREASTS, images, folder, views, augment, 5, **more)
+
+
+def rows(sample: dict[str, torch.Tensor]) -> list[int | None]:
+    """Which image is in which place."""
+    values = sample["image"][:, 0].flatten(1)
+    assert (values == values[:, :1]).all()
+    return [
+        int(value) - 100 if there else None
+        for value, there in zip(values[:, 0], sample["mask"], strict=True)
+    ]
+
+
+def test_all_images_and_their_views(folder: Path) -> None:
+    dataset = make(folder, Views())
+    assert len(dataset) == 4
+    assert [rows(dataset[0, i]) for i in range(4)] == [[0, 1, 2, 3], [4], [5], [7, 6]]
+    sample = dataset[0, 0]
+    assert sample["image"].shape == (4, 1, HEIGHT, WIDTH)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["mask"].dtype == sample["other"].dtype == torch.bool
+    assert sample["view"].tolist() == [0, 1, 0, 2]
+    assert not sample["other"].any()
+    assert (sample["label"].item(), sample["index"].item()) == (1, 0)
+
+
+def test_one_place_a_view_and_the_other_breast(folder: Path) -> None:
+    dataset = make(folder, Views("one_per_view", other_breast=True))
+    samples = [dataset[0, i] for i in range(4)]
+    assert [rows(sample) for sample in samples] == [
+        [0, 1, None, 4],
+        [None, 4, 0, 1],
+        [5, None, None, None],
+        [7, 6, None, None],
+    ]
+    assert all(sample["other"].tolist() == [False, False, True, True] for sample in samples)
+    assert [sample["view"].tolist() for sample in samples[:3]] == [
+        [0, 1, 2, 1], [2, 1, 0, 1], [2, 2, 2, 2]
+    ]  # fmt: skip
+    assert not samples[2]["image"][1:].any()
+
+
+def test_the_other_breast_under_all(folder: Path) -> None:
+    dataset = make(folder, Views(most=2, other_breast=True))
+    assert [rows(dataset[0, i]) for i in range(4)] == [[0, 1, 4], [4, 0, 1], [5], [7, 6]]
+    assert dataset[0, 1]["other"].tolist() == [False, True, True]
+
+
+def test_a_batch_is_padded_to_its_longest(folder: Path) -> None:
+    dataset = make(folder, Views(other_breast=True))
+    batch = collate_breasts([dataset[0, i] for i in (3, 0)])
+    assert batch["image"].shape == (2, 5, 1, HEIGHT, WIDTH)
+    assert batch["mask"].tolist() == [[True, True, False, False, False], [True] * 5]
+    assert batch["view"].tolist() == [[0, 1, 2, 2, 2], [0, 1, 0, 2, 1]]
+    assert batch["other"].tolist() == [[False] * 5, [False] * 4 + [True]]
+    assert not batch["image"][0, 2:].any()
+    assert batch["label"].tolist() == [1, 1]
+    assert batch["index"].tolist() == [3, 0]
+
+
+def test_each_image_is_augmented_by_itself_and_alike_in_either_role(folder: Path) -> None:
+    dataset = make(folder, Views(other_breast=True), NOISE)
+    left, right = dataset[2, 0], dataset[2, 1]
+    own = left["image"][:4, 0, 0, 0].tolist()
+    assert len(set(own)) > 2
+    assert right["image"][1:, 0, 0, 0].tolist() == own
+    assert dataset[3, 0]["image"][:4, 0, 0, 0].tolist() != own
+
+
+def test_repeats_are_drawn_anew_in_every_epoch_of_training_alone(folder: Path) -> None:
+    still = Augmentation([])
+    training = make(folder, Views("random_per_epoch"), still)
+    drawn = [rows(training[epoch, 0]) for epoch in range(20)]
+    assert {tuple(places) for places in drawn} == {(0, 1), (2, 1)}
+    assert [rows(training[epoch, 0]) for epoch in range(20)] == drawn
+    evaluation = make(folder, Views("random_per_epoch"))
+    assert all(rows(evaluation[epoch, 0]) == [0, 1] for epoch in range(20))
+
+
+def test_crops_of_16_bits_stay_deep(folder: Path) -> None:
+    for row in range(len(IMAGES)):
+        pixels = np.full((HEIGHT, WIDTH), 1000 * row, np.uint16)
+        cv2.imwrite(str(folder / f"{row}.png"), pixels)
+    sample = make(folder, Views("one_per_view"))[0, 1]
+    assert sample["image"].dtype == torch.float32
+    assert sample["image"][1].unique().item() == pytest.approx(4000 / 65535)
+
+
+def test_what_is_known_besides(folder: Path) -> None:
+    encoder = Metadata(["implant"], forget=0.5)
+    table = BREASTS.assign(implant=pd.Series([0, 1, None, 0]))
+    known = Known(
+        encoder.encode(table), encoder, {"BIRADS": np.array([2, np.nan, 0, 1], np.float32)}
+    )
+    sample = make(folder, Views(), known=known)[0, 1]
+    assert sample["metadata"].tolist() == [1, 0]
+    assert sample["metadata"].dtype == sample["target_BIRADS"].dtype == torch.float32
+    assert torch.isnan(sample["target_BIRADS"])
+    training = make(folder, Views(), Augmentation([]), known=known)
+    seen = [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)]
+    assert set(seen) == {(1, 0), (0, 1)}
+    assert [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)] == seen
+    assert "metadata" not in make(folder, Views())[0, 1]

@@ -1,0 +1,325 @@
+"""Files are predicted as the crops of a fold were, by image and by breast, whatever is missing."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fabricated_networks import TinyBreasts, TinyImages
+from hydra import compose, initialize_config_dir
+
+from rsna_bcd._stage import CONF, write_record
+from rsna_bcd.data.augment import Augmentation
+from rsna_bcd.data.datamodule import CropDataModule
+from rsna_bcd.errors import InputError
+from rsna_bcd.inference.breasts import Waiting
+from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference.stream import BreastPrediction, Prediction, predict_files
+from rsna_bcd.models.network import ImageClassifier
+from rsna_bcd.models.prediction import predict_logits
+from rsna_bcd.preparation.crop import CropSettings, prepare_image
+from rsna_bcd.scoring.bootstrap import Interval
+from rsna_bcd.scoring.ensembles import Ensemble, Member, write_ensemble
+from rsna_bcd.submit import submit
+from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.views import Views
+
+CROP: dict[str, Any] = {
+    "name": "demo", "height": 64, "width": 32, "box": "breast", "margin": 0.02, "orient": True,
+    "fit": "pad",
+}  # fmt: skip
+METADATA: dict[str, Any] = {"columns": ["age", "implant", "machine_id"], "machines": [29, 49]}
+# Of each breast: its views, in the order of the table, which lists patients in turns.
+BREASTS = {
+    "1_L": ["MLO", "CC"], "1_R": ["CC", "CC", "MLO", "MLO"],
+    "2_L": ["CC", "MLO", "AT"], "2_R": ["LM", "ML", "AT"],
+    "3_R": ["CC", "MLO"],
+    "4_L": ["CC"], "4_R": ["MLO", "CC"],
+}  # fmt: skip
+UNREADABLE = {("1_R", 0), ("4_L", 0), ("2_L", 1)}
+EXPERT = {"1_L": 1, "4_R": 1, "2_R": 1}  # the positive ones
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and their table, as a test set and as the training part of a competition."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    rows: list[list[Any]] = []
+    for breast, views in BREASTS.items():
+        patient, laterality = breast.split("_")
+        for number, view in enumerate(views):
+            image_id = f"{breast}{number}"
+            pixels = np.zeros((128, 96), np.uint8)
+            width = int(generator.integers(30, 60))
+            pixels[20:100, :width] = generator.integers(60, 200, (80, width))
+            file = folder / "test_images" / patient / f"{image_id}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(file), pixels)
+            if (breast, number) in UNREADABLE:
+                file.write_bytes(b"no picture")
+            rows.append(
+                [1, patient, image_id, laterality, view, 40 + 3 * len(rows), int(number == 1),
+                 (29, 49, 5)[len(rows) % 3], breast, number, EXPERT.get(breast, 0)]
+            )  # fmt: skip
+    columns = [
+        "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id",
+        "prediction_id", "number", "cancer",
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns).sort_values(["number", "patient_id"])
+    table.drop(columns=["number", "cancer"]).to_csv(folder / "test.csv", index=False)
+    table.drop(columns=["number", "prediction_id"]).to_csv(folder / "train.csv", index=False)
+    return folder
+
+
+def read_test(data: Path) -> pd.DataFrame:
+    return pd.read_csv(data / "test.csv", dtype={"patient_id": str})
+
+
+def files_of(data: Path) -> dict[str, Path]:
+    return {file.stem: file for file in (data / "test_images").rglob("*.png")}
+
+
+def save_run(folder: Path, network: dict[str, Any], weights: Any, **record: Any) -> Run:
+    """Leave what a finished run leaves, and load it."""
+    write_record(
+        folder / "config.yaml",
+        {"crop": {"_target_": "rsna_bcd.preparation.crop.CropSettings", **CROP},
+         "source": "image", "tta": "hflip", "select": "last", "network": network, **record},
+    )  # fmt: skip
+    (folder / "metrics.json").write_text("{}")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    state = {f"network.{name}": tensor for name, tensor in weights.state_dict().items()}
+    torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
+    return load_run(folder)
+
+
+def save_breast_run(folder: Path, *, metadata: bool = True, **views: Any) -> Run:
+    torch.manual_seed(0)
+    width = Metadata(**METADATA).width if metadata else 0
+    return save_run(
+        folder,
+        {"_target_": "fabricated_networks.TinyBreasts", "metadata_width": width},
+        TinyBreasts(width),
+        views={"_target_": "rsna_bcd.tables.views.Views", **views},
+        metadata={"_target_": "rsna_bcd.tables.metadata.Metadata", **METADATA} if width else None,
+    )
+
+
+def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
+    """What the network says of the crops of a fold, in training's way."""
+    table = pd.read_csv(data / "train.csv", dtype={"patient_id": str})
+    files = files_of(data)
+    paths: list[Any] = []
+    for image_id in table["image_id"]:
+        if any(image_id == f"{breast}{number}" for breast, number in UNREADABLE):
+            paths.append(None)
+            continue
+        crop = prepare_image(files[image_id], CropSettings(**CROP), "image").pixels
+        cv2.imwrite(str(output / f"{image_id}.png"), crop)
+        paths.append(f"{image_id}.png")
+    # A second fold to train on: the same patients under other names.
+    again = table.assign(
+        patient_id="9" + table["patient_id"], image_id="9" + table["image_id"].astype(str)
+    )
+    both = pd.concat([table, again]).assign(path=paths * 2)
+    both.to_csv(output / "train.csv", index=False)
+    folds = both[["patient_id"]].drop_duplicates()
+    folds["fold"] = (folds["patient_id"].str.len() > 1).astype(int)
+    folds.to_csv(output / "folds.csv", index=False)
+    module = CropDataModule(
+        output, output / "folds.csv", 0, Augmentation([]), batch_size=2,
+        negatives_per_positive=None, workers=0, seed=0,
+        unit=run.unit, views=run.views, metadata=run.metadata,
+    )  # fmt: skip
+    module.setup()
+    batches: Any = module.val_dataloader()
+    logits = torch.cat([predict_logits(run.network, batch, run.tta) for batch in batches])
+    key = "image_id" if run.unit == "image" else "prediction_id"
+    return pd.Series(logits.sigmoid().double().numpy(), module.held_out[key])
+
+
+def predict(
+    data: Path, *runs: Run, batch_size: int, workers: int = 0
+) -> tuple[list[Prediction], dict[str, Any]]:
+    stream = predict_files(
+        read_test(data), files_of(data), runs, source="image", batch_size=batch_size,
+        workers=workers,
+    )  # fmt: skip
+    by_image, by_breast = [], {}
+    for prediction in stream:
+        if isinstance(prediction, BreastPrediction):
+            assert prediction.prediction_id not in by_breast
+            by_breast[prediction.prediction_id] = prediction.probabilities
+        else:
+            by_image.append(prediction)
+    return by_image, by_breast
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        {},
+        {"most": 2, "other_breast": True},
+        {"policy": "one_per_view"},
+        {"policy": "one_per_view", "other_breast": True},
+        {"policy": "random_per_epoch", "order": ["MLO", "CC"], "other_breast": True},
+    ],
+    ids=str,
+)
+def test_files_are_predicted_as_the_crops_of_a_fold(
+    views: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    run = save_breast_run(tmp_path / "run" / "fold0", **views)
+    assert run.unit == "breast"
+    assert run.views == Views(**views)
+    expected = out_of_fold(data, run, tmp_path)
+    assert set(expected.index) == set(BREASTS) - {"4_L"}  # its only image cannot be read
+    assert expected.std() > 0.01
+    for batch_size in (1, 5, 64):
+        by_image, by_breast = predict(data, run, batch_size=batch_size)
+        assert set(by_breast) == set(expected.index)
+        found = [by_breast[breast][0] for breast in expected.index]
+        assert found == pytest.approx(expected.to_numpy(), abs=1e-6)
+        failed = {p.image_id for p in by_image if p.probabilities is None}
+        assert failed == {f"{breast}{number}" for breast, number in UNREADABLE}
+        assert len(by_image) == len(files_of(data))
+
+
+def test_images_are_predicted_with_their_own_metadata(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    known = {**METADATA, "columns": ["view", "age", "machine_id"]}
+    network = TinyImages(Metadata(**known).width)
+    run = save_run(
+        tmp_path / "run" / "fold0",
+        {"_target_": "fabricated_networks.TinyImages", "metadata_width": Metadata(**known).width},
+        network,
+        metadata={"_target_": "rsna_bcd.tables.metadata.Metadata", **known},
+    )
+    expected = out_of_fold(data, run, tmp_path)
+    by_image, by_breast = predict(data, run, batch_size=3)
+    assert not by_breast
+    found = {p.image_id: p.probabilities[0] for p in by_image if p.probabilities is not None}
+    assert found == pytest.approx(expected.to_dict(), abs=1e-6)
+
+
+def test_processes_change_nothing(data: Path, tmp_path: Path) -> None:
+    run = save_breast_run(tmp_path / "run" / "fold0", policy="one_per_view", other_breast=True)
+    _, one = predict(data, run, batch_size=4)
+    _, several = predict(data, run, batch_size=4, workers=2)
+    assert {k: v[0] for k, v in several.items()} == pytest.approx(
+        {k: v[0] for k, v in one.items()}, abs=1e-6
+    )
+
+
+def test_a_patient_is_predicted_before_the_next_ones_files_pile_up(
+    data: Path, tmp_path: Path
+) -> None:
+    """The table lists patients in turns, yet crops wait for those of their own patient only."""
+    run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
+    stream = predict_files(
+        read_test(data), files_of(data), [run], source="image", batch_size=1, workers=0
+    )
+    patients = [
+        (p.prediction_id if isinstance(p, BreastPrediction) else p.image_id)[0] for p in stream
+    ]
+    assert patients == sorted(patients)
+
+
+def test_the_order_of_arrival_changes_nothing_and_crops_are_let_go(
+    data: Path, tmp_path: Path
+) -> None:
+    run = save_breast_run(tmp_path / "run" / "fold0", other_breast=True)
+    table, files = read_test(data), files_of(data)
+    found = []
+    for turn in (1, -1):
+        waiting = Waiting(table, files, [run], [0])
+        generator = np.random.default_rng(0)
+        crops = {i: generator.integers(0, 256, (64, 32), dtype=np.uint8) for i in sorted(files)}
+        kept = [weakref.ref(crop) for crop in crops.values()]
+        for image_id in sorted(files)[::turn]:
+            waiting.arrived(image_id, [crops.pop(image_id)])
+        assert waiting.ready == len(files)
+        found.append({breast: float(p[0]) for breast, p in waiting.predict()})
+        assert waiting.ready == 0
+        assert not any(crop() is not None for crop in kept)
+    assert set(found[0]) == set(BREASTS)
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_an_absent_file_takes_no_part(data: Path, tmp_path: Path) -> None:
+    run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
+    files = {image: file for image, file in files_of(data).items() if image != "1_L0"}
+    alone = {image: file for image, file in files.items() if image == "1_L1"}
+    of_breast = [
+        {p.prediction_id: p.probabilities[0] for p in stream if isinstance(p, BreastPrediction)}
+        for stream in (
+            predict_files(read_test(data), some, [run], source="image", batch_size=9, workers=0)
+            for some in (files, alone)
+        )
+    ]
+    assert of_breast[0]["1_L"] == pytest.approx(of_breast[1]["1_L"], abs=1e-6)
+    assert set(of_breast[1]) == {"1_L"}
+
+
+def test_a_table_without_the_metadata_is_refused(data: Path, tmp_path: Path) -> None:
+    run = save_breast_run(tmp_path / "run" / "fold0")
+    table = read_test(data).drop(columns="implant")
+    with pytest.raises(InputError, match="lacks the column.* implant"):
+        next(predict_files(table, files_of(data), [run], source="image", batch_size=1, workers=0))
+
+
+def test_records_of_before_have_the_defaults(tmp_path: Path) -> None:
+    network = ImageClassifier("test_efficientnet", pretrained=False)
+    target = "rsna_bcd.models.network.ImageClassifier"
+    run = save_run(
+        tmp_path / "old" / "fold0", {"_target_": target, "backbone": "test_efficientnet"}, network
+    )
+    assert run.unit == "image"
+    assert run.views == Views()
+    assert run.metadata is None
+
+
+def test_members_by_image_and_by_breast_in_one_ensemble(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    images = save_run(
+        tmp_path / "runs" / "images" / "fold0",
+        {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_efficientnet"},
+        ImageClassifier("test_efficientnet", pretrained=False),
+    )
+    breasts = save_breast_run(tmp_path / "runs" / "breasts" / "fold0", other_breast=True)
+    score = {"pf1": Interval(0.5, 0.4, 0.6)}
+    members = tuple(
+        Member(name, (0,), "rsna", "demo", "max", "last", weight)
+        for name, weight in (("images", 1.0), ("breasts", 3.0))
+    )
+    fitted = Ensemble(
+        "both", "mean", members, 0.5, 0.25, 7, 3, {"cross_fitted": score, "in_sample": score}
+    )
+    write_ensemble(fitted, tmp_path / "ensembles" / "both" / "ensemble.json")
+    overrides = ["name=both", f"paths.data={data}", f"paths.output={tmp_path}", "source=image"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("submit", [*overrides, "workers=0", "device=cpu"])
+    submission = submit(cfg)
+    by_image, by_breast = predict(data, images, breasts, batch_size=4)
+    assert all(np.isnan(p.probabilities[1]) for p in by_image if p.probabilities is not None)
+    found = pd.read_csv(tmp_path / "submissions" / "both" / "predictions.csv")
+    assert found["prediction_id"].tolist() == submission["prediction_id"].tolist()
+    for breast, probability in found.itertuples(index=False):
+        of_images = [
+            p.probabilities[0]
+            for p in by_image
+            if p.image_id.startswith(breast) and p.probabilities is not None
+        ]
+        if breast == "4_L":
+            assert not of_images
+            assert probability == 0.25  # the prior
+        else:
+            wanted = (max(of_images) + 3 * by_breast[breast][1]) / 4
+            assert probability == pytest.approx(wanted, abs=1e-6)
+    failures = pd.read_csv(tmp_path / "submissions" / "both" / "failures.csv")
+    assert len(failures) == len(UNREADABLE)

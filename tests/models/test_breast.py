@@ -1,0 +1,259 @@
+"""Networks that look at a breast: padding, missing views and the other breast."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsna_bcd.models.aggregators import (
+    Aggregator,
+    Attention,
+    Max,
+    MaxProbability,
+    Mean,
+    MeanProbability,
+    Transformer,
+)
+from rsna_bcd.models.breast import BreastClassifier, SideBySide, side_by_side
+from rsna_bcd.models.network import ImageClassifier
+from rsna_bcd.models.prediction import Batch, outputs_of, predict_logits
+from rsna_bcd.tables.metadata import Metadata
+
+TINY = "test_resnet"  # has BatchNorm
+SMALL_TRANSFORMER = partial(Transformer, width=16, depth=1, heads=2)
+AGGREGATORS: list[Callable[[int], Aggregator]] = [
+    Mean, Max, MeanProbability, MaxProbability, Attention, SMALL_TRANSFORMER,
+]  # fmt: skip
+
+
+def make(aggregator: Callable[[int], Aggregator], **settings: Any) -> BreastClassifier:
+    torch.manual_seed(0)
+    return BreastClassifier(TINY, aggregator, pretrained=False, **settings).eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three breasts: two own images and one of the other breast; three own; one own alone."""
+    torch.manual_seed(1)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0]]).bool()
+    return {
+        "image": torch.rand(3, 3, 1, 32, 32) * mask[..., None, None, None],
+        "mask": mask,
+        "view": torch.tensor([[0, 1, 1], [0, 1, 2], [1, 2, 2]]),
+        "other": torch.tensor([[0, 0, 1], [0, 0, 0], [0, 0, 0]]).bool(),
+        "label": torch.tensor([0.0, 1.0, 0.0]),
+        "metadata": torch.randn(3, 2),
+    }
+
+
+def logits(network: Any, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return outputs_of(network, batch)["logit"]
+
+
+def images_of(batch: Batch) -> dict[str, Tensor]:
+    """The entries with an axis of images."""
+    return {name: batch[name] for name in ("image", "mask", "view", "other")}
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_neither_order_nor_padding_count(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator)
+    expected = logits(network, batch)
+    assert expected.shape == (3,)
+    turned = {name: x[:, [1, 2, 0]] for name, x in images_of(batch).items()}
+    assert torch.allclose(logits(network, turned), expected, atol=1e-5)
+    padded = {name: torch.cat([x, x[:, :2]], dim=1) for name, x in images_of(batch).items()}
+    padded["mask"][:, 3:] = False
+    padded["image"][:, 3:] = torch.nan  # not even looked at
+    assert torch.allclose(logits(network, padded), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_padding_does_not_count_in_training(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    """With it, BatchNorm would learn from black images, and normalise others by them."""
+    plain = make(aggregator).train()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0
+    padded = copy.deepcopy(plain)
+    longer = {name: torch.cat([x, x[:, :2]], dim=1) for name, x in images_of(batch).items()}
+    longer["mask"][:, 3:] = False
+    outputs = [outputs_of(plain, batch)["logit"], outputs_of(padded, longer)["logit"]]
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, p), q in zip(plain.named_parameters(), padded.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.allclose(p.grad, q.grad, atol=1e-4), name
+    expected = dict(plain.named_buffers())
+    assert all(torch.equal(x, expected[name]) for name, x in padded.named_buffers())
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_encoding_padding_too_changes_nothing(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator)
+    expected = logits(network, batch)
+    network.dense = True
+    assert torch.allclose(logits(network, batch), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_only_what_has_context_sees_the_other_breast(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator)
+    for parameter in network.aggregator.parameters():
+        torch.nn.init.normal_(parameter)
+    changed = copy.deepcopy(batch)
+    changed["image"][0, 2] = 0.5
+    difference = (logits(network, changed) - logits(network, batch)).abs()
+    assert (difference[0] > 1e-5) == network.aggregator.context
+    assert difference[1:].max() < 1e-5
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_a_view_that_is_missing_is_no_obstacle(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator)
+    without = {**batch, "mask": batch["mask"] & (batch["view"] != 0)}
+    result = logits(network, without)
+    assert torch.isfinite(result).all()
+    assert not torch.isclose(result[1], logits(network, batch)[1])
+    assert torch.isclose(result[2], logits(network, batch)[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregator", [Mean, Max, MeanProbability, MaxProbability, Attention])
+def test_one_image_alone_is_what_the_network_of_images_makes_of_it(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator)
+    single = ImageClassifier(TINY, pretrained=False).eval()
+    single.load_state_dict(network.state_dict(), strict=False)
+    expected = logits(single, {"image": batch["image"][2, :1]})
+    assert torch.allclose(logits(network, batch)[2:], expected, atol=1e-5)
+
+
+def test_the_mean_of_features_is_the_mean_of_logits(batch: Batch) -> None:
+    network = make(Mean)
+    single = ImageClassifier(TINY, pretrained=False).eval()
+    single.load_state_dict(network.state_dict())
+    expected = logits(single, {"image": batch["image"][1]}).mean()
+    assert torch.allclose(logits(network, batch)[1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_all_parameters_learn_with_metadata_and_auxiliary_targets(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    metadata = Metadata(["age"])
+    network = make(aggregator, metadata=metadata, auxiliary=["density", "invasive"]).train()
+    assert network.inputs == ("mask", "view", "other", "metadata")
+    outputs = outputs_of(network, batch)
+    assert {name: tuple(x.shape) for name, x in outputs.items()} == {
+        "logit": (3,), "density": (3, 4), "invasive": (3,),
+    }  # fmt: skip
+    torch.stack([x.square().sum() for x in outputs.values()]).sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == []
+    groups = network.layer_groups()
+    flat = sorted(id(p) for group in groups for p in group)
+    assert flat == sorted(id(p) for p in network.parameters())
+    assert any(p is network.head.weight for p in groups[-1])
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_metadata_counts_for_its_breast_alone(
+    aggregator: Callable[[int], Aggregator], batch: Batch
+) -> None:
+    network = make(aggregator, metadata=Metadata(["age"]))
+    changed = {**batch, "metadata": batch["metadata"].clone()}
+    changed["metadata"][1] += torch.tensor([3.0, -3.0])
+    difference = (logits(network, changed) - logits(network, batch)).abs()
+    assert difference[1] > 1e-4
+    assert difference[[0, 2]].max() < 1e-6
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+@pytest.mark.parametrize("tta", ["none", "hflip"])
+def test_it_predicts_like_any_network(
+    aggregator: Callable[[int], Aggregator], tta: Any, batch: Batch
+) -> None:
+    network = make(aggregator)
+    batch["image"] = (batch["image"] * 255).byte()
+    assert predict_logits(network, batch, tta).shape == (3,)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(outputs_of(network.train(), batch)["logit"]).all()
+
+
+def test_a_breast_and_an_image_start_from_each_other(tmp_path: Path) -> None:
+    image = ImageClassifier(TINY, pretrained=False, pooling="gem")
+    image.state_dict()["pool.p"].fill_(4)
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"network.{k}": v for k, v in image.state_dict().items()}}, file)
+    breast = BreastClassifier(
+        TINY, Attention, checkpoint_path=file, pooling="gem", freeze_backbone=True
+    )
+    theirs = breast.state_dict()
+    assert all(torch.equal(theirs[k], v) for k, v in image.state_dict().items())
+    breast.head.weight.data.fill_(1)
+    torch.save({"state_dict": {f"network.{k}": v for k, v in breast.state_dict().items()}}, file)
+    again = ImageClassifier(TINY, checkpoint_path=file, pooling="gem").state_dict()
+    assert all(torch.equal(theirs[k], v) for k, v in again.items())
+
+
+def test_a_frozen_backbone_leaves_the_rest_to_learn(batch: Batch) -> None:
+    network = make(SMALL_TRANSFORMER, freeze_backbone=True).train()
+    before = copy.deepcopy(network.backbone.state_dict())
+    outputs_of(network, batch)["logit"].square().sum().backward()
+    assert all(p.grad is None for p in network.backbone.parameters())
+    rest = [*network.aggregator.parameters(), *network.head.parameters()]
+    assert all(p.grad is not None for p in rest)
+    after = network.backbone.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_cc_is_on_the_left_and_what_is_absent_black() -> None:
+    images = torch.arange(1.0, 10).reshape(3, 3, 1, 1, 1).expand(-1, -1, -1, 2, 2)
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    view = torch.tensor([[1, 0, 0], [2, 1, 0], [2, 2, 2]])
+    picture = side_by_side(images, mask, view)
+    assert picture.shape == (3, 1, 2, 4)
+    assert picture[0, 0, 0].tolist() == [2, 2, 1, 1]  # the first CC, then the MLO
+    assert picture[1, 0, 0].tolist() == [0, 0, 5, 5]  # its CC is padding, and 4 another view
+    assert picture[2, 0, 0].tolist() == [7, 7, 8, 8]  # better than to see nothing of it
+
+
+def test_side_by_side_is_the_network_of_images_on_their_picture(batch: Batch) -> None:
+    torch.manual_seed(0)
+    network = SideBySide(TINY, pretrained=False, metadata=Metadata(["age"])).eval()
+    assert network.unit == "breast"
+    assert network.inputs == ("mask", "view", "other", "metadata")
+    picture = torch.cat([batch["image"][:2, 0], batch["image"][:2, 1]], dim=-1)
+    expected = ImageClassifier.forward(network, picture, batch["metadata"][:2])["logit"]
+    assert torch.equal(logits(network, {k: v[:2] for k, v in batch.items()}), expected)
+
+
+def test_side_by_side_does_not_take_the_other_breast(batch: Batch) -> None:
+    network = SideBySide(TINY, pretrained=False).eval()
+    expected = logits(network, batch)
+    batch["image"][0, 2] = 0.5
+    assert torch.equal(logits(network, batch), expected)
+    batch["mask"][0, 1] = False  # then it has no MLO, not that of the other breast
+    black = torch.zeros(1, 1, 32, 32)
+    picture = torch.cat([batch["image"][:1, 0], black], dim=-1)
+    assert torch.allclose(
+        logits(network, batch)[:1], ImageClassifier.forward(network, picture)["logit"], atol=1e-6
+    )

@@ -1,0 +1,39 @@
+"""What a network is given and taught, by the command that a user types."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from fabricated_crops import HEIGHT, WIDTH, save_crops
+
+METADATA = "_target_: rsna_bcd.tables.metadata.Metadata"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"metadata={{{METADATA}, columns: [age, biopsy]}}", "biopsy is known in hindsight only"),
+        (f"metadata={{{METADATA}, columns: [age]}}", "lacks the column(s) age"),
+        ("+auxiliary.cancer=0.1", "cancer is no auxiliary target"),
+        ("+auxiliary.density=0.1", "no values of density"),
+        ("views.policy=some", "views.policy=some: choose all, one_per_view"),
+        ("positives_per_batch=4", "positives_per_batch=4 must be 0 or more, and less than"),
+    ],
+)
+def test_it_is_refused_by_name_before_anything_is_trained(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_crops(tmp_path)
+    settings = [
+        f"paths.output={tmp_path}", "name=x", "crop=demo", f"crop.height={HEIGHT}",
+        f"crop.width={WIDTH}", "network.backbone=test_efficientnet", "network.pretrained=false",
+        "epochs=1", "batch_size=4", "workers=0", "trainer=cpu", override,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train", *settings])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module("rsna_bcd.train").main()
+    text = str(stop.value.code)
+    assert text.startswith("error: ")
+    assert message in text
+    assert not (tmp_path / "runs" / "x" / "fold0" / "config.yaml").exists()

@@ -1,0 +1,341 @@
+"""The search over settings: what it trains, and that killing it changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fabricated_crops import HEIGHT, WIDTH, save_crops
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from rsna_bcd import search as stage
+from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError
+from rsna_bcd.search import search
+
+optuna = pytest.importorskip("optuna")
+
+Search = Callable[..., pd.DataFrame]
+Fail = Callable[[int, int], bool]  # (trial, fold) -> whether training fails
+
+
+class _Training:
+    """In the place of training: scores by a formula, and notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.commands: list[dict[str, str]] = []
+        self.fails: Fail = lambda trial, fold: False
+        self.stop_at = -1  # the command at which the process dies
+
+    def __call__(self, command: list[str]) -> int:
+        if len(self.commands) == self.stop_at:
+            raise KeyboardInterrupt
+        settings = dict(word.split("=", 1) for word in command[3:])
+        self.commands.append(settings)
+        trial, fold = int(settings["name"][-3:]), int(settings["fold"])
+        if self.fails(trial, fold):
+            return 1
+        rate = float(settings["learning_rate"])
+        score = 1 - abs(rate - 0.001) * 100 + 0.1 * (settings["augment"] == "light") + 0.01 * fold
+        folder = Path(settings["paths.output"]) / "runs" / settings["name"] / f"fold{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps({"auroc": score, "pf1": None}))
+        return 0
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> _Training:
+    training = _Training()
+    monkeypatch.setattr(stage, "_run", training)
+    return training
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Search:
+    def run(*overrides: str, output: Path = tmp_path) -> pd.DataFrame:
+        defaults = [f"paths.output={output}", "name=s", "metric=auroc", "trials=6"]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return search(compose("search", [*defaults, *overrides]))
+
+    return run
+
+
+def test_every_trial_trains_its_folds_under_its_name(searched: Search, training: _Training) -> None:
+    frame = searched("fold=[0,2]", 'train="experiment=lite0"')
+    assert [c["name"] for c in training.commands] == [f"s_t{i:03}" for i in range(6) for _ in "02"]
+    assert [c["fold"] for c in training.commands] == ["0", "2"] * 6
+    assert {(c["experiment"], c["resume"]) for c in training.commands} == {("lite0", "true")}
+    first = training.commands[0]
+    assert 1e-4 <= float(first["learning_rate"]) <= 3e-3
+    assert float(first["learning_rate"]) == frame["learning_rate"][0]
+    assert first["augment"] == frame["augment"][0] in ("flips", "light", "heavy")
+    # Mean over the folds: by the formula, .01 above a fold 0.
+    rate, light = frame["learning_rate"], 0.1 * (frame["augment"] == "light")
+    expected = 1 - (rate - 0.001).abs() * 100 + light + 0.01
+    assert frame["value"].to_numpy() == pytest.approx(expected.to_numpy())
+
+
+def test_more_trials_find_better_ones(searched: Search, training: _Training) -> None:
+    values = searched("trials=40")["value"]
+    assert values[20:].median() > values[:10].median() + 0.02
+
+
+def test_it_ends_with_a_table_and_the_best_command(
+    searched: Search, training: _Training, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    frame = searched('train="experiment=lite0"')
+    printed = capsys.readouterr().out
+    best = frame["run"][frame["value"].argmax()]
+    assert "Trial 0 (1 of 6): " in printed
+    assert "Trial 5 (6 of 6): " in printed
+    assert f"{best}\n  python -m rsna_bcd.train experiment=lite0 " in printed
+    assert f" paths.output={tmp_path} name=...\n" in printed
+    assert "paths.data=" not in printed  # it is where it is by default
+    written = pd.read_csv(tmp_path / "searches" / "s" / "trials.csv")
+    pd.testing.assert_frame_equal(written, frame)
+
+
+@pytest.mark.parametrize("stop_at", [0, 5, 9])
+def test_stopped_and_started_again_it_ends_as_if_nothing_had_happened(
+    searched: Search, training: _Training, tmp_path: Path, stop_at: int
+) -> None:
+    straight = searched("fold=[0,1]", output=tmp_path / "straight")
+    training.commands.clear()
+    training.stop_at = stop_at
+    with pytest.raises(KeyboardInterrupt):
+        searched("fold=[0,1]", output=tmp_path / "stopped")
+    journal = tmp_path / "stopped" / "searches" / "s" / "journal.jsonl"
+    with journal.open("a") as file:
+        file.write('{"op_code": 4, "work')  # killed while writing
+    journal.with_name("journal.jsonl.lock").symlink_to(journal)
+    training.stop_at = -1
+    again = searched("fold=[0,1]", output=tmp_path / "stopped")
+    pd.testing.assert_frame_equal(again, straight)
+    # Only the trial that was interrupted was begun again.
+    assert len(training.commands) == 12 + stop_at % 2
+
+
+FEW = (
+    'train="learning_rate=0.001"', "space=none", "+space.augment=[flips,light]",
+)  # fmt: skip
+
+
+def test_equal_settings_are_trained_once(
+    searched: Search, training: _Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = searched(*FEW, "fold=[0,1]")
+    trained = {c["augment"]: c["name"] for c in training.commands}
+    assert trained.keys() == {"flips", "light"}
+    assert len(training.commands) == 4
+    assert len(frame) == 6
+    assert frame["run"].tolist() == frame["augment"].map(trained).tolist()
+    assert frame["value"].tolist() == [1.105 if a == "light" else 1.005 for a in frame["augment"]]
+    printed = capsys.readouterr().out
+    assert printed.count("Not trained: trial ") == 4
+    assert f"{trained['light']}\n  python -m rsna_bcd.train" in printed
+
+
+def test_equal_settings_that_failed_are_tried_again(searched: Search, training: _Training) -> None:
+    training.fails = lambda trial, fold: trial == 1
+    frame = searched(*FEW)
+    assert frame["augment"][0] != frame["augment"][1]
+    assert frame["state"].tolist() == ["finished", "failed"] + ["finished"] * 4
+    failed, again, *others = frame["run"][frame["augment"] == frame["augment"][1]]
+    assert failed == "s_t001"
+    assert {again, *others} == {training.commands[2]["name"]}
+    assert len(training.commands) == 3
+
+
+@pytest.mark.parametrize("stop_at", range(6))
+def test_stopped_at_equal_settings_it_ends_as_if_nothing_had_happened(
+    searched: Search,
+    training: _Training,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    straight = searched(*FEW, output=tmp_path / "straight")
+    twin = stage._twin
+
+    def stopped(trials: Any, trial: Any) -> Any:
+        if trial.number == stop_at:
+            raise KeyboardInterrupt
+        return twin(trials, trial)
+
+    monkeypatch.setattr(stage, "_twin", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        searched(*FEW, output=tmp_path / "stopped")
+    monkeypatch.setattr(stage, "_twin", twin)
+    again = searched(*FEW, output=tmp_path / "stopped")
+    pd.testing.assert_frame_equal(again, straight)
+
+
+def test_a_journal_is_cut_and_never_written_anew(
+    searched: Search, training: _Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between emptying the file and filling it again, the search would be lost."""
+    first = searched()
+    journal = tmp_path / "searches" / "s" / "journal.jsonl"
+    whole = journal.read_bytes()
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "work')
+
+    def written_anew(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Path, "write_bytes", written_anew)
+    pd.testing.assert_frame_equal(searched(), first)
+    assert journal.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_more_trials_go_on_from_the_last(searched: Search, training: _Training) -> None:
+    first = searched("trials=3")
+    second = searched("trials=5")
+    assert len(training.commands) == 5
+    pd.testing.assert_frame_equal(second.head(3), first)
+
+
+def test_a_failed_trial_is_marked_and_the_others_go_on(
+    searched: Search, training: _Training
+) -> None:
+    training.fails = lambda trial, fold: trial == 2
+    frame = searched()
+    assert frame["state"].tolist() == ["finished"] * 2 + ["failed"] + ["finished"] * 3
+    assert frame["value"].isna().tolist() == [False] * 2 + [True] + [False] * 3
+
+
+def test_where_the_first_fails_the_search_stops_and_begins_with_it_again(
+    searched: Search, training: _Training
+) -> None:
+    training.fails = lambda trial, fold: True
+    remedy = r"Trial 0 failed, and none has succeeded.*begin with others: seed=1 overwrite=true"
+    with pytest.raises(InputError, match=remedy):
+        searched()
+    training.fails = lambda trial, fold: False
+    assert searched()["state"].tolist() == ["finished"] * 6
+
+
+def test_other_settings_are_refused_and_overwrite_forgets(
+    searched: Search, training: _Training, tmp_path: Path
+) -> None:
+    searched()
+    with pytest.raises(InputError, match=r"(?s)seed: 0 -> 1.*overwrite=true"):
+        searched("seed=1")
+    (tmp_path / "runs" / "s_t000" / "old").mkdir()
+    others = [tmp_path / "runs" / name for name in ("s_text", "s_t003_full", "s_t001_t000")]
+    for other in others:
+        other.mkdir()
+    assert len(searched("seed=1", "overwrite=true", "trials=2")) == 2
+    assert not (tmp_path / "runs" / "s_t000" / "old").exists()
+    assert not (tmp_path / "runs" / "s_t005").exists()
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (['train="fold=1"'], "fold is set by the search"),
+        (['train="epochs=1 learning_rate=1"'], "both in train and in space"),
+        (["trials=0"], "at least one"),
+        (["direction=up"], "choose maximize or minimize"),
+        (["space=none"], "The space is empty"),
+        (["space.learning_rate=1"], "give a list of plain values, or a range"),
+        (["++space.learning_rate={up: 1}"], "give a list of plain values, or a range"),
+        (["space.learning_rate={low: 0.0, high: 1.0, log: true}"], "space.learning_rate="),
+        (["metric=f1"], "metric=f1: choose auroc, average_precision, pf1"),
+        (["fold=all"], "fold=all: give numbers from 0 on, each once"),
+        (["fold=[0,all]"], "fold=.*give numbers from 0 on, each once"),
+        (["fold=[1,1]"], "fold=.*give numbers from 0 on, each once"),
+        (["fold=[]"], "fold=.*give numbers from 0 on, each once"),
+        (["fold=-1"], "fold=-1: give numbers from 0 on, each once"),
+        (["fold=true"], "fold=True: give numbers from 0 on, each once"),
+    ],
+)
+def test_bad_settings(
+    searched: Search, training: _Training, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        searched(*overrides)
+    assert training.commands == []
+
+
+def test_an_undefined_score_is_a_failure(searched: Search, training: _Training) -> None:
+    with pytest.raises(InputError, match="Trial 0 failed"):
+        searched("metric=pf1")
+
+
+@pytest.mark.parametrize("file", sorted((Path(CONF) / "space").glob("*.yaml")), ids=str)
+def test_every_space_names_keys_of_train(file: Path) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for key, spec in ((str(key), spec) for key, spec in OmegaConf.load(file).items()):
+            stage._distribution(optuna, key, spec)
+            values = spec if OmegaConf.is_list(spec) else [spec.low, spec.high]
+            for value in values:
+                compose("train", ["name=x", f"{key}={stage._text(value)}"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "null"), (True, "true"), (0.1, "0.1"), (3, "3"), ("light", "light"),
+     ("a b", "'a b'"), ("it's", r"'it\'s'"), ("null", "'null'"), ("True", "'True'"),
+     ("1e-3", "'1e-3'"), ("10", "'10'"), ("nan", "'nan'"), ("", "''"), (1e-5, "1e-05"),
+     ("/home/jos\u00e9/out", "'/home/jos\u00e9/out'"), ("/tmp/x-1.0", "/tmp/x-1.0"),
+     ("-inf", "'-inf'"), ("\u0663", "'\u0663'"), ("a=b,[c]", "'a=b,[c]'"), (r"a\b", r"'a\b'"),
+     ("a\\", r"'a\\'"), (r"a\'b", r"'a\\\'b'"), ("null/1", "null/1"), ("off", "off")],
+)  # fmt: skip
+def test_values_are_written_as_hydra_reads_them(value: Any, text: str) -> None:
+    assert stage._text(value) == text
+    read = OverridesParser.create().parse_override(f"key={text}").value()
+    assert (read, type(read)) == (value, type(value))
+
+
+TINY = (
+    "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}", "network=test_resnet",
+    "epochs=2", "batch_size=4", "workers=0", "trainer=cpu", "~callbacks.progress",
+    "+trainer.enable_progress_bar=false",
+)  # fmt: skip
+
+
+def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
+    """The search alone is killed: its training must end with it, and the search go on."""
+    command = [
+        *(sys.executable, "-m", "rsna_bcd.search", "name=s", "trials=2", "metric=auroc"),
+        *(f"paths.output={tmp_path}", f'train="{" ".join(TINY)}"'),
+        *("space=none", "+space={learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}"),
+    ]
+    save_crops(tmp_path)
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    second = tmp_path / "runs" / "s_t001" / "fold0"
+    while run.poll() is None and not (second / "config.yaml").exists():
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    time.sleep(0.2)
+    mark = f"paths.output={tmp_path}".encode()
+    training = [pid for pid in Path("/proc").iterdir() if mark in _command_line(pid)]
+    assert training == []
+    assert not (second / "metrics.json").exists()
+    first = (tmp_path / "runs" / "s_t000" / "fold0" / "metrics.json").stat().st_mtime_ns
+    subprocess.run(command, check=True)
+    frame = pd.read_csv(tmp_path / "searches" / "s" / "trials.csv")
+    assert frame["state"].tolist() == ["finished"] * 2
+    assert (tmp_path / "runs" / "s_t000" / "fold0" / "metrics.json").stat().st_mtime_ns == first
+    for run_name, value in zip(frame["run"], frame["value"], strict=True):
+        metrics = json.loads((tmp_path / "runs" / run_name / "fold0" / "metrics.json").read_text())
+        assert value == metrics["auroc"]
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
