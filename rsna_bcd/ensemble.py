@@ -91,12 +91,20 @@ def _member(run: Path, oof: pd.DataFrame, weight: float) -> Member:
 
 
 def _record(record_file: Path) -> dict[Any, Any]:
-    """All settings of a run but its fold."""
+    """All settings of a run but its fold, also where it starts from the same fold of another."""
     if not record_file.is_file():
         raise InputError(f"{record_file} does not exist. Train this fold again.")
     record = OmegaConf.to_container(OmegaConf.load(record_file))
     assert isinstance(record, dict)
-    return {key: value for key, value in record.items() if key != "fold"}
+    fold = record.pop("fold", None)
+    for run in record.get("starts_from", []):
+        if run["fold"] == fold:
+            run["fold"] = "the same"
+    for settings in (record, record.get("network", {})):
+        file = settings.get("checkpoint_path")
+        if file is not None:
+            settings["checkpoint_path"] = file.replace(f"/fold{fold}/", "/fold*/")
+    return record
 
 
 def _settings(record_file: Path) -> dict[str, Any]:

@@ -157,3 +157,18 @@ def test_folds_must_be_trained_alike(output: Path, fit: Fit) -> None:
         (run / fold / "config.yaml").write_text("crop: {name: h512}\n")
     with pytest.raises(InputError, match="lacks dataset.name, breast_rule, select"):
         fit("name=c", "members=[c]")
+
+
+def test_folds_may_start_from_the_same_fold_of_another_run(output: Path, fit: Fit) -> None:
+    for fold in (0, 1):
+        settings = {
+            "fold": fold,
+            "checkpoint_path": f"runs/b5/fold{fold}/checkpoints/last.ckpt",
+            "starts_from": [{"name": "b5", "fold": fold}],
+        }
+        patients = range(100) if fold == 0 else range(100, 240)
+        save_run(output / "runs" / "c", oof(patients, fold, 5), **settings)
+    fit("members=[c]", "name=second_stage")
+    save_run(output / "runs" / "c", oof(range(100), 0, 5), **{**settings, "fold": 0})
+    with pytest.raises(InputError, match=r"(?s)Folds of c were trained.*checkpoint_path"):
+        fit("members=[c]", "name=mixed")
