@@ -22,7 +22,8 @@ from rsna_bcd.errors import InputError
 _STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of whoever started this rank
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec is no time to look for it
-_PAUSE, _GRACE = 0.1, 10.0  # seconds: between looks at the ranks; for one to end when asked
+_PAUSE, _MOMENT, _GRACE = 0.1, 1.0, 10.0  # seconds: between looks at the ranks; for others to fail
+# of a failure; for one to end when asked
 _SHOWN = 30  # last lines of a rank that failed
 
 
@@ -90,16 +91,20 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> None:
         try:
             for rank in range(n_ranks):
                 ranks.append(_start(command, rank, n_ranks, port, logs[rank]))
-            failed = _first_failure(ranks)
+            failed = _failures(ranks)
         finally:
             _end(ranks)
-        if failed is not None:
-            code = ranks[failed].returncode
-            said = logs[failed].read_text(errors="replace").splitlines()[-_SHOWN:]
-            raise InputError(
-                f"Rank {failed} of {n_ranks} ended with exit code {code}"
-                + ("; its own message is above." if failed == 0 else ":\n" + "\n".join(said))
-            )
+        if failed:
+            raise InputError("\n".join(_account(rank, ranks, logs[rank]) for rank in failed))
+
+
+def _account(rank: int, ranks: Sequence["subprocess.Popen[bytes]"], log: Path) -> str:
+    """What became of a rank that failed."""
+    ended = f"Rank {rank} of {len(ranks)} ended with exit code {ranks[rank].returncode}"
+    if rank == 0:
+        return f"{ended}; its own message is above."
+    said = log.read_text(errors="replace").splitlines()[-_SHOWN:]
+    return "\n".join([f"{ended}:", *said])
 
 
 def kill_with_parent() -> None:
@@ -146,15 +151,19 @@ def _start(
         )
 
 
-def _first_failure(ranks: Sequence["subprocess.Popen[bytes]"]) -> int | None:
-    """Wait until a rank has failed, or all have ended well."""
+def _failures(ranks: Sequence["subprocess.Popen[bytes]"]) -> list[int]:
+    """Wait until a rank has failed, or all have ended well; the ranks that failed.
+
+    Others may fail of it at once, for they miss it: which one was the first cannot be told, so all
+    that fail within a moment are named.
+    """
     while True:
         codes = [rank.poll() for rank in ranks]
-        for number, code in enumerate(codes):
-            if code:
-                return number
+        if any(codes):
+            time.sleep(_MOMENT)
+            return [number for number, rank in enumerate(ranks) if rank.poll()]
         if None not in codes:
-            return None
+            return []
         time.sleep(_PAUSE)
 
 
