@@ -23,6 +23,7 @@ from typing import Any
 
 from mammograms import mammograms, transcoded
 from prepare import ALLOCATOR
+from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -121,11 +122,6 @@ def ratios(rounds: list[dict[str, dict[str, float]]], key: str, one: str, two: s
     return [turns[one][key] / turns[two][key] for turns in rounds]
 
 
-def shown(values: list[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
 def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -149,7 +145,7 @@ def main() -> None:
             round_[way] = measure(way, arguments.crop, files, seconds)
     table = Table("way", "images a second", "CPU s an image")
     for way in WAYS:
-        table.add_row(way, *(shown([r[way][key] for r in rounds]) for key in ("rate", "cpu")))
+        table.add_row(way, *(shown([r[way][key] for r in rounds], 3) for key in ("rate", "cpu")))
     compared = {
         "time of one process / loop": ratios(rounds, "rate", LOOP, ONE),
         "CPU of one process / loop": ratios(rounds, "cpu", ONE, LOOP),
@@ -160,7 +156,7 @@ def main() -> None:
     console.print(f"{origin}, {arguments.rounds} rounds of {seconds:.0f} s a way; median (range)")
     console.print(table)
     for name, values in compared.items():
-        console.print(f"{name}: {shown(values)}", highlight=False)
+        console.print(f"{name}: {shown(values, 3)}", highlight=False)
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"files": origin, "rounds": rounds, "compared": compared}, indent=1)

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from crops import prepared
+from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -170,12 +170,6 @@ def main() -> None:
     console.print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps({"crops": origin, "results": results}, indent=1))
-
-
-def shown(values: list[float], digits: int) -> str:
-    """Median and range."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 from crops import prepared
+from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -199,12 +200,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['tflops']:.3g}{share}",
         f"{row['peak_gb']:.1f}" if row["peak_gb"] else "",
     ]
-
-
-def shown(values: list[float], digits: int) -> str:
-    """Median and range."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 if __name__ == "__main__":
