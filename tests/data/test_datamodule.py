@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import albumentations
@@ -161,6 +162,37 @@ def test_samples_depend_on_seed_epoch_and_index_alone(output: Path, tmp_path: Pa
     assert indices[0] == indices[1]
     assert not set(straight[0]) & set(straight[1])  # the same images, augmented anew
     assert samples(output, tmp_path / "b" / "last.ckpt", workers=2, epochs=4) == straight
+
+
+def first_samples(output: Path, workers: int, rank: int = 0, world_size: int = 1) -> list[str]:
+    """Index and hash of the samples that one rank is given in 13 epochs, in order."""
+    data = make(output, workers=workers)
+    data.setup()
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    epoch = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+    trainer: Any = SimpleNamespace(
+        global_rank=rank, world_size=world_size, strategy=device, fit_loop=epoch
+    )
+    data.trainer = trainer
+    loader = data.train_dataloader()
+    seen = []
+    for number in range(13):
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        for batch in loader:
+            for index, image in zip(batch["index"], batch["image"], strict=True):
+                seen.append(f"{index} {hashlib.sha256(image.numpy().tobytes()).hexdigest()}")
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_200_samples_are_the_same_whatever_the_workers_and_ranks(output: Path) -> None:
+    alone = first_samples(output, workers=0)
+    assert len(alone) == 208
+    assert len(set(alone)) == len(alone)  # each epoch augments anew
+    for workers in (2, 4):
+        assert first_samples(output, workers) == alone
+    ranks = [first_samples(output, workers=2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [sample for pair in zip(*ranks, strict=True) for sample in pair] == alone
 
 
 def test_a_resumed_run_sees_the_samples_of_a_straight_one(output: Path, tmp_path: Path) -> None:
