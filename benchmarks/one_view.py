@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.scoring.bootstrap import Difference, Interval, paired_difference, patient_bootstraps
+from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
 from rsna_bcd.scoring.metrics import RANKING
 from rsna_bcd.scoring.pf1 import pf1
 from rsna_bcd.scoring.ranking import auroc
-from rsna_bcd.scoring.threshold import cross_fit, patient_groups
+from rsna_bcd.scoring.threshold import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run
 from rsna_bcd.tables.predictions import to_breasts
 
@@ -117,7 +118,7 @@ def main() -> None:
     rows, probabilities = align(tables)
     labels, patients = rows["label"].to_numpy(), rows["patient_id"].to_numpy(dtype=str)
     groups = patient_groups(labels, patients, GROUPS, arguments.seed)
-    decisions = [cross_fit(labels, p, groups).decisions for p in probabilities]
+    decisions = [cross_fit(labels, p, patients, BestPf1(), groups).decisions for p in probabilities]
     rest = {"patients": patients, "n": arguments.resamples, "seed": arguments.seed}
     results: dict[str, dict[str, Interval]] = {}
     differences: dict[str, Difference] = {}

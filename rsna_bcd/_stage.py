@@ -35,6 +35,10 @@ _MENDABLE = {
 }
 
 
+# For names that are made of a list, `${joined:${members}}`.
+OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)), replace=True)
+
+
 def stage(
     name: str, go_on: str = ""
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:

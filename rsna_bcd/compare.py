@@ -15,9 +15,10 @@ from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
 from rsna_bcd.reporting.results import Scoring, finished_runs, frame_of, rank, table_of
 from rsna_bcd.scoring.bootstrap import paired_difference, patient_bootstrap, patient_bootstraps
+from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
 from rsna_bcd.scoring.metrics import RANKING
 from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.threshold import cross_fit, patient_groups
+from rsna_bcd.scoring.threshold import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
 from rsna_bcd.tables.predictions import write_csv
 
@@ -28,7 +29,8 @@ def compare(cfg: DictConfig) -> dict[str, Any]:
     """Score runs: a list of them on the folds that all have, or all that match, each on its own.
 
     pF1 is that of decisions whose threshold was fitted on other patients, the same groups of them
-    for every run.
+    for every run. Its intervals and differences take these decisions as given: no threshold is
+    fitted anew in a resample, so they leave the thresholds' own uncertainty out.
 
     Raises:
         InputError: a run of a list is absent or unfinished, or the runs hold different breasts; or
@@ -103,7 +105,7 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
     patients = rows["patient_id"].to_numpy(dtype=str)
     rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
     groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    decisions = [cross_fit(labels, p, groups).decisions for p in probabilities]
+    decisions = [cross_fit(labels, p, patients, BestPf1(), groups).decisions for p in probabilities]
     comparison: dict[str, Any] = {
         "folds": folds,
         "breasts": len(rows),
@@ -166,7 +168,9 @@ def _show(comparison: dict[str, Any]) -> None:
     )
     first = next(iter(comparison["runs"]))
     headings = ("", "value (95 % interval)", f"difference from {first}", "p")
-    table = Table(*headings, title=title, box=SIMPLE, pad_edge=False)  # fits into 80 columns
+    caption = "pf1: decisions as given, no threshold fitted anew in the resamples"
+    # Fits into 80 columns.
+    table = Table(*headings, title=title, caption=caption, box=SIMPLE, pad_edge=False)
     for name, run in comparison["runs"].items():
         table.add_row(f"[bold]{name}[/bold]")
         for metric, interval in run["score"].items():

@@ -5,22 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from sklearn.ensemble import HistGradientBoostingClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.crops import in_8_bits, read_crop
-from rsna_bcd.imaging.intensity import FEATURES, intensity_statistics
+from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
+from rsna_bcd.scoring.decisions import confusion
 from rsna_bcd.scoring.ensembles import FILE_NAME, read_ensemble
 from rsna_bcd.scoring.metrics import DECISION, RANKING
-from rsna_bcd.scoring.threshold import confusion
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import (
     check_submission,
@@ -89,36 +85,8 @@ def _baseline(cfg: DictConfig) -> pd.Series:
             f"{prepared / 'train.csv'} has breasts of one class only: there is nothing to fit the "
             "tree to. Leave it out with baseline=false."
         )
-    features = _statistics(train, prepared)
-    tree = HistGradientBoostingClassifier(
-        learning_rate=0.05,
-        max_iter=200,
-        max_leaf_nodes=8,
-        min_samples_leaf=10,
-        early_stopping=False,
-        class_weight="balanced",
-        random_state=cfg.seed,
-    )
-    unseen = _statistics(test, prepared)
-    with threadpool_limits(1, "openmp"):  # on so few rows threads would only wait for each other
-        tree.fit(features, labels.loc[features.index])
-        probabilities = tree.predict_proba(unseen)[:, 1]
-    return pd.Series(probabilities, index=unseen.index)
-
-
-def _statistics(images: pd.DataFrame, prepared: Path) -> pd.DataFrame:
-    """Mean and maximum of the statistics over a breast's crops: (breasts, 2 x features).
-
-    A breast without a readable crop has a row of NaN, which the tree can take.
-    """
-    nothing = np.full(len(FEATURES), np.nan)
-    values = [
-        nothing if pd.isna(path) else intensity_statistics(in_8_bits(read_crop(prepared / path)))
-        for path in images["path"]
-    ]
-    by_image = pd.DataFrame(values, columns=list(FEATURES), index=images["prediction_id"])
-    breasts = by_image.groupby(level=0, sort=False)
-    return breasts.mean().add_suffix("_mean").join(breasts.max().add_suffix("_max"))
+    tree = fit_tree(intensity_features(train, prepared), labels, cfg.seed)
+    return predict(tree, intensity_features(test, prepared))
 
 
 def _show(evaluation: dict[str, Any]) -> None:

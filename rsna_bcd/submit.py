@@ -6,25 +6,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.files import find_files
 from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
-from rsna_bcd.scoring.threshold import decide
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import (
+    PREDICTION_COLUMNS,
+    SUBMISSION_COLUMNS,
     check_submission,
-    to_breasts,
-    with_unread,
     write_csv,
 )
 
@@ -91,14 +89,16 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
             else:
                 by_breast.append(prediction)
     failures = _failures(images, files, by_image)
-    breasts = _blend(ensemble, runs, images, by_image, by_breast)
-    submission = _decide(breasts, ensemble.threshold, sample)
+    breasts = predict_breasts(ensemble, runs, images, by_image, by_breast)
+    submission = _in_order(breasts[list(SUBMISSION_COLUMNS)], sample)
     check_submission(submission, sample)
     folder = Path(cfg.submission_dir)
     write_csv(failures, folder / "failures.csv")
-    write_csv(breasts[["prediction_id", "probability"]], folder / "predictions.csv")
+    shown = [c for c in (*PREDICTION_COLUMNS, "calibrated") if c in breasts]
+    write_csv(breasts[shown], folder / "predictions.csv")
     write_csv(submission, folder / "submission.csv")
     _summarise(console, folder, submission, breasts, failures, time.monotonic() - started)
+    _show_threshold(console, ensemble, breasts)
     return submission
 
 
@@ -155,53 +155,10 @@ def _failures(
     )
 
 
-def _blend(
-    ensemble: Ensemble,
-    runs: list[list[Run]],
-    images: pd.DataFrame,
-    by_image: list[Prediction],
-    by_breast: list[BreastPrediction],
-) -> pd.DataFrame:
-    """Images to breasts by each member's rule, fold by fold; then folds to members to the blend.
-
-    Of networks that look at breasts, the probabilities are those of breasts already.
-
-    Returns:
-        `prediction_id, patient_id, laterality, logit, probability, unread`, one row a breast of
-        the table, in its order. A breast of which nothing could be read has the prior.
-    """
-    read = {p.image_id: p.probabilities for p in by_image if p.probabilities is not None}
-    rows = images.loc[images["image_id"].isin(read.keys())]
-    n_runs = sum(map(len, runs))
-    of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), n_runs)
-    seen = {p.prediction_id: p.probabilities for p in by_breast}
-    by_member: list[NDArray[np.float64]] = []
-    column = 0
-    for member, folds in zip(ensemble.members, runs, strict=True):
-        by_fold = []
-        for run in folds:
-            if run.unit == "image":
-                breasts = to_breasts(rows.assign(probability=of_image[:, column]), member.rule)
-            else:  # its images all have that of their breast
-                own = np.array([seen[breast][column] for breast in rows["prediction_id"]])
-                breasts = to_breasts(rows.assign(probability=own), "max")
-            by_fold.append(breasts["probability"].to_numpy())
-            column += 1
-        by_member.append(np.mean(by_fold, axis=0))
-    blended = breasts.assign(probability=ensemble.combine(by_member))
-    return with_unread(blended, images, ensemble.prior)
-
-
-def _decide(breasts: pd.DataFrame, threshold: float, sample: pd.DataFrame) -> pd.DataFrame:
-    """0 or 1 for each breast, in the order of the sample submission where that is complete."""
-    decided = pd.DataFrame(
-        {
-            "prediction_id": breasts["prediction_id"],
-            "cancer": decide(breasts["probability"], threshold),
-        }
-    )
+def _in_order(submission: pd.DataFrame, sample: pd.DataFrame) -> pd.DataFrame:
+    """In the order of the sample submission where that is complete."""
     order = {prediction_id: i for i, prediction_id in enumerate(sample["prediction_id"])}
-    return decided.sort_values(
+    return submission.sort_values(
         "prediction_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True
     )
 
@@ -225,12 +182,24 @@ def _summarise(
     if len(failures):
         console.print(
             f"{len(failures)} image(s) took no part; {unread} breast(s) of which nothing could be "
-            f"read have the prior. {folder / 'failures.csv'}",
+            f"read have the prior and are called negative. {folder / 'failures.csv'}",
             highlight=False,
             soft_wrap=True,
         )
         for row in failures.head(_SHOWN).itertuples():
             console.print(f"  {row.image_id}: {row.reason}", highlight=False, soft_wrap=True)
+
+
+def _show_threshold(console: Console, ensemble: Ensemble, breasts: pd.DataFrame) -> None:
+    """Say which threshold decided, and whether it is the one that was fitted."""
+    read = breasts.loc[breasts["unread"] == 0, "probability"]
+    used = ensemble.threshold_for(read)
+    how = "".join(f", site {site} {value:.4f}" for site, value in used.sites.items())
+    if ensemble.keeps_rate(len(read)):
+        how = f", which keeps a recall rate of {used.recall_rate:.1%}"
+    elif ensemble.policy == "recall_rate":
+        how += ", as fitted: too few breasts to keep a recall rate on"
+    console.print(f"Threshold {used.value:.4f}{how}.", highlight=False, soft_wrap=True)
 
 
 @stage("submit")

@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_runs import oof, save_run
+from fabricated_runs import images_of, oof, save_image_run, save_run
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.ensemble import ensemble
 from rsna_bcd.errors import InputError
+from rsna_bcd.scoring.calibration import brier, ece
+from rsna_bcd.scoring.cross_fitting import patient_groups
 from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
 from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.threshold import best_threshold, decide
-from rsna_bcd.tables.predictions import read_oof
+from rsna_bcd.scoring.ranking import auroc
+from rsna_bcd.scoring.recipe import Recipe
+from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.tables.out_of_fold import read_run, under_each_rule
+from rsna_bcd.tables.predictions import read_ensemble_oof, read_oof
 
 Fit = Callable[..., Ensemble]
 
@@ -71,9 +76,10 @@ def test_blend_threshold_and_score_follow_from_the_members_files(fit: Fit, outpu
     labels = pooled[0]["label"]
     table = read_oof(output / "ensembles" / "pair" / "oof.csv")
     np.testing.assert_allclose(table["probability"], blended, atol=1e-12)
-    assert fitted.threshold == best_threshold(labels, table["probability"])
+    chosen = BestPf1().fit(labels, table["probability"], table["patient_id"])
+    assert fitted.threshold == chosen.value
     in_sample = fitted.score["in_sample"]["pf1"]
-    assert in_sample.value == pytest.approx(pf1(labels, decide(blended, fitted.threshold)))
+    assert in_sample.value == pytest.approx(pf1(labels, chosen.decide(table["probability"])))
     honest = fitted.score["cross_fitted"]["pf1"]
     assert honest.value <= in_sample.value
     assert honest.low < honest.value < honest.high
@@ -96,6 +102,40 @@ def test_a_breast_is_unread_only_where_no_member_read_it(output: Path, fit: Fit)
     assert table.index[table["unread"] == 1].tolist() == ["7_L"]
 
 
+@pytest.mark.parametrize("blend", ["mean", "rank_mean"])
+@pytest.mark.parametrize("threshold", ["pf1", "recall_rate"])
+def test_unread_breasts_fit_nothing_and_are_never_called(
+    output: Path, fit: Fit, blend: str, threshold: str
+) -> None:
+    """Their prior, here above all that the networks say, as after no calibration at all."""
+    prior = 0.6
+    for seed, name in enumerate(["c", "d"]):
+        table = oof(range(200), 0, seed)
+        table["probability"] /= 2
+        table["unread"] = (np.arange(200) % 8 == 0).astype(int)  # 5 of 25 have cancer
+        table["probability"] = table["probability"].mask(table["unread"] == 1, prior)
+        save_run(output / "runs" / name, table)
+        save_run(output / "runs" / f"{name}_read", table[table["unread"] == 0])
+    settings = [f"blend={blend}", f"threshold={threshold}", "calibration=platt"]
+    fitted = fit("name=cd", "members=[c,d]", *settings)
+    read_alone = fit("name=read", "members=[c_read,d_read]", *settings)
+    assert fitted.thresholds == read_alone.thresholds
+    assert fitted.plateau == read_alone.plateau
+    assert fitted.calibration == read_alone.calibration
+    assert [m.ranks for m in fitted.members] == [m.ranks for m in read_alone.members]
+    rows = read_ensemble_oof(output / "ensembles" / "cd" / "oof.csv")
+    unread = rows["unread"] == 1
+    assert unread.sum() == 25
+    assert (rows["probability"][unread] > fitted.threshold).all()
+    assert rows["decision"][unread].sum() == 0
+    assert rows["calibrated"][unread].to_numpy() == pytest.approx(0.2, abs=0.02)
+    # They are missed, not left out.
+    in_sample = fitted.decide(rows["probability"], unread=unread)
+    for kind, decisions in (("in_sample", in_sample), ("cross_fitted", rows["decision"])):
+        assert fitted.score[kind]["pf1"].value == pytest.approx(pf1(rows["label"], decisions))
+        assert fitted.score[kind]["pf1"].value < read_alone.score[kind]["pf1"].value
+
+
 def test_same_settings_fit_again_and_others_are_refused(output: Path, fit: Fit) -> None:
     first = fit()
     assert fit() == first
@@ -105,6 +145,41 @@ def test_same_settings_fit_again_and_others_are_refused(output: Path, fit: Fit) 
     with pytest.raises(InputError, match=r"blend: mean -> logit_mean[\s\S]*overwrite=true"):
         fit("blend=logit_mean")
     assert fit("blend=logit_mean", "overwrite=true").blend == "logit_mean"
+
+
+def test_old_thresholds_never_stand_beside_new_rows(
+    output: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("rsna_bcd.ensemble.write_ensemble", full)
+    with pytest.raises(OSError, match="No space"):
+        fit("blend=logit_mean", "overwrite=true")
+    assert not (output / "ensembles" / "pair" / "ensemble.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["members=[b5,small]"], "this threshold calls fewer of it; threshold=recall_rate"),
+        (["members=[b5,small]", "threshold=recall_rate"], "submit calls the same share instead"),
+        (["members=[alone]"], None),
+    ],
+)
+def test_it_says_what_becomes_of_the_threshold_on_a_test_set(
+    output: Path,
+    fit: Fit,
+    capsys: pytest.CaptureFixture[str],
+    settings: list[str],
+    said: str | None,
+) -> None:
+    save_run(output / "runs" / "alone", oof(range(100), 0))
+    fit("name=said", *settings)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (said in printed) if said is not None else ("same share" not in printed)
 
 
 def test_optimistic_members_are_pointed_out(
@@ -122,8 +197,36 @@ def test_optimistic_members_are_pointed_out(
         (["members=[b5,b5]"], "different runs"),
         (["members=b5"], "must be a list"),
         (["members=[]"], "must be a list"),
+        (["name=" + "ab" * 128], "shorter one: name="),
         (["weights=[1]"], "must be 2 numbers"),
         (["blend=median"], "not 'median'"),
+        (["weights=best"], "null, fitted or"),
+        (["weights=[1,-1]"], "must be 2 numbers"),
+        (["rule=median"], "rule is own or auto, not 'median'"),
+        (["threshold=0.5"], "threshold is pf1 or recall_rate, not 0.5"),
+        (["recall_rate=0.1"], "is for threshold=recall_rate"),
+        (["threshold=recall_rate", "recall_rate=2"], "not between 0 and 1"),
+        (["weights=[a,b]"], "must be 2 numbers"),
+        (["weights=[1,true]"], "must be 2 numbers"),
+        (["weights=[0,0]"], "must be 2 numbers"),
+        (["weights=[1,.inf]"], "must be 2 numbers"),
+        (["weights=[1,.nan]"], "must be 2 numbers"),
+        (["threshold=recall_rate", "recall_rate=x"], "recall_rate=x is not between"),
+        (["threshold=recall_rate", "recall_rate=true"], "recall_rate=True is not between"),
+        (["by_site=0"], "1 or more"),
+        (["by_site=abc"], "by_site=abc must be a whole number"),
+        (["by_site=true"], "by_site=True must be a whole number"),
+        (["groups=1"], "groups=1 must be .* 2 or more"),
+        (["groups=0"], "groups=0 must be .* 2 or more"),
+        (["groups=-1"], "groups=-1 must be .* 2 or more"),
+        (["groups=null"], "groups=None must be"),
+        (["resamples=0"], "resamples=0 must be .* 1 or more"),
+        (["resamples=2.5"], "resamples=2.5 must be a whole number"),
+        (["seed=-1"], "seed=-1 must be .* 0 or more"),
+        (["by_site=5", "threshold=recall_rate"], "by_site= is for threshold=pf1"),
+        (["by_site=5"], "by_site= needs .*h512/train.csv.*rsna_bcd.prepare dataset=rsna crop=h512"),
+        (["calibration=spline"], "isotonic, not 'spline'"),
+        (["calibration=temperature", "blend=rank_mean"], "use calibration=platt or isotonic"),
     ],
 )
 def test_bad_settings(fit: Fit, overrides: list[str], message: str) -> None:
@@ -131,13 +234,99 @@ def test_bad_settings(fit: Fit, overrides: list[str], message: str) -> None:
         fit(*overrides)
 
 
+@pytest.mark.parametrize("setting", ["weights=[1]", "groups=1", "seed=x", "recall_rate=.1"])
+def test_settings_are_refused_before_anything_is_read(fit: Fit, setting: str) -> None:
+    with pytest.raises(InputError, match=setting.split("=")[0]):
+        fit("members=[absent,too]", setting)
+
+
+def test_without_a_name_it_has_those_of_its_members(output: Path) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("ensemble", ["members=[b5,small]", "resamples=5", f"paths.output={output}"])
+    assert ensemble(cfg).name == "b5+small"
+    assert read_ensemble(output / "ensembles" / "b5+small" / "ensemble.json").breasts == 240
+    with initialize_config_dir(CONF, version_base="1.3"):  # as it is typed on the command line
+        submit = compose("submit", ["name=b5+small", f"paths.output={output}"])
+    assert Path(submit.ensemble_json).is_file()
+
+
+def test_fitted_weights_leave_out_a_member_that_knows_nothing(output: Path, fit: Fit) -> None:
+    folds = oof(range(100), 0, 9, skill=0), oof(range(100, 240), 1, 9, skill=0)
+    save_run(output / "runs" / "noise", *folds)
+    equal = fit("name=equal", "members=[b5,small,noise]")
+    fitted = fit("name=fitted", "members=[b5,small,noise]", "weights=fitted")
+    assert sum(member.weight for member in fitted.members) == pytest.approx(1)
+    assert fitted.members[2].weight < 0.05
+    assert fitted.score["auroc"].value > equal.score["auroc"].value + 0.02
+    assert fitted.score["in_sample"]["auroc"].value >= fitted.score["auroc"].value
+
+
+def test_what_is_chosen_is_cross_fitted_together(output: Path, fit: Fit) -> None:
+    """The held-out rows of the table are those of the recipe, and make the scores."""
+    for seed, name in enumerate(["c", "d"]):
+        save_image_run(output / "runs" / name, images_of(range(200), 0, seed))
+    fitted = fit(
+        "name=cd", "members=[c,d]", "weights=fitted", "rule=auto", "blend=rank_mean",
+        "calibration=platt", "groups=4",
+    )  # fmt: skip
+    table = read_ensemble_oof(output / "ensembles" / "cd" / "oof.csv")
+    runs = [output / "runs" / name for name in ("c", "d")]
+    members = [
+        {rule: p.to_numpy() for rule, p in under_each_rule(run, read_run(run), "mean").items()}
+        for run in runs
+    ]
+    labels, patients = table["label"], table["patient_id"].to_numpy(dtype=str)
+    recipe = Recipe("rank_mean", None, BestPf1(), "platt")
+    groups = patient_groups(labels, patients, 4, 0)
+    held_out = recipe.cross_fit(labels, members, patients, groups)
+    np.testing.assert_array_equal(table["group"], groups)
+    np.testing.assert_array_equal(table["held_out"], held_out.probabilities)
+    np.testing.assert_array_equal(table["ranking"], held_out.ranking)
+    assert (table["ranking"] != table["held_out"]).any()
+    np.testing.assert_array_equal(table["decision"], held_out.decisions)
+    np.testing.assert_array_equal(table["calibrated"], held_out.calibrated)
+    np.testing.assert_array_equal(table["probability"], fitted.combine([m["max"] for m in members]))
+    assert [member.rule for member in fitted.members] == ["max", "max"]
+    thresholds = [one.threshold.value for one in held_out.fitted]
+    assert fitted.cross_fitted_thresholds == tuple(thresholds)
+    score = fitted.score
+    assert score["auroc"].value == pytest.approx(auroc(labels, table["ranking"]))
+    assert score["in_sample"]["auroc"].value == pytest.approx(auroc(labels, table["probability"]))
+    assert score["cross_fitted"]["pf1"].value == pytest.approx(pf1(labels, table["decision"]))
+    calibration = score["calibration"]
+    assert calibration["calibrated"]["brier"].value == brier(labels, table["calibrated"])
+    assert calibration["calibrated"]["brier"].value < 0.2 * 0.8  # that of the prevalence
+    assert calibration["calibrated"]["ece"].value == ece(labels, table["calibrated"])
+    assert "blended" not in calibration  # ranks are no probabilities
+    in_sample = pf1(labels, fitted.decide(table["probability"]))
+    assert score["optimism"] == pytest.approx(in_sample - score["cross_fitted"]["pf1"].value)
+
+
+def test_a_recall_rate_calls_that_share(output: Path, fit: Fit) -> None:
+    fitted = fit("threshold=recall_rate", "recall_rate=0.1")
+    assert fitted.policy == "recall_rate"
+    assert fitted.thresholds.recall_rate == pytest.approx(0.1, abs=1 / 240)
+    assert fitted.score["in_sample"]["recall_rate"].value == fitted.thresholds.recall_rate
+
+
+def test_a_ppv_without_calls_is_not_a_number_and_can_be_read(output: Path, fit: Fit) -> None:
+    fitted = fit("threshold=recall_rate", "recall_rate=0.0001")  # of 240 rows none is nearest
+    assert np.isnan(fitted.score["in_sample"]["ppv"].value)
+    back = read_ensemble(output / "ensembles" / "pair" / "ensemble.json")
+    assert np.isnan(back.score["in_sample"]["ppv"].value)
+    assert back.score["in_sample"]["pf1"].value == 0
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         (oof(range(100), 0), "c lacks 140 of the breasts.*fold=1`"),
-        (oof(range(240), 0).assign(probability=0.5), "All 240 probabilities equal 0.5"),
+        (
+            oof(range(240), 0).assign(probability=0.5),
+            "All 240 probabilities of fold 0 of c equal 0.5",
+        ),
         (oof(range(240), 0).assign(probability=np.nan), "probability is not a number"),
-        (oof(range(240), 0).assign(label=0), "0 positive"),
+        (oof(range(240), 0).assign(label=0), "Fold 0 of c has 0 positive ones"),
     ],
 )
 def test_unfit_members(output: Path, fit: Fit, table: pd.DataFrame, message: str) -> None:

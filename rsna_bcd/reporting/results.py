@@ -12,9 +12,10 @@ from rich.table import Table
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.bootstrap import Difference, Interval, paired_difference, patient_bootstrap
+from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
 from rsna_bcd.scoring.metrics import RANKING
 from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.threshold import cross_fit, patient_groups
+from rsna_bcd.scoring.threshold import BestPf1
 from rsna_bcd.tables.out_of_fold import read_run, trained_folds
 
 METRICS = (*RANKING, "pf1")  # pF1 is that of decisions whose threshold was fitted on other patients
@@ -67,6 +68,9 @@ class Ranking:
 class Scoring:
     """How runs are scored.
 
+    Intervals and differences of pF1 take the cross-fitted decisions as given: no threshold is
+    fitted anew in a resample, so they leave the thresholds' own uncertainty out.
+
     Attributes:
         metric: of `METRICS`.
         groups: parts of the patients; for pF1, each is decided by the threshold of the others.
@@ -106,9 +110,10 @@ class Scoring:
         probabilities = rows["probability"].to_numpy(np.float64)
         if self.metric in RANKING:
             return probabilities
-        labels = rows["label"].to_numpy()
-        groups = patient_groups(labels, _patients(rows), self.groups, self.seed)
-        return np.asarray(cross_fit(labels, probabilities, groups).decisions, dtype=np.float64)
+        labels, patients = rows["label"].to_numpy(), _patients(rows)
+        groups = patient_groups(labels, patients, self.groups, self.seed)
+        fitted = cross_fit(labels, probabilities, patients, BestPf1(), groups)
+        return np.asarray(fitted.decisions, dtype=np.float64)
 
 
 def finished_runs(runs: Path, pattern: str = "*") -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
@@ -200,7 +205,7 @@ def _patients(rows: pd.DataFrame) -> NDArray[np.str_]:
 
 def table_of(ranking: Ranking, most: int) -> Table:
     """Lay out at most `most` rows; names are folded where the screen is narrow."""
-    title = "pf1, cross-fitted" if ranking.metric == "pf1" else ranking.metric
+    title = "pf1, cross-fitted, decisions as given" if ranking.metric == "pf1" else ranking.metric
     results = ranking.results
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False,

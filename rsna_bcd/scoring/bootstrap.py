@@ -5,24 +5,16 @@ resample is a weight per row (how often its patient was drawn), which is all tha
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from rsna_bcd.scoring.arrays import Floats, checked
+from rsna_bcd.scoring.arrays import Floats
+from rsna_bcd.scoring.resampling import Judged, Metric, patient_numbers, resamples
 
 LEVELS = (0.025, 0.975)  # a 95 % interval
-
-
-class Metric(Protocol):
-    """A score of weighted rows, such as `pf1` or `auroc`."""
-
-    def __call__(  # noqa: D102  (the class says it)
-        self, labels: ArrayLike, probabilities: ArrayLike, /, *, weights: ArrayLike | None
-    ) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +34,19 @@ class Difference(Interval):
     """A score's difference, with the two-sided p-value of "there is none"."""
 
     p_value: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is to be scored, and how.
+
+    Attributes:
+        metric: `(labels, probabilities, weights=...) -> float`.
+        probabilities: (N,), or decisions of 0 and 1.
+    """
+
+    metric: Metric
+    probabilities: ArrayLike
 
 
 def patient_bootstrap(
@@ -64,10 +69,7 @@ def patient_bootstraps(
     n: int = 2000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Scores and their percentile intervals, over the same resamples.
-
-    Resamples in which a score is undefined (NaN: an AUROC without positives) are left out of its
-    interval.
+    """Scores of the same probabilities and their percentile intervals, over the same resamples.
 
     Args:
         metrics: Each `(labels, probabilities, weights=...) -> float`.
@@ -80,14 +82,38 @@ def patient_bootstraps(
     Returns:
         An interval for each of `metrics`, under its name.
     """
-    rows = _Rows(labels, probabilities, patients)
-    draws = [
-        [rows.score(metric, counts) for metric in metrics.values()]
-        for counts in _resamples(rows.n_patients, n, seed)
-    ]
+    p = np.asarray(probabilities)
+    scores = {name: Score(metric, p) for name, metric in metrics.items()}
+    return score_bootstraps(scores, labels, patients, n, seed)
+
+
+def score_bootstraps(
+    scores: Mapping[str, Score],
+    labels: ArrayLike,
+    patients: ArrayLike,
+    n: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Scores of several probabilities of the same rows, all over the same resamples.
+
+    Every array of probabilities is sorted once, whatever scores it has. Resamples in which a score
+    is undefined (NaN: an AUROC without positives) are left out of its interval.
+
+    Args:
+        scores: By name.
+        labels: (N,), each 0 or 1.
+        patients: (N,), an id per row.
+        n: Number of resamples.
+        seed: Of the resampling.
+
+    Returns:
+        An interval for each of `scores`, under its name.
+    """
+    patient, n_patients = patient_numbers(patients)
+    values = _resampled(scores, labels, patient, n_patients, n, seed)
     return {
-        name: Interval(rows.score(metric, None), *_quantiles(values))
-        for (name, metric), values in zip(metrics.items(), np.transpose(draws), strict=True)
+        name: Interval(_plain(score, labels), *percentiles(values[name]))
+        for name, score in scores.items()
     }
 
 
@@ -114,47 +140,48 @@ def paired_difference(
         n: Number of resamples.
         seed: Of the resampling.
     """
-    a, b = _Rows(labels, first, patients), _Rows(labels, second, patients)
-    differences = np.array(
-        [
-            b.score(metric, counts) - a.score(metric, counts)
-            for counts in _resamples(a.n_patients, n, seed)
-        ]
-    )
+    patient, n_patients = patient_numbers(patients)
+    scores = {"first": Score(metric, first), "second": Score(metric, second)}
+    values = _resampled(scores, labels, patient, n_patients, n, seed)
+    differences = values["second"] - values["first"]
     defined = differences[np.isfinite(differences)]
     side = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
     p_value = min(1.0, 2 * (side + 1) / (len(defined) + 1))
-    value = b.score(metric, None) - a.score(metric, None)
-    return Difference(value, *_quantiles(differences), p_value=p_value)
+    value = _plain(scores["second"], labels) - _plain(scores["first"], labels)
+    return Difference(value, *percentiles(differences), p_value=p_value)
 
 
-class _Rows:
-    """Rows in descending order of probability: a metric's own sort then takes linear time."""
-
-    def __init__(self, labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike) -> None:
-        y, p, _ = checked(labels, probabilities, None)
-        ids, patient = np.unique(np.asarray(patients), return_inverse=True)
-        order = np.argsort(-p, kind="stable")
-        self.labels, self.probabilities, self.patient = y[order], p[order], patient[order]
-        self.n_patients = len(ids)
-
-    def score(self, metric: Metric, counts: Floats | None) -> float:
-        """The score when each patient counts as often as given: (patients,), None for once."""
-        weights = None if counts is None else counts[self.patient]
-        return metric(self.labels, self.probabilities, weights=weights)
-
-
-def _resamples(n_patients: int, n: int, seed: int) -> Iterator[Floats]:
-    """How often each patient was drawn in each of n resamples: (patients,), with sum patients."""
-    generator = np.random.default_rng(seed)
-    for _ in range(n):
-        drawn = generator.integers(0, n_patients, n_patients)
-        yield np.bincount(drawn, minlength=n_patients).astype(np.float64)
-
-
-def _quantiles(values: Floats) -> tuple[float, float]:
+def percentiles(values: Floats) -> tuple[float, float]:
+    """The ends of a 95 % interval, of resampled scores: NaN are left out, all NaN give NaN."""
     defined = values[np.isfinite(values)]
     if not len(defined):
         return float("nan"), float("nan")
     low, high = np.quantile(defined, LEVELS)
     return float(low), float(high)
+
+
+def _plain(score: Score, labels: ArrayLike) -> float:
+    return score.metric(labels, score.probabilities, weights=None)
+
+
+def _resampled(
+    scores: Mapping[str, Score],
+    labels: ArrayLike,
+    patient: NDArray[np.intp],
+    n_patients: int,
+    n: int,
+    seed: int,
+) -> dict[str, Floats]:
+    """Each score in each of n resamples: (n,)."""
+    judged: dict[int, Judged] = {}  # by the identity of its probabilities: those are sorted once
+    for score in scores.values():
+        key = id(score.probabilities)
+        if key not in judged:
+            judged[key] = Judged(labels, score.probabilities, patient)
+        judged[key].metrics.append(score.metric)
+    found: dict[int, list[list[Floats]]] = {key: [] for key in judged}
+    for counts in resamples(n_patients, len(patient), n, seed):
+        for key, one in judged.items():
+            found[key].append(one.scores(counts))
+    columns = {key: iter(np.concatenate(blocks, axis=1)) for key, blocks in found.items()}
+    return {name: next(columns[id(score.probabilities)]) for name, score in scores.items()}

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rsna_bcd.scoring.arrays import checked
+from rsna_bcd.scoring.arrays import Floats, checked
 
 
 def pf1(labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -29,7 +29,17 @@ def pf1(labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None =
     """
     y, p, w = checked(labels, probabilities, weights)
     p = np.clip(p, 0.0, 1.0)
-    positives = float(np.sum(w * y))
-    found = float(np.sum(w * y * p))
-    # found > 0 implies both denominators of the definition are > 0.
-    return 2.0 * found / (float(np.sum(w * p)) + positives) if found > 0 else 0.0
+    return float(pf1_of_sums(np.sum(w * y * p), np.sum(w * p), np.sum(w * y)))
+
+
+def pf1_of_sums(found: ArrayLike, called: ArrayLike, positives: ArrayLike) -> Floats:
+    """pF1 from the three sums it depends on; arrays of them are taken element by element.
+
+    Args:
+        found: Sum of the positives' probabilities; of decisions, the true positives.
+        called: Sum of all probabilities; of decisions, the rows that are called positive.
+        positives: Number of the positives.
+    """
+    total = np.add(called, positives, dtype=np.float64)
+    # A sum of 0 implies that nothing was found.
+    return np.divide(np.multiply(found, 2.0), total, out=np.zeros_like(total), where=total > 0)

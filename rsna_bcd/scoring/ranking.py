@@ -62,13 +62,18 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
         In [0, 1]; NaN where there is no positive or no negative, because it is undefined there.
     """
     c = cuts(labels, scores, weights)
-    pairs = c.positives * c.negatives
-    if pairs == 0:
-        return float("nan")
-    above = np.concatenate([[0.0], c.true_positives])
+    return float(auroc_of_counts(c.true_positives, c.false_positives))
+
+
+def auroc_of_counts(true_positives: Floats, false_positives: Floats) -> Floats:
+    """AUROC from the counts at the cuts: (..., K) each, the cuts descending, to (...).
+
+    Cuts between which there are no positives may be left out but for the last of all.
+    """
+    above, below = _from_nothing(true_positives), _from_nothing(false_positives)
     # Each negative is outranked by the positives above it and by half of those beside it.
-    ranked = np.sum(np.diff(c.false_positives, prepend=0.0) * (above[1:] + above[:-1])) / 2
-    return float(ranked / pairs)
+    ranked = np.sum(np.diff(below) * (above[..., 1:] + above[..., :-1]), axis=-1) / 2
+    return _divided(ranked, above[..., -1] * below[..., -1])
 
 
 def average_precision(
@@ -87,8 +92,24 @@ def average_precision(
         In [0, 1]; NaN where there is no positive. A random order reaches the prevalence.
     """
     c = cuts(labels, scores, weights)
-    if c.positives == 0:
-        return float("nan")
-    called = c.true_positives + c.false_positives
-    precision = np.divide(c.true_positives, called, out=np.zeros_like(called), where=called > 0)
-    return float(np.sum(np.diff(c.true_positives, prepend=0.0) * precision) / c.positives)
+    return float(average_precision_of_counts(c.true_positives, c.false_positives))
+
+
+def average_precision_of_counts(true_positives: Floats, false_positives: Floats) -> Floats:
+    """Average precision from the counts at the cuts: (..., K) each, the cuts descending, to (...).
+
+    Cuts without a positive of their own may be left out.
+    """
+    called = true_positives + false_positives
+    precision = np.divide(true_positives, called, out=np.zeros_like(called), where=called > 0)
+    found = _from_nothing(true_positives)
+    return _divided(np.sum(np.diff(found) * precision, axis=-1), found[..., -1])
+
+
+def _from_nothing(counts: Floats) -> Floats:
+    return np.concatenate([np.zeros((*counts.shape[:-1], 1)), counts], axis=-1)
+
+
+def _divided(numerator: Floats, denominator: Floats) -> Floats:
+    undefined = np.full_like(denominator, np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)

@@ -1,224 +1,212 @@
-"""From probabilities to decisions: the counts at a threshold, the best one, and an honest score."""
+"""Rules by which a threshold is chosen, and what they leave behind: a fitted threshold."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.arrays import Floats, checked
-from rsna_bcd.scoring.ranking import Cuts, cuts
+from rsna_bcd.scoring.decisions import decide
+from rsna_bcd.scoring.plateau import (
+    WIDTH,
+    above_all,
+    check_choosable,
+    cut_at_rate,
+    midway,
+    plateau,
+)
+from rsna_bcd.scoring.ranking import cuts
+
+_UNKNOWN = ("", "nan", "None", "<NA>")  # what missing sites turn into as strings
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Counts of decisions. A rate whose denominator is 0 is NaN: undefined, not 0."""
-
-    true_positives: float
-    false_positives: float
-    false_negatives: float
-    true_negatives: float
-
-    @property
-    def sensitivity(self) -> float:
-        """Share of the positives that are called positive (recall)."""
-        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
-
-    @property
-    def specificity(self) -> float:
-        """Share of the negatives that are called negative."""
-        return _ratio(self.true_negatives, self.true_negatives + self.false_positives)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the decisions that are right."""
-        wrong = self.false_positives + self.false_negatives
-        right = self.true_positives + self.true_negatives
-        return _ratio(right, right + wrong)
-
-    @property
-    def precision(self) -> float:
-        """Share of the positive calls that are right (positive predictive value)."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else float("nan")
-
-
-def decide(probabilities: ArrayLike, threshold: float) -> NDArray[np.int64]:
-    """1 where a probability is at or above the threshold, else 0: (N,) to (N,)."""
-    return (np.asarray(probabilities, dtype=np.float64) >= threshold).astype(np.int64)
-
-
-def confusion(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    threshold: float = 0.5,
-    weights: ArrayLike | None = None,
-) -> Confusion:
-    """Counts of the decisions `probability >= threshold`.
-
-    Decisions of 0 and 1 may be given as probabilities, with the default threshold.
-
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,).
-        threshold: In the probabilities' own unit.
-        weights: (N,) counts of the rows; None counts each once.
-    """
-    y, p, w = checked(labels, probabilities, weights)
-    called = decide(p, threshold)
-    found, positives = float(np.sum(w * y * called)), float(np.sum(w * y))
-    false_alarms = float(np.sum(w * called)) - found
-    return Confusion(
-        true_positives=found,
-        false_positives=false_alarms,
-        false_negatives=positives - found,
-        true_negatives=float(w.sum()) - positives - false_alarms,
-    )
-
-
-def sensitivity(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    threshold: float = 0.5,
-    weights: ArrayLike | None = None,
-) -> float:
-    """Share of the positives at or above the threshold; NaN without positives."""
-    return confusion(labels, probabilities, threshold, weights).sensitivity
-
-
-def specificity(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    threshold: float = 0.5,
-    weights: ArrayLike | None = None,
-) -> float:
-    """Share of the negatives below the threshold; NaN without negatives."""
-    return confusion(labels, probabilities, threshold, weights).specificity
-
-
-def accuracy(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    threshold: float = 0.5,
-    weights: ArrayLike | None = None,
-) -> float:
-    """Share of the decisions that are right; NaN without rows."""
-    return confusion(labels, probabilities, threshold, weights).accuracy
-
-
-def pf1_of_cuts(counts: Cuts) -> Floats:
-    """pF1 of the decisions at every cut: (K,), the F1 2 TP / (called + positives)."""
-    called = counts.true_positives + counts.false_positives
-    return 2.0 * counts.true_positives / (called + counts.positives)
-
-
-def best_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """The threshold whose decisions have the highest pF1 on these rows.
-
-    It lies midway between the lowest probability that is called positive and the next one below
-    (0 below the lowest of all), so that the decisions hold when probabilities move in their last
-    digits. Where several cuts share the highest pF1, the middle one of them is taken.
-
-    The pF1 of these same rows at this threshold is optimistic: `cross_fit` gives an honest one.
-
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,).
-
-    Raises:
-        InputError: there is nothing to choose by: one class only, or all probabilities equal.
-    """
-    counts = cuts(labels, probabilities)
-    if counts.positives == 0 or counts.negatives == 0:
-        raise InputError(
-            f"A threshold needs breasts of both classes, but there are {counts.positives:.0f} "
-            f"positive and {counts.negatives:.0f} negative ones. Use more folds."
-        )
-    if len(counts.scores) == 1:
-        raise InputError(
-            f"All {counts.positives + counts.negatives:.0f} probabilities equal "
-            f"{counts.scores[0]:g}: no threshold separates anything. The network learnt nothing; "
-            "train it longer or anew."
-        )
-    scores = pf1_of_cuts(counts)
-    ties = np.flatnonzero(scores == scores.max())
-    cut = int(ties[len(ties) // 2])
-    called = float(counts.scores[cut])
-    below = float(counts.scores[cut + 1]) if cut + 1 < len(counts.scores) else min(called, 0.0)
-    middle = (called + below) / 2
-    # Between two neighbouring floats there is nothing: the mean rounds to one of them.
-    return middle if middle > below else called
-
-
-@dataclass(frozen=True)
-class CrossFit:
-    """Decisions that no threshold was fitted on.
+class Threshold:
+    """A fitted threshold: a row at or above it is called positive.
 
     Attributes:
-        decisions: (N,), 0 or 1.
-        groups: (N,), the group in which a row was held out, 0 .. G - 1.
-        thresholds: (G,), the threshold that decided each group, fitted on all others.
+        value: Where a site has none of its own.
+        sites: By site, the thresholds of those that have.
+        recall_rate: Share of the rows it was fitted on that it calls positive.
     """
 
-    decisions: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    thresholds: Floats
+    value: float
+    sites: Mapping[str, float] = field(default_factory=dict)
+    recall_rate: float = float("nan")
+
+    def decide(self, probabilities: ArrayLike, sites: ArrayLike | None = None) -> NDArray[np.int64]:
+        """Decide each row by its site's own threshold where there is one.
+
+        Args:
+            probabilities: (N,).
+            sites: (N,), an id per row, in the strings of `sites` or integers; None knows none.
+
+        Returns:
+            (N,), 0 or 1.
+
+        Raises:
+            InputError: a site is a float.
+        """
+        if sites is None or not self.sites:
+            return decide(probabilities, self.value)
+        names, site = np.unique(_strings(sites), return_inverse=True)
+        own = np.array([self.sites.get(str(name), self.value) for name in names])
+        return decide(probabilities, own[site])
+
+    def at_rate(self, probabilities: ArrayLike) -> "Threshold":
+        """A threshold that calls the same share of new rows positive.
+
+        It serves where the new probabilities are distributed otherwise than those it was fitted
+        on: the mean over folds is less extreme than the single fold behind an out-of-fold row. It
+        supposes that the new rows are many and as often positive. Sites' own are left out.
+
+        Args:
+            probabilities: (N,), of the new rows.
+        """
+        p = np.asarray(probabilities, dtype=np.float64)
+        return Threshold(_at_rate(p, self.recall_rate), {}, self.recall_rate)
 
 
-def cross_fit(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike) -> CrossFit:
-    """Decide every group by the threshold that is best on the other groups.
+class Policy(Protocol):
+    """A rule by which a threshold is chosen."""
 
-    The score of the pooled decisions is honest about the threshold: no row had a part in choosing
-    the threshold that decided it.
+    def fit(
+        self,
+        labels: ArrayLike,
+        probabilities: ArrayLike,
+        patients: ArrayLike,
+        sites: ArrayLike | None = None,
+    ) -> Threshold:
+        """Choose a threshold by labelled rows: (N,) each."""
 
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,), made out of fold themselves.
-        groups: (N,), integers 0 .. G - 1; a patient's rows must share one (`patient_groups`).
 
-    Raises:
-        InputError: the rows outside a group have one class only, or one probability only.
+@dataclass(frozen=True)
+class BestPf1:
+    """The middle of the thresholds whose pF1 is as good as the best (`scoring.plateau`).
+
+    Attributes:
+        by_site: Number of positives that a site needs to get a threshold of its own; None gives
+            none.
+        width: Of the plateau in standard errors; 0 takes the best threshold itself.
     """
+
+    by_site: int | None = None
+    width: float = WIDTH
+
+    def fit(
+        self,
+        labels: ArrayLike,
+        probabilities: ArrayLike,
+        patients: ArrayLike,
+        sites: ArrayLike | None = None,
+    ) -> Threshold:
+        """Choose a threshold.
+
+        Args:
+            labels: (N,), each 0 or 1.
+            probabilities: (N,).
+            patients: (N,), an id per row.
+            sites: (N,), an id per row; needed for `by_site` alone.
+
+        Raises:
+            InputError: one class only, all probabilities equal, or `by_site` without sites.
+        """
+        return _fit(self._value, labels, probabilities, patients, sites, self.by_site)
+
+    def _value(self, labels: Floats, probabilities: Floats, patients: NDArray) -> float:
+        return plateau(labels, probabilities, patients, self.width).threshold
+
+
+@dataclass(frozen=True)
+class RecallRate:
+    """The threshold that calls a given share of the rows positive.
+
+    Sites have none of their own: what is kept is the share of all rows.
+
+    What is fitted, cross-fitted and scored is the value that calls this share of the fitted rows;
+    what may be deployed is the share itself (`Threshold.at_rate`). The scores are those of the
+    value. Out of fold both are nearly the same, for the rows are distributed alike; a mean over
+    folds is not (`tests/scoring/test_simulation.py` has the share ahead there).
+
+    Attributes:
+        rate: The share; None takes that which `BestPf1` has on the same rows.
+    """
+
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise InputError(f"A recall rate of {self.rate} is not between 0 and 1.")
+
+    def fit(
+        self,
+        labels: ArrayLike,
+        probabilities: ArrayLike,
+        patients: ArrayLike,
+        sites: ArrayLike | None = None,
+    ) -> Threshold:
+        """Choose a threshold; arguments and errors as of `BestPf1.fit`. Sites are not looked at."""
+        return _fit(self._value, labels, probabilities, patients, sites, None)
+
+    def _value(self, labels: Floats, probabilities: Floats, patients: NDArray) -> float:
+        if self.rate is None:
+            return plateau(labels, probabilities, patients).threshold
+        check_choosable(cuts(labels, probabilities))
+        return _at_rate(probabilities, self.rate)
+
+
+def _fit(
+    choose: Callable[[Floats, Floats, NDArray], float],
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    patients: ArrayLike,
+    sites: ArrayLike | None,
+    by_site: int | None,
+) -> Threshold:
+    """One threshold for all rows, and one for each site with enough positives."""
     y, p, _ = checked(labels, probabilities, None)
-    group = np.asarray(groups, dtype=np.int64)
-    decisions = np.zeros(len(y), dtype=np.int64)
-    thresholds = np.zeros(int(group.max()) + 1)
-    for held_out in range(len(thresholds)):
-        inside = group == held_out
-        thresholds[held_out] = best_threshold(y[~inside], p[~inside])
-        decisions[inside] = decide(p[inside], thresholds[held_out])
-    return CrossFit(decisions, group, thresholds)
+    patient = np.asarray(patients)
+    value = choose(y, p, patient)
+    own: dict[str, float] = {}
+    if by_site is not None:
+        if sites is None:
+            raise InputError("Thresholds by site need the site of every row. Set by_site=null.")
+        for name, rows in known_sites(sites, y).items():
+            if y[rows].sum() >= by_site and _choosable(y[rows], p[rows]):
+                own[name] = choose(y[rows], p[rows], patient[rows])
+    fitted = Threshold(value, own)
+    return Threshold(value, own, float(fitted.decide(p, sites).mean()))
 
 
-def patient_groups(labels: ArrayLike, patients: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
-    """Deal the patients into groups at random, those with a positive row evenly.
+def known_sites(sites: ArrayLike, labels: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+    """The rows of each site that has a positive one: (N,) each. A missing site is none."""
+    site = _strings(sites)
+    names = np.unique(site[np.asarray(labels) == 1])
+    return {str(name): site == name for name in names if name not in _UNKNOWN}
 
-    Args:
-        labels: (N,), each 0 or 1.
-        patients: (N,), an id per row.
-        n: Number of groups wanted; never more than there are patients with a positive row, so that
-            a small table still has positives in every group.
-        seed: Of the shuffle.
 
-    Returns:
-        (N,), the group of each row, 0 .. G - 1.
+def _choosable(labels: Floats, probabilities: Floats) -> bool:
+    return bool(labels.min() < labels.max() and probabilities.min() < probabilities.max())
 
-    Raises:
-        InputError: fewer than two patients have a positive row.
-    """
-    ids, row_patient = np.unique(np.asarray(patients), return_inverse=True)
-    positive = np.bincount(row_patient, weights=np.asarray(labels, dtype=np.float64)) > 0
-    if positive.sum() < 2:
-        raise InputError(
-            "A threshold that is fitted on other patients needs at least two patients with "
-            f"cancer, but there are {int(positive.sum())}. Use more folds."
-        )
-    count = min(n, int(positive.sum()))
-    order = np.random.default_rng(seed).permutation(len(ids))
-    order = order[np.argsort(~positive[order], kind="stable")]  # those with cancer are dealt first
-    group = np.empty(len(ids), dtype=np.int64)
-    group[order] = np.arange(len(ids)) % count
-    return group[row_patient]
+
+def _at_rate(probabilities: Floats, rate: float) -> float:
+    """The threshold whose share of rows at or above it is nearest to the rate."""
+    counts = cuts(np.zeros(len(probabilities)), probabilities)
+    cut = cut_at_rate(counts.false_positives, len(probabilities), rate)
+    return float(midway(counts.scores)[cut]) if cut >= 0 else above_all(counts.scores)
+
+
+def _strings(sites: ArrayLike) -> NDArray[np.str_]:
+    """Names of sites; floats are refused, for site 1.0 would not be found as site 1."""
+    site = np.asarray(sites)
+    if site.dtype.kind in "fO":
+        floats = [one for one in site.tolist() if isinstance(one, float) and not np.isnan(one)]
+        if floats:
+            raise InputError(
+                f"Site {floats[0]} is a float, so that it is not known by its name. Give the sites "
+                "as text or as integers."
+            )
+    return site.astype(str)

@@ -8,9 +8,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.predictions import read_oof
+from rsna_bcd.tables.predictions import Rule, read_oof, read_oof_images, to_breasts
 
 _SHOWN = 5  # breasts named in a message
+_CONSTANT = 1e-6  # probabilities that differ by less differ by rounding
+_EQUAL = 1e-6  # between a breast's probability and that of its images, each written in full
 
 
 def trained_folds(run: Path) -> list[int]:
@@ -104,6 +106,76 @@ def align(runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, NDArray[np.fl
     return first, np.stack(columns)
 
 
+def check_informative(run: str, oof: pd.DataFrame) -> None:
+    """Refuse a run that tells nothing in one of its folds: an ensemble could choose nothing by it.
+
+    Args:
+        run: Its name.
+        oof: From `read_run`.
+
+    Raises:
+        InputError: of the breasts of a fold that were read there are none, or none with cancer, or
+            all of their probabilities are equal. The prior of those that were not read is no
+            answer of the network's.
+    """
+    for fold, rows in oof.groupby("fold"):
+        read = rows[rows["unread"] == 0]
+        if read.empty:
+            raise InputError(
+                f"None of the {len(rows)} breasts of fold {fold} of {run} could be read. Prepare "
+                "its data again, and train this fold again."
+            )
+        if read["label"].sum() == 0:
+            raise InputError(
+                f"Fold {fold} of {run} has 0 positive ones among its {len(read)} breasts that were "
+                "read: nothing can be chosen by it. Assign the folds anew (folds=stratified) and "
+                "train on them."
+            )
+        if np.ptp(read["probability"].to_numpy()) < _CONSTANT:
+            raise InputError(
+                f"All {len(read)} probabilities of fold {fold} of {run} equal "
+                f"{read['probability'].iloc[0]:g}: its network learnt nothing. Train it longer or "
+                "anew."
+            )
+
+
+def under_each_rule(run: Path, oof: pd.DataFrame, own: Rule) -> dict[Rule, pd.Series]:
+    """A run's probabilities by breast under each rule from images to a breast.
+
+    Args:
+        run: `<output>/runs/<name>`.
+        oof: From `read_run`.
+        own: The rule that made `oof`.
+
+    Returns:
+        Probabilities indexed by `prediction_id`: under `own` first, as they are in `oof`, then
+        under the other rule. A network that looks at breasts has one probability a breast, and so
+        its own rule alone. A breast that was not read keeps the prior.
+
+    Raises:
+        InputError: a fold's `oof_images.csv` is absent while another has it, lacks images, or is
+            not what `oof` was made of.
+    """
+    breasts = oof.set_index("prediction_id")["probability"]
+    files = [run / f"fold{fold}" / "oof_images.csv" for fold in oof["fold"].unique()]
+    if not any(file.is_file() for file in files):
+        return {own: breasts}
+    images = pd.concat([read_oof_images(file) for file in files], ignore_index=True)
+    other: Rule = "max" if own == "mean" else "mean"
+    made, instead = (
+        to_breasts(images, rule).set_index("prediction_id")["probability"].reindex(breasts.index)
+        for rule in (own, other)
+    )
+    read = oof.set_index("prediction_id")["unread"] == 0
+    odd = read & ~((made - breasts).abs() <= _EQUAL)  # NaN, without images, is odd too
+    if odd.any():
+        raise InputError(
+            f"The images in oof_images.csv of {run.name} do not give the probabilities in its "
+            f"oof.csv for {_some(breasts.index[odd])}. Train this run again."
+        )
+    return {own: breasts, other: instead.where(read, breasts)}
+
+
 def _train(name: str, *folds: int, resume: bool = False) -> str:
     arguments = f"name={name} fold={','.join(map(str, folds))}"
     arguments += " -m" if len(folds) > 1 else ""
@@ -111,6 +183,6 @@ def _train(name: str, *folds: int, resume: bool = False) -> str:
     return f"Run `python -m rsna_bcd.train experiment=... {arguments}`."
 
 
-def _some(ids: pd.Series) -> str:
+def _some(ids: pd.Series | pd.Index) -> str:
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return ", ".join(map(str, ids[:_SHOWN])) + more

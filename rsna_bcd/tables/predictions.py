@@ -19,6 +19,12 @@ OOF_COLUMNS = (
     "prediction_id", "patient_id", "laterality", "fold", "label", "logit", "probability", "unread",
 )  # fmt: skip
 OOF_IMAGE_COLUMNS = ("image_id", *OOF_COLUMNS[:-1])
+# Of an ensemble. `probability` is that of the blend, to which the threshold applies; `held_out` and
+# `decision` are by what was fitted on the patients of other groups: honest. `ranking` is
+# `held_out`, or, where every group has a blend and so a scale of its own, the rank by it: scores of
+# the order of all rows are those of `ranking`. `calibrated`, also by other groups, follows where
+# the ensemble calibrates.
+ENSEMBLE_OOF_COLUMNS = (*OOF_COLUMNS, "held_out", "ranking", "group", "decision")
 PREDICTION_COLUMNS = ("prediction_id", "probability")
 SUBMISSION_COLUMNS = ("prediction_id", "cancer")
 
@@ -130,6 +136,36 @@ def read_oof(csv: Path) -> pd.DataFrame:
     return frame
 
 
+def read_ensemble_oof(csv: Path) -> pd.DataFrame:
+    """Read an ensemble's `oof.csv`: `ENSEMBLE_OOF_COLUMNS` and, where it is, `calibrated`.
+
+    Raises:
+        InputError: as `read_oof`.
+    """
+    frame = _read(csv, ENSEMBLE_OOF_COLUMNS, _RUN_AGAIN)
+    optional = [c for c in ("calibrated",) if c in frame.columns]
+    frame = frame[[*ENSEMBLE_OOF_COLUMNS, *optional]]
+    _check_once(frame, csv, _RUN_AGAIN)
+    _check_labels(frame, csv, _RUN_AGAIN)
+    for column in ("probability", "held_out", "ranking", *optional):
+        _check_probabilities(frame, str(csv), column)
+    return frame
+
+
+def read_oof_images(csv: Path) -> pd.DataFrame:
+    """Read an `oof_images.csv`: `OOF_IMAGE_COLUMNS`, one row an image, identifiers as strings.
+
+    Raises:
+        InputError: the file is absent, lacks a column or rows, names an image twice, or holds a
+            label other than 0 and 1 or a probability that is not in [0, 1].
+    """
+    frame = _read(csv, OOF_IMAGE_COLUMNS, _RUN_AGAIN)[list(OOF_IMAGE_COLUMNS)]
+    _check_once(frame, csv, _RUN_AGAIN, "image_id")
+    _check_labels(frame, csv, _RUN_AGAIN)
+    _check_probabilities(frame, str(csv))
+    return frame
+
+
 def read_predictions(csv: Path) -> pd.DataFrame:
     """Read a `predictions.csv`: `prediction_id, probability`, one row a breast.
 
@@ -218,12 +254,13 @@ def _read(csv: Path, columns: tuple[str, ...], remedy: str) -> pd.DataFrame:
     return frame
 
 
-def _check_once(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
-    twice = frame["prediction_id"].duplicated()
+def _check_once(
+    frame: pd.DataFrame, csv: Path, remedy: str, identifier: str = "prediction_id"
+) -> None:
+    twice = frame[identifier].duplicated()
     if twice.any():
-        raise InputError(
-            f"{csv} names breasts twice: {_some(frame.prediction_id[twice])}. {remedy}"
-        )
+        what = "images" if identifier == "image_id" else "breasts"
+        raise InputError(f"{csv} names {what} twice: {_some(frame[identifier][twice])}. {remedy}")
 
 
 def _check_labels(frame: pd.DataFrame, csv: Path, remedy: str) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_networks import TinyBreasts, TinyImages
+from fabricated_runs import fabricated_ensemble
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF, write_record
@@ -22,8 +23,7 @@ from rsna_bcd.inference.stream import BreastPrediction, Prediction, predict_file
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import predict_logits
 from rsna_bcd.preparation.crop import CropSettings, prepare_image
-from rsna_bcd.scoring.bootstrap import Interval
-from rsna_bcd.scoring.ensembles import Ensemble, Member, write_ensemble
+from rsna_bcd.scoring.ensembles import Member, write_ensemble
 from rsna_bcd.submit import submit
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views
@@ -292,14 +292,11 @@ def test_members_by_image_and_by_breast_in_one_ensemble(data: Path, tmp_path: Pa
         ImageClassifier("test_efficientnet", pretrained=False),
     )
     breasts = save_breast_run(tmp_path / "runs" / "breasts" / "fold0", other_breast=True)
-    score = {"pf1": Interval(0.5, 0.4, 0.6)}
     members = tuple(
         Member(name, (0,), "rsna", "demo", "max", "last", weight)
         for name, weight in (("images", 1.0), ("breasts", 3.0))
     )
-    fitted = Ensemble(
-        "both", "mean", members, 0.5, 0.25, 7, 3, {"cross_fitted": score, "in_sample": score}
-    )
+    fitted = fabricated_ensemble(members, threshold=0.5, prior=0.25)
     write_ensemble(fitted, tmp_path / "ensembles" / "both" / "ensemble.json")
     overrides = ["name=both", f"paths.data={data}", f"paths.output={tmp_path}", "source=image"]
     with initialize_config_dir(CONF, version_base="1.3"):

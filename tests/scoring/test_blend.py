@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.blend import blend
+from rsna_bcd.scoring.blend import Ranks, blend, fit_ranks
 
 TWO = np.array([[0.1, 0.5, 1.0], [0.3, 0.5, 0.0]])
 
@@ -34,5 +34,52 @@ def test_unfit_weights(weights: list[float]) -> None:
 
 
 def test_unknown_rule() -> None:
-    with pytest.raises(InputError, match="mean or logit_mean, not 'max'"):
+    with pytest.raises(InputError, match="mean or logit_mean or rank_mean, not 'max'"):
         blend(TWO, "max")  # type: ignore[arg-type]
+
+
+def test_ranks_are_the_share_below_and_half_of_the_equal() -> None:
+    p = np.random.default_rng(0).random(300).round(2)
+    expected = [(p < x).mean() + (p == x).mean() / 2 for x in p]
+    np.testing.assert_allclose(fit_ranks(p).apply(p), expected, atol=1e-12)
+
+
+def test_ranks_of_many_rows_keep_their_order_and_are_close() -> None:
+    p = np.random.default_rng(0).beta(1, 30, 20000)
+    ranks = fit_ranks(p)
+    assert len(ranks.probabilities) <= 1002
+    order = np.argsort(p)
+    found = ranks.apply(p)[order]
+    assert (np.diff(found) > 0).all()
+    above = 1 - (np.arange(20000) + 0.5) / 20000  # share of the rows above
+    np.testing.assert_allclose(1 - found, above, rtol=0.01)
+    np.testing.assert_allclose(1 - found[-90:], above[-90:], rtol=1e-9)  # all of these are kept
+    outside = ranks.apply([0, p.min() / 2, p.min(), p.max(), (1 + p.max()) / 2, 1])
+    assert (np.diff(outside) > 0).all()
+    assert (outside[0], outside[-1]) == (0, 1)
+
+
+def test_rank_mean_sees_nothing_but_the_order() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random((2, 200))
+    bent = np.stack([p[0] ** 5, 1 / (1 + np.exp(3 - p[1]))])
+    plain, other = (blend(q, "rank_mean", [2, 1], [fit_ranks(row) for row in q]) for q in (p, bent))
+    np.testing.assert_allclose(plain, other, atol=1e-12)
+
+
+def test_a_row_is_ranked_alike_whatever_is_beside_it() -> None:
+    p = np.random.default_rng(0).random((3, 200))
+    ranks = [fit_ranks(row) for row in p]
+    together = blend(p, "rank_mean", [0.1, 0.2, 0.7], ranks)
+    alone = [blend(p[:, [i]], "rank_mean", [0.1, 0.2, 0.7], ranks)[0] for i in range(200)]
+    assert together.tolist() == alone
+
+
+def test_ranks_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="All 3 probabilities of a member equal 0.5"):
+        fit_ranks([0.5, 0.5, 0.5])
+    with pytest.raises(InputError, match="needs the ranks"):
+        blend(TWO, "rank_mean")
+    for knots in (((0.1, 0.1), (0.0, 1.0)), ((0.1, 0.2), (0.5, 0.4)), ((), ()), ((0, 2), (0, 1))):
+        with pytest.raises(InputError, match="do not rise"):
+            Ranks(*knots)

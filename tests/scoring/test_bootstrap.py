@@ -8,13 +8,16 @@ from numpy.typing import NDArray
 
 from rsna_bcd.scoring.bootstrap import (
     Interval,
+    Score,
     paired_difference,
     patient_bootstrap,
     patient_bootstraps,
+    score_bootstraps,
 )
+from rsna_bcd.scoring.decisions import accuracy
+from rsna_bcd.scoring.metrics import OPERATING
 from rsna_bcd.scoring.pf1 import pf1
 from rsna_bcd.scoring.ranking import auroc, average_precision
-from rsna_bcd.scoring.threshold import accuracy
 
 
 def a_case(seed: int, n_patients: int = 40) -> tuple[NDArray, NDArray, NDArray]:
@@ -39,6 +42,49 @@ def test_equals_repeating_rows_by_hand(metric) -> None:  # type: ignore[no-untyp
     assert (interval.low, interval.high) == pytest.approx(
         tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("metric", [pf1, auroc, average_precision, *OPERATING.values()])
+@pytest.mark.parametrize("decimals", [1, 8], ids=["ties", "distinct"])
+def test_a_block_of_resamples_scores_as_one_by_one(metric, decimals: int) -> None:  # type: ignore[no-untyped-def]
+    labels, probabilities, patients = a_case(9)
+    probabilities = probabilities.round(decimals)
+
+    def unknown(y, p, /, *, weights):  # type: ignore[no-untyped-def]  # so it has no short cut
+        return metric(y, p, weights=weights)
+
+    for rows in (slice(None), labels == 0, labels == 1, slice(0, 3)):
+        case = labels[rows], probabilities[rows], patients[rows]
+        together, alone = (patient_bootstrap(m, *case, n=60) for m in (metric, unknown))
+        np.testing.assert_allclose(
+            (together.value, together.low, together.high),
+            (alone.value, alone.low, alone.high),
+            atol=1e-12,
+        )
+
+
+def test_size_of_the_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(10)
+    whole = patient_bootstraps({"auroc": auroc, "pf1": pf1}, *case, n=50)
+    monkeypatch.setattr("rsna_bcd.scoring.resampling._BLOCK", 7 * len(case[0]))
+    assert patient_bootstraps({"auroc": auroc, "pf1": pf1}, *case, n=50) == whole
+
+
+def test_scores_of_several_models_share_resamples() -> None:
+    labels, first, patients = a_case(11)
+    second = 1 - first
+    scores = {
+        "a": Score(auroc, first),
+        "b": Score(accuracy, second),
+        "c": Score(average_precision, first),
+        "d": Score(auroc, second),
+    }
+    found = score_bootstraps(scores, labels, patients, n=50, seed=3)
+    assert list(found) == ["a", "b", "c", "d"]
+    for name, score in scores.items():
+        alone = patient_bootstrap(score.metric, labels, score.probabilities, patients, 50, 3)
+        assert found[name] == alone
+    assert found["a"].low == pytest.approx(1 - found["d"].high, abs=1e-12)
 
 
 def test_interval_has_the_width_of_the_binomial_one() -> None:

@@ -1,147 +1,103 @@
-"""Thresholds against brute force, and what cross-fitting promises."""
+"""Policies: what each chooses, by site and by rate."""
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.ranking import cuts
-from rsna_bcd.scoring.threshold import (
-    accuracy,
-    best_threshold,
-    confusion,
-    cross_fit,
-    decide,
-    patient_groups,
-    pf1_of_cuts,
-    sensitivity,
-    specificity,
-)
+from rsna_bcd.scoring.plateau import plateau
+from rsna_bcd.scoring.threshold import BestPf1, RecallRate, Threshold
+
+Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def a_case(seed: int, n: int = 60, decimals: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = (rng.random(n) < 0.2).astype(int)
-    labels[:2] = 0, 1
-    return labels, np.clip(rng.random(n) + 0.2 * labels, 0, 1).round(decimals)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_best_threshold_equals_brute_force(seed: int) -> None:
-    labels, probabilities = a_case(seed)
-    brute = max(pf1(labels, probabilities >= t) for t in np.unique(probabilities))
-    found = pf1(labels, decide(probabilities, best_threshold(labels, probabilities)))
-    assert found == pytest.approx(brute, abs=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_pf1_of_every_cut_is_that_of_its_decisions(seed: int) -> None:
-    labels, probabilities = a_case(seed)
-    counts = cuts(labels, probabilities)
-    direct = [pf1(labels, decide(probabilities, t)) for t in counts.scores]
-    np.testing.assert_allclose(pf1_of_cuts(counts), direct, atol=1e-12)
-
-
-def test_threshold_lies_midway() -> None:
-    assert best_threshold([1, 1, 0, 0], [0.9, 0.8, 0.4, 0.1]) == pytest.approx(0.6)
-    assert best_threshold([1, 1, 0], [0.9, 0.8, 0.9]) == pytest.approx(0.4)  # call all: 0 is below
-
-
-def test_middle_of_tied_cuts_is_taken() -> None:
-    # Three positives, found after 1, 5 and 9 calls: F1 is 2/4 = 4/8 = 6/12, and lower between.
-    labels = [1, 0, 0, 0, 1, 0, 0, 0, 1]
-    assert best_threshold(labels, np.arange(9, 0, -1) / 10) == pytest.approx(0.45)
-
-
-def test_threshold_separates_neighbouring_floats() -> None:
-    low, high = np.nextafter(0.5, 0), 0.5
-    assert decide([high, low], best_threshold([1, 0], [high, low])).tolist() == [1, 0]
-
-
-def test_counts_equal_scikit_learn() -> None:
-    labels, probabilities = a_case(3, n=200)
-    called = probabilities >= 0.6
-    counts = confusion(labels, probabilities, 0.6)
-    (tn, fp), (fn, tp) = metrics.confusion_matrix(labels, called)
-    assert (
-        counts.true_positives, counts.false_positives,
-        counts.false_negatives, counts.true_negatives,
-    ) == (tp, fp, fn, tn)  # fmt: skip
-    assert sensitivity(labels, probabilities, 0.6) == metrics.recall_score(labels, called)
-    assert specificity(labels, probabilities, 0.6) == metrics.recall_score(1 - labels, ~called)
-    assert accuracy(labels, probabilities, 0.6) == metrics.accuracy_score(labels, called)
-    assert counts.precision == metrics.precision_score(labels, called)
-
-
-def test_undefined_rates_are_nan() -> None:
-    assert np.isnan(sensitivity([0, 0], [0.1, 0.9]))
-    assert np.isnan(specificity([1, 1], [0.1, 0.9]))
-    assert np.isnan(confusion([1, 0], [0.1, 0.2]).precision)
-
-
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "message"),
-    [
-        ([0, 1, 0], [0.5, 0.5, 0.5], "All 3 probabilities equal 0.5"),
-        ([0, 0, 0], [0.1, 0.5, 0.7], "0 positive and 3 negative"),
-        ([1, 1], [0.1, 0.5], "2 positive and 0 negative"),
-        ([0, 1], [0.1, np.nan], "finite"),
-    ],
-)
-def test_refuses_where_there_is_nothing_to_choose_by(
-    labels: list[int], probabilities: list[float], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        best_threshold(labels, probabilities)
-
-
-def test_held_out_rows_do_not_move_their_threshold() -> None:
-    labels, probabilities = a_case(5, n=300, decimals=6)
-    groups = np.arange(300) % 5
-    fitted = cross_fit(labels, probabilities, groups)
+@pytest.fixture
+def case() -> Case:
+    """1,000 patients of two sites; all probabilities of site 2 are lower."""
     rng = np.random.default_rng(0)
-    for group in range(5):
-        inside = groups == group
-        moved, shuffled = probabilities.copy(), labels.copy()
-        moved[inside] = rng.random(inside.sum())
-        shuffled[inside] = rng.permutation(labels[inside])
-        assert cross_fit(shuffled, moved, groups).thresholds[group] == fitted.thresholds[group]
+    patients = np.repeat(np.arange(1000), 2)
+    sites = np.where(patients % 2, "2", "1")
+    labels = (rng.random(2000) < 0.1).astype(int)
+    logits = rng.normal(2 * labels - 2 * (sites == "2"), 1)
+    return labels, 1 / (1 + np.exp(-logits)), patients, sites
 
 
-def test_every_row_is_decided_by_its_own_groups_threshold() -> None:
-    labels, probabilities = a_case(6, n=300, decimals=6)
-    fitted = cross_fit(labels, probabilities, np.arange(300) % 4)
-    assert len(fitted.thresholds) == 4
-    np.testing.assert_array_equal(
-        fitted.decisions, probabilities >= fitted.thresholds[fitted.groups]
-    )
+def test_best_pf1_is_the_middle_of_the_plateau(case: Case) -> None:
+    fitted = BestPf1().fit(*case[:3])
+    assert fitted.value == plateau(*case[:3]).threshold
+    assert fitted.recall_rate == fitted.decide(case[1]).mean()
+    assert fitted.sites == {}
 
 
-def test_cross_fitted_score_of_noise_is_below_the_in_sample_one() -> None:
-    rng = np.random.default_rng(0)
-    optimism = []
-    for _ in range(50):
-        labels, noise = (rng.random(400) < 0.05).astype(int), rng.random(400)
-        fitted = cross_fit(labels, noise, patient_groups(labels, np.arange(400), 5, 0))
-        in_sample = pf1(labels, decide(noise, best_threshold(labels, noise)))
-        optimism.append(in_sample - pf1(labels, fitted.decisions))
-    assert np.mean(optimism) > 0.03
+def test_recall_rate_calls_the_share_that_is_asked_for(case: Case) -> None:
+    fitted = RecallRate(0.035).fit(*case[:3])
+    assert fitted.decide(case[1]).sum() == 70
+    assert RecallRate().fit(*case[:3]) == BestPf1().fit(*case[:3])
 
 
-def test_patients_stay_together_and_positives_are_dealt_evenly() -> None:
-    patients = np.repeat([f"p{i}" for i in range(100)], 2)
-    labels = np.zeros(200, dtype=int)
-    labels[:24] = 1  # 12 patients with cancer on both sides
-    groups = patient_groups(labels, patients, n=5, seed=0)
-    assert (groups[::2] == groups[1::2]).all()
-    assert sorted(np.bincount(groups[labels == 1])) == [4, 4, 4, 6, 6]
-    assert np.bincount(groups).tolist() == [40] * 5
-    assert (groups != patient_groups(labels, patients, n=5, seed=1)).any()
+def test_rate_carries_over_to_probabilities_on_another_scale(case: Case) -> None:
+    labels, probabilities, patients, _ = case
+    fitted = BestPf1().fit(labels, probabilities, patients)
+    squeezed = probabilities**2 / 3
+    moved = fitted.at_rate(squeezed)
+    np.testing.assert_array_equal(moved.decide(squeezed), fitted.decide(probabilities))
+    assert moved.recall_rate == fitted.recall_rate
 
 
-def test_never_more_groups_than_patients_with_cancer() -> None:
-    labels = np.array([1, 0, 0, 1, 0, 0, 0, 1])
-    assert set(patient_groups(labels, np.arange(8), n=5, seed=0)) == {0, 1, 2}
-    with pytest.raises(InputError, match="at least two patients with cancer, but there are 1"):
-        patient_groups(np.array([1, 1, 0, 0]), np.array([7, 7, 8, 9]), n=5, seed=0)
+def test_rate_of_few_rows_may_call_none() -> None:
+    fitted = Threshold(0.5, {}, recall_rate=0.03)
+    few = [0.1, 0.7, 1.0]
+    assert fitted.at_rate(few).decide(few).sum() == 0
+    ties = np.repeat([0.9, 0.1], [2, 98])
+    assert fitted.at_rate(ties).decide(ties).sum() == 2
+
+
+def test_sites_have_the_threshold_that_they_alone_would_have(case: Case) -> None:
+    labels, probabilities, patients, sites = case
+    fitted = BestPf1(by_site=20).fit(labels, probabilities, patients, sites)
+    assert fitted.value == BestPf1().fit(labels, probabilities, patients).value
+    assert set(fitted.sites) == {"1", "2"}
+    for site, threshold in fitted.sites.items():
+        rows = sites == site
+        alone = BestPf1().fit(labels[rows], probabilities[rows], patients[rows])
+        assert threshold == alone.value
+        np.testing.assert_array_equal(
+            fitted.decide(probabilities, sites)[rows], alone.decide(probabilities[rows])
+        )
+
+
+def test_small_and_unknown_sites_fall_back_to_the_global_threshold(case: Case) -> None:
+    labels, probabilities, patients, sites = case
+    sites = sites.astype("<U3")
+    sites[patients < 20] = "3"
+    sites[patients > 900] = "nan"
+    fitted = BestPf1(by_site=20).fit(labels, probabilities, patients, sites)
+    assert set(fitted.sites) == {"1", "2"}
+    new = Threshold(0.5, {"1": 0.2}).decide([0.3, 0.3, 0.6, 0.3], ["1", "2", "new", ""])
+    assert new.tolist() == [1, 0, 1, 0]
+    assert Threshold(0.5, {"1": 0.2}).decide([0.3, 0.6]).tolist() == [0, 1]
+
+
+def test_sites_are_known_by_name_or_integer_and_floats_refused() -> None:
+    fitted = Threshold(0.5, {"1": 0.2})
+    for sites in (["1", "2"], [1, 2], np.array([1, np.nan], dtype=object)):
+        assert fitted.decide([0.3, 0.3], sites).tolist() == [1, 0]
+    for floats in ([1.0, 2.0], np.array([np.nan, 1.0]), np.array(["2", 1.0], dtype=object)):
+        with pytest.raises(InputError, match="Site 1.0 is a float"):
+            fitted.decide([0.3, 0.3], floats)
+
+
+def test_a_site_that_cannot_be_fitted_falls_back(case: Case) -> None:
+    labels, probabilities, patients, sites = case
+    constant = np.where(sites == "2", 0.2, probabilities)
+    assert set(BestPf1(by_site=20).fit(labels, constant, patients, sites).sites) == {"1"}
+    sick = np.where(sites == "2", 1, labels)
+    assert set(BestPf1(by_site=20).fit(sick, probabilities, patients, sites).sites) == {"1"}
+
+
+def test_refuses_what_it_cannot_fit(case: Case) -> None:
+    with pytest.raises(InputError, match="by_site=null"):
+        BestPf1(by_site=20).fit(*case[:3])
+    with pytest.raises(InputError, match="All 3 probabilities equal"):
+        RecallRate(0.1).fit([0, 1, 0], [0.5, 0.5, 0.5], [0, 1, 2])
+    with pytest.raises(InputError, match="not between 0 and 1"):
+        RecallRate(0.0)

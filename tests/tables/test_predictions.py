@@ -13,6 +13,7 @@ from rsna_bcd.tables.predictions import (
     check_submission,
     logit,
     read_oof,
+    read_oof_images,
     read_predictions,
     read_solution,
     to_breasts,
@@ -183,3 +184,12 @@ def test_bad_submissions(ids: list[str], values: list[float], message: str) -> N
 def test_submission_with_other_columns() -> None:
     with pytest.raises(InputError, match="instead of prediction_id, cancer"):
         check_submission(SAMPLE.rename(columns={"cancer": "probability"}), SAMPLE)
+
+
+def test_an_image_is_named_once(images: pd.DataFrame, tmp_path: Path) -> None:
+    whole = images.assign(laterality="L", fold=0, label=0, logit=0.0)
+    write_csv(whole, tmp_path / "oof_images.csv")
+    assert len(read_oof_images(tmp_path / "oof_images.csv")) == len(images)
+    write_csv(whole.assign(image_id=["5", "4", "4", "2", "5"]), tmp_path / "oof_images.csv")
+    with pytest.raises(InputError, match=r"oof_images.csv names images twice: 4, 5\."):
+        read_oof_images(tmp_path / "oof_images.csv")
