@@ -68,22 +68,46 @@ def find_breast(picture: Picture) -> Breast:
         picture: (H, W) in [0, 1], tissue bright; about 512 pixels on its longer side are plenty.
     """
     frame = Breast(Box(0, 0, picture.shape[1], picture.shape[0]), False, found=False)
+    piece = _largest_piece(picture)
+    if piece is None:
+        return frame
+    (left, top, width, height, area), mask = piece
+    # A breast tapers away from the chest wall, so its centre of mass leans towards the wall. This
+    # looks at the shape alone: it also holds where a collimated strip lies behind the wall.
+    columns = mask[top : top + height, left : left + width].sum(axis=0)
+    centre = float(columns @ (np.arange(width) + 0.5)) / area
+    return Breast(Box(left, top, width, height), centre > width / 2, found=True)
+
+
+def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
+    """Find the pixels of the breast.
+
+    Args:
+        picture: (H, W) in [0, 1], tissue bright; also a crop with its padding.
+
+    Returns:
+        (H, W), True within the breast; None where none stands out from a background.
+    """
+    piece = _largest_piece(picture)
+    return None if piece is None else piece[1]
+
+
+def _largest_piece(
+    picture: Picture,
+) -> tuple[tuple[int, int, int, int, int], NDArray[np.bool_]] | None:
+    """Left, top, width, height and area of the largest piece of tissue, and its mask."""
     threshold = _tissue_threshold(picture)
     if threshold is None:
-        return frame
+        return None
     tissue = _without_thin_structures(picture > threshold)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue, connectivity=4)
     if count < 2:
-        return frame
+        return None
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     left, top, width, height, area = map(int, stats[largest])
     if area < _SMALLEST * picture.size:
-        return frame
-    # A breast tapers away from the chest wall, so its centre of mass leans towards the wall. This
-    # looks at the shape alone: it also holds where a collimated strip lies behind the wall.
-    columns = (labels[top : top + height, left : left + width] == largest).sum(axis=0)
-    centre = float(columns @ (np.arange(width) + 0.5)) / area
-    return Breast(Box(left, top, width, height), centre > width / 2, found=True)
+        return None
+    return (left, top, width, height, area), labels == largest
 
 
 def _tissue_threshold(picture: Picture) -> float | None:

@@ -64,7 +64,7 @@ def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = T
     if tta not in get_args(TTA):
         raise InputError(f"tta is {' or '.join(get_args(TTA))}, not {tta!r}.")
     image = to_input(batch["image"])
-    with _float32(image.device.type) if in_float32 else nullcontext():
+    with plain_float32(image.device.type) if in_float32 else nullcontext():
         logits = outputs_of(network, batch, image)["logit"]
         if tta == "hflip":
             logits = (logits + outputs_of(network, batch, image.flip(-1))["logit"]) / 2
@@ -72,7 +72,7 @@ def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = T
 
 
 @contextmanager
-def _float32(device: str) -> Iterator[None]:
+def plain_float32(device: str) -> Iterator[None]:
     """Neither autocast nor TF32, of ten bits, in which cuDNN convolves by default."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False

@@ -5,7 +5,7 @@ import pytest
 from breast_shapes import breast_picture
 from numpy.typing import NDArray
 
-from rsna_bcd.imaging.breast import find_breast, has_bright_background
+from rsna_bcd.imaging.breast import breast_mask, find_breast, has_bright_background
 
 
 def assert_box(picture: NDArray[np.float32], shape: dict, *, within: int = 6) -> None:
@@ -122,3 +122,20 @@ def test_a_bright_background_is_recognised(background: float, right: bool, reach
 def test_bright_tissue_is_no_background() -> None:
     picture = breast_picture(reach=0.9, half_height=0.5, noise=0.01)
     assert not has_bright_background(np.where(picture > 0.2, picture + 0.25, picture))
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_the_mask_fills_the_ellipse_in_the_box(right: bool) -> None:
+    picture = breast_picture(right=right, reach=0.5, half_height=0.4)
+    mask, box = breast_mask(picture), find_breast(picture).box
+    assert mask is not None
+    assert mask.shape == picture.shape
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    assert (rows[0], rows[-1]) == (box.top, box.top + box.height - 1)
+    assert (columns[0], columns[-1]) == (box.left, box.left + box.width - 1)
+    half_an_ellipse = np.pi / 2 * 0.5 * 0.4 * picture.size
+    assert mask.sum() == pytest.approx(half_an_ellipse, rel=0.05)
+
+
+def test_a_picture_without_a_breast_has_no_mask() -> None:
+    assert breast_mask(np.full((64, 64), 0.5, np.float32)) is None

@@ -1,0 +1,193 @@
+"""Breasts as a run saw them out of fold, with where it looked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from rsna_bcd.data.breasts import breast_sample, collate_breasts
+from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import Crop, as_training_input, read_crop
+from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference.saliency import saliency_maps
+from rsna_bcd.scoring.ensembles import Ensemble
+from rsna_bcd.tables.images import read_images
+from rsna_bcd.tables.out_of_fold import read_run
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """An image of a breast, and where the network looked.
+
+    Attributes:
+        image_id: which image.
+        view: `CC`, `MLO` or another; None where it is unknown.
+        crop: (H, W) uint8 or uint16, as prepared.
+        saliency: (h, w) over the whole crop, not negative, see `saliency_maps`; None where the
+            network was not shown the image.
+    """
+
+    image_id: str
+    view: str | None
+    crop: Crop
+    saliency: NDArray[np.float32] | None
+
+
+class Explainer:
+    """Shows breasts of a run's folds: from a `prediction_id` to its images.
+
+    Each is looked at by the network of the fold that held it out: no other is asked about patients
+    that it was trained on. Networks are loaded when they are needed first.
+
+    Args:
+        run: `<output>/runs/<name>`.
+        prepared: `<output>/prepared/<dataset>/<crop>`, of the run's crops.
+        folds: of the run; None takes all that were started.
+        device: where the networks go.
+
+    Attributes:
+        images: the table of images.
+
+    Raises:
+        InputError: the run or its crops are absent, unfinished or damaged.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        prepared: Path,
+        folds: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        csv = prepared / "train.csv"
+        if not csv.is_file():
+            raise InputError(
+                f"{csv} does not exist: {run.name} was trained on these crops. Run "
+                f"`python -m rsna_bcd.prepare dataset={prepared.parent.name} crop={prepared.name}`."
+            )
+        self.images = read_images(csv, "train")
+        if "path" not in self.images:
+            raise InputError(f"{csv} has no column path: it was not written by prepare.")
+        oof = read_run(run, folds)
+        self._fold = dict(zip(oof["prediction_id"], oof["fold"], strict=True))
+        readable = self.images[self.images["path"].notna()]
+        self._rows = {str(k): rows for k, rows in self.images.groupby("prediction_id")}
+        self._of_patient = {str(k): rows for k, rows in readable.groupby("patient_id")}
+        self._run, self._prepared, self._device = run, prepared, device
+        self._loaded: dict[int, Run] = {}
+
+    @classmethod
+    def of_ensemble(
+        cls, ensemble: Ensemble, output: Path, device: torch.device | str = "cpu"
+    ) -> Self:
+        """Show what the member of the largest weight saw, the first one of those.
+
+        Args:
+            ensemble: fitted.
+            output: `paths.output`, where its runs and their crops are.
+            device: where the networks go.
+        """
+        member = max(ensemble.members, key=lambda m: m.weight)
+        prepared = output / "prepared" / member.dataset / member.crop
+        return cls(output / "runs" / member.name, prepared, member.folds, device)
+
+    def __call__(self, prediction_id: str) -> list[SeenImage]:
+        """Show a breast.
+
+        Returns:
+            Its images that could be read, in the order of the table.
+
+        Raises:
+            InputError: the run did not predict this breast, or a crop is absent or damaged.
+        """
+        run = self.run_of(prediction_id)
+        rows = self._rows[prediction_id]
+        own = rows[rows["path"].notna()]
+        if own.empty:
+            return []
+        crops = [self._crop(run, path) for path in own["path"]]
+        by_unit = self._by_image if run.unit == "image" else self._by_breast
+        maps = by_unit(run, rows, crops)
+        return [
+            SeenImage(image_id, view, crop, saliency)
+            for image_id, view, crop, saliency in zip(
+                own["image_id"], _views(own), crops, maps, strict=True
+            )
+        ]
+
+    def run_of(self, prediction_id: str) -> Run:
+        """The fold that held a breast out.
+
+        Raises:
+            InputError: there is none.
+        """
+        if prediction_id not in self._fold or prediction_id not in self._rows:
+            raise InputError(
+                f"{self._run} has no out-of-fold prediction of {prediction_id}, or "
+                f"{self._prepared / 'train.csv'} no row. Train and prepare from one table."
+            )
+        fold = int(self._fold[prediction_id])
+        if fold not in self._loaded:
+            self._loaded[fold] = load_run(self._run / f"fold{fold}", self._device)
+        return self._loaded[fold]
+
+    def _by_image(
+        self, run: Run, rows: pd.DataFrame, crops: list[Crop]
+    ) -> list[NDArray[np.float32] | None]:
+        """One image after the other: gradients of several at once need as much more memory."""
+        own = rows[rows["path"].notna()]
+        known = None if run.metadata is None else torch.from_numpy(run.metadata.encode(own))
+        maps: list[NDArray[np.float32] | None] = []
+        for position, crop in enumerate(crops):
+            batch = {"image": torch.from_numpy(as_training_input(crop))[None, None]}
+            if known is not None:
+                batch["metadata"] = known[position : position + 1]
+            maps.append(self._maps(run, batch)[0])
+        return maps
+
+    def _by_breast(
+        self, run: Run, rows: pd.DataFrame, crops: list[Crop]
+    ) -> list[NDArray[np.float32] | None]:
+        """All images at once, and those of the other breast where the network is shown them."""
+        own = rows[rows["path"].notna()]
+        of_patient = self._of_patient[str(own["patient_id"].iloc[0])]
+        other = of_patient[of_patient["prediction_id"] != own["prediction_id"].iloc[0]]
+
+        def load(position: int, of_other: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
+            path = other["path"].iloc[position] if of_other else None
+            return as_training_input(crops[position] if path is None else self._crop(run, path))
+
+        sample = breast_sample(run.views, _views(own), _views(other), load)
+        batch = collate_breasts([sample])
+        if run.metadata is not None:
+            batch["metadata"] = torch.from_numpy(run.metadata.encode_breasts(rows))
+        placed = self._maps(run, batch)[0]
+        maps: list[NDArray[np.float32] | None] = [None] * len(own)
+        places = run.views.places(_views(own), _views(other))
+        for place, of_place in zip(places, placed, strict=True):
+            if place.position is not None and not place.other and not np.isnan(of_place).any():
+                maps[place.position] = of_place
+        return maps
+
+    def _crop(self, run: Run, path: str) -> Crop:
+        crop = read_crop(self._prepared / path)
+        wanted = run.crop.height, run.crop.width
+        if crop.shape != wanted:
+            raise InputError(
+                f"{self._prepared / path} is {crop.shape[0]} x {crop.shape[1]}, and {run.folder} "
+                f"was trained on {wanted[0]} x {wanted[1]}. Prepare as it was, or train again."
+            )
+        return crop
+
+    def _maps(self, run: Run, batch: dict[str, torch.Tensor]) -> NDArray[np.float32]:
+        there = {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return saliency_maps(run.network, there, run.tta).numpy()
+
+
+def _views(rows: pd.DataFrame) -> list[str | None]:
+    return [None if pd.isna(view) else str(view) for view in rows["view"]]
