@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint types prepare train ensemble submission lock clean
+.PHONY: help env demo test test-slow lint types prepare train ensemble report submission lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,7 @@ demo: env ## synthetic competition of real DICOM files -> the whole pipeline -> 
 	$(RUN) rsna_bcd.ensemble paths=demo name=demo members=[demo]
 	$(RUN) rsna_bcd.submit paths=demo name=demo
 	$(RUN) rsna_bcd.evaluate paths=demo name=demo
+	$(RUN) rsna_bcd.report paths=demo name=demo 'baseline=[metadata,intensity]'
 
 test: env lint types ## lint, types and the tests (under 15 minutes on two cores)
 	$(BIN)/pytest $(ARGS)
@@ -47,6 +48,9 @@ train: env ## one fold of one experiment, or a sweep (-m fold=0,1,2,3)
 
 ensemble: env ## members' out-of-fold predictions -> weights, threshold, honest score
 	$(RUN) rsna_bcd.ensemble $(ARGS)
+
+report: env ## an ensemble's or a run's scores -> one HTML page, model card
+	$(RUN) rsna_bcd.report $(ARGS)
 
 submission: env ## test images + ensemble.json -> submission.csv
 	$(RUN) rsna_bcd.submit $(ARGS)

@@ -25,6 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stage_runs_from_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
     assert (installed / "rsna_bcd" / "conf" / "train.yaml").is_file()
+    assert (installed / "rsna_bcd" / "reporting" / "templates" / "report.html.j2").is_file()
     done = subprocess.run(
         [sys.executable, "-m", "rsna_bcd.prepare", "--cfg", "job", "paths.data=elsewhere"],
         cwd=tmp_path,

@@ -1,0 +1,287 @@
+"""A report as one page of HTML that needs nothing else, and as a model card."""
+
+import base64
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rsna_bcd.reporting import readings
+from rsna_bcd.reporting.contents import Contents
+from rsna_bcd.reporting.figures_groups import Row, correlation_figure, forest
+from rsna_bcd.reporting.figures_scores import (
+    ages_figure,
+    distribution_figure,
+    precision_figure,
+    reliability_figure,
+    roc_figure,
+    screening_figure,
+    threshold_figure,
+)
+from rsna_bcd.reporting.performance import PUBLISHED
+from rsna_bcd.reporting.subgroups import LEAST, Subgroup
+from rsna_bcd.reporting.words import (
+    THIN,
+    decimal,
+    decimal_range,
+    decimals,
+    p_value,
+    percent,
+    share_range,
+    shares,
+    signed,
+    with_minus,
+)
+from rsna_bcd.scoring.bootstrap import Interval
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# Of the bar at the top, which has little room.
+_SHORT: Mapping[str, str] = {
+    "data": "Data", "ranking": "ROC", "operating": "Operating points", "scores": "Calibration",
+    "baseline": "Baseline",
+}  # fmt: skip
+SECTIONS: Mapping[str, str] = {
+    "summary": "Summary",
+    "data": "The data",
+    "ranking": "ROC and precision",
+    "threshold": "Threshold",
+    "operating": "Operating points",
+    "scores": "Scores and calibration",
+    "groups": "Groups",
+    "folds": "Folds",
+    "members": "Members",
+    "baseline": "Comparison with a baseline",
+    "preparation": "Preparation",
+    "gallery": "Gallery",
+}
+_CASES: Mapping[str, str] = {
+    "miss": "Worst misses: cancer, lowest scores",
+    "false alarm": "Worst false alarms: no cancer, highest scores",
+    "find": "Best finds: cancer, highest scores",
+}
+# Score: its name, whether it is a share for radiologists, what it means.
+_SCORES: Mapping[str, tuple[str, bool, str]] = {
+    "auroc": ("AUROC", False, "chance that a breast with cancer is scored above one without"),
+    "average_precision": ("Average precision", False, "mean PPV over all sensitivities"),
+    "sensitivity": ("Sensitivity", True, "breasts with cancer that are called"),
+    "specificity": ("Specificity", True, "breasts without cancer that are not called"),
+    "ppv": ("PPV", True, "called breasts that have cancer"),
+    "recall_rate": ("Recall rate", True, "breasts that are called, of all"),
+    "accuracy": ("Accuracy", True, "breasts decided rightly, of all"),
+    "balanced_accuracy": ("Balanced accuracy", True, "mean of sensitivity and specificity"),
+    "pf1": ("pF1", False, "the challenge’s metric: harmonic mean of PPV and sensitivity"),
+}
+_TILES = ("auroc", "sensitivity", "specificity", "pf1")
+_OPTIMISM = ("pf1", "sensitivity", "specificity", "ppv", "recall_rate")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A line of the first table, in words."""
+
+    name: str
+    value: str
+    range: str
+    meaning: str
+    interval: Interval
+
+
+def render_page(contents: Contents) -> str:
+    """The page: text, style, script, figures and pictures in one HTML document."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    _furnish(environment)
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    words = _words(contents) | {"figures": draw(contents), "css": css}
+    return _typeset(environment.get_template("report.html.j2").render(words)) + "\n"
+
+
+def render_card(contents: Contents) -> str:
+    """The model card, in Markdown."""
+    environment = Environment(  # Markdown, not HTML: bars in names would end a cell
+        loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_in_a_cell,
+    )  # fmt: skip
+    _furnish(environment)
+    card = environment.get_template("model_card.md.j2").render(_words(contents))
+    return _typeset(card) + "\n"
+
+
+def draw(contents: Contents) -> dict[str, str]:
+    """The figures, by name; those that have nothing to show are left out."""
+    c, ensemble = contents, contents.sources.ensemble
+    sensitivity, false = c.scores["sensitivity"].value, 1 - c.scores["specificity"].value
+    rows = [_row(group) for group in c.groups]
+    panels = ("AUROC", "Sensitivity", "Specificity")
+    figures = {
+        "roc": roc_figure(c.roc, (false, sensitivity)),
+        "precision": precision_figure(
+            c.precision, (sensitivity, c.scores["ppv"].value), c.cohort.prevalence
+        ),
+        "screening": screening_figure(c.screening, (false, sensitivity)),
+        "threshold": threshold_figure(
+            c.curve, ensemble.plateau, ensemble.threshold, ensemble.cross_fitted_thresholds,
+            (c.in_sample["pf1"].value, c.scores["pf1"].value),
+        ),
+        "distribution": distribution_figure(c.blended, ensemble.threshold),
+        "reliability": reliability_figure(c.reliability),
+        "forest": forest(rows, panels, "forest", "Scores of groups, with 95 % intervals"),
+        "ages": "",
+        "correlation": "",
+    }  # fmt: skip
+    for number, (panel, concerned) in enumerate(
+        zip(panels, (c.groups, _of_class(c.groups, 1), _of_class(c.groups, 0)), strict=True)
+    ):
+        narrow = [replace(row, intervals=row.intervals[number : number + 1])
+                  for row in map(_row, concerned)]  # fmt: skip
+        key, label = f"forest_{panel.lower()}", f"{panel} of groups, with 95 % intervals"
+        figures[key] = forest(narrow, (panel,), key.replace("_", "-"), label, narrow=True)
+    if len(c.cohort.ages_with) + len(c.cohort.ages_without):
+        figures["ages"] = ages_figure(c.cohort.ages_with, c.cohort.ages_without)
+    if len(c.members) > 1:
+        figures["correlation"] = correlation_figure([m.name for m in c.members], c.correlation)
+    return figures
+
+
+def _row(group: Subgroup) -> Row:
+    """A line of the forest plot."""
+    return Row(
+        group.name or group.factor,
+        (group.breasts, group.cancers),
+        (group.auroc, group.sensitivity, group.specificity),
+        group.factor if group.name else "",
+    )
+
+
+def _of_class(groups: Sequence[Subgroup], label: int) -> list[Subgroup]:
+    """Groups that are not made of the other class alone."""
+    return [g for g in groups if (g.cancers if label else g.breasts - g.cancers)]
+
+
+def _words(contents: Contents) -> dict[str, Any]:
+    """What the templates fill in."""
+    c, ensemble = contents, contents.sources.ensemble
+    kind = "Run" if c.sources.is_run else "Ensemble"
+    own = [f"site {site} {decimal(v)}" for site, v in ensemble.thresholds.sites.items()]
+    return {
+        "name": c.name,
+        "is_run": c.sources.is_run,
+        "sections": SECTIONS,
+        "short": {key: _SHORT.get(key, title) for key, title in SECTIONS.items()},
+        "summary": readings.summary(f"{kind} {c.name}", c.scores),
+        "certainty": readings.certainty(c.cohort, c.scores),
+        "notices": c.notices,
+        "tiles": score_rows(c.scores, _TILES),
+        "score_rows": score_rows(c.scores, tuple(_SCORES)),
+        "optimism_rows": _optimism_rows(c),
+        "optimism": with_minus(c.optimism),
+        "threshold": ensemble.threshold,
+        "site_thresholds": ", ".join(own),
+        "resamples": c.sources.resamples,
+        "band_resamples": c.sources.band_resamples,
+        "cohort": c.cohort,
+        "scores": c.scores,
+        "in_sample": c.in_sample,
+        "delong": c.delong,
+        "samples": c.sources.samples,
+        "operating": c.operating,
+        "published": PUBLISHED,
+        "worth": readings.worth(c.scores, c.cohort.prevalence),
+        "calibrated": "calibrated" in c.calibration,
+        "groups": c.groups,
+        "least": LEAST,
+        "folds": c.folds,
+        "members": list(zip(ensemble.members, c.members, strict=True)),
+        "blend": ensemble.blend.replace("_", " "),
+        "comparisons": c.comparisons,
+        "preparation": c.sources.preparation,
+        "cases": c.sources.cases,
+        "case_titles": _CASES,
+        "settings": c.sources.settings,
+        "version": version("rsna_bcd"),
+        "reading": _readings(c),
+    }
+
+
+def _readings(c: Contents) -> dict[str, str]:
+    ensemble, prevalence = c.sources.ensemble, c.cohort.prevalence
+    return {
+        "data": readings.data(c.cohort),
+        "ages": readings.ages(c.cohort),
+        "roc": readings.roc(c.scores, c.delong),
+        "precision": readings.precision(c.scores, prevalence),
+        "screening": readings.screening(c.screening, prevalence),
+        "threshold": readings.threshold(
+            ensemble.plateau, ensemble.threshold, ensemble.cross_fitted_thresholds, c.optimism
+        ),
+        "distribution": readings.distributions(c.blended, ensemble.threshold),
+        "reliability": readings.calibration(c.calibration, prevalence),
+        "groups": readings.groups(c.groups),
+        "folds": readings.folds(c.folds),
+        "members": readings.members(c.members, c.delong),
+        "correlation": readings.correlation([m.name for m in c.members], c.correlation),
+        "baseline": readings.baseline(c.comparisons),
+        "preparation": readings.preparation(c.sources.preparation),
+    }
+
+
+def score_rows(scores: Mapping[str, Interval], keys: Sequence[str]) -> list[ScoreRow]:
+    """Scores in words, those that are defined: shares in percent, the others as decimals."""
+    rows = []
+    for key in keys:
+        name, is_share, meaning = _SCORES[key]
+        interval = scores[key]
+        value, reach = decimal(interval.value), decimal_range(interval)
+        if is_share:
+            value, reach = percent(interval.value), f"{share_range(interval)}"
+        rows.append(ScoreRow(name, value, reach, meaning, interval))
+    return rows
+
+
+def _optimism_rows(c: Contents) -> list[dict[str, str]]:
+    rows = []
+    for key in _OPTIMISM:
+        name, is_share, _ = _SCORES[key]
+        said = shares if is_share else decimals
+        rows.append(
+            {"name": name, "honest": said(c.scores[key]), "in_sample": said(c.in_sample[key])}
+        )
+    return rows
+
+
+def _furnish(environment: Environment) -> None:
+    """Filters and tests of the templates."""
+    environment.filters |= {
+        "percent": percent,
+        "decimal": decimal,
+        "decimals": decimals,
+        "shares": shares,
+        "signed": signed,
+        "p_value": p_value,
+        "webp": _data_uri,
+    }
+    environment.tests["finite"] = math.isfinite
+
+
+def _data_uri(picture: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
+
+
+def _typeset(text: str) -> str:
+    """Numbers keep to their percent signs."""
+    return re.sub(r"(?<=\d) %", f"{THIN}%", text)
+
+
+def _in_a_cell(value: Any) -> Any:
+    return value.replace("|", "\\|") if isinstance(value, str) else value
