@@ -1,8 +1,7 @@
 """`python -m rsna_bcd.report`: out-of-fold predictions to one page, and to a model card."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from rich.console import Console
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.crops import Crop, read_crop
+from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
 from rsna_bcd.reporting.cohort import sample_images
 from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
-from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_views
+from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
 from rsna_bcd.reporting.page import render_card, render_page
 from rsna_bcd.reporting.preparation_summary import read_manifests
 from rsna_bcd.scoring.bootstrap import patient_bootstraps
@@ -37,14 +36,8 @@ _TREES = {
     "intensity": "the tree on intensity statistics",
 }
 
-
-@dataclass(frozen=True)
-class _Crop:
-    """An image that is shown without a map."""
-
-    view: str
-    crop: Crop
-    saliency: None = None
+# Whole numbers among the settings, and the least that each may be.
+_LEAST = {"resamples": 2, "band_resamples": 2, "groups": 2, "samples": 0, "cases": 0, "seed": 0}
 
 
 def report(cfg: DictConfig) -> Contents:
@@ -56,26 +49,24 @@ def report(cfg: DictConfig) -> Contents:
         InputError: what it is about is absent, unfinished or does not fit together; or a setting is
             unfit.
     """
-    if (cfg.name is None) == (cfg.run is None):
-        raise InputError("Give name= of an ensemble or run= of a run, one of them.")
-    if cfg.device not in ("cpu", "cuda"):
-        raise InputError(f"device={cfg.device}: choose cpu or cuda.")
+    _check(cfg)
     output = Path(cfg.paths.output)
     ensemble, oof = _of_run(cfg, output) if cfg.name is None else _of_ensemble(cfg, output)
     folders = [output / "prepared" / m.dataset / m.crop for m in ensemble.members]
     images = read_images(folders[0] / "train.csv", "train")
+    members = _members(ensemble, oof, output)
     contents = assemble(
         Sources(
             ensemble=ensemble,
             is_run=cfg.name is None,
             oof=oof,
             images=images,
-            members=_members(ensemble, oof, output),
+            members=members,
             others=_others(cfg, images, oof, folders[0], output),
             policy=BestPf1() if cfg.name is None else _policy(output / "ensembles" / str(cfg.name)),
             preparation=read_manifests(list(dict.fromkeys(folders))),
             samples=_samples(cfg, images, oof, folders[0]),
-            cases=_cases(cfg, ensemble, oof, output),
+            cases=_cases(cfg, ensemble, oof, members, output),
             synthetic=(Path(cfg.paths.data) / "synthesize.yaml").is_file(),
             settings={
                 "seed": cfg.seed,
@@ -93,6 +84,18 @@ def report(cfg: DictConfig) -> Contents:
     size = (folder / "index.html").stat().st_size / 1e6
     Console().print(f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True)
     return contents
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse settings that no report can be made with, before minutes go into one."""
+    if (cfg.name is None) == (cfg.run is None):
+        raise InputError("Give name= of an ensemble or run= of a run, one of them.")
+    if cfg.device not in ("cpu", "cuda"):
+        raise InputError(f"device={cfg.device}: choose cpu or cuda.")
+    for key, least in _LEAST.items():
+        value = cfg[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{key}={value}: a whole number of {least} or more is needed.")
 
 
 def _of_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
@@ -142,17 +145,9 @@ def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
 
 def _member(folder: Path, oof: pd.DataFrame) -> Member:
     folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
-    record = _record(folder / f"fold{folds[0]}" / "config.yaml", "Train this fold again.")
-    found = {
-        name: OmegaConf.select(record, key)
-        for name, key in (
-            ("dataset", "dataset.name"), ("crop", "crop.name"), ("rule", "breast_rule"),
-            ("select", "select"),
-        )
-    }  # fmt: skip
-    if None in found.values():
-        raise InputError(f"{folder} has an incomplete config.yaml. Train this fold again.")
-    return Member(name=folder.name, folds=folds, weight=1.0, **found)
+    found = _recorded(folder, folds[0], "dataset.name", "crop.name", "breast_rule", "select")
+    dataset, crop, rule, select = found.values()
+    return Member(folder.name, folds, dataset, crop, rule, select, 1.0)
 
 
 def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, NDArray[np.float64]]:
@@ -160,8 +155,14 @@ def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, N
     found = {}
     for member in ensemble.members:
         run = output / "runs" / member.name
-        table = read_run(run, member.folds)
-        own = _record_rule(run, member)
+        try:
+            table = read_run(run, member.folds)
+            own = _recorded(run, member.folds[0], "breast_rule")["breast_rule"]
+        except InputError as error:
+            raise InputError(
+                f"A report needs the predictions of all members, {member.name} among them. {error} "
+                "Or fit the ensemble again without it, with members=[...] overwrite=true."
+            ) from error
         by_rule = {own: table.set_index("prediction_id")["probability"]}
         if own != member.rule:
             by_rule = under_each_rule(run, table, own)
@@ -176,9 +177,14 @@ def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, N
     return found
 
 
-def _record_rule(run: Path, member: Member) -> Any:
-    record = _record(run / f"fold{member.folds[0]}" / "config.yaml", "Train this fold again.")
-    return OmegaConf.select(record, "breast_rule")
+def _recorded(run: Path, fold: int, *keys: str) -> dict[str, Any]:
+    """Settings that a fold was trained with."""
+    file = run / f"fold{fold}" / "config.yaml"
+    record = _record(file, "Train this fold again.")
+    found = {key: OmegaConf.select(record, key) for key in keys}
+    if None in found.values():
+        raise InputError(f"{file} is incomplete. Train this fold again.")
+    return found
 
 
 def _record(file: Path, remedy: str) -> Any:
@@ -231,15 +237,22 @@ def _samples(
     own = images[images["prediction_id"].isin(oof["prediction_id"])]
     found = []
     for row in sample_images(own, cfg.samples).to_dict("records"):
-        view = make_views([_Crop(str(row["view"]), read_crop(prepared / row["path"]))])[0]
+        try:
+            picture = make_picture(read_crop(prepared / row["path"]))
+        except InputError as error:
+            raise InputError(f"{error} Or leave the samples out with samples=0.") from error
         machine = f", machine {row['machine_id']}" if "machine_id" in row else ""
         caption = f"{row['laterality']} {row['view']}{machine}"
-        found.append(Sample(view.picture, view.width, view.height, caption, row["cancer"] == 1))
+        found.append(Sample(*picture, caption, row["cancer"] == 1))
     return found
 
 
 def _cases(
-    cfg: DictConfig, ensemble: Ensemble, oof: pd.DataFrame, output: Path
+    cfg: DictConfig,
+    ensemble: Ensemble,
+    oof: pd.DataFrame,
+    members: Mapping[str, NDArray[np.float64]],
+    output: Path,
 ) -> Sequence[Case] | None:
     """Breasts to look at, as the member of the largest weight saw them."""
     if cfg.cases == 0:
@@ -249,7 +262,11 @@ def _cases(
     chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
     try:
         explainer = Explainer.of_ensemble(ensemble, output, cfg.device)
-        return gallery(chosen, explainer.images, explainer)
+        if len(members) == 1:
+            return gallery(chosen, explainer.images, explainer)
+        looks = explainer.name
+        own = dict(zip(oof["prediction_id"], members[looks].tolist(), strict=True))
+        return gallery(chosen, explainer.images, explainer, looks, own)
     except InputError as error:
         raise InputError(f"{error} Or leave the gallery out with cases=0.") from error
 

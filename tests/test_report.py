@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -20,7 +21,8 @@ from rsna_bcd.ensemble import ensemble
 from rsna_bcd.errors import InputError
 from rsna_bcd.report import report
 from rsna_bcd.reporting.contents import Contents
-from rsna_bcd.reporting.page import SECTIONS
+from rsna_bcd.reporting.page import SECTIONS, TEMPLATES
+from rsna_bcd.tables.out_of_fold import read_run
 from rsna_bcd.tables.predictions import read_ensemble_oof
 
 Make = Callable[..., Contents]
@@ -208,10 +210,10 @@ def test_contents_by_section(fit: Callable[..., None], make: Make, output: Path)
     assert fold.value == pytest.approx(roc_auc_score(single["label"], single["held_out"]))
     # Without b5 the blend is small alone, and the other way round.
     for member, other in zip(contents.members, contents.members[::-1], strict=True):
-        assert member.without is not None
+        assert member.adds is not None
         assert other.auroc is not None
-        blended = roc_auc_score(table["label"], table["held_out"])
-        assert member.without.value == pytest.approx(blended - other.auroc.value)
+        blended = roc_auc_score(table["label"], table["probability"])  # both are in sample
+        assert member.adds.value == pytest.approx(blended - other.auroc.value)
     assert contents.comparisons[1].auroc == contents.members[0].auroc
 
 
@@ -234,6 +236,54 @@ def test_making_it_again_gives_the_same_page(make: Make, output: Path) -> None:
         pages.append((folder / "index.html").read_bytes())
     assert pages[0] == pages[1]
     assert sorted(p.name for p in folder.iterdir()) == ["index.html", "model_card.md"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_member_without_weight_adds_nothing(
+    fit: Callable[..., None], make: Make, output: Path
+) -> None:
+    fit("name=pair", "members=[b5,small]")
+    file = output / "ensembles" / "pair" / "ensemble.json"
+    record = json.loads(file.read_text())
+    for member in record["members"]:
+        member["weight"] = float(member["name"] == "b5")
+    file.write_text(json.dumps(record))
+    first, second = make("name=pair").members
+    assert first.adds is not None
+    assert first.auroc is not None
+    assert second.adds is not None
+    assert second.auroc is not None
+    assert first.adds.value == pytest.approx(first.auroc.value - second.auroc.value)
+    assert first.adds.value != 0
+    assert (second.adds.value, second.adds.low, second.adds.high) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_share_has_one_interval_in_a_report(make: Make) -> None:
+    contents = make("run=b5")
+    total = contents.groups[0]
+    assert total.sensitivity == contents.scores["sensitivity"]
+    assert total.specificity == contents.scores["specificity"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_so_few_calls_can_find_at_most(make: Make) -> None:
+    rows = {row.name: row for row in make("run=b5").operating}
+    row = rows["recall rate 10 %"]  # of 240 breasts: 24, and 48 have cancer
+    assert row.ceiling == pytest.approx(0.5)
+    assert row.scores["sensitivity"].value <= 0.5
+    assert rows["specificity 97.8 %"].ceiling is None
+    assert rows["chosen, cross-fitted"].ceiling is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_fold_without_cancer_has_no_pf1(make: Make, output: Path) -> None:
+    table = oof(range(100), 0)
+    healthy = oof(range(100, 140), 1).query("label == 0")
+    save_run(output / "runs" / "alone", table, healthy)
+    folds = make("run=alone").folds
+    assert folds[0].pf1 is not None
+    assert (folds[1].pf1, folds[1].auroc, folds[1].average_precision) == (None, None, None)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -293,18 +343,35 @@ def test_perfect_and_useless_models_have_a_page(make: Make, output: Path) -> Non
         make(f"run={name}")
         check(Page(output / "report" / "runs" / name / "index.html"))
     page = Page(output / "report" / "runs" / "perfect" / "index.html")
+    assert "AUROC 1.000, no interval" in page.words
+    assert "1.000 to 1.000" not in page.words
     assert "finds 100\u202f%" in " ".join(page.text)
 
 
 def test_names_are_text_not_markup(make: Make, output: Path) -> None:
     table = table_of_images()
-    table["machine_id"] = np.where(table["machine_id"] == 29, "<b>29</b> & $x$", "49")
+    table["machine_id"] = np.where(
+        table["machine_id"] == 29, "<b>29</b> & $x$\n# [a](javascript:b) | `c`", "49"
+    )
     save_table(output, table)
     make("run=b5")
     page = Page(output / "report" / "runs" / "b5" / "index.html")
     check(page)
+    card = (output / "report" / "runs" / "b5" / "model_card.md").read_text()
+    assert r"| Machine: \<b>29\</b> & $x$ # \[a](javascript:b) \| \`c\` |" in card
     assert "<b>29" not in page.source
     assert "<b>29</b> & $x$" in page.words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_card_gives_no_small_counts(make: Make, output: Path) -> None:
+    table = table_of_images()
+    table["implant"] = (table["patient_id"].astype(int) < 3).astype(int)  # one cancer
+    save_table(output, table)
+    make("run=b5")
+    card = (output / "report" / "runs" / "b5" / "model_card.md").read_text()
+    assert "| Implant: with | < 10 | < 10 | – |" in card
+    assert "Contains images and identifiers" in (TEMPLATES / "report.html.j2").read_text()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -329,12 +396,13 @@ class Seen:
 
 
 def test_the_gallery_shows_what_was_seen(
-    make: Make, output: Path, monkeypatch: pytest.MonkeyPatch
+    fit: Callable[..., None], make: Make, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rsna_bcd.inference import explain  # torch, for this test alone
     from rsna_bcd.tables.images import read_images
 
     class Looks:
+        name = "small"
         images = read_images(output / "prepared" / "rsna" / "h512" / "train.csv", "train")
 
         def __call__(self, prediction_id: str) -> list[Seen]:
@@ -351,6 +419,20 @@ def test_the_gallery_shows_what_was_seen(
         assert f"{case.prediction_id} · score {case.probability:.3f}" in page.words
     assert page.source.count("data:image/webp") == 6 + 3 * len(cases)
     assert page.words.count("(not shown to the network)") == len(cases)
+    assert "maps are those of one member" not in page.words
+    fit("name=pair", "members=[b5,small]")
+    of_pair = make("name=pair", "cases=1").sources.cases
+    assert of_pair
+    words = Page(output / "report" / "pair" / "index.html").words
+    assert "maps are those of one member, small," in words
+    tables = [read_run(output / "runs" / name) for name in ("b5", "small")]
+    for case in of_pair:
+        of_b5, of_small = (
+            float(t.loc[t["prediction_id"] == case.prediction_id, "probability"].iloc[0])
+            for t in tables
+        )
+        assert case.own_probability == of_small != of_b5
+        assert f"score {case.probability:.3f}, small alone {of_small:.3f}" in words
 
 
 @pytest.mark.parametrize(
@@ -361,6 +443,13 @@ def test_the_gallery_shows_what_was_seen(
         (["name=absent"], r"ensemble\.json does not exist.*rsna_bcd\.ensemble name=absent"),
         (["run=absent"], "absent holds no trained fold"),
         (["run=b5", "baseline=absent"], "Fold 0 of absent was not trained"),
+        (["run=b5", "resamples=1"], "resamples=1: a whole number of 2 or more"),
+        (["run=b5", "band_resamples=0"], "band_resamples=0: a whole number of 2 or more"),
+        (["run=b5", "samples=-1"], "samples=-1: a whole number of 0 or more"),
+        (["run=b5", "cases=-1"], "cases=-1: a whole number of 0 or more"),
+        (["run=b5", "groups=1"], "groups=1: a whole number of 2 or more"),
+        (["run=b5", "cases=1.5"], "cases=1.5: a whole number"),
+        (["run=b5", "seed=null"], "seed=None: a whole number"),
         (["run=b5", "cases=1"], r"checkpoint[\s\S]*cases=0"),
     ],
 )
@@ -377,6 +466,19 @@ def test_a_table_without_the_breasts(make: Make, output: Path) -> None:
     (output / "prepared" / "rsna" / "h512" / "train.csv").unlink()
     with pytest.raises(InputError, match=r"train\.csv does not exist"):
         make("run=b5")
+
+
+def test_one_absent_crop_can_be_left_out(make: Make, output: Path) -> None:
+    next((output / "prepared" / "rsna" / "h512" / "train").glob("*.png")).unlink()
+    with pytest.raises(InputError, match=r"png[\s\S]*Or leave the samples out with samples=0"):
+        make("run=b5")
+
+
+def test_a_member_whose_run_is_gone(fit: Callable[..., None], make: Make, output: Path) -> None:
+    fit("name=pair", "members=[b5,small]")
+    shutil.rmtree(output / "runs" / "small")
+    with pytest.raises(InputError, match=r"all members, small among them[\s\S]*again without it"):
+        make("name=pair")
 
 
 def test_members_that_lost_breasts(fit: Callable[..., None], make: Make, output: Path) -> None:

@@ -52,6 +52,7 @@ class Explainer:
 
     Attributes:
         images: the table of images.
+        name: of the run.
 
     Raises:
         InputError: the run or its crops are absent, unfinished or damaged.
@@ -78,6 +79,7 @@ class Explainer:
         readable = self.images[self.images["path"].notna()]
         self._rows = {str(k): rows for k, rows in self.images.groupby("prediction_id")}
         self._of_patient = {str(k): rows for k, rows in readable.groupby("patient_id")}
+        self.name = run.name
         self._run, self._prepared, self._device = run, prepared, device
         self._loaded: dict[int, Run] = {}
 

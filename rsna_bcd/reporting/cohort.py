@@ -67,8 +67,9 @@ class Cohort:
         images: in the table of images.
         by_view: images by view, the most frequent first.
         factors: what is recorded.
-        missing: by column, the share of images without a value; columns that are complete are left
-            out, those that the table lacks have 1.
+        missing: by column of the table, the share of images without a value; complete columns are
+            left out.
+        absent: columns that the table lacks.
         ages_with: (C,), of breasts with cancer, where it is known.
         ages_without: (H,), of the others.
     """
@@ -81,6 +82,7 @@ class Cohort:
     by_view: dict[str, int]
     factors: tuple[Factor, ...]
     missing: dict[str, float]
+    absent: tuple[str, ...]
     ages_with: NDArray[np.float64]
     ages_without: NDArray[np.float64]
 
@@ -116,11 +118,10 @@ def facts_of(images: pd.DataFrame, breasts: Sequence[str]) -> pd.DataFrame:
     facts["site"] = _words(recorded("site_id"))
     facts["machine"] = _words(recorded("machine_id"))
     facts["density"] = _words(recorded("density"))
-    facts["age"] = [_band(value) for value in years]
+    facts["age"] = _bands(years)
     implant = _flag(recorded("implant"))
     facts["implant"] = implant.map({1.0: "with", 0.0: "without"}).fillna(NOT_RECORDED)
-    views = of_breast["view"].agg(lambda column: _view_set(column.dropna().tolist()))
-    facts["views"] = views.reindex(first.index).fillna(NOT_RECORDED)
+    facts["views"] = _view_sets(images).reindex(first.index).fillna(NOT_RECORDED)
     facts["years"] = years
     facts["invasive"] = _flag(recorded("invasive"))
     facts["difficult"] = _flag(recorded("difficult_negative_case"))
@@ -140,7 +141,6 @@ def describe(images: pd.DataFrame, oof: pd.DataFrame, facts: pd.DataFrame) -> Co
     cancers = oof[oof["label"] == 1]
     years = facts["years"].to_numpy(dtype=np.float64)
     known = np.isfinite(years)
-    absent = {column: 1.0 for column in TRAIN_COLUMNS if column not in own}
     shares = own[[c for c in TRAIN_COLUMNS if c in own]].isna().mean()
     return Cohort(
         patients=int(oof["patient_id"].nunique()),
@@ -154,7 +154,8 @@ def describe(images: pd.DataFrame, oof: pd.DataFrame, facts: pd.DataFrame) -> Co
             for column, name in FACTORS.items()
             if (facts[column] != NOT_RECORDED).any()
         ),
-        missing={str(c): float(s) for c, s in shares.items() if s > 0} | absent,
+        missing={str(c): float(s) for c, s in shares.items() if s > 0},
+        absent=tuple(column for column in TRAIN_COLUMNS if column not in own),
         ages_with=years[known & (labels == 1)],
         ages_without=years[known & (labels == 0)],
     )
@@ -219,14 +220,24 @@ def _flag(column: pd.Series) -> pd.Series:
     return number.where(number.isin([0, 1]))
 
 
-def _band(age: float) -> str:
-    return next((name for low, high, name in _AGES if low <= age < high), NOT_RECORDED)
+def _bands(years: pd.Series) -> pd.Series:
+    """Ages as words."""
+    edges = [low for low, *_ in _AGES] + [_AGES[-1][1]]
+    bands = pd.cut(years, edges, right=False, labels=[name for *_, name in _AGES])
+    return bands.astype("object").fillna(NOT_RECORDED)
 
 
-def _view_set(views: list[str]) -> str:
-    found = set(views)
-    if found - _STANDARD:
-        return "with rare views"
-    if found != _STANDARD:
-        return f"{' and '.join(sorted(found))} only" if found else NOT_RECORDED
-    return "CC and MLO" if len(views) == len(_STANDARD) else "CC and MLO, repeated"
+def _view_sets(images: pd.DataFrame) -> pd.Series:
+    """Which views a breast has, in words, by `prediction_id`; breasts of unknown views lack."""
+    known = images[images["view"].notna()]
+    table = pd.crosstab(known["prediction_id"], known["view"])
+    standard = table.reindex(columns=sorted(_STANDARD), fill_value=0)
+    cc, mlo = (standard[view] > 0 for view in ("CC", "MLO"))
+    rare = table.drop(columns=list(_STANDARD), errors="ignore").any(axis=1)
+    repeated = standard.sum(axis=1) > len(_STANDARD)
+    words = np.select(
+        [rare, cc & mlo & repeated, cc & mlo, cc, mlo],
+        ["with rare views", "CC and MLO, repeated", "CC and MLO", "CC only", "MLO only"],
+        NOT_RECORDED,
+    )
+    return pd.Series(words, index=table.index)

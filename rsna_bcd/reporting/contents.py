@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from rsna_bcd.errors import InputError
 from rsna_bcd.reporting import readings
 from rsna_bcd.reporting.cohort import Cohort, describe, facts_of
+from rsna_bcd.reporting.contrasts import Contrast, contrasts
 from rsna_bcd.reporting.gallery import Case
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import (
+    CHALLENGE,
     Comparison,
     FoldScore,
     Honestly,
@@ -40,7 +42,7 @@ from rsna_bcd.scoring.plateau import ThresholdCurve, threshold_curve
 from rsna_bcd.scoring.threshold import BestPf1, RecallRate
 from rsna_bcd.tables.sites import sites_of
 
-_HIGH_SPECIFICITY = np.geomspace(0.003, 1, 60)  # 1 - specificity
+_LOWEST = 0.003  # 1 - specificity, of the figure where it is high
 _FEW = 50  # cancers
 
 
@@ -121,7 +123,8 @@ class Contents:
         operating: ways to use the model.
         calibration: `brier` and `ece`, by what gave the probabilities.
         reliability: likewise, its name and the bins.
-        groups: all breasts first.
+        groups: all breasts first, with the intervals of `scores`.
+        contrasts: of each group with the rest of its factor.
         folds: each by itself.
         members: each by itself, and what it adds.
         correlation: (M, M) of the members' ranks.
@@ -144,6 +147,7 @@ class Contents:
     calibration: Mapping[str, CalibrationScores]
     reliability: Sequence[tuple[str, Reliability]]
     groups: Sequence[Subgroup]
+    contrasts: Sequence[Contrast]
     folds: Sequence[FoldScore]
     members: Sequence[MemberScore]
     correlation: NDArray[np.float64]
@@ -177,6 +181,7 @@ def assemble(sources: Sources) -> Contents:
         oof, np.where(unread, 0, ensemble.thresholds.decide(blended, sites))
     )
     scores = headline(ensemble, judged)
+    total, *rest = subgroups(judged, facts, n, seed)
     probabilities = {"as predicted" if sources.is_run else "as blended": blended}
     if ensemble.blend == "rank_mean":
         probabilities.clear()  # ranks are no probabilities before they are calibrated
@@ -193,7 +198,7 @@ def assemble(sources: Sources) -> Contents:
         delong=area(judged),
         roc=roc_band(labels, judged.probabilities, patients, n, seed),
         precision=precision_band(labels, judged.probabilities, patients, n, seed),
-        screening=roc_band(labels, judged.probabilities, patients, n, seed, _HIGH_SPECIFICITY),
+        screening=roc_band(labels, judged.probabilities, patients, n, seed, _false_alarms(labels)),
         curve=threshold_curve(labels, blended),
         operating=operating_rows(judged, scores, n, seed),
         calibration={
@@ -201,13 +206,28 @@ def assemble(sources: Sources) -> Contents:
             for name, p in probabilities.items()
         },
         reliability=[(name, reliability(labels, p)) for name, p in probabilities.items()],
-        groups=subgroups(judged, facts, n, seed),
+        groups=[_as_in(scores, total), *rest],
+        contrasts=contrasts(judged, facts, n, seed),
         folds=fold_scores(judged),
         members=member_scores(judged, sources.members, lambda names: _blend(sources, names)),
         correlation=rank_correlation(sources.members),
         comparisons=compare(judged, sources.others, honestly, sources.resamples, seed),
         notices=_notices(sources, cohort),
     )
+
+
+def _as_in(scores: Mapping[str, Interval], total: Subgroup) -> Subgroup:
+    """All breasts with the shares of the summary, so that each has one interval in a report."""
+    return replace(
+        total,
+        sensitivity=total.sensitivity and scores["sensitivity"],
+        specificity=total.specificity and scores["specificity"],
+    )
+
+
+def _false_alarms(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1 - specificity, close where it is low; not below one false alarm, where nothing is known."""
+    return np.geomspace(min(max(_LOWEST, 1 / int((labels == 0).sum())), 0.5), 1, 60)
 
 
 def _blend(sources: Sources, names: Sequence[str]) -> NDArray[np.float64]:
@@ -245,8 +265,9 @@ def _notices(sources: Sources, cohort: Cohort) -> list[str]:
     if cohort.prevalence > readings.ENRICHED:
         found.append(
             f"Cancer is enriched: {percent(cohort.prevalence, 0)} of these breasts have "
-            "it, about 2 % do in screening. AUROC, sensitivity and specificity carry over to that "
-            "extent that the breasts are alike; PPV, recall rate, accuracy and pF1 do not."
+            f"it, {percent(CHALLENGE)} of the challenge's do, and those are richer in cancer than "
+            "screening (there about 0.5 % of women). AUROC, sensitivity and specificity carry over "
+            "to that extent that the breasts are alike; PPV, recall rate, accuracy and pF1 do not."
         )
     if cohort.cancers < _FEW:
         found.append(

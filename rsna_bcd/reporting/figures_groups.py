@@ -1,6 +1,6 @@
 """Figures of groups: intervals beside each other, and how alike the members are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class _Layout:
         return self.left - 0.52 * self.counts, self.left - 4
 
 
-_WIDE, _NARROW = _Layout(174, 120, 166, 12), _Layout(112, 100, 118, 10.5)
+_WIDE, _NARROW = _Layout(174, 120, 166, 12), _Layout(132, 94, 104, 10.5)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Row:
         name: at its beginning.
         counts: of breasts and of cancers.
         intervals: for each panel; None where nothing is known.
-        heading: whether it begins a new factor: a rule is drawn above, and the factor named.
-        factor: its name.
+        factor: what it is a part by; a rule and this name are above the first of a factor.
     """
 
     name: str
@@ -57,7 +56,13 @@ class Row:
 
 
 def forest(
-    rows: Sequence[Row], panels: Sequence[str], key: str, label: str, *, narrow: bool = False
+    rows: Sequence[Row],
+    panels: Sequence[str],
+    starts: Sequence[float],
+    key: str,
+    label: str,
+    *,
+    narrow: bool = False,
 ) -> str:
     """Intervals of groups under each other, a panel for each score.
 
@@ -67,6 +72,7 @@ def forest(
     Args:
         rows: in the order of showing.
         panels: names of the scores, which lie in [0, 1].
+        starts: where the axis of each begins, from `axis_start`; all end at 1.
         key: name of the figure on its page.
         label: what it shows.
         narrow: for the width of a phone; with one panel.
@@ -92,9 +98,16 @@ def forest(
             axes = figure.add_axes(
                 (start, _FOOT / height, layout.panel / width, _LINE * len(lines) / height)
             )
-            _panel(axes, lines, number, small)
+            _panel(axes, lines, number, starts[number], small)
             words.text(start * width, 14, panel, color=INK, fontweight="bold", fontsize=layout.font)
         return to_svg(figure, key, label)
+
+
+def axis_start(intervals: Iterable[Interval | None]) -> float:
+    """Where an axis that shows all these and ends at 1 begins, in tenths."""
+    drawn = [interval for interval in intervals if interval is not None]
+    low = min([i.low for i in drawn if np.isfinite(i.low)] + [i.value for i in drawn] + [0.9])
+    return max(0.0, float(np.floor(10 * low - 0.05)) / 10)
 
 
 def correlation_figure(names: Sequence[str], matrix: NDArray[np.float64]) -> str:
@@ -154,16 +167,13 @@ def _write(axes: Axes, row: Row | str, y: float, width: float, layout: _Layout) 
                   fontsize=layout.font)  # fmt: skip
 
 
-def _panel(axes: Axes, lines: Sequence[Row | str], number: int, small: float) -> None:
+def _panel(axes: Axes, lines: Sequence[Row | str], number: int, low: float, small: float) -> None:
     """One score of all rows."""
     found = [
         (place, row, row.intervals[number])
         for place, row in enumerate(lines)
         if not isinstance(row, str)
     ]
-    drawn = [interval for _, _, interval in found if interval is not None]
-    low = min([i.low for i in drawn if np.isfinite(i.low)] + [i.value for i in drawn] + [0.9])
-    low = max(0.0, np.floor(10 * low - 0.05) / 10)
     total = found[0][2]
     if total is not None:
         axes.axvline(total.value, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))

@@ -72,18 +72,19 @@ def screening_figure(band: Band, point: tuple[float, float]) -> str:
 
     Args:
         band: over 1 - specificity, on points above 0 that are close near 0.
-        point: (1 - specificity, sensitivity) of the chosen threshold.
+        point: (1 - specificity, sensitivity) of the chosen threshold. What lies to the left of the
+            band is drawn at its edge, see `beyond_edge`.
     """
     with drawing(_WIDTH, _HEIGHT) as figure:
         axes = axes_of(figure, "specificity", "sensitivity")
         axes.set_xscale("log")
         _band(axes, band)
-        for marker, published in zip("sD^v", PUBLISHED, strict=True):
-            axes.plot(
-                1 - published.specificity, published.sensitivity, marker, color=SECOND,
-                markersize=7, label=published.name, markeredgecolor=PAPER,
-            )  # fmt: skip
         lowest = float(band.x[0])
+        for marker, published in zip("sDv", PUBLISHED, strict=True):
+            axes.plot(
+                max(1 - published.specificity, lowest), published.sensitivity, marker, color=SECOND,
+                markersize=7, label=published.name, markeredgecolor=PAPER, clip_on=False,
+            )  # fmt: skip
         _point(axes, max(point[0], lowest), point[1], right=point[0] < 0.05)
         axes.set_xlim(lowest, 1)
         axes.set_ylim(0, 1.03)
@@ -95,6 +96,13 @@ def screening_figure(band: Band, point: tuple[float, float]) -> str:
         axes.yaxis.set_major_formatter(_PERCENT)
         figure.legend(loc="outside lower center", ncols=2, columnspacing=1, handletextpad=0.2)
         return to_svg(figure, "screening", "Sensitivity at high specificity, and published points")
+
+
+def beyond_edge(band: Band, point: tuple[float, float]) -> list[str]:
+    """Which points `screening_figure` draws at its edge, as their specificity is higher."""
+    places = {"the chosen threshold": point[0]}
+    places |= {published.name: 1 - published.specificity for published in PUBLISHED}
+    return [name for name, place in places.items() if place < float(band.x[0]) - 1e-9]
 
 
 def threshold_figure(
@@ -228,7 +236,8 @@ def _band(axes: Axes, band: Band) -> None:
 
 def _point(axes: Axes, x: float, y: float, *, right: bool, above: bool = False) -> None:
     """The chosen threshold, its name beside it where the curve is not."""
-    axes.plot(x, y, "o", color=CANCER, markersize=8, markeredgecolor=PAPER, zorder=5)
+    axes.plot(x, y, "o", color=CANCER, markersize=8, markeredgecolor=PAPER, zorder=5,
+              clip_on=False)  # fmt: skip
     words = axes.annotate(
         "chosen threshold", (x, y), xytext=(8 if right else -6, 6 if above else -13), color=CANCER,
         textcoords="offset points", ha="left" if right else "right",

@@ -5,7 +5,7 @@ Where a network looked comes from whoever has the networks (`inference.explain`)
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ _FACTS = {
     "difficult_negative_case": "difficult negative",
 }
 _YES_OR_NO = ("implant", "invasive", "difficult_negative_case")
-_OF_CANCERS = ("invasive",)
+_OF_CLASS = {"invasive": 1, "difficult_negative_case": 0}  # of the others it says nothing
 
 
 class Seen(Protocol):
@@ -84,11 +84,13 @@ class Case:
         kind: `miss`, `false alarm` or `find`.
         prediction_id: which breast.
         label: 1 for cancer.
-        probability: out of fold.
+        probability: out of fold; of an ensemble, the blend's.
         decision: 1 where it was called positive.
         facts: what is known of it, name to value, both for reading: `site` `1`, `age` `63`.
         views: its images, in the order of the table. The strongest colour is the largest value of
             the breast's maps: views compare within a breast, breasts do not.
+        member: run whose maps these are, where that is one of several; else empty.
+        own_probability: that run's own; None where `member` is empty.
     """
 
     kind: CaseKind
@@ -98,6 +100,8 @@ class Case:
     decision: int
     facts: Mapping[str, str]
     views: tuple[View, ...]
+    member: str = ""
+    own_probability: float | None = None
 
 
 def choose_cases(oof: pd.DataFrame, decisions: ArrayLike, n: int) -> pd.DataFrame:
@@ -142,6 +146,8 @@ def gallery(
     chosen: pd.DataFrame,
     images: pd.DataFrame,
     look: Callable[[str], Sequence[Seen]],
+    member: str = "",
+    own: Mapping[str, float] | None = None,
 ) -> list[Case]:
     """Make the pictures of chosen breasts.
 
@@ -149,6 +155,8 @@ def gallery(
         chosen: from `choose_cases`.
         images: the table of images; what it knows of a breast becomes its facts.
         look: from a `prediction_id` to the images of that breast, with where the network looked.
+        member: name of the run that looks, where it is one of several.
+        own: that run's probability, by `prediction_id`.
 
     Returns:
         The cases, in the order of `chosen`.
@@ -164,11 +172,33 @@ def gallery(
                 label=int(row["label"]),
                 probability=float(row["probability"]),
                 decision=int(row["decision"]),
-                facts=_facts(of_breast[breast], is_cancer=row["label"] == 1),
+                facts=_facts(of_breast[breast], int(row["label"])),
                 views=make_views(look(breast)),
+                member=member,
+                own_probability=None if own is None else own[breast],
             )
         )
     return cases
+
+
+class Picture(NamedTuple):
+    """An image as a page shows it.
+
+    Attributes:
+        content: WebP.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    content: bytes
+    width: int
+    height: int
+
+
+def make_picture(crop: NDArray[np.unsignedinteger[Any]]) -> Picture:
+    """Make the picture of a crop, (H, W) uint8 or uint16: longest side at most 640 pixels."""
+    grey = _shrunk(crop)
+    return Picture(_webp(grey), grey.shape[1], grey.shape[0])
 
 
 def make_views(seen: Sequence[Seen]) -> tuple[View, ...]:
@@ -177,13 +207,12 @@ def make_views(seen: Sequence[Seen]) -> tuple[View, ...]:
     views = []
     for one in seen:
         grey = _shrunk(one.crop)
-        overlay = grey
+        picture = overlay = _webp(grey)
         if one.saliency is not None and strongest > 0:
-            overlay = overlaid(grey, one.saliency / strongest)
+            overlay = _webp(overlaid(grey, one.saliency / strongest))
         height, width = grey.shape
-        pictures = _webp(grey), _webp(overlay)
         is_seen = one.saliency is not None
-        views.append(View(one.view or "", *pictures, width, height, is_seen))
+        views.append(View(one.view or "", picture, overlay, width, height, is_seen))
     return tuple(views)
 
 
@@ -224,11 +253,11 @@ def _webp(picture: NDArray[np.uint8]) -> bytes:
     return content.tobytes()
 
 
-def _facts(images: pd.DataFrame, *, is_cancer: bool) -> dict[str, str]:
+def _facts(images: pd.DataFrame, label: int) -> dict[str, str]:
     """What is known of a breast, of its first image that knows it."""
     facts = {}
     for column, name in _FACTS.items():
-        if column not in images or (column in _OF_CANCERS and not is_cancer):
+        if column not in images or _OF_CLASS.get(column, label) != label:
             continue
         for value in images[column].dropna().tolist()[:1]:
             facts[name] = _said(value, yes_or_no=column in _YES_OR_NO)

@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rsna_bcd.reporting import readings
 from rsna_bcd.reporting.contents import Contents
-from rsna_bcd.reporting.figures_groups import Row, correlation_figure, forest
+from rsna_bcd.reporting.figures_groups import Row, axis_start, correlation_figure, forest
 from rsna_bcd.reporting.figures_scores import (
     ages_figure,
+    beyond_edge,
     distribution_figure,
     precision_figure,
     reliability_figure,
@@ -30,6 +31,7 @@ from rsna_bcd.reporting.words import (
     decimal,
     decimal_range,
     decimals,
+    listed,
     p_value,
     percent,
     share_range,
@@ -69,14 +71,16 @@ _CASES: Mapping[str, str] = {
 _SCORES: Mapping[str, tuple[str, bool, str]] = {
     "auroc": ("AUROC", False, "chance that a breast with cancer is scored above one without"),
     "average_precision": ("Average precision", False, "mean PPV over all sensitivities"),
-    "sensitivity": ("Sensitivity", True, "breasts with cancer that are called"),
-    "specificity": ("Specificity", True, "breasts without cancer that are not called"),
-    "ppv": ("PPV", True, "called breasts that have cancer"),
-    "recall_rate": ("Recall rate", True, "breasts that are called, of all"),
+    "sensitivity": ("Sensitivity", True, "breasts with cancer that are flagged"),
+    "specificity": ("Specificity", True, "breasts without cancer that are not flagged"),
+    "ppv": ("PPV", True, "flagged breasts that have cancer"),
+    "recall_rate": ("Recall rate", True, "breasts that are flagged, of all"),
     "accuracy": ("Accuracy", True, "breasts decided rightly, of all"),
     "balanced_accuracy": ("Balanced accuracy", True, "mean of sensitivity and specificity"),
     "pf1": ("pF1", False, "the challenge’s metric: harmonic mean of PPV and sensitivity"),
 }
+_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029 ]+")
+_MARKUP = re.compile(r"[\\`\[|]|<(?=[A-Za-z/!?])")
 _TILES = ("auroc", "sensitivity", "specificity", "pf1")
 _OPTIMISM = ("pf1", "sensitivity", "specificity", "ppv", "recall_rate")
 
@@ -109,7 +113,7 @@ def render_page(contents: Contents) -> str:
 
 def render_card(contents: Contents) -> str:
     """The model card, in Markdown."""
-    environment = Environment(  # Markdown, not HTML: bars in names would end a cell
+    environment = Environment(  # Markdown, not HTML
         loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_in_a_cell,
     )  # fmt: skip
@@ -124,6 +128,8 @@ def draw(contents: Contents) -> dict[str, str]:
     sensitivity, false = c.scores["sensitivity"].value, 1 - c.scores["specificity"].value
     rows = [_row(group) for group in c.groups]
     panels = ("AUROC", "Sensitivity", "Specificity")
+    shared = axis_start(one for row in rows for one in row.intervals[1:])  # shares compare
+    starts = (axis_start(row.intervals[0] for row in rows), shared, shared)
     figures = {
         "roc": roc_figure(c.roc, (false, sensitivity)),
         "precision": precision_figure(
@@ -136,7 +142,7 @@ def draw(contents: Contents) -> dict[str, str]:
         ),
         "distribution": distribution_figure(c.blended, ensemble.threshold),
         "reliability": reliability_figure(c.reliability),
-        "forest": forest(rows, panels, "forest", "Scores of groups, with 95 % intervals"),
+        "forest": forest(rows, panels, starts, "forest", "Scores of groups, with 95 % intervals"),
         "ages": "",
         "correlation": "",
     }  # fmt: skip
@@ -146,7 +152,9 @@ def draw(contents: Contents) -> dict[str, str]:
         narrow = [replace(row, intervals=row.intervals[number : number + 1])
                   for row in map(_row, concerned)]  # fmt: skip
         key, label = f"forest_{panel.lower()}", f"{panel} of groups, with 95 % intervals"
-        figures[key] = forest(narrow, (panel,), key.replace("_", "-"), label, narrow=True)
+        figures[key] = forest(
+            narrow, (panel,), starts[number : number + 1], key.replace("_", "-"), label, narrow=True
+        )
     if len(c.cohort.ages_with) + len(c.cohort.ages_without):
         figures["ages"] = ages_figure(c.cohort.ages_with, c.cohort.ages_without)
     if len(c.members) > 1:
@@ -221,19 +229,31 @@ def _readings(c: Contents) -> dict[str, str]:
         "ages": readings.ages(c.cohort),
         "roc": readings.roc(c.scores, c.delong),
         "precision": readings.precision(c.scores, prevalence),
-        "screening": readings.screening(c.screening, prevalence),
+        "screening": readings.screening(c.screening, prevalence) + _edge(c),
         "threshold": readings.threshold(
             ensemble.plateau, ensemble.threshold, ensemble.cross_fitted_thresholds, c.optimism
         ),
-        "distribution": readings.distributions(c.blended, ensemble.threshold),
+        "distribution": readings.distributions(c.blended),
         "reliability": readings.calibration(c.calibration, prevalence),
-        "groups": readings.groups(c.groups),
+        "groups": readings.groups(c.groups, c.contrasts),
         "folds": readings.folds(c.folds),
         "members": readings.members(c.members, c.delong),
         "correlation": readings.correlation([m.name for m in c.members], c.correlation),
         "baseline": readings.baseline(c.comparisons),
         "preparation": readings.preparation(c.sources.preparation),
     }
+
+
+def _edge(c: Contents) -> str:
+    """What the figure at high specificity cannot show at its place."""
+    point = 1 - c.scores["specificity"].value, c.scores["sensitivity"].value
+    beyond = beyond_edge(c.screening, point)
+    if not beyond:
+        return ""
+    return (
+        f" Drawn at the left edge, as the specificity is above "
+        f"{percent(1 - float(c.screening.x[0]))}: {listed(beyond)}."
+    )
 
 
 def score_rows(scores: Mapping[str, Interval], keys: Sequence[str]) -> list[ScoreRow]:
@@ -270,6 +290,7 @@ def _furnish(environment: Environment) -> None:
         "signed": signed,
         "p_value": p_value,
         "webp": _data_uri,
+        "few": _few,
     }
     environment.tests["finite"] = math.isfinite
 
@@ -283,5 +304,14 @@ def _typeset(text: str) -> str:
     return re.sub(r"(?<=\d) %", f"{THIN}%", text)
 
 
+def _few(number: int) -> str:
+    """A count for a card, which travels further than a page: a small one could tell of a person."""
+    return f"< {LEAST}" if number < LEAST else str(number)
+
+
 def _in_a_cell(value: Any) -> Any:
-    return value.replace("|", "\\|") if isinstance(value, str) else value
+    """A text that stays one: names come from tables, and may hold what Markdown and HTML read."""
+    if not isinstance(value, str):
+        return value
+    line = _BREAKS.sub(" ", value)
+    return _MARKUP.sub(r"\\\g<0>", line)

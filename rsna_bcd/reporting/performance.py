@@ -18,16 +18,16 @@ from rsna_bcd.scoring.ensembles import Ensemble
 from rsna_bcd.scoring.metrics import OPERATING, RANKING
 from rsna_bcd.scoring.operating import operating_points
 from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.proportion import with_width
+from rsna_bcd.scoring.proportion import unless_certain, with_width
 from rsna_bcd.scoring.ranking import auroc, average_precision
 from rsna_bcd.scoring.threshold import BestPf1, RecallRate
 
-SCREENING = 0.0206  # prevalence by breast of the competition's training set, which is screening
+CHALLENGE = 0.0206  # prevalence by breast of the challenge's training set; screening's is lower
 
 
 @dataclass(frozen=True)
 class Published:
-    """An operating point of the challenge's paper, shares of breasts.
+    """An operating point of the challenge's paper, shares of breasts; medians are of each share.
 
     Source: Radiology 2025, "Performance of Algorithms Submitted in the 2023 RSNA Screening
     Mammography Breast Cancer Detection AI Challenge": 1,537 algorithms, 10,830 single-breast exams.
@@ -43,9 +43,9 @@ class Published:
 PUBLISHED = (
     Published("Median of 1,537 algorithms", 0.017, 0.276, 0.987, 0.369),
     Published("Best single algorithm", 0.015, 0.486, 0.995, 0.646),
-    Published("Any of the top three recalls", 0.024, 0.607, 0.988, None),
     Published("Any of the top ten recalls", 0.035, 0.678, 0.978, None),
 )
+_RECALL_RATES = (0.015, 0.035, 0.10)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class FoldScore:
         breasts: held out.
         cancers: of these.
         auroc: None where it is undefined.
-        pf1: of the decisions.
-        threshold_free: average precision; None where it is undefined.
+        average_precision: None where it is undefined.
+        pf1: of the decisions; None where there is no cancer to find.
     """
 
     fold: int
@@ -66,7 +66,7 @@ class FoldScore:
     cancers: int
     auroc: Interval | None
     average_precision: float | None
-    pf1: float
+    pf1: float | None
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ class MemberScore:
         name: of the run.
         auroc: of its own probabilities.
         average_precision: likewise.
-        without: by how much the blend's AUROC is lower without it; None for a member alone.
+        adds: by how much the AUROC of the blend, fitted on these breasts, is higher than that of
+            the same blend without it; None for a member alone.
     """
 
     name: str
     auroc: Interval | None
     average_precision: float
-    without: Difference | None
+    adds: Difference | None
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def headline(ensemble: Ensemble, judged: JudgedBreasts) -> dict[str, Interval]:
     Returns:
         By name, those of `metrics.RANKING` and `metrics.OPERATING`.
     """
-    ranked = {name: ensemble.score[name] for name in RANKING}
+    ranked = {name: unless_certain(ensemble.score[name]) for name in RANKING}
     return ranked | _widened(ensemble.score["cross_fitted"], judged)
 
 
@@ -158,7 +159,8 @@ def _widened(scores: Mapping[str, Interval], judged: JudgedBreasts) -> dict[str,
         "accuracy": judged.labels >= 0,
     }
     numbers = {key: len(np.unique(judged.patients[of_key])) for key, of_key in rows.items()}
-    return {key: with_width(one, numbers.get(key, 0)) for key, one in scores.items()}
+    widened = {key: with_width(one, numbers.get(key, 0)) for key, one in scores.items()}
+    return {key: unless_certain(one) for key, one in widened.items()}
 
 
 def fold_scores(judged: JudgedBreasts) -> list[FoldScore]:
@@ -174,7 +176,7 @@ def fold_scores(judged: JudgedBreasts) -> list[FoldScore]:
                 cancers=int(own.labels.sum()),
                 auroc=area(own),
                 average_precision=precision if np.isfinite(precision) else None,
-                pf1=pf1(own.labels, own.decisions),
+                pf1=pf1(own.labels, own.decisions) if own.labels.any() else None,
             )
         )
     return found
@@ -185,25 +187,25 @@ def member_scores(
     members: Mapping[str, NDArray[np.float64]],
     blend_of: Callable[[Sequence[str]], NDArray[np.float64]],
 ) -> list[MemberScore]:
-    """Each member alone, and what the blend loses without it.
+    """Each member alone, and what it adds to the blend.
 
     Args:
-        judged: the blend.
+        judged: the breasts.
         members: by name, its probabilities for the same rows.
         blend_of: the blend of some of the members.
     """
     found = []
+    # Both in sample: the weights of either had these breasts to go by.
+    together = replace(judged, probabilities=blend_of(list(members)))
     for name, probabilities in members.items():
         rest = [other for other in members if other != name]
-        without = None
-        if rest:
-            without = _gain(judged, blend_of(rest))
+        adds = _gain(together, blend_of(rest)) if rest else None
         found.append(
             MemberScore(
                 name,
                 area(judged, probabilities),
                 average_precision(judged.labels, probabilities),
-                without,
+                adds,
             )
         )
     return found
@@ -254,10 +256,13 @@ def compare(
 
 
 def area(judged: JudgedBreasts, probabilities: ArrayLike | None = None) -> Interval | None:
-    """AUROC with DeLong's interval by patient; None where it is undefined."""
+    """AUROC with DeLong's interval by patient; None where it is undefined.
+
+    The ends are NaN where the formula knows no variance, as where all breasts are in order.
+    """
     scores = judged.probabilities if probabilities is None else np.asarray(probabilities)
     try:
-        return delong(judged.labels, scores, judged.patients)
+        return unless_certain(delong(judged.labels, scores, judged.patients))
     except InputError:  # fewer than two patients of a class
         value = auroc(judged.labels, scores)
         return Interval(value, float("nan"), float("nan")) if np.isfinite(value) else None
@@ -289,17 +294,20 @@ class OperatingRow:
         scores: recall rate, sensitivity, specificity, ppv, accuracy, balanced accuracy.
         honest: whether no breast had a part in the threshold that decided it. Otherwise it was set
             to a share of these same breasts, not to their best score, which flatters little.
+        ceiling: sensitivity that a perfect model would have if it called as many; None where it is
+            1, and where calls are not what was fixed.
     """
 
     name: str
     scores: Mapping[str, Interval]
     honest: bool
+    ceiling: float | None = None
 
 
 def operating_rows(
     judged: JudgedBreasts, scores: Mapping[str, Interval], n: int, seed: int
 ) -> list[OperatingRow]:
-    """The chosen threshold, and those at fixed recall rates and specificities.
+    """The chosen threshold, and those at the recall rates and specificities that are published.
 
     Args:
         judged: the breasts.
@@ -307,10 +315,16 @@ def operating_rows(
         n: resamples of the patients.
         seed: of the resamples.
     """
-    points = operating_points(judged.labels, judged.probabilities, judged.patients, n=n, seed=seed)
+    points = operating_points(
+        judged.labels, judged.probabilities, judged.patients, recall_rates=_RECALL_RATES,
+        specificities=[p.specificity for p in reversed(PUBLISHED)], n=n, seed=seed,
+    )  # fmt: skip
+    prevalence = float(judged.labels.mean())
     found = [OperatingRow("chosen, cross-fitted", scores, honest=True)]
     for name, point in points.items():
         made = replace(judged, decisions=decide(judged.probabilities, point.threshold))
         own = _widened({key: getattr(point, key) for key in OPERATING}, made)
-        found.append(OperatingRow(name, own, honest=False))
+        reach = point.recall_rate.value / prevalence
+        limited = name.startswith("recall rate") and reach < 1
+        found.append(OperatingRow(name, own, honest=False, ceiling=reach if limited else None))
     return found

@@ -1,14 +1,16 @@
 """What a figure says, in one sentence from its own numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsna_bcd.reporting.cohort import Cohort
+from rsna_bcd.reporting.contrasts import Contrast
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import (
-    SCREENING,
+    CHALLENGE,
     Comparison,
     FoldScore,
     MemberScore,
@@ -39,9 +41,9 @@ def summary(name: str, scores: Mapping[str, Interval]) -> str:
     """The whole report in one sentence."""
     found, false = scores["sensitivity"], 1 - scores["specificity"].value
     return (
-        f"{name} finds {percent(found.value, 0)} of the breasts with cancer (95 % interval "
-        f"{share_range(found, 0)}) and calls {percent(false)} of those without it; of a breast "
-        f"with cancer and one without, it gives the one with cancer the higher score "
+        f"{name} finds {percent(found.value, 0)} of the breasts with cancer ("
+        f"{_interval(found, share_range(found, 0))}) and flags {percent(false)} of those without "
+        f"it; of a breast with cancer and one without, it gives the former the higher score "
         f"{percent(scores['auroc'].value)} of the time ({share_range(scores['auroc'])})."
     )
 
@@ -49,18 +51,22 @@ def summary(name: str, scores: Mapping[str, Interval]) -> str:
 def certainty(cohort: Cohort, scores: Mapping[str, Interval]) -> str:
     """How sure one can be of it."""
     found = scores["sensitivity"]
-    width = f"{50 * (found.high - found.low):.0f}"
+    sure = (
+        "another sample of such patients could have given a sensitivity anywhere from "
+        f"{share_range(found, 0)} %"
+        if math.isfinite(found.low)
+        else "how much sensitivity would differ with other patients is not known"
+    )
     return (
         f"It rests on {count(cohort.cancers, 'breast')} with cancer among "
         f"{count(cohort.breasts, 'breast')} of {count(cohort.patients, 'patient')}, each judged by "
-        f"networks that never saw the patient, so sensitivity is known to within {width} "
-        "percentage points either way."
+        f"networks that never saw the patient; {sure}."
     )
 
 
 def data(cohort: Cohort) -> str:
     """Who is in it."""
-    missing = [c for c, share in cohort.missing.items() if share >= 0.2]
+    missing = [*(c for c, share in cohort.missing.items() if share >= 0.2), *cohort.absent]
     tail = f" Largely missing: {listed(missing)}." if missing else ""
     both = f" ({count(cohort.bilateral, 'patient')} in both breasts)" if cohort.bilateral else ""
     return (
@@ -81,11 +87,18 @@ def ages(cohort: Cohort) -> str:
 
 def roc(scores: Mapping[str, Interval], delong: Interval | None) -> str:
     """The area."""
-    formula = f"; by DeLong's formula {decimal_range(delong)}" if delong is not None else ""
+    known = delong is not None and math.isfinite(delong.low)
+    formula = f"; by DeLong's formula {decimal_range(delong)}" if delong and known else ""
+    found = scores["auroc"]
     return (
-        f"AUROC {decimal(scores['auroc'].value)}, 95 % interval "
-        f"{decimal_range(scores['auroc'])} over resampled patients{formula}."
+        f"AUROC {decimal(found.value)}, {_interval(found, decimal_range(found))} over resampled "
+        f"patients{formula}."
     )
+
+
+def _interval(of: Interval, ends: str) -> str:
+    """Its ends with what they are, or that there are none."""
+    return f"95 % interval {ends}" if math.isfinite(of.low) else ends
 
 
 def precision(scores: Mapping[str, Interval], prevalence: float) -> str:
@@ -93,7 +106,7 @@ def precision(scores: Mapping[str, Interval], prevalence: float) -> str:
     return (
         f"Average precision {decimals(scores['average_precision'])}, where chance has "
         f"{decimal(prevalence)}; at the threshold {shares(scores['ppv'], 0)} of the breasts that "
-        "are called have cancer."
+        "are flagged have cancer."
     )
 
 
@@ -128,14 +141,16 @@ def threshold(plateau: Plateau, chosen: float, fitted: Sequence[float], optimism
     )
 
 
-def distributions(judged: JudgedBreasts, chosen: float) -> str:
-    """How far apart the classes are."""
+def distributions(judged: JudgedBreasts) -> str:
+    """How far apart the classes are, and what the decisions in sample get wrong."""
     with_, without = (judged.probabilities[judged.labels == k] for k in (1, 0))
-    missed, called = int((with_ < chosen).sum()), int((without >= chosen).sum())
+    missed, called = (
+        int(((judged.labels == label) & (judged.decisions != label)).sum()) for label in (1, 0)
+    )
     return (
         f"The median probability is {decimal(float(np.median(with_)), 2)} with cancer and "
         f"{decimal(float(np.median(without)), 2)} without; {count(missed, 'breast')} with cancer "
-        f"fall below the threshold and {count(called, 'breast')} without reach it (in sample)."
+        f"stay below the threshold and {count(called, 'breast')} without reach it (in sample)."
     )
 
 
@@ -155,27 +170,38 @@ def calibration(of: Mapping[str, CalibrationScores], prevalence: float) -> str:
     )
 
 
-def groups(found: Sequence[Subgroup]) -> str:
-    """Which group stands out, and whether by more than chance."""
-    total, rest = found[0], [g for g in found[1:] if g.auroc is not None]
+def groups(found: Sequence[Subgroup], compared: Sequence[Contrast]) -> str:
+    """Which groups differ from the rest of their factor, of how many that were compared."""
     small = sum(not group.scored for group in found)
     tail = f" {count(small, 'group')} too small to be scored." if small else ""
-    if total.auroc is None or not rest:
-        return f"No group has enough breasts to be scored by itself.{tail}"
-    reach = total.auroc
-    apart = [g for g in rest if g.auroc and (g.auroc.high < reach.low or g.auroc.low > reach.high)]
-    lowest = min(rest, key=lambda g: g.auroc.value if g.auroc else 1.0)
-    assert lowest.auroc is not None
+    if not compared:
+        return f"No group is large enough to be compared with others.{tail}"
+    apart = [contrast for contrast in compared if contrast.is_apart]
+    number = f"Of {count(len(compared), 'difference')} between a group and the rest of its factor"
     said = (
-        f"The lowest AUROC is that of {lowest.title}, {decimals(lowest.auroc)} with "
-        f"{count(lowest.cancers, 'cancer')}. "
+        f"{number}, {len(apart)} {'has' if len(apart) == 1 else 'have'} a 95 % interval that "
+        f"excludes 0 (by chance alone, about {0.05 * len(compared):.1f} would)"
     )
-    if not apart:
-        return f"{said}No group's interval lies wholly outside that of all breasts.{tail}"
-    names = listed([group.title for group in apart])
+    said += f": {'; '.join(_difference(contrast) for contrast in apart)}." if apart else "."
+    others = [contrast for contrast in compared if contrast.always and not contrast.is_apart]
+    if others:
+        said += f" Within chance: {'; '.join(_difference(contrast) for contrast in others)}."
+    return said + tail
+
+
+def _difference(contrast: Contrast) -> str:
+    """`sensitivity 70.0 % for invasive cancers and 93.3 % for not invasive cancers, a …`."""
+    inside, outside = (
+        decimal(value) if contrast.score == "AUROC" else percent(value)
+        for value in (contrast.inside, contrast.outside)
+    )
+    scale, digits = (1, 3) if contrast.score == "AUROC" else (100, 1)
+    by = contrast.difference
+    scaled = Interval(scale * by.value, scale * by.low, scale * by.high)
+    unit = "" if contrast.score == "AUROC" else " percentage points"
     return (
-        f"{said}Wholly outside the interval of all breasts: {names} (among "
-        f"{count(len(rest), 'group')}, one or two may do so by chance).{tail}"
+        f"{contrast.score} {inside} for {contrast.title} and {outside} for {contrast.rest}, a "
+        f"difference of {signed(scaled, digits, unit)}"
     )
 
 
@@ -197,15 +223,17 @@ def members(found: Sequence[MemberScore], blend: Interval | None) -> str:
     if len(found) == 1:
         return "One member: there is nothing to leave out."
     best = max(found, key=lambda m: m.auroc.value if m.auroc else 0.0)
-    helping = [m.name for m in found if m.without is not None and m.without.low > 0]
+    helping = [m.name for m in found if m.adds is not None and m.adds.low > 0]
     helped = (
-        f"leaving out {listed(helping)} lowers the AUROC by more than chance"
+        f"of {len(found)} members left out in turn, the 95 % interval of what {listed(helping)} "
+        f"{'adds' if len(helping) == 1 else 'add'} lies above 0"
         if helping
-        else "no member's leaving lowers the AUROC by more than chance"
+        else f"of {len(found)} members left out in turn, none adds so much that the 95 % interval "
+        "lies above 0"
     )
     return (
         f"The best member alone is {best.name} with an AUROC of {decimals(best.auroc)}, the blend "
-        f"has {decimals(blend)}; {helped}."
+        f"has {decimals(blend)}; {helped} (in sample, and not corrected for their number)."
     )
 
 
@@ -251,20 +279,23 @@ def preparation(found: Sequence[PreparationSummary]) -> str:
     for one in found:
         failed = one.files - one.prepared
         lost = "every file became a crop" if not failed else f"{count(failed, 'file')} did not"
-        parts.append(
-            f"{one.crop}: {count(one.files, 'file')}, {lost}; no breast was found in "
-            f"{count(one.whole_frames, 'image')}, {one.without_window:,} had no usable window, "
-            f"{one.second_choice:,} needed another decoder than the first"
+        met = (
+            (one.whole_frames, f"no breast was found in {count(one.whole_frames, 'image')}"),
+            (one.without_window, f"{one.without_window:,} had no usable window"),
+            (one.second_choice, f"{one.second_choice:,} needed another decoder than the first"),
         )
+        told = "".join(f"; {words}" for n, words in met if n)
+        parts.append(f"{one.crop}: {count(one.files, 'file')}, {lost}{told}")
     return f"{'. '.join(parts)}."
 
 
 def worth(scores: Mapping[str, Interval], prevalence: float) -> str:
-    """PPV at screening's prevalence, where that of the data is another; empty where it is not."""
-    if prevalence <= ENRICHED:
+    """PPV at the challenge's prevalence, where that of the data is another; else empty."""
+    if abs(prevalence - CHALLENGE) < CHALLENGE / 20:  # the PPV in the table is that one
         return ""
-    ppv = at_prevalence(scores["sensitivity"].value, scores["specificity"].value, SCREENING)
+    ppv = at_prevalence(scores["sensitivity"].value, scores["specificity"].value, CHALLENGE)
     return (
-        f"By arithmetic, the same sensitivity and specificity at a prevalence of "
-        f"{percent(SCREENING)} would give a PPV of {percent(ppv, 0)}."
+        f"By arithmetic, the same sensitivity and specificity at the challenge's prevalence of "
+        f"{percent(CHALLENGE)} would give a PPV of {percent(ppv, 0)}; where fewer breasts have "
+        "cancer, as in screening, it is lower."
     )

@@ -3,22 +3,21 @@
 A group that is too small to be scored is shown with its counts and without a score.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna_bcd.errors import InputError
 from rsna_bcd.reporting.cohort import FACTORS, NOT_RECORDED, merged_levels, order_of
 from rsna_bcd.reporting.judged import JudgedBreasts
+from rsna_bcd.reporting.performance import area
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstrap
-from rsna_bcd.scoring.delong import delong
 from rsna_bcd.scoring.metrics import DECISION
-from rsna_bcd.scoring.proportion import with_width
+from rsna_bcd.scoring.proportion import unless_certain, with_width
 
-_CANCER, _HEALTHY = "Cancer", "Without cancer"
+CANCER, _HEALTHY = "Cancer", "Without cancer"
+SITE = FACTORS["site"]
 LEAST = 10  # breasts of a class, below which a share or an area says next to nothing
 
 
@@ -49,9 +48,7 @@ class Subgroup:
     @property
     def title(self) -> str:
         """What it is called within a sentence."""
-        if self.factor in (_CANCER, _HEALTHY):
-            return f"{self.name} cancers" if self.factor == _CANCER else f"{self.name} breasts"
-        return f"{self.factor.lower()} {self.name}".strip()
+        return _title(self.factor, self.name)
 
     @property
     def scored(self) -> bool:
@@ -78,30 +75,63 @@ def subgroups(
     scorer = _Scorer(judged, resamples, seed)
     everything = np.ones(len(judged.labels), dtype=bool)
     found = [scorer.group("All breasts", "", everything)]
+    for part in parts(facts, judged.labels):
+        if part.of_cancer is None:
+            found.append(scorer.group(part.factor, part.name, part.inside))
+        else:
+            found.append(scorer.part(part.factor, part.name, part.inside, of_cancer=part.of_cancer))
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which breasts a group is of.
+
+    Attributes:
+        factor: what divides: `Site`.
+        name: which part: `1`.
+        inside: (N,), of the breasts.
+        of_cancer: whether all of them have cancer, or none has; None where both classes occur.
+    """
+
+    factor: str
+    name: str
+    inside: NDArray[np.bool_]
+    of_cancer: bool | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called within a sentence."""
+        return _title(self.factor, self.name)
+
+
+def parts(facts: pd.DataFrame, labels: NDArray[np.int64]) -> list[Part]:
+    """Divide (N,) breasts by each thing that is recorded of them."""
+    found = []
     for column, factor in FACTORS.items():
         values = merged_levels(facts[column]).to_numpy()
         levels = sorted(set(values), key=order_of)
         if len([level for level in levels if level != NOT_RECORDED]) == 0:
             continue
-        found += [scorer.group(factor, level, values == level) for level in levels]
-    cancer = judged.labels == 1
+        found += [Part(factor, level, values == level) for level in levels]
     for column, factor, names, of_cancer in (
-        ("invasive", _CANCER, ("not invasive", "invasive"), True),
+        ("invasive", CANCER, ("not invasive", "invasive"), True),
         ("difficult", _HEALTHY, ("not difficult", "difficult negative"), False),
     ):
-        value, relevant = facts[column].to_numpy(np.float64), cancer == of_cancer
+        value, relevant = facts[column].to_numpy(np.float64), (labels == 1) == of_cancer
         if not (relevant & (value == 1)).any():
             continue  # not recorded, or of none
         for number in (1, 0):
             inside = relevant & (value == number)
             if inside.any():
-                found.append(scorer.part(factor, names[number], inside, of_cancer=of_cancer))
+                found.append(Part(factor, names[number], inside, of_cancer))
     return found
 
 
-def undefined(groups: Sequence[Subgroup]) -> list[Subgroup]:
-    """Those of which nothing can be said."""
-    return [group for group in groups if not group.scored]
+def _title(factor: str, name: str) -> str:
+    if factor in (CANCER, _HEALTHY):
+        return f"{name} cancers" if factor == CANCER else f"{name} breasts"
+    return f"{factor.lower()} {name}".strip()
 
 
 @dataclass(frozen=True)
@@ -145,12 +175,7 @@ class _Scorer:
         labels = self.judged.labels[rows]
         if min(int(labels.sum()), int((labels == 0).sum())) < LEAST:
             return None
-        try:
-            found = delong(labels, self.judged.probabilities[rows], self.judged.patients[rows])
-        except InputError:  # all cancers are one patient's
-            return None
-        # Where all are in order the formula's interval has no width: it says nothing.
-        return found if found.low < found.high else None
+        return area(self.judged.of_rows(rows))
 
     def _share(self, rows: NDArray[np.bool_], metric: str) -> Interval | None:
         if int(rows.sum()) < LEAST:
@@ -160,4 +185,4 @@ class _Scorer:
             DECISION[metric], judged.labels[rows], judged.decisions[rows], judged.patients[rows],
             self.resamples, self.seed,
         )  # fmt: skip
-        return with_width(found, len(np.unique(judged.patients[rows])))
+        return unless_certain(with_width(found, len(np.unique(judged.patients[rows]))))

@@ -29,7 +29,7 @@ _VARIABLES = {
 _POINTS = 72  # an inch; a point of the drawing is a pixel of the page at its natural size
 _FONT = 11.0
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
+    "svg.fonttype": "none",  # text stays text: it can be found and copied
     "font.family": "DejaVu Sans",  # comes with matplotlib; wider than what the page will use
     "font.size": _FONT,
     "text.color": INK,
@@ -94,7 +94,8 @@ def to_svg(figure: Figure, key: str, label: str) -> str:
         figure: drawn within `drawing`, and written within it.
         key: its name on the page: letters, digits and hyphens. Identifiers begin with it, so that
             figures on one page do not take each other's.
-        label: what it shows, for those who do not see it.
+        label: what it shows, for those who do not see it: the words within are not read out, so
+            that the page must say beside it what they say.
 
     Returns:
         `<svg ...>...</svg>`, without a size of its own.

@@ -54,13 +54,13 @@ def with_minus(value: float, digits: int = 3) -> str:
     return text.replace("-", "\u2212")
 
 
-def signed(difference: Difference | None, digits: int = 3) -> str:
+def signed(difference: Interval | None, digits: int = 3, unit: str = "") -> str:
     """A difference and its interval: `+0.021 (−0.004 to 0.046)`."""
     if difference is None or not math.isfinite(difference.value):
         return UNKNOWN
     value = with_minus(difference.value, digits)
     plus = "+" if float(f"{difference.value:.{digits}f}") > 0 else ""
-    return f"{plus}{value} ({decimal_range(difference, digits)})"
+    return f"{plus}{value}{unit} ({decimal_range(difference, digits)})"
 
 
 def p_value(difference: Difference | None) -> str:

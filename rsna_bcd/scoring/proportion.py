@@ -1,4 +1,4 @@
-"""An interval for a share where resampling has none: where none of the rows count, or all."""
+"""Intervals where resamples are all alike: Wilson's for a share of none or all, else none."""
 
 import math
 
@@ -42,3 +42,13 @@ def with_width(resampled: Interval, n: int) -> Interval:
     if resampled.value not in (0.0, 1.0) or resampled.low < resampled.high or n == 0:
         return resampled
     return wilson(resampled.value * n, n)
+
+
+def unless_certain(interval: Interval) -> Interval:
+    """The interval; NaN ends where it has no width, which says nothing of how sure the value is.
+
+    Resamples of rows that are all in order are in order too, of 12 rows as of 1,200.
+    """
+    if interval.low < interval.high:
+        return interval
+    return Interval(interval.value, math.nan, math.nan)

@@ -50,6 +50,26 @@ def test_facts_of_a_breast() -> None:
     assert facts["difficult"].tolist() == [0, 1, 0, 0]
 
 
+def test_views_and_ages_of_any_breast() -> None:
+    sets: list[list[str | None]] = [
+        ["MLO"], ["CC", "CC"], [None, "MLO", "CC"], [None], ["CC", "MLO", "CC"], ["ML", "CC"],
+    ]  # fmt: skip
+    rows = [(f"{i}_L", view) for i, views in enumerate(sets) for view in views]
+    ages = pd.Series([50, 59.9, 70, 121, -3, 1.0], index=[f"{i}_L" for i in range(6)])
+    images = pd.DataFrame(rows, columns=["prediction_id", "view"])
+    images["age"] = images["prediction_id"].map(ages)
+    facts = facts_of(images, list(ages.index))
+    assert facts["views"].tolist() == [
+        "MLO only", "CC only", "CC and MLO", NOT_RECORDED, "CC and MLO, repeated",
+        "with rare views",
+    ]  # fmt: skip
+    assert facts["age"].tolist() == [
+        "50 to 59", "50 to 59", "70 and over", NOT_RECORDED, NOT_RECORDED, "under 50",
+    ]  # fmt: skip
+    unknown = images.assign(view=None)
+    assert (facts_of(unknown, list(ages.index))["views"] == NOT_RECORDED).all()
+
+
 def test_a_table_of_ones_own_may_have_hardly_anything() -> None:
     bare = IMAGES[["patient_id", "image_id", "laterality", "view", "cancer", "prediction_id"]]
     facts = facts_of(bare, BREASTS)
@@ -57,7 +77,13 @@ def test_a_table_of_ones_own_may_have_hardly_anything() -> None:
     assert facts[["years", "invasive", "difficult"]].isna().all(axis=None)
     cohort = describe(bare, OOF, facts)
     assert [factor.name for factor in cohort.factors] == ["Views"]
-    assert cohort.missing["density"] == cohort.missing["age"] == 1.0
+    assert cohort.missing == {}
+    assert {"density", "age", "site_id"} <= set(cohort.absent)
+    emptied = IMAGES.assign(density=None)
+    cohort = describe(emptied, OOF, facts_of(emptied, BREASTS))
+    assert cohort.missing["density"] == 1.0  # a column that is there and empty is not absent
+    assert "density" not in cohort.absent
+    cohort = describe(bare, OOF, facts)
     assert len(cohort.ages_with) == len(cohort.ages_without) == 0
 
 

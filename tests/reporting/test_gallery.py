@@ -100,7 +100,7 @@ def test_a_case_says_what_is_known() -> None:
     assert (miss.kind, miss.prediction_id, miss.label, miss.decision) == ("miss", "1_L", 1, 0)
     assert (alarm.kind, alarm.prediction_id, alarm.probability) == ("false alarm", "2_R", 0.9)
     assert miss.facts == {
-        "site": "2", "age": "63", "implant": "yes", "invasive": "yes", "difficult negative": "no",
+        "site": "2", "age": "63", "implant": "yes", "invasive": "yes",
     }  # fmt: skip
     assert alarm.facts == {
         "site": "1", "age": "50.5", "density": "B", "implant": "no", "difficult negative": "yes",

@@ -104,3 +104,12 @@ def test_a_share_of_all_is_not_certain(judged: JudgedBreasts) -> None:
     assert total.specificity is not None
     assert total.specificity.value == 0
     assert total.specificity.high > 0
+
+
+def test_where_all_are_in_order_the_area_has_no_interval(judged: JudgedBreasts) -> None:
+    p = np.where(judged.labels, 0.9, 0.1)
+    perfect = JudgedBreasts(judged.labels, p, judged.labels, judged.patients, judged.folds)
+    (total,) = subgroups(perfect, facts(), resamples=20)
+    assert total.auroc is not None
+    assert total.auroc.value == 1
+    assert np.isnan([total.auroc.low, total.auroc.high]).all()

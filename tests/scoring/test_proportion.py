@@ -5,7 +5,7 @@ import pytest
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.bootstrap import Interval
-from rsna_bcd.scoring.proportion import wilson, with_width
+from rsna_bcd.scoring.proportion import unless_certain, wilson, with_width
 
 Z = 1.959963984540054
 
@@ -41,3 +41,10 @@ def test_a_resampled_interval_stays_where_it_has_a_width() -> None:
 def test_what_is_no_share(found: int, n: int) -> None:
     with pytest.raises(InputError, match="is no share"):
         wilson(found, n)
+
+
+def test_an_interval_without_a_width_is_none() -> None:
+    assert unless_certain(Interval(0.9, 0.8, 0.95)) == Interval(0.9, 0.8, 0.95)
+    perfect = unless_certain(Interval(1.0, 1.0, 1.0))
+    assert perfect.value == 1
+    assert np.isnan([perfect.low, perfect.high]).all()
