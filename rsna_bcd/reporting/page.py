@@ -208,6 +208,7 @@ def _words(contents: Contents) -> dict[str, Any]:
         "worth": readings.worth(c.scores, c.cohort.prevalence),
         "calibrated": "calibrated" in c.calibration,
         "groups": c.groups,
+        "differences": readings.differences(c.contrasts),
         "least": LEAST,
         "folds": c.folds,
         "members": list(zip(ensemble.members, c.members, strict=True)),

@@ -317,7 +317,7 @@ def operating_rows(
     """
     points = operating_points(
         judged.labels, judged.probabilities, judged.patients, recall_rates=_RECALL_RATES,
-        specificities=[p.specificity for p in reversed(PUBLISHED)], n=n, seed=seed,
+        specificities=sorted(p.specificity for p in PUBLISHED), n=n, seed=seed,
     )  # fmt: skip
     prevalence = float(judged.labels.mean())
     found = [OperatingRow("chosen, cross-fitted", scores, honest=True)]

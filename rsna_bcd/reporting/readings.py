@@ -178,15 +178,19 @@ def groups(found: Sequence[Subgroup], compared: Sequence[Contrast]) -> str:
         return f"No group is large enough to be compared with others.{tail}"
     apart = [contrast for contrast in compared if contrast.is_apart]
     number = f"Of {count(len(compared), 'difference')} between a group and the rest of its factor"
-    said = (
+    return (
         f"{number}, {len(apart)} {'has' if len(apart) == 1 else 'have'} a 95 % interval that "
-        f"excludes 0 (by chance alone, about {0.05 * len(compared):.1f} would)"
+        f"excludes 0; by chance alone, about {0.05 * len(compared):.1f} would.{tail}"
     )
-    said += f": {'; '.join(_difference(contrast) for contrast in apart)}." if apart else "."
-    others = [contrast for contrast in compared if contrast.always and not contrast.is_apart]
-    if others:
-        said += f" Within chance: {'; '.join(_difference(contrast) for contrast in others)}."
-    return said + tail
+
+
+def differences(compared: Sequence[Contrast]) -> list[str]:
+    """A line for each group that differs, and for those that are always asked about."""
+    told = [contrast for contrast in compared if contrast.is_apart]
+    asked = [contrast for contrast in compared if contrast.always and not contrast.is_apart]
+    return [f"{_difference(contrast)}." for contrast in told] + [
+        f"Within chance: {_difference(contrast)}." for contrast in asked
+    ]
 
 
 def _difference(contrast: Contrast) -> str:

@@ -62,14 +62,15 @@ def contrast(low: float, high: float, *, always: bool) -> Contrast:
 
 
 def test_groups_that_differ_are_named_with_how_many_were_compared() -> None:
-    said = readings.groups([], [contrast(-0.38, -0.09, always=True)] + 19 * [
-        contrast(-0.1, 0.1, always=False)])  # fmt: skip
+    compared = [contrast(-0.38, -0.09, always=True)] + 19 * [contrast(-0.1, 0.1, always=False)]
+    said = readings.groups([], compared)
     assert said.startswith("Of 20 differences")
-    assert "1 has a 95 % interval that excludes 0 (by chance alone, about 1.0 would)" in said
-    assert "70.0\u202f% for invasive cancers and 93.3\u202f% for not invasive cancers" in said
-    assert "−23.5 percentage points (−38.0 to −9.0)" in said
-    assert said.count("sensitivity 70.0") == 1
-    assert "Within chance: sensitivity" in readings.groups([], [contrast(-0.1, 0.2, always=True)])
+    assert "1 has a 95 % interval that excludes 0; by chance alone, about 1.0 would." in said
+    (line,) = readings.differences(compared)
+    assert "70.0\u202f% for invasive cancers and 93.3\u202f% for not invasive cancers" in line
+    assert "−23.5 percentage points (−38.0 to −9.0)" in line
+    (line,) = readings.differences([contrast(-0.1, 0.2, always=True)])
+    assert line.startswith("Within chance: sensitivity")
     assert "No group is large enough" in readings.groups([], [])
 
 
