@@ -1,6 +1,5 @@
 """`python -m rsna_bcd.report`: out-of-fold predictions to one page, and to a model card."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
+from rsna_bcd.preparation.writing import write_whole
 from rsna_bcd.reporting.cohort import sample_images
 from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
@@ -68,19 +68,14 @@ def report(cfg: DictConfig) -> Contents:
             samples=_samples(cfg, images, oof, folders[0]),
             cases=_cases(cfg, ensemble, oof, members, output),
             synthetic=(Path(cfg.paths.data) / "synthesize.yaml").is_file(),
-            settings={
-                "seed": cfg.seed,
-                "resamples": cfg.resamples,
-                "for bands": cfg.band_resamples,
-            },
             resamples=cfg.resamples,
             band_resamples=cfg.band_resamples,
             seed=cfg.seed,
         )
     )
     folder = Path(cfg.report_dir) / (f"runs/{cfg.run}" if cfg.name is None else str(cfg.name))
-    _write(folder / "model_card.md", render_card(contents))
-    _write(folder / "index.html", render_page(contents))
+    write_whole(folder / "model_card.md", render_card(contents).encode())
+    write_whole(folder / "index.html", render_page(contents).encode())
     size = (folder / "index.html").stat().st_size / 1e6
     Console().print(f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True)
     return contents
@@ -269,17 +264,6 @@ def _cases(
         return gallery(chosen, explainer.images, explainer, looks, own)
     except InputError as error:
         raise InputError(f"{error} Or leave the gallery out with cases=0.") from error
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a text; the file is either whole or absent."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=".", delete=False, encoding="utf-8"
-    ) as part:
-        part.write(text)
-    Path(part.name).chmod(0o644)  # temporary files are private by default, results are not
-    Path(part.name).replace(file)
 
 
 @stage("report")

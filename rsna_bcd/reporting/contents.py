@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,7 +80,6 @@ class Sources:
         samples: crops to look at.
         cases: breasts to look at; None where they were not asked for.
         synthetic: whether the images were made by a computer.
-        settings: that made it, for the last lines.
         resamples: of the patients, for the intervals of the main scores.
         band_resamples: for bands and groups, of which there are many.
         seed: of the resamples.
@@ -98,7 +96,6 @@ class Sources:
     samples: Sequence[Sample]
     cases: Sequence[Case] | None
     synthetic: bool
-    settings: Mapping[str, Any]
     resamples: int
     band_resamples: int
     seed: int

@@ -217,7 +217,7 @@ def _words(contents: Contents) -> dict[str, Any]:
         "preparation": c.sources.preparation,
         "cases": c.sources.cases,
         "case_titles": _CASES,
-        "settings": c.sources.settings,
+        "seed": c.sources.seed,
         "version": version("rsna_bcd"),
         "reading": _readings(c),
     }

@@ -58,10 +58,9 @@ def precision_band(
     patients: ArrayLike,
     n: int = 200,
     seed: int = 0,
-    x: Floats | None = None,
 ) -> Band:
     """Precision over recall: that of the highest threshold that reaches the recall."""
-    return _band(labels, probabilities, patients, n, seed, x, _precision)
+    return _band(labels, probabilities, patients, n, seed, None, _precision)
 
 
 def _band(
