@@ -56,8 +56,9 @@ submission: env ## test images + ensemble.json -> submission.csv
 	$(RUN) rsna_bcd.submit $(ARGS)
 
 lock: env ## compile requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra sweep --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra sweep --extra export --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --upgrade \
+		-o requirements.lock
 
 clean: ## delete what the demo and the tests made (neither your runs nor .venv)
 	rm -rf output/demo .pytest_cache .mypy_cache .ruff_cache dist

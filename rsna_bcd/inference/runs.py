@@ -77,7 +77,8 @@ class Run:
         Returns:
             Probabilities (B,), on whichever device the network is.
         """
-        device = next(self.network.parameters()).device
+        # Networks that torch does not execute (`inference.exported`) have no parameters.
+        device = next(self.network.parameters(), torch.empty(0)).device
         there = {name: tensor.to(device) for name, tensor in batch.items()}
         return predict_logits(self.network, there, self.tta).double().sigmoid().cpu().numpy()
 

@@ -133,7 +133,8 @@ class BreastClassifier(Encoder):
         """Compute the outputs of each image, and reduce them; auxiliary ones to their mean."""
         n_images = mask.shape[1]
         if metadata is not None:
-            metadata = metadata.repeat_interleave(n_images, dim=0)
+            # Not repeat_interleave: of a free number of views, the ONNX for it is wrong.
+            metadata = metadata[:, None].expand(-1, n_images, -1).flatten(0, 1)
         rows = self.dropout(self.metadata(features.flatten(0, 1), metadata))
         logits = self.head(rows)[:, 0].unflatten(0, mask.shape)
         auxiliary = {k: v.unflatten(0, mask.shape) for k, v in self.auxiliary(rows).items()}
@@ -183,7 +184,9 @@ def side_by_side(images: Tensor, mask: Tensor, view: Tensor) -> Tensor:
     has_standard_views = (mask & (view <= _MLO)).any(dim=1, keepdim=True)
     halves = []
     for half in (_CC, _MLO):
-        suitable = mask & torch.where(has_standard_views, view == half, place == half)
+        # No torch.where of truth values: ONNX Runtime has none.
+        wanted = (has_standard_views & (view == half)) | (~has_standard_views & (place == half))
+        suitable = mask & wanted
         first = suitable.int().argmax(dim=1)
         there = suitable.any(dim=1)[:, None, None, None]
         halves.append(torch.where(there, images[rows, first], 0))

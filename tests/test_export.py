@@ -1,0 +1,153 @@
+"""The export stage on runs that were never trained."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from fabricated_crops import save_crops
+from fabricated_exports import lively, save_network
+from hydra import compose, initialize_config_dir
+
+import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+from rsna_bcd import export as stage
+from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError
+from rsna_bcd.export import export
+
+Export = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fold 0 of `tiny`, by image, and of `pair`, by breast; crops of the first one's size."""
+    output = tmp_path_factory.mktemp("export")
+    save_crops(output)
+    small = [f"paths.output={output}", "network.pretrained=false", "network.backbone=test_resnet"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for name, overrides in (
+            ("tiny", ["experiment=demo", "tta=hflip", "crop.height=64", "crop.width=32"]),
+            ("pair", ["experiment=convnext_small_two_view", "crop.height=96", "crop.width=64"]),
+        ):
+            cfg = compose("train", [*small, *overrides, f"name={name}"])
+            save_network(cfg, lively(cfg)[0])
+    return output
+
+
+@pytest.fixture
+def run(output: Path) -> Export:
+    def run(*overrides: str) -> Path:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return export(compose("export", [f"paths.output={output}", *overrides]))
+
+    return run
+
+
+def card_of(file: Path) -> Any:
+    return json.loads(Path(f"{file}.json").read_text())
+
+
+def test_onnx_says_by_itself_what_it_is(
+    run: Export, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run("name=tiny")
+    assert "TTA: not exported" in capsys.readouterr().out
+    assert file == output / "exports" / "tiny" / "fold0" / "model.onnx"
+    assert sorted(p.name for p in file.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    card = card_of(file)
+    assert card["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert card["parity"]["images"] == "crops"
+    assert card["parity"]["batches"] == [1, 2, 5]
+    assert 0 <= card["parity"]["probability"] <= 1e-4
+    assert (card["crop"]["height"], card["crop"]["width"]) == (64, 32)
+    assert card["inputs"][0]["shape"] == ["batch", 1, 64, 32]
+    session = onnxruntime.InferenceSession(file)
+    inside = json.loads(session.get_modelmeta().custom_metadata_map["rsna_bcd"])
+    assert inside == {k: v for k, v in card.items() if k not in ("sha256", "parity")}
+    assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [
+        ("image", ["batch", 1, 64, 32], "tensor(float)")
+    ]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [
+        ("logit", ["batch"]), ("probability", ["batch"]),
+    ]  # fmt: skip
+    logit, probability = session.run(None, {"image": np.zeros((7, 1, 64, 32), np.float32)})
+    assert probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+    assert b"/rsna_bcd/models" not in file.read_bytes()  # whose machine wrote it is nobody's affair
+
+
+def test_torch_export_is_loaded_by_torch_alone(run: Export, output: Path) -> None:
+    file = run("name=pair", "format=torch")
+    card = card_of(file)
+    assert file.name == "model.pt2"
+    assert card["parity"]["images"] == "random"
+    assert card["views"]["policy"] == "one_per_view"
+    assert [(entry["name"], entry["shape"]) for entry in card["inputs"]] == [
+        ("image", ["batch", "views", 1, 96, 64]), ("mask", ["batch", "views"]),
+        ("view", ["batch", "views"]), ("other", ["batch", "views"]),
+    ]  # fmt: skip
+    program = torch.export.load(file).module()
+    outputs = program(
+        image=torch.zeros(3, 1, 1, 96, 64), mask=torch.ones(3, 1, dtype=torch.bool),
+        view=torch.zeros(3, 1, dtype=torch.int64), other=torch.zeros(3, 1, dtype=torch.bool),
+    )  # fmt: skip
+    assert outputs["probability"].shape == (3,)
+    assert torch.equal(outputs["logit"].sigmoid(), outputs["probability"])
+    assert b"/rsna_bcd/models" not in file.read_bytes()
+
+
+def test_it_is_made_once_and_not_silently_replaced(
+    run: Export, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run("name=tiny", "format=torch")
+    before = made.stat().st_mtime_ns
+    capsys.readouterr()
+    assert run("name=tiny", "format=torch").stat().st_mtime_ns == before
+    assert "is there already" in capsys.readouterr().out
+    checkpoint = output / "runs" / "tiny" / "fold0" / "checkpoints" / "last.ckpt"
+    trained = torch.load(checkpoint, weights_only=True)
+    again = {k: v.clone() for k, v in trained["state_dict"].items()}
+    again["network.head.bias"] += 1
+    torch.save({"state_dict": again}, checkpoint)
+    with pytest.raises(InputError, match=r"weights_sha256: \w+ -> \w+\n.*overwrite=true"):
+        run("name=tiny", "format=torch")
+    assert made.stat().st_mtime_ns == before
+    run("name=tiny", "format=torch", "overwrite=true")
+    assert made.stat().st_mtime_ns > before
+    torch.save(trained, checkpoint)
+    run("name=tiny", "format=torch", "overwrite=true")
+    made.write_bytes(made.read_bytes()[:-1])
+    before = made.stat().st_mtime_ns
+    run("name=tiny", "format=torch")  # a damaged file is made again
+    assert made.stat().st_mtime_ns > before
+
+
+def test_a_file_that_differs_is_not_kept(
+    run: Export, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = stage.capture
+
+    def other(network: Any, inputs: Any) -> Any:
+        network.head.bias.data += 0.001
+        program = capture(network, inputs)
+        network.head.bias.data -= 0.001
+        return program
+
+    monkeypatch.setattr(stage, "capture", other)
+    with pytest.raises(InputError, match=r"differs from the network by 0\.00\d+ in probability"):
+        run("name=pair")
+    folder = output / "exports" / "pair" / "fold0"
+    assert not list(folder.glob("model.onnx*"))
+    assert not list(folder.glob("unfinished*"))
+
+
+def test_what_it_cannot_do_is_said(run: Export, output: Path) -> None:
+    with pytest.raises(InputError, match="format is onnx or torch, not 'tflite'"):
+        run("name=tiny", "format=tflite")
+    with pytest.raises(InputError, match=r"(?s)There is no run in .*rsna_bcd\.train .*fold=3"):
+        run("name=tiny", "fold=3")
+    assert not (output / "exports" / "tiny" / "fold3").exists()
