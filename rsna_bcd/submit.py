@@ -55,7 +55,7 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
         raise InputError(f"dataset={cfg.dataset.name} has no test split: nothing to submit.")
     images = read_images(cfg.dataset.test_csv, "test", instantiate(cfg.dataset.rows))
     sample = _read_sample(Path(cfg.sample_submission), images)
-    runs = _load_runs(ensemble, Path(cfg.paths.output), _device(cfg.device))
+    runs = _load_runs(ensemble, Path(cfg.paths.models), _device(cfg.device))
     files = find_files(Path(cfg.dataset.test_images), images, cfg.source)
     if not files:
         raise InputError(
@@ -131,12 +131,12 @@ def _read_sample(csv: Path, images: pd.DataFrame) -> pd.DataFrame:
     return sample
 
 
-def _load_runs(ensemble: Ensemble, output: Path, device: torch.device) -> list[list[Run]]:
+def _load_runs(ensemble: Ensemble, models: Path, device: torch.device) -> list[list[Run]]:
     """The folds of each member, in the ensemble's order."""
     from rsna_bcd.inference.runs import load_run
 
     return [
-        [load_run(output / "runs" / member.name / f"fold{k}", device) for k in member.folds]
+        [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
         for member in ensemble.members
     ]
 
