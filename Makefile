@@ -3,8 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 ARGS ?=
+MEMBERS ?=
+comma := ,
+NAME ?= $(subst $(comma),+,$(MEMBERS))
+# For Kaggle: a Python of its version, how to push, and which ensemble.
+KAGGLE_PYTHON ?= python3.12
+PUSH ?= create
+BUNDLED = $(or $(strip $(if $(NAME),name=$(NAME)) $(ARGS)),paths=demo name=demo)
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint types prepare train ensemble report submission lock clean
+.PHONY: help env demo test test-slow lint types prepare train ensemble report submission kaggle \
+	kaggle-push lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,8 +60,19 @@ ensemble: env ## members' out-of-fold predictions -> weights, threshold, honest 
 report: env ## an ensemble's or a run's scores -> one HTML page, model card
 	$(RUN) rsna_bcd.report $(ARGS)
 
-submission: env ## test images + ensemble.json -> submission.csv
-	$(RUN) rsna_bcd.submit $(ARGS)
+# Of MEMBERS an ensemble is made, which takes seconds and comes out the same each time; NAME alone
+# takes one that is there. ARGS are for the submission, `paths` for both.
+submission: env ## MEMBERS=a,b or NAME=best: ensemble, test images -> submission.csv
+	$(if $(MEMBERS),$(RUN) rsna_bcd.ensemble name=$(NAME) members=[$(MEMBERS)] $(filter paths%,$(ARGS)))
+	$(RUN) rsna_bcd.submit $(if $(NAME),name=$(NAME)) $(ARGS)
+
+kaggle: env ## NAME=best (or the demo): offline dataset and notebook, and their dry run
+	$(RUN) rsna_bcd.submit $(BUNDLED)
+	$(RUN) rsna_bcd.bundle $(BUNDLED)
+	$(RUN) rsna_bcd.rehearse $(BUNDLED) interpreter=$(KAGGLE_PYTHON)
+
+kaggle-push: env ## NAME=best ARGS='owner=me': send them to Kaggle; later PUSH=version as well
+	$(RUN) rsna_bcd.bundle $(BUNDLED) push=$(PUSH)
 
 lock: env ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra sweep --extra export --universal \

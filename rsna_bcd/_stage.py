@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, difference
 
 _PACKAGE = Path(__file__).resolve().parent
 # Beside the package in the working tree, inside it once installed from a wheel.
@@ -152,15 +152,3 @@ def write_record(record_file: Path, record: dict[str, Any]) -> None:
     unfinished = record_file.with_name(f"{record_file.name}.part")
     unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
     unfinished.replace(record_file)
-
-
-def difference(existing: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    """Yield `key: existing -> wanted` for every leaf in which two records differ."""
-    if isinstance(existing, dict) and isinstance(wanted, dict):
-        for name in sorted(existing.keys() | wanted.keys(), key=str):
-            missing = "(absent)"
-            yield from difference(
-                existing.get(name, missing), wanted.get(name, missing), f"{key}.{name}".lstrip(".")
-            )
-    elif existing != wanted:
-        yield f"{key}: {existing} -> {wanted}"

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._stage import difference, record_of, settle, stage, write_record
-from rsna_bcd.errors import InputError
+from rsna_bcd._stage import record_of, settle, stage, write_record
+from rsna_bcd.errors import InputError, difference
 from rsna_bcd.scoring.blend import Blend, blend
 from rsna_bcd.scoring.bootstrap import Interval, Score, score_bootstraps
 from rsna_bcd.scoring.calibration import Method

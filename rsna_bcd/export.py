@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from rsna_bcd._stage import difference, stage
-from rsna_bcd.errors import InputError
+from rsna_bcd._stage import stage
+from rsna_bcd.errors import InputError, difference
 from rsna_bcd.inference.exported import (
     ONNX_FILE,
     TORCH_FILE,

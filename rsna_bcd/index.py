@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.index`: what the headers of a folder of DICOM files say, as a table."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +10,7 @@ from rich.progress import track
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.headers import Header, read_header
-from rsna_bcd.preparation import engine
+from rsna_bcd.preparation.folders import files_below, read_headers
 
 _SHOWN = 5  # of each kind in the summary; the tables have all
 
@@ -33,7 +30,12 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     if not root.is_dir():
         raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
     console = Console(stderr=True)
-    headers, reasons = _read(root, list(_files(root)), cfg.workers, console)
+    files = {file: root / file for file in files_below(root)}
+    headers, reasons = read_headers(
+        files,
+        cfg.workers,
+        lambda results: track(results, "Reading headers", total=len(files), console=console),
+    )
     if not headers:
         kinds = ", ".join(f"{n} {reason}" for reason, n in Counter(reasons.values()).most_common(3))
         raise InputError(f"There is no DICOM image in {root}: {kinds or 'it is empty'}.")
@@ -50,31 +52,6 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     _write(table, folder / "index.csv")
     _summarise(console, folder, table, failures)
     return table
-
-
-def _files(root: Path) -> Iterator[str]:
-    """All files below `root` whatever their suffix, relative to it, in order, none hidden."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
-
-
-def _read(
-    root: Path, files: list[str], workers: int, console: Console
-) -> tuple[dict[str, Header], dict[str, str]]:
-    """Headers of the files that have one, and reasons of the others, both ordered by file."""
-    tasks = ((file, root / file) for file in files)
-    headers: dict[str, Header] = {}
-    reasons: dict[str, str] = {}
-    results = engine.run(read_header, tasks, workers=min(workers, len(files)))
-    for result in track(results, "Reading headers", total=len(files), console=console):
-        if result.value is not None:
-            headers[result.key] = result.value
-        else:
-            reasons[result.key] = result.reason or "unknown"
-    return dict(sorted(headers.items())), reasons
 
 
 def _write(table: pd.DataFrame, file: Path) -> None:

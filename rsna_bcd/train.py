@@ -46,6 +46,7 @@ from rsna_bcd.tables.predictions import (
     with_unread,
     write_csv,
 )
+from rsna_bcd.tables.seen import SEEN_FILE, seen_values, write_seen
 
 # What decides about the result, and is kept in config.yaml; all else only says how to get there.
 _RECORDED = (
@@ -66,15 +67,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
 _RESULTS = (
     "checkpoints", "metrics.csv", "timings.csv", "oof.csv", "oof_images.csv", "metrics.json",
-    ID_FILE,
+    SEEN_FILE, ID_FILE,
 )  # fmt: skip
 
 
 def train(cfg: DictConfig) -> None:
     """Train one fold and predict what it held out.
 
-    Writes `config.yaml`, `checkpoints/`, `metrics.csv`, and at the end `oof.csv`, `oof_images.csv`
-    and `metrics.json`, whose presence says that the run is finished.
+    Writes `config.yaml`, `seen.json` (the machines and views of the training images),
+    `checkpoints/`, `metrics.csv`, and at the end `oof.csv`, `oof_images.csv` and `metrics.json`,
+    whose presence says that the run is finished.
 
     Raises:
         InputError: crops, fold, weights or settings are not fit for it; or the folder holds
@@ -97,7 +99,7 @@ def train(cfg: DictConfig) -> None:
     data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
     data.setup()
     last = run_dir / "checkpoints" / "last.ckpt"
-    _begin(run_dir, record, overwrite=cfg.overwrite)
+    _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite)
     exit_code = 1
     try:
         trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
@@ -300,13 +302,14 @@ def _keep_freed_memory() -> None:
 
 
 @rank_zero_only
-def _begin(run_dir: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overwrite: bool) -> None:
     """Clear the folder if asked, and write the record: all guards have passed."""
     # hpc_ckpt_*: what Lightning saves when SLURM asks for the machine, and would resume from.
     found = [run_dir / name for name in _RESULTS] + list(run_dir.glob("hpc_ckpt_*"))
     for path in found if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_record(run_dir / "config.yaml", record)
+    write_seen(seen_values(images), run_dir / SEEN_FILE)
 
 
 def _predict_held_out(

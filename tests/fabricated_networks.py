@@ -51,20 +51,22 @@ class TinyImages(nn.Module):
     """An image's logit from a few of its averages and its metadata.
 
     Args:
-        metadata_width: of the metadata.
+        metadata_width: of the metadata; 0 for none.
         pretrained: void, as is `checkpoint_path`; every network has them.
     """
 
     unit = "image"
-    inputs = ("metadata",)
 
     def __init__(
-        self, metadata_width: int, pretrained: bool = True, checkpoint_path: Any = None
+        self, metadata_width: int = 0, pretrained: bool = True, checkpoint_path: Any = None
     ) -> None:
         super().__init__()
+        self.inputs = ("metadata",) if metadata_width else ()
         self.head = nn.Linear(16 * 8 + metadata_width, 1)
 
-    def forward(self, image: Tensor, metadata: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, metadata: Tensor | None = None) -> dict[str, Tensor]:
         """Compute `logit` (B,) of images (B, 1, H, W)."""
-        small = nn.functional.adaptive_avg_pool2d(image, (16, 8)).flatten(1)
-        return {"logit": self.head(torch.cat([small, metadata], dim=1))[:, 0]}
+        seen = nn.functional.adaptive_avg_pool2d(image, (16, 8)).flatten(1)
+        if metadata is not None:
+            seen = torch.cat([seen, metadata], dim=1)
+        return {"logit": self.head(seen)[:, 0]}

@@ -17,9 +17,10 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"imaging", "tables"},
     "models": {"tables", "scoring"},
     "reporting": {"tables", "scoring", "models"},
+    "bundling": set(),
     "inference": {"phantom", "imaging", "tables", "scoring", "preparation", "data", "models"},
 }
-NO_TORCH = {"phantom", "imaging", "tables", "scoring", "preparation"}
+NO_TORCH = {"bundling", "phantom", "imaging", "tables", "scoring", "preparation"}
 TORCH = {"torch", "torchvision", "timm", "pytorch_lightning"}
 CONFIGURATION = {"hydra", "omegaconf"}
 MAY_REBUILD_A_RUN = "inference/runs.py"

@@ -131,9 +131,13 @@ def test_unreadable_and_absent_files_cost_their_breast_not_the_submission(
     done = run("submit", "name=all", "workers=1", data=data, output=output)
     assert done.returncode == 0, done.stderr
     folder = output / "submissions" / "all"
-    failures = pd.read_csv(folder / "failures.csv", dtype=str).set_index("image_id")
-    assert set(failures.index) == set(reasons)
-    assert (failures["reason"] == "absent").sum() == (test["prediction_id"] == lost).sum()
+    failures = pd.read_csv(folder / "failures.csv", dtype=str)
+    of_images = failures.dropna(subset="image_id").set_index("image_id")
+    assert of_images["prediction_id"].to_dict() == reasons
+    kinds = {lost: "absent", truncated: "unreadable"}
+    assert (of_images["kind"] == of_images["prediction_id"].map(kinds)).all()
+    of_breasts = failures[failures["image_id"].isna()].set_index("prediction_id")["kind"]
+    assert of_breasts.to_dict() == dict.fromkeys([lost, truncated], "nothing readable")
     assert failures["reason"].str.len().min() > 0
     prior = json.loads((output / "ensembles" / "all" / "ensemble.json").read_text())["prior"]
     predictions = pd.read_csv(folder / "predictions.csv").set_index("prediction_id")["probability"]

@@ -30,7 +30,10 @@ from rsna_bcd.imaging.decoders import (
     Words,
     decode,
 )
+from rsna_bcd.imaging.kinds import foreign_kind, may_be_a_digitised_film
 from rsna_bcd.imaging.mammogram import (
+    EMPTY,
+    FLAT,
     ImageError,
     Level,
     Mammogram,
@@ -49,7 +52,6 @@ _PREAMBLE = 128
 # than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
 _LEAST_BITS = 0.01
 _RAMP = 12  # pixels at the end of a row
-_PROJECTIONS = ("MG", "DX", "CR")  # some archives call their mammograms so
 
 
 class _Samples(NamedTuple):
@@ -105,12 +107,17 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
 
 
 def _check_preamble(content: bytes) -> None:
+    if not content:
+        raise ImageError(EMPTY)
     if content[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
         raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
 
 
 def _check_header(dataset: Dataset) -> UID:
     """Refuse what is no mammogram, or would not fit; return the transfer syntax."""
+    kind = foreign_kind(dataset)
+    if kind and not may_be_a_digitised_film(dataset):
+        raise ImageError(f"{kind}, no mammogram")
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
@@ -123,8 +130,6 @@ def _check_header(dataset: Dataset) -> UID:
     absent = [keyword for keyword in required if dataset.get(keyword) is None]
     if absent:
         raise ImageError(f"the header lacks {', '.join(absent)}")
-    if dataset.get("Modality") not in (None, "", *_PROJECTIONS):
-        raise ImageError(f"modality {dataset.Modality} is not mammography (MG)")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise ImageError(f"{dataset.NumberOfFrames} frames; one is expected")
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
@@ -164,7 +169,10 @@ def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
             f"the header says {dataset.Rows} x {dataset.Columns} pixels, the compressed frame "
             f"{stream.height} x {stream.width}"
         )
-    _check_amount(frame, pixels * (1 if syntax in JPEG_HUFFMAN else _LEAST_BITS))
+    if syntax in JPEG_HUFFMAN:
+        _check_amount(frame, pixels)
+    elif len(frame) * 8 < pixels * _LEAST_BITS:
+        raise ImageError(f"{FLAT} are equal, or the frame of {len(frame)} bytes lacks most of them")
     if stream.components != 1 or stream.bits > 16:
         raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
     samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)

@@ -7,6 +7,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from rsna_bcd.imaging.kinds import foreign_kind, sop_class_of
 from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.imaging.parsing import refusing_damaged_headers
 
@@ -38,7 +39,8 @@ _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
     "PresentationIntentType", "Manufacturer", "ManufacturerModelName", "PatientID", "PatientAge",
     "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "Rows", "Columns",
-    "NumberOfFrames", "PhotometricInterpretation", "BitsStored",
+    "NumberOfFrames", "PhotometricInterpretation", "BitsStored", "ImageType", "BodyPartExamined",
+    "BreastImplantPresent",
 ]  # fmt: skip
 
 
@@ -47,10 +49,12 @@ def read_header(path: Path) -> Header:
 
     Returns:
         `patient_id, image_id` (SOP Instance UID)`, laterality` (L, R), `view` (as in the
-        competition), `view_header` (the header's own words for it), `age` (years), `machine`
-        (model), `manufacturer, modality, presentation` (FOR PRESENTATION or FOR PROCESSING),
-        `photometric, bits_stored, rows, columns` (pixels), `frames, transfer_syntax, study_id,
-        series_id`. What is absent, or cannot be understood, is None.
+        competition), `view_header` (the header's own words for it), `age` (years), `implant`
+        (0, 1), `machine` (model), `manufacturer, modality, kind` (what it is if no mammogram, see
+        `foreign_kind`)`, body_part, presentation` (FOR PRESENTATION or FOR PROCESSING)`,
+        synthetic` (1: made from a tomosynthesis, else 0)`, photometric, bits_stored, rows, columns`
+        (pixels)`, frames, transfer_syntax, study_id, series_id`. What is absent, or cannot be
+        understood, is None.
 
     Raises:
         ImageError: not a DICOM file, one without an image, or a damaged one.
@@ -61,8 +65,8 @@ def read_header(path: Path) -> Header:
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
         if not dataset.get("Rows") or not dataset.get("Columns"):
-            kind = dataset.file_meta.get("MediaStorageSOPClassUID", pydicom.uid.UID(""))
-            raise ImageError(f"no image, but {kind.name or 'something without a class'}")
+            kind = foreign_kind(dataset) or sop_class_of(dataset).name
+            raise ImageError(f"no image, but {kind or 'something without a class'}")
         return {
             "patient_id": _text(dataset, "PatientID"),
             "image_id": _text(dataset, "SOPInstanceUID"),
@@ -70,10 +74,14 @@ def read_header(path: Path) -> Header:
             "view": _view(dataset),
             "view_header": _view_in_words(dataset),
             "age": _age(dataset),
+            "implant": {"YES": 1, "NO": 0}.get(_text(dataset, "BreastImplantPresent") or ""),
             "machine": _text(dataset, "ManufacturerModelName"),
             "manufacturer": _text(dataset, "Manufacturer"),
             "modality": _text(dataset, "Modality"),
-            "presentation": _text(dataset, "PresentationIntentType"),
+            "kind": foreign_kind(dataset),
+            "body_part": _text(dataset, "BodyPartExamined"),
+            "presentation": _presentation(dataset),
+            "synthetic": int(_is_synthetic(dataset)),
             "photometric": _text(dataset, "PhotometricInterpretation"),
             "bits_stored": dataset.get("BitsStored"),
             "rows": int(dataset.Rows),
@@ -87,6 +95,20 @@ def read_header(path: Path) -> Header:
 
 def _text(dataset: Dataset, keyword: str) -> str | None:
     return str(dataset.get(keyword) or "").strip() or None
+
+
+def _presentation(dataset: Dataset) -> str | None:
+    """What the pixels are for; the class tells it too (`... Storage - For Processing`)."""
+    of_class = sop_class_of(dataset).name.rpartition(" - ")[2].upper()
+    said = _text(dataset, "PresentationIntentType")
+    return said or (of_class if of_class.startswith("FOR ") else None)
+
+
+def _is_synthetic(dataset: Dataset) -> bool:
+    """Whether its type says that it was made from a tomosynthesis, as a flat image of it."""
+    kinds = dataset.get("ImageType") or ()
+    words = {kinds} if isinstance(kinds, str) else set(map(str, kinds))
+    return bool(words & {"GENERATED_2D", "TOMOSYNTHESIS", "TOMOSYNTHESIS_2D"})
 
 
 def _laterality(dataset: Dataset) -> str | None:

@@ -18,6 +18,10 @@ StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
 # whatever the detector.
 OVERVIEW = 512
 
+# How the reasons begin why a file without content is refused.
+EMPTY = "the file is empty"
+FLAT = "all pixels"
+
 
 class ImageError(InputError):
     """An image file that cannot be used; the message is the reason, without the path."""
@@ -144,4 +148,4 @@ def refuse_constant(pixels: StoredPixels) -> None:
     """Raise if all pixels are equal: an image without content, or a decoder's silent failure."""
     low, high = extremes_of(pixels)
     if low == high:
-        raise ImageError(f"all pixels have the value {low:.0f}")
+        raise ImageError(f"{FLAT} have the value {low:.0f}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from rsna_bcd.imaging.breast import has_bright_background
 from rsna_bcd.imaging.mammogram import (
+    EMPTY,
     ImageError,
     Mammogram,
     StoredPixels,
@@ -31,9 +32,9 @@ def read_picture(path: Path) -> Mammogram:
         ImageError: no picture, not grey, or without content.
     """
     content = path.read_bytes()
-    pixels: Any = None
-    if content:  # OpenCV has no answer to no bytes
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if not content:  # to which OpenCV has no answer
+        raise ImageError(EMPTY)
+    pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError("not a picture that OpenCV can read, or a damaged one")
     if pixels.ndim == 3:

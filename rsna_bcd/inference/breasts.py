@@ -1,6 +1,6 @@
 """Crops that wait for the other images of their patient, and breasts as networks see them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from rsna_bcd.data.breasts import Sample, breast_sample, collate_breasts
 from rsna_bcd.imaging.crops import Crop, as_training_input
+from rsna_bcd.inference.precision import Forward
 from rsna_bcd.inference.runs import Run
+from rsna_bcd.inference.spent import Spent
 
 
 class Waiting:
@@ -87,11 +89,19 @@ class Waiting:
             own = self._images[patient].values()
             self.ready += sum(image in self._crops for images in own for image in images)
 
-    def predict(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    def predict(
+        self, forwards: Sequence[Forward], dropped: Collection[int], spent: Spent
+    ) -> Iterator[tuple[str, NDArray[np.float64], str | None]]:
         """Predict the breasts of all patients that are complete, and let go of their crops.
 
+        Args:
+            forwards: of all runs.
+            dropped: positions of runs that are not asked.
+            spent: where to note what took how long.
+
         Yields:
-            `prediction_id` and (runs,) probabilities, NaN for runs that look at images.
+            `prediction_id`; (runs,) probabilities, NaN for runs that look at images, that are
+            dropped, or that gave no finite value; and why one gave none.
         """
         read = {
             breast: [image for image in images if image in self._crops]
@@ -108,14 +118,22 @@ class Waiting:
         breasts = [breast for breast, images in read.items() if images]
         if breasts:
             probabilities = np.full((len(breasts), self._n_runs), np.nan)
+            reasons: dict[int, str] = {}
             for column, run, which in self._runs:
-                samples = [self._sample(run, which, read[b], others[b]) for b in breasts]
-                batch = collate_breasts(samples)
-                if column in self._metadata:
-                    rows = [self._breasts[breast] for breast in breasts]
-                    batch["metadata"] = torch.from_numpy(self._metadata[column][rows])
-                probabilities[:, column] = run.predict_batch(batch)
-            yield from zip(breasts, probabilities, strict=True)
+                if column in dropped:
+                    continue
+                with spent.of_network(column, self.ready):
+                    samples = [self._sample(run, which, read[b], others[b]) for b in breasts]
+                    batch = collate_breasts(samples)
+                    if column in self._metadata:
+                        rows = [self._breasts[breast] for breast in breasts]
+                        batch["metadata"] = torch.from_numpy(self._metadata[column][rows])
+                    probabilities[:, column], reason = forwards[column].predict(batch)
+                if reason is not None:
+                    nan = np.isnan(probabilities[:, column]).nonzero()[0]
+                    reasons = dict.fromkeys(nan.tolist(), reason) | reasons
+            for number, (breast, row) in enumerate(zip(breasts, probabilities, strict=True)):
+                yield str(breast), row, reasons.get(number)
         for patient in self._complete:
             for images in self._images.pop(patient).values():
                 for image in images:

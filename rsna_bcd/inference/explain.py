@@ -1,6 +1,6 @@
-"""Breasts as a run saw them out of fold, with where it looked."""
+"""Breasts as a run sees them, with where it looks; those that it predicted out of fold as well."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -109,18 +109,16 @@ class Explainer:
         """
         run = self.run_of(prediction_id)
         rows = self._rows[prediction_id]
-        own = rows[rows["path"].notna()]
-        if own.empty:
+        if rows["path"].isna().all():
             return []
-        crops = [self._crop(run, path) for path in own["path"]]
-        by_unit = self._by_image if run.unit == "image" else self._by_breast
-        maps = by_unit(run, rows, crops)
-        return [
-            SeenImage(image_id, view, crop, saliency)
-            for image_id, view, crop, saliency in zip(
-                own["image_id"], _views(own), crops, maps, strict=True
-            )
-        ]
+        of_patient = self._of_patient[str(rows["patient_id"].iloc[0])]
+        shown = of_patient
+        if not (run.unit == "breast" and run.views.other_breast):
+            shown = of_patient[of_patient["prediction_id"] == prediction_id]
+        paths = zip(shown["image_id"], shown["path"], strict=True)
+        crops = {image_id: self._crop(run, path) for image_id, path in paths}
+        patient = pd.concat([rows, of_patient[of_patient["prediction_id"] != prediction_id]])
+        return look(run, patient, prediction_id, crops)
 
     def run_of(self, prediction_id: str) -> Run:
         """The fold that held a breast out.
@@ -138,44 +136,6 @@ class Explainer:
             self._loaded[fold] = load_run(self._run / f"fold{fold}", self._device)
         return self._loaded[fold]
 
-    def _by_image(
-        self, run: Run, rows: pd.DataFrame, crops: list[Crop]
-    ) -> list[NDArray[np.float32] | None]:
-        """One image after the other: gradients of several at once need as much more memory."""
-        own = rows[rows["path"].notna()]
-        known = None if run.metadata is None else torch.from_numpy(run.metadata.encode(own))
-        maps: list[NDArray[np.float32] | None] = []
-        for position, crop in enumerate(crops):
-            batch = {"image": torch.from_numpy(as_training_input(crop))[None, None]}
-            if known is not None:
-                batch["metadata"] = known[position : position + 1]
-            maps.append(self._maps(run, batch)[0])
-        return maps
-
-    def _by_breast(
-        self, run: Run, rows: pd.DataFrame, crops: list[Crop]
-    ) -> list[NDArray[np.float32] | None]:
-        """All images at once, and those of the other breast where the network is shown them."""
-        own = rows[rows["path"].notna()]
-        of_patient = self._of_patient[str(own["patient_id"].iloc[0])]
-        other = of_patient[of_patient["prediction_id"] != own["prediction_id"].iloc[0]]
-
-        def load(position: int, of_other: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
-            path = other["path"].iloc[position] if of_other else None
-            return as_training_input(crops[position] if path is None else self._crop(run, path))
-
-        sample = breast_sample(run.views, _views(own), _views(other), load)
-        batch = collate_breasts([sample])
-        if run.metadata is not None:
-            batch["metadata"] = torch.from_numpy(run.metadata.encode_breasts(rows))
-        placed = self._maps(run, batch)[0]
-        maps: list[NDArray[np.float32] | None] = [None] * len(own)
-        places = run.views.places(_views(own), _views(other))
-        for place, of_place in zip(places, placed, strict=True):
-            if place.position is not None and not place.other and not np.isnan(of_place).any():
-                maps[place.position] = of_place
-        return maps
-
     def _crop(self, run: Run, path: str) -> Crop:
         crop = read_crop(self._prepared / path)
         wanted = run.crop.height, run.crop.width
@@ -186,9 +146,82 @@ class Explainer:
             )
         return crop
 
-    def _maps(self, run: Run, batch: dict[str, torch.Tensor]) -> NDArray[np.float32]:
-        there = {name: tensor.to(self._device) for name, tensor in batch.items()}
-        return saliency_maps(run.network, there, run.tta).numpy()
+
+def look(
+    run: Run, images: pd.DataFrame, prediction_id: str, crops: Mapping[str, Crop]
+) -> list[SeenImage]:
+    """Show a breast to a run, and see where it looks.
+
+    Args:
+        run: the network, where torch executes it.
+        images: rows of the patient: `image_id, prediction_id, view`, and what runs are given as
+            metadata. Those of the breast that could not be read are among them.
+        prediction_id: the breast.
+        crops: by `image_id`, as prepared for the run, of the images that could be read: of the
+            breast and, if the run is shown it, of the other one.
+
+    Returns:
+        The images of the breast that have a crop, in the order of the table.
+    """
+    rows = images[images["prediction_id"] == prediction_id]
+    own = rows[rows["image_id"].isin(list(crops))]
+    of_other = images["prediction_id"] != prediction_id
+    other = images[of_other & images["image_id"].isin(list(crops))]
+    if own.empty:
+        return []
+    if run.unit == "image":
+        maps = _by_image(run, own, crops)
+    else:
+        maps = _by_breast(run, rows, own, other, crops)
+    return [
+        SeenImage(image_id, view, crops[image_id], saliency)
+        for image_id, view, saliency in zip(own["image_id"], _views(own), maps, strict=True)
+    ]
+
+
+def _by_image(
+    run: Run, own: pd.DataFrame, crops: Mapping[str, Crop]
+) -> list[NDArray[np.float32] | None]:
+    """One image after the other: gradients of several at once need as much more memory."""
+    known = None if run.metadata is None else torch.from_numpy(run.metadata.encode(own))
+    maps: list[NDArray[np.float32] | None] = []
+    for position, image_id in enumerate(own["image_id"]):
+        batch = {"image": torch.from_numpy(as_training_input(crops[image_id]))[None, None]}
+        if known is not None:
+            batch["metadata"] = known[position : position + 1]
+        maps.append(_maps(run, batch)[0])
+    return maps
+
+
+def _by_breast(
+    run: Run,
+    rows: pd.DataFrame,
+    own: pd.DataFrame,
+    other: pd.DataFrame,
+    crops: Mapping[str, Crop],
+) -> list[NDArray[np.float32] | None]:
+    """All images at once, and those of the other breast where the network is shown them."""
+
+    def load(position: int, of_other: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
+        return as_training_input(crops[(other if of_other else own)["image_id"].iloc[position]])
+
+    sample = breast_sample(run.views, _views(own), _views(other), load)
+    batch = collate_breasts([sample])
+    if run.metadata is not None:
+        batch["metadata"] = torch.from_numpy(run.metadata.encode_breasts(rows))
+    placed = _maps(run, batch)[0]
+    maps: list[NDArray[np.float32] | None] = [None] * len(own)
+    places = run.views.places(_views(own), _views(other))
+    for place, of_place in zip(places, placed, strict=True):
+        if place.position is not None and not place.other and not np.isnan(of_place).any():
+            maps[place.position] = of_place
+    return maps
+
+
+def _maps(run: Run, batch: dict[str, torch.Tensor]) -> NDArray[np.float32]:
+    device = next(run.network.parameters()).device
+    there = {name: tensor.to(device) for name, tensor in batch.items()}
+    return saliency_maps(run.network, there, run.tta).numpy()
 
 
 def _views(rows: pd.DataFrame) -> list[str | None]:

@@ -1,6 +1,6 @@
 """Rebuild a trained run from its own record: the only module below the stages that knows Hydra."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import nn
 
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, difference
 from rsna_bcd.imaging.crops import Crop, as_training_input
+from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint
 from rsna_bcd.models.prediction import TTA, Batch, predict_logits
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
 from rsna_bcd.tables.views import Unit, Views
 
 _PREFIX = "network."  # of the network's parameters in a checkpoint
@@ -34,6 +36,8 @@ class Run:
         network: in eval mode.
         views: which images of a breast it sees, if it looks at breasts.
         metadata: what it is given besides the pixels; None for nothing.
+        seen: the machines and views of its training, by column (`tables.seen`); a column is absent
+            where nobody noted it.
     """
 
     folder: Path
@@ -44,6 +48,7 @@ class Run:
     network: nn.Module
     views: Views
     metadata: Metadata | None
+    seen: Seen = field(default_factory=dict)
 
     @property
     def unit(self) -> Unit:
@@ -91,7 +96,8 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         device: where the network goes.
 
     Raises:
-        InputError: the run is absent, unfinished or damaged.
+        InputError: the run is absent, unfinished or damaged, or its `config.yaml` is not the record
+            inside its checkpoint.
     """
     record_file = folder / "config.yaml"
     fold = folder.name.removeprefix("fold")
@@ -102,16 +108,17 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"The run in {folder} is not finished. Go on:\n  {command} resume=true")
     record = OmegaConf.to_container(OmegaConf.load(record_file))
     assert isinstance(record, dict)
-    weights = folder / "checkpoints" / f"{record['select']}.ckpt"
-    if not weights.is_file():
-        raise InputError(f"{weights} is absent. Train again:\n  {command} overwrite=true")
+    weights = find_checkpoint(folder, record["select"])
+    if weights is None:
+        absent = folder / "checkpoints" / f"{record['select']}.ckpt"
+        raise InputError(f"{absent} is absent. Train again:\n  {command} overwrite=true")
     try:
-        checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+        checkpoint = read_checkpoint(weights)
+    except InputError as error:
         raise InputError(
-            f"{weights} is damaged ({type(error).__name__}): copy it again, or train again:\n"
-            f"  {command} overwrite=true"
+            f"{error}: copy it again, or train again:\n  {command} overwrite=true"
         ) from error
+    _check_record(record_file, record, checkpoint.get("config"), weights)
     # All parameters come from the checkpoint: neither a download nor the file training began with.
     network: nn.Module = instantiate(record["network"], pretrained=False, checkpoint_path=None)
     state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}
@@ -132,4 +139,25 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         # Records of before these existed lack them.
         views=instantiate(record["views"]) if record.get("views") else Views(),
         metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
+        seen=read_seen(folder / SEEN_FILE),
     )
+
+
+def _check_record(record_file: Path, record: Any, inside: Any, weights: Path) -> None:
+    """Check that a run is rebuilt from the very settings that its weights were trained with.
+
+    Args:
+        record_file: the run's `config.yaml`.
+        record: what it says.
+        inside: what the checkpoint says of itself; None in one that is not of `train`.
+        weights: the checkpoint.
+    """
+    if inside is None:
+        return
+    trained = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(inside))))
+    differing = "\n".join(f"  {line}" for line in difference(trained, record))
+    if differing:
+        raise InputError(
+            f"{record_file} is not what {weights} was trained with (there -> in the file):\n"
+            f"{differing}\nPut back what was there, or copy both anew from where they were trained."
+        )

@@ -5,30 +5,40 @@ training crops. A breast is predicted when the last image of its patient has com
 are read patient by patient and few crops wait at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
-from rsna_bcd.imaging.crops import Crop
+from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.inference.breasts import Waiting
+from rsna_bcd.inference.precision import Forward, Precision
 from rsna_bcd.inference.runs import Run
+from rsna_bcd.inference.spent import Spent
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropsTask, Source, prepare_crops
+from rsna_bcd.preparation.crop import CropSettings, CropsTask, Source, prepare_crops
+
+Decoded = engine.Result[str, list[Crop]]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the runs say of one image: exactly one of `probabilities` and `reason` is set.
+    """What the runs say of one image.
 
     Attributes:
         image_id: the image.
         probabilities: (runs,), in the order of the runs; each the mean over its TTA. NaN for runs
-            that look at breasts.
-        reason: why the file could not be read.
+            that look at breasts, that were dropped, or that gave no finite value. None if the file
+            could not be read.
+        reason: why the file could not be read, or a network gave no finite value; None if all is
+            well.
     """
 
     image_id: str
@@ -42,11 +52,14 @@ class BreastPrediction:
 
     Attributes:
         prediction_id: the breast.
-        probabilities: (runs,), in the order of the runs; NaN for runs that look at images.
+        probabilities: (runs,), in the order of the runs; NaN for runs that look at images, that
+            were dropped, or that gave no finite value.
+        reason: why a network gave no finite value; None if all is well.
     """
 
     prediction_id: str
     probabilities: NDArray[np.float64]
+    reason: str | None = None
 
 
 def predict_files(
@@ -57,6 +70,11 @@ def predict_files(
     source: Source,
     batch_size: int,
     workers: int,
+    ahead: int = 32,
+    precision: Precision = "auto",
+    dropped: Collection[int] = (),
+    until: float = math.inf,
+    spent: Spent | None = None,
 ) -> Iterator[Prediction | BreastPrediction]:
     """Predict each file with each run that looks at images, each breast with each of the others.
 
@@ -68,6 +86,13 @@ def predict_files(
         source: how to read the files.
         batch_size: images at a time through a network; of breasts as many as have about so many.
         workers: processes that decode; 0 decodes in this one.
+        ahead: images that may be under way or decoded while the networks are at work.
+        precision: of the networks (`inference.precision`).
+        dropped: positions of runs that are not asked. Looked at before each batch, so that the
+            caller may add to it in between.
+        until: time, as `time.monotonic` gives it, by which the last prediction comes. What is left
+            then has none; a batch that would take longer is not begun.
+        spent: where to note what took how long.
 
     Yields:
         One `Prediction` a file, in the order in which they are ready: a file that cannot be read is
@@ -77,61 +102,145 @@ def predict_files(
     Raises:
         InputError: the table lacks a column that a run is given.
     """
-    settings = tuple(dict.fromkeys(run.crop for run in runs))
-    of_images = _OfImages(images, runs, [settings.index(run.crop) for run in runs])
-    waiting = Waiting(images, files, runs, [settings.index(run.crop) for run in runs])
-    ready: list[tuple[str, list[Crop]]] = []
+    spent = Spent() if spent is None else spent
+    results = decode_files(
+        images, files, runs, source=source, workers=workers, ahead=ahead, until=until
+    )
+    with closing(results):
+        yield from predict_decoded(
+            results, images, files, runs, batch_size=batch_size, precision=precision,
+            dropped=dropped, until=until, spent=spent,
+        )  # fmt: skip
+
+
+def decode_files(
+    images: pd.DataFrame,
+    files: Mapping[str, Path],
+    runs: Sequence[Run],
+    *,
+    source: Source,
+    workers: int,
+    ahead: int,
+    until: float,
+) -> Generator[Decoded, None, None]:
+    """Make the crops that `runs` want of each file, patient by patient; see `predict_files`.
+
+    Yields:
+        One result a file, by `image_id`: the crops of `crops_of`.
+    """
+    settings = crops_of(runs)
     tasks = (
         (image_id, CropsTask(files[image_id], settings, source))
         for image_id in images.sort_values("patient_id", kind="stable")["image_id"]
         if image_id in files
     )
-    for result in engine.run(prepare_crops, tasks, workers=min(workers, len(files))):
+    return engine.run(
+        prepare_crops, tasks, workers=min(workers, len(files)), ahead=ahead, until=until
+    )
+
+
+def crops_of(runs: Sequence[Run]) -> tuple[CropSettings, ...]:
+    """The different crops that runs want."""
+    return tuple(dict.fromkeys(run.crop for run in runs))
+
+
+def predict_decoded(
+    results: Iterable[Decoded],
+    images: pd.DataFrame,
+    files: Mapping[str, Path],
+    runs: Sequence[Run],
+    *,
+    batch_size: int,
+    precision: Precision,
+    dropped: Collection[int],
+    until: float,
+    spent: Spent,
+) -> Iterator[Prediction | BreastPrediction]:
+    """Predict what `decode_files` yields; see `predict_files`."""
+    forwards = [Forward(run, precision) for run in runs]
+    which_crop = [crops_of(runs).index(run.crop) for run in runs]
+    of_images = _OfImages(images, runs, forwards, which_crop)
+    waiting = Waiting(images, files, runs, which_crop)
+    ready: list[tuple[str, list[Crop]]] = []
+
+    def predict(least: int) -> Iterator[Prediction | BreastPrediction]:
+        """Predict what is ready, images and breasts, if there is at least so much of it."""
+        if len(ready) >= least and _in_time(spent, until):
+            with spent.batch():
+                of_batch = of_images.predict(ready, dropped, spent)
+            ready.clear()
+            yield from of_batch
+        if waiting.ready >= least and _in_time(spent, until):
+            with spent.batch():
+                breasts = [
+                    BreastPrediction(*of) for of in waiting.predict(forwards, dropped, spent)
+                ]
+            yield from breasts
+
+    asked = time.monotonic()
+    for result in results:
+        spent.note_image(result.seconds, time.monotonic() - asked)
         waiting.arrived(result.key, result.value)
         if result.value is None:
             yield Prediction(result.key, None, result.reason)
         else:
             ready.append((result.key, result.value))
-        if len(ready) >= batch_size:
-            yield from of_images.predict(ready)
-            ready.clear()
-        if waiting.ready >= batch_size:
-            yield from _of_breasts(waiting)
-    if ready:
-        yield from of_images.predict(ready)
-    yield from _of_breasts(waiting)
+        yield from predict(batch_size)
+        if not _in_time(spent, until):
+            return
+        asked = time.monotonic()
+    yield from predict(1)
 
 
-def _of_breasts(waiting: Waiting) -> Iterator[BreastPrediction]:
-    for prediction_id, probabilities in waiting.predict():
-        yield BreastPrediction(prediction_id, probabilities)
+def _in_time(spent: Spent, until: float) -> bool:
+    """Whether another batch would be done by then."""
+    return time.monotonic() + spent.longest < until
 
 
 class _OfImages:
     """The runs that look at images."""
 
     def __init__(
-        self, images: pd.DataFrame, runs: Sequence[Run], which_crop: Sequence[int]
+        self,
+        images: pd.DataFrame,
+        runs: Sequence[Run],
+        forwards: Sequence[Forward],
+        which_crop: Sequence[int],
     ) -> None:
-        self._runs = [(run if run.unit == "image" else None) for run in runs]
-        self._which_crop = which_crop
+        self._n_runs = len(runs)
         self._row = {image_id: row for row, image_id in enumerate(images["image_id"])}
-        self._metadata = [
-            None if run is None or run.metadata is None else run.metadata.encode(images)
-            for run in self._runs
+        self._runs = [
+            (column, forward, which, None if run.metadata is None else run.metadata.encode(images))
+            for column, (run, forward, which) in enumerate(
+                zip(runs, forwards, which_crop, strict=True)
+            )
+            if run.unit == "image"
         ]
 
-    def predict(self, ready: Sequence[tuple[str, list[Crop]]]) -> Iterator[Prediction]:
+    def predict(
+        self, ready: Sequence[tuple[str, list[Crop]]], dropped: Collection[int], spent: Spent
+    ) -> list[Prediction]:
         """Run every network on a batch of crops."""
         rows = [self._row[image_id] for image_id, _ in ready]
-        probabilities = np.full((len(ready), len(self._runs)), np.nan)
-        for column, (run, which, known) in enumerate(
-            zip(self._runs, self._which_crop, self._metadata, strict=True)
-        ):
-            if run is not None:
-                crops = np.stack([crops[which] for _, crops in ready])
-                probabilities[:, column] = run.predict(
-                    crops, None if known is None else known[rows]
-                )
-        for (image_id, _), row in zip(ready, probabilities, strict=True):
-            yield Prediction(image_id, row, None)
+        probabilities = np.full((len(ready), self._n_runs), np.nan)
+        reasons: dict[int, str] = {}
+        on_device: dict[tuple[int, torch.device], torch.Tensor] = {}  # what several runs share
+        for column, forward, which, metadata in self._runs:
+            if column in dropped:
+                continue
+            with spent.of_network(column, len(ready)):
+                key = which, forward.device
+                if key not in on_device:
+                    crops = as_training_input(np.stack([crops[which] for _, crops in ready]))
+                    on_device[key] = torch.from_numpy(crops)[:, None].to(forward.device)
+                batch = {"image": on_device[key]}
+                if metadata is not None:
+                    batch["metadata"] = torch.from_numpy(metadata[rows])
+                probabilities[:, column], reason = forward.predict(batch)
+            if reason is not None:
+                nan = np.isnan(probabilities[:, column]).nonzero()[0]
+                reasons = dict.fromkeys(nan.tolist(), reason) | reasons
+        return [
+            Prediction(image_id, row, reasons.get(number))
+            for number, ((image_id, _), row) in enumerate(zip(ready, probabilities, strict=True))
+        ]

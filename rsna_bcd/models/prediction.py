@@ -20,6 +20,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.tables.views import Unit as Unit  # networks are annotated with it
 
 TTA = Literal["none", "hflip"]  # test-time augmentation
+PASSES: dict[TTA, int] = {"none": 1, "hflip": 2}  # how often a network sees an image
 Batch = dict[str, Tensor]
 
 

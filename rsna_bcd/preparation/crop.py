@@ -129,8 +129,13 @@ def prepare_crops(task: CropsTask) -> list[Crop]:
     Raises:
         ImageError: the file is no image that can be used; the message says why.
     """
+    return [prepared.pixels for prepared in prepare_images(task)]
+
+
+def prepare_images(task: CropsTask) -> list[PreparedImage]:
+    """Like `prepare_crops`, and say of each crop how it came about."""
     mammogram = read_mammogram(task.path, task.source)
-    return [crop_mammogram(mammogram, settings).pixels for settings in task.settings]
+    return [crop_mammogram(mammogram, settings) for settings in task.settings]
 
 
 def read_mammogram(

@@ -9,6 +9,7 @@ scheduler, on the machines of a `cluster`; a machine that is lost takes nothing 
 import math
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Task = TypeVar("Task")
 Value = TypeVar("Value")
 
 _IN_FLIGHT = 3  # tasks a thread: one at work, the others under way
+_PATIENCE = 0.5  # seconds to wait for a result before looking at the clock
 _CGROUP = Path("/sys/fs/cgroup")  # of the container, if this is one
 _QUOTAS = (  # files, of version 2 and 1, with CPU time (or `max`, or -1) and the time it is for
     ("cpu.max",),
@@ -55,6 +57,8 @@ def run(
     tasks: Iterable[tuple[Key, Task]],
     *,
     workers: int,
+    ahead: int = 0,
+    until: float = math.inf,
     address: str | None = None,
     limit_seconds: float = 300,
     limit_gigabytes: float = 3,
@@ -68,6 +72,11 @@ def run(
         tasks: pairs of a unique key and the argument; drawn only as results are consumed, so the
             sequence may be endless and the memory in use stays bounded.
         workers: number of processes; 0 works in this one, which then shares their fate.
+        ahead: tasks that may be under way or done before the caller asks for their results, for one
+            who is long about other work meanwhile; never fewer than keep the processes busy. Void
+            in this process.
+        until: time, as `time.monotonic` gives it, after which nothing more is yielded, whatever is
+            still under way. In this process, a task that has begun is awaited.
         address: of a dask scheduler, `tcp://host:8786`, whose workers then do the work, as many as
             there are at any time; they see the same files under the same paths. `workers` is void.
         limit_seconds: for one task; one that takes longer is given up. Void in this process.
@@ -89,6 +98,8 @@ def run(
         raise InputError(f"{limit_seconds=} and {limit_gigabytes=} must be greater than 0.")
     if workers == 0 and address is None:
         for key, task in tasks:
+            if time.monotonic() >= until:
+                return
             yield _result(key, sandbox.attempt(function, task))
         return
     job = Job(
@@ -107,7 +118,7 @@ def run(
 
         threads = Cluster(address)
     try:
-        yield from _run(threads, job, iter(tasks))
+        yield from _run(threads, job, iter(tasks), ahead, until)
     finally:
         sandbox.end(job.run)  # on other machines, processes end when nothing comes
         threads.close()
@@ -143,7 +154,7 @@ class _Threads(Protocol):
         """Have a task worked on; the name that it has until it is done."""
 
     def next_done(self, *, wait: bool = True) -> tuple[Hashable, Outcome] | None:
-        """A task that is done: its name and what it came to; None if there is none by now."""
+        """A task that is done: its name and what it came to; None if there is none for now."""
 
     def close(self) -> None:
         """End them, or their work for this run."""
@@ -170,7 +181,7 @@ class _ThreadsHere:
 
     def next_done(self, *, wait: bool = True) -> tuple[int, Outcome] | None:
         try:
-            done = self._done.get(block=wait)
+            done = self._done.get(block=wait, timeout=_PATIENCE)
         except Empty:
             return None
         if isinstance(done, SandboxError):
@@ -193,18 +204,18 @@ class _ThreadsHere:
 
 
 def _run(
-    threads: _Threads, job: Job, tasks: Iterator[tuple[Key, Any]]
+    threads: _Threads, job: Job, tasks: Iterator[tuple[Key, Any]], ahead: int, until: float
 ) -> Iterator[Result[Key, Any]]:
     """Keep a bounded number of tasks in flight, and yield the result of each as it is done."""
     keys: dict[Hashable, Key] = {}  # of the tasks in flight, by the names that they have there
 
     def refill() -> None:
-        room = _IN_FLIGHT * threads.count() - len(keys)
+        room = max(_IN_FLIGHT * threads.count(), ahead) - len(keys)
         for key, task in islice(tasks, max(0, room)):
             keys[threads.submit(job, sandbox.pack(task))] = key
 
     refill()
-    while keys:
+    while keys and time.monotonic() < until:
         done = threads.next_done()
         if done is None:
             refill()  # there may be more workers now

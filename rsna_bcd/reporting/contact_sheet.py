@@ -4,19 +4,27 @@ Windows, boxes and orientation differ by machine, and so do their mistakes: a co
 shows few of them, a look at some crops of each machine most.
 """
 
-import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rsna_bcd.reporting.crop_sample import CropSample, Kind, MachineSample, SampledImage
+from rsna_bcd.reporting.sheet import (
+    ADVANCE,
+    AMBER,
+    MUTED,
+    PAPER,
+    PLAIN,
+    RED,
+    RULE,
+    Page,
+    shortened,
+)
 
 Crop = NDArray[np.unsignedinteger[Any]]  # (H, W), uint8 or uint16
 ReadCrop = Callable[[SampledImage], Crop]
@@ -26,15 +34,12 @@ _TALLEST, _WIDEST, _NARROWEST = 192, 288, 96  # a crop's height and width; the s
 _GAP, _MARGIN, _LABELS = 12, 28, 132  # between crops; around the sheet; the column of machines
 _TAB, _CAPTION, _BELOW = 24, 30, 14  # above a crop, for its tab; below it; then to the next line
 _HEADER, _FOOTER, _NARROWEST_SHEET = 120, 46, 760
-_SMALL, _PLAIN, _LARGE = 10, 12, 21  # sizes of text
-_ADVANCE = 0.602  # width of a letter of DejaVu Sans Mono, as a part of its size
-_DPI = 128  # a power of two: pixels / dpi * dpi are the same pixels
+_SMALL, _LARGE = 10, 21  # sizes of text
 
-_PAPER, _RULE, _EDGE = (17, 19, 23), (43, 47, 54), (58, 63, 71)
-_BRIGHT, _MUTED = (232, 234, 237), (150, 156, 165)
+_EDGE = (58, 63, 71)
 _COLOURS: dict[Kind, tuple[int, int, int]] = {
-    "failed": (255, 92, 92),
-    "whole frame": (255, 166, 43),
+    "failed": RED,
+    "whole frame": AMBER,
     "crop": _EDGE,
     "missing": (128, 134, 144),
 }
@@ -70,11 +75,11 @@ def contact_sheet(sample: CropSample, read: ReadCrop, title: str) -> Figure:
     step = _TAB + _TALLEST + _CAPTION + _BELOW
     width = 2 * _MARGIN + _LABELS + columns * (cell + _GAP) - _GAP
     height = _HEADER + sum(map(len, lines)) * step + _FOOTER
-    page = _Page(max(width, _NARROWEST_SHEET), height)
+    page = Page(max(width, _NARROWEST_SHEET), height)
     _draw_header(page, sample, title)
     top = _HEADER
     for machine, of_machine in zip(sample.machines, lines, strict=True):
-        page.fill(_MARGIN, top - 1, page.width - 2 * _MARGIN, 1, _RULE)
+        page.fill(_MARGIN, top - 1, page.width - 2 * _MARGIN, 1, RULE)
         _draw_label(page, machine, top + _TAB)
         for line in of_machine:
             for column, image in enumerate(line):
@@ -85,117 +90,41 @@ def contact_sheet(sample: CropSample, read: ReadCrop, title: str) -> Figure:
     return page.figure()
 
 
-def as_png(figure: Figure) -> bytes:
-    """Encode a figure; the same figure gives the same bytes, on whatever day."""
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
-    return content.getvalue()
-
-
-class _Page:
-    """A dark page: pixels are painted, so that edges are sharp, and text is set upon them.
-
-    Args:
-        width: in pixels.
-        height: in pixels.
-    """
-
-    def __init__(self, width: int, height: int) -> None:
-        self.width = width
-        self.pixels = np.full((height, width, 3), _PAPER, np.uint8)
-        self._texts: list[_Text] = []
-
-    def fill(
-        self, left: int, top: int, width: int, height: int, colour: tuple[int, int, int]
-    ) -> None:
-        """Paint a rectangle."""
-        self.pixels[top : top + height, left : left + width] = colour
-
-    def write(
-        self,
-        left: float,
-        baseline: int,
-        content: str,
-        size: int = _PLAIN,
-        colour: tuple[int, int, int] = _BRIGHT,
-        weight: str = "normal",
-    ) -> float:
-        """Set one line in letters of one width; returns where it ends."""
-        self._texts.append(_Text(left, baseline, content, size, colour, weight))
-        return left + len(content) * size * _ADVANCE
-
-    def figure(self) -> Figure:
-        """The page, one pixel a pixel."""
-        height, width, _ = self.pixels.shape
-        figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-        figure.set_layout_engine("none")  # whatever the user prefers
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.imshow(
-            self.pixels,
-            aspect="auto",
-            extent=(0, width, height, 0),
-            origin="upper",
-            interpolation="none",
-        )
-        for text in self._texts:
-            axes.text(
-                text.left, text.baseline, text.content,
-                fontsize=text.size * 72 / _DPI, color=[c / 255 for c in text.colour],
-                # Named, not the user's own; and a dollar in a reason is no formula.
-                fontfamily="DejaVu Sans Mono", fontweight=text.weight,
-                verticalalignment="baseline", parse_math=False, usetex=False,
-            )  # fmt: skip
-        return figure
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A line of text."""
-
-    left: float
-    baseline: int
-    content: str
-    size: int
-    colour: tuple[int, int, int]
-    weight: str
-
-
-def _draw_header(page: _Page, sample: CropSample, title: str) -> None:
+def _draw_header(page: Page, sample: CropSample, title: str) -> None:
     """Title, totals, legend."""
-    room = int((page.width - 2 * _MARGIN) / (_LARGE * _ADVANCE))
-    page.write(_MARGIN, 44, _shortened(title, room), _LARGE, weight="bold")
+    room = int((page.width - 2 * _MARGIN) / (_LARGE * ADVANCE))
+    page.write(_MARGIN, 44, shortened(title, room), _LARGE, weight="bold")
     made = sample.counts["crop"] + sample.counts["whole frame"]
-    end = page.write(_MARGIN, 70, _number(made, "crop"), _PLAIN + 1)
+    end = page.write(_MARGIN, 70, _number(made, "crop"), PLAIN + 1)
     for kind, words in _amiss(sample.counts):
-        end = page.write(end + 18, 70, words, _PLAIN + 1, _COLOURS[kind])
+        end = page.write(end + 18, 70, words, PLAIN + 1, _COLOURS[kind])
     left = _MARGIN
     for kind, words in _LEGEND.items():
         _draw_frame(page, left, 87, 12, 12, kind)
-        left = int(page.write(left + 19, 97, words, colour=_MUTED)) + 24
+        left = int(page.write(left + 19, 97, words, colour=MUTED)) + 24
 
 
-def _draw_footer(page: _Page, sample: CropSample, top: int) -> None:
+def _draw_footer(page: Page, sample: CropSample, top: int) -> None:
     """How the sample was drawn, and what is not on it."""
-    page.fill(_MARGIN, top - 1, page.width - 2 * _MARGIN, 1, _RULE)
+    page.fill(_MARGIN, top - 1, page.width - 2 * _MARGIN, 1, RULE)
     words = "Sampled by a hash of image_id, failed and whole frames first."
     if sample.machines_left_out:
         machines = _number(sample.machines_left_out, "machine")
         images = _number(sample.images_left_out, "image")
         words += f" Not shown: {machines} with {images}."
-    page.write(_MARGIN, top + 24, words, _PLAIN, _MUTED)
+    page.write(_MARGIN, top + 24, words, PLAIN, MUTED)
 
 
-def _draw_label(page: _Page, machine: MachineSample, top: int) -> None:
+def _draw_label(page: Page, machine: MachineSample, top: int) -> None:
     """What a machine is called, and how many images it has."""
-    room = int((_LABELS - _GAP) / (_PLAIN * _ADVANCE))
-    baseline = top + _PLAIN
+    room = int((_LABELS - _GAP) / (PLAIN * ADVANCE))
+    baseline = top + PLAIN
     for words in textwrap.wrap(machine.name, room, max_lines=3, placeholder="…"):
         page.write(_MARGIN, baseline, words, weight="bold")
         baseline += 17
     facts = [
-        *([(_MUTED, _shortened(machine.site, room))] if machine.site else []),
-        (_MUTED, _number(sum(machine.counts.values()), "image")),
+        *([(MUTED, shortened(machine.site, room))] if machine.site else []),
+        (MUTED, _number(sum(machine.counts.values()), "image")),
         *((_COLOURS[kind], words) for kind, words in _amiss(machine.counts)),
     ]
     for colour, words in facts:
@@ -204,7 +133,7 @@ def _draw_label(page: _Page, machine: MachineSample, top: int) -> None:
 
 
 def _draw_cell(
-    page: _Page,
+    page: Page,
     image: SampledImage,
     pixels: NDArray[np.uint8] | None,
     left: int,
@@ -212,7 +141,7 @@ def _draw_cell(
     cell: int,
 ) -> None:
     """A crop, or why there is none, in its frame, and its caption."""
-    letters = int(cell / (_SMALL * _ADVANCE))
+    letters = int(cell / (_SMALL * ADVANCE))
     if pixels is None:
         _draw_frame(page, left, top, cell, _TALLEST, image.kind)
         _write_reason(page, image, left, top, cell)
@@ -221,26 +150,26 @@ def _draw_cell(
         _draw_frame(page, left, top, width, height, image.kind)
         page.pixels[top : top + height, left : left + width] = pixels[..., None]
     if image.kind in ("failed", "whole frame"):
-        long = len(image.kind) * _SMALL * _ADVANCE + 8
+        long = len(image.kind) * _SMALL * ADVANCE + 8
         page.fill(left - 2, top - 15, round(long) + 2, 13, _COLOURS[image.kind])
-        page.write(left + 3, top - 5, image.kind, _SMALL, _PAPER, "bold")
-    page.write(left, top + _TALLEST + 14, _shortened(image.image_id, letters), _SMALL)
-    page.write(left, top + _TALLEST + 27, _shortened(image.caption, letters), _SMALL, _MUTED)
+        page.write(left + 3, top - 5, image.kind, _SMALL, PAPER, "bold")
+    page.write(left, top + _TALLEST + 14, shortened(image.image_id, letters), _SMALL)
+    page.write(left, top + _TALLEST + 27, shortened(image.caption, letters), _SMALL, MUTED)
 
 
-def _draw_frame(page: _Page, left: int, top: int, width: int, height: int, kind: Kind) -> None:
+def _draw_frame(page: Page, left: int, top: int, width: int, height: int, kind: Kind) -> None:
     """An empty frame around a rectangle, outside it."""
     edge = 2 if kind in ("failed", "whole frame") else 1
     page.fill(left - edge, top - edge, width + 2 * edge, height + 2 * edge, _COLOURS[kind])
-    page.fill(left, top, width, height, _PAPER)
+    page.fill(left, top, width, height, PAPER)
 
 
-def _write_reason(page: _Page, image: SampledImage, left: int, top: int, cell: int) -> None:
+def _write_reason(page: Page, image: SampledImage, left: int, top: int, cell: int) -> None:
     """In place of a crop."""
     inset, leading = 6, 13
     words = textwrap.wrap(
         image.reason or image.kind,
-        int((cell - 2 * inset) / (_SMALL * _ADVANCE)),
+        int((cell - 2 * inset) / (_SMALL * ADVANCE)),
         max_lines=(_TALLEST - 2 * inset) // leading,
         placeholder=" …",
     )
@@ -279,11 +208,3 @@ def _amiss(counts: Mapping[Kind, int]) -> list[tuple[Kind, str]]:
 def _number(n: int, noun: str) -> str:
     """A number of things."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _shortened(text: str, letters: int) -> str:
-    """At most so many letters: beginnings and ends of identifiers tell most."""
-    if len(text) <= letters:
-        return text
-    end = (letters - 1) // 2
-    return f"{text[: letters - 1 - end]}…{text[len(text) - end :]}"

@@ -104,10 +104,25 @@ class Ensemble:
     positives: int
     score: Mapping[str, Any]
 
-    def combine(self, probabilities: ArrayLike) -> Floats:
-        """Blend breast-level probabilities: (members, N), in the order of `members`, to (N,)."""
-        ranks = [member.ranks for member in self.members if member.ranks is not None]
-        return blend(probabilities, self.blend, [member.weight for member in self.members], ranks)
+    def combine(self, probabilities: ArrayLike, taking_part: ArrayLike | None = None) -> Floats:
+        """Blend breast-level probabilities.
+
+        Args:
+            probabilities: (members, N), in the order of `members`.
+            taking_part: Of each member, whether it is among those of `probabilities`; None if all
+                are. The others' weight goes to these, in proportion; in equal parts, if they have
+                none themselves.
+
+        Returns:
+            (N,).
+        """
+        part = np.ones(len(self.members)) if taking_part is None else np.asarray(taking_part)
+        members = [member for member, is_there in zip(self.members, part, strict=True) if is_there]
+        weights = [member.weight for member in members]
+        if taking_part is not None and not any(weights):
+            weights = [1.0] * len(members)
+        ranks = [member.ranks for member in members if member.ranks is not None]
+        return blend(probabilities, self.blend, weights, ranks)
 
     @property
     def unread(self) -> float:

@@ -1,6 +1,7 @@
 """The table of images: columns, dtypes, identifiers, and what makes a table unfit for use."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -34,10 +35,11 @@ _REQUIRED: dict[Split, tuple[str, ...]] = {
     "test": ("patient_id", "image_id", "laterality", "view", "prediction_id"),
 }
 _STRINGS = ("patient_id", "image_id", "prediction_id", "file")
-_EXCEL = (".xlsx", ".xlsm")
+EXCEL = (".xlsx", ".xlsm")
+SAFE_NAME = r"[\w-][\w.-]*"  # identifiers become folder and file names
 # Absolute, through a parent folder, or of another operating system.
-_LEAVES_THE_FOLDER = r"^/|\\|(?:^|/)\.\.(?:/|$)"
-_PATTERN = r"[*?\[]"
+LEAVES_THE_FOLDER = r"^/|\\|(?:^|/)\.\.(?:/|$)"
+PATTERN = re.compile(r"[*?\[]")
 _SHOWN = 5  # offending rows named in a message
 
 
@@ -72,7 +74,7 @@ def read_images(
     """
     files = table_files(csv)
     name = " with ".join(map(str, files))
-    tables = [_read_table(file) for file in files]
+    tables = [read_table(file) for file in files]
     try:
         mapped = pd.concat(tables, ignore_index=True) if rows is None else rows(tables, split)
     except InputError as error:
@@ -85,7 +87,7 @@ def read_images(
         )
     if mapped.empty:
         raise InputError(f"{name} has a header but no rows. Download it anew.")
-    frame = _typed(mapped)
+    frame = typed(mapped)
     if split == "train":
         frame = frame.assign(
             prediction_id=(frame["patient_id"] + "_" + frame["laterality"].astype("string"))
@@ -99,23 +101,23 @@ def read_images(
     return frame
 
 
-def _read_table(file: Path) -> pd.DataFrame:
+def read_table(file: Path) -> pd.DataFrame:
     """One file as strings: which columns are identifiers, only the mapping knows."""
     if not file.is_file():
         made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
         raise InputError(f"{file} does not exist.{made} Point paths.data= at the dataset's folder.")
     try:
-        if file.suffix.lower() in _EXCEL:
+        if file.suffix.lower() in EXCEL:
             return pd.read_excel(file, dtype="string")
         return pd.read_csv(file, dtype="string")
     except pd.errors.EmptyDataError:
         raise InputError(f"{file} is empty. Download it anew.") from None
     except (pd.errors.ParserError, UnicodeDecodeError, ValueError, BadZipFile) as error:
-        kind = "an Excel" if file.suffix.lower() in _EXCEL else "a CSV"
+        kind = "an Excel" if file.suffix.lower() in EXCEL else "a CSV"
         raise InputError(f"{file} is not {kind} table: {error}. Download it anew.") from error
 
 
-def _typed(mapped: pd.DataFrame) -> pd.DataFrame:
+def typed(mapped: pd.DataFrame) -> pd.DataFrame:
     """Give the columns the types that pandas reads from a table of ours, as the prepared one is."""
     text = io.StringIO(mapped.to_csv(index=False))
     return pd.read_csv(text, dtype=dict.fromkeys(_STRINGS, "string"))
@@ -130,8 +132,7 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
 
     for column in ("patient_id", "image_id"):
         refuse(frame[column].isna(), f"{column} is missing", "Fill it in or drop the rows.")
-        # Identifiers become folder and file names.
-        unsafe = ~frame[column].str.fullmatch(r"[\w-][\w.-]*")
+        unsafe = ~frame[column].str.fullmatch(SAFE_NAME)
         refuse(unsafe, f"{column} is unfit for a file name", "Use letters, digits, '_', '-', '.'.")
     laterality, view = frame["laterality"], frame["view"]
     refuse(
@@ -159,12 +160,12 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
     if "file" in frame:
         refuse(frame["file"].isna(), "file is missing", "Fill it in or drop the rows.")
         refuse(
-            frame["file"].str.contains(_LEAVES_THE_FOLDER),
+            frame["file"].str.contains(LEAVES_THE_FOLDER),
             "file leads out of the folder of images",
             "Write it relative to that folder, with '/' and without '..'.",
         )
         refuse(  # patterns are seen when they have found their files
-            frame["file"].duplicated(keep=False) & ~frame["file"].str.contains(_PATTERN),
+            frame["file"].duplicated(keep=False) & ~frame["file"].str.contains(PATTERN),
             "file occurs more than once",
             "Each image has a file of its own.",
         )

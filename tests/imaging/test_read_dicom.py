@@ -372,7 +372,7 @@ def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path, syntax: st
         ({"SamplesPerPixel": 3}, "3 samples per pixel"),
         ({"NumberOfFrames": 5}, "5 frames"),
         ({"PhotometricInterpretation": "RGB"}, "photometric interpretation RGB"),
-        ({"Modality": "CT"}, "modality CT is not mammography"),
+        ({"Modality": "CT"}, "CT image, no mammogram"),
         ({"Rows": 32}, "1980 bytes of pixels, where the size needs 1920"),
         ({"PixelData": None}, "no pixel data"),
         ({"PixelData": b"1234"}, "cut short: 4 of 1980 bytes"),

@@ -163,3 +163,50 @@ def test_folds_are_averaged_and_what_was_not_read_has_the_prior_and_is_negative(
     assert found["calibrated"][1] == 0.1
     assert found["unread"].tolist() == [0, 1]
     assert found["cancer"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("blend", ["mean", "logit_mean", "rank_mean"])
+def test_dropped_folds_leave_what_the_others_alone_say(blend: Blend, output: Path) -> None:
+    fitted, _ = fit(output, f"blend={blend}", "weights=[3,2,1]")
+    images, by_image, by_breast = the_same_images_as_a_test(output)
+    for dropped in ((0,), (2,), (0, 1)):
+        found = predict_breasts(fitted, RUNS, images, by_image, by_breast, dropped)
+        left = [i for i in range(3) if i not in dropped]
+        alone = replace(fitted, members=tuple(fitted.members[i] for i in left))
+        wanted = predict_breasts(
+            alone,
+            [RUNS[i] for i in left],
+            images,
+            [replace(p, probabilities=p.probabilities[left]) for p in by_image],
+            [replace(p, probabilities=p.probabilities[left]) for p in by_breast],
+        )
+        pd.testing.assert_frame_equal(found, wanted)
+
+
+def test_a_network_without_a_finite_value_has_no_part_in_that_breast_alone(output: Path) -> None:
+    fitted, _ = fit(output, "weights=[3,0,0]")
+    images, by_image, by_breast = the_same_images_as_a_test(output)
+    whole = predict_breasts(fitted, RUNS, images, by_image, by_breast).set_index("prediction_id")
+    first, second = images["prediction_id"].unique()[:2]
+    lost = set(images.loc[images["prediction_id"] == first, "image_id"])
+    part = images.loc[images["prediction_id"] == second, "image_id"].iloc[0]
+    nan = [
+        replace(p, probabilities=np.array([np.nan, *p.probabilities[1:]]))
+        if p.image_id in {*lost, part}
+        else p
+        for p in by_image
+    ]
+    found = predict_breasts(fitted, RUNS, images, nan, by_breast).set_index("prediction_id")
+    assert found["unread"].sum() == 0
+    others = found.index.difference([first, second])
+    pd.testing.assert_frame_equal(found.loc[others], whole.loc[others])
+    # The members that are left have no weight: they count alike.
+    values = {p.image_id: p.probabilities for p in by_image}
+    of_breast = {p.prediction_id: p.probabilities[2] for p in by_breast}
+    small = np.mean([values[i][1] for i in lost])
+    assert fitted.members[1].rule == "mean"
+    assert found.loc[first, "probability"] == pytest.approx((small + of_breast[first]) / 2)
+    rest = set(images.loc[images["prediction_id"] == second, "image_id"]) - {part}
+    own = np.mean([values[i][0] for i in rest])
+    assert found.loc[second, "probability"] == pytest.approx(own)
+    assert own != pytest.approx(whole.loc[second, "probability"], abs=1e-4)

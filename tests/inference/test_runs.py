@@ -1,5 +1,6 @@
 """A run rebuilt from its own record predicts what it predicted out of fold."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ BACKBONE = "test_efficientnet"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that began with local weights, which are gone since."""
     output = tmp_path_factory.mktemp("runs")
-    save_crops(output)
+    table = save_crops(output) / "train.csv"
+    images = pd.read_csv(table, dtype=str)
+    images.assign(machine_id="m" + images["patient_id"]).to_csv(table, index=False)
     weights = output / "weights.pth"
     torch.save(create_model(BACKBONE, in_chans=3).state_dict(), weights)
     overrides = (
@@ -54,6 +57,25 @@ def test_it_predicts_what_was_predicted_out_of_fold(folder: Path) -> None:
     assert alone.dtype == np.float64
 
 
+def test_it_knows_what_its_training_saw_and_not_what_it_held_out(folder: Path) -> None:
+    folds = pd.read_csv(folder.parents[2] / "folds" / "rsna-stratified.csv", dtype=str)
+    trained_on = folds.loc[folds["fold"] != "0", "patient_id"]
+    assert load_run(folder).seen == {
+        "machine_id": tuple(sorted("m" + trained_on)),
+        "view": ("CC", "MLO"),
+    }
+
+
+def test_a_run_of_before_says_nothing_of_what_it_saw(folder: Path, tmp_path: Path) -> None:
+    old = tmp_path / "fold0"
+    shutil.copytree(folder, old)
+    (old / "seen.json").write_text("[]")
+    with pytest.raises(InputError, match=r"seen\.json is damaged"):
+        load_run(old)
+    (old / "seen.json").unlink()
+    assert load_run(old).seen == {}
+
+
 def test_it_knows_how_its_images_were_prepared(folder: Path) -> None:
     run = load_run(folder)
     assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
@@ -76,13 +98,41 @@ def test_an_unfinished_run_is_answered_with_the_command(folder: Path) -> None:
     (folder / "hidden").rename(finished)
 
 
-def test_another_network_in_the_record_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (BACKBONE, "test_resnet", f"network.backbone: {BACKBONE} -> test_resnet"),
+        ("fit: pad", "fit: stretch", "crop.fit: pad -> stretch"),
+        ("tta: hflip", "tta: none", "tta: hflip -> none"),
+        ("tta: hflip\n", "", r"tta: hflip -> \(absent\)"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused_with_the_difference(
+    folder: Path, before: str, after: str, said: str
+) -> None:
     record = folder / "config.yaml"
     text = record.read_text()
-    record.write_text(text.replace(BACKBONE, "test_resnet"))
+    assert before in text
+    record.write_text(text.replace(before, after))
+    try:
+        with pytest.raises(InputError, match=rf"(?s)not what .*last.ckpt was trained with.*{said}"):
+            load_run(folder)
+    finally:
+        record.write_text(text)
+
+
+def test_a_checkpoint_without_a_record_must_still_fit(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "tiny" / "fold0"
+    shutil.copytree(folder, copied)
+    weights = copied / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(weights)
+    del checkpoint["config"]
+    torch.save(checkpoint, weights)
+    assert load_run(copied).tta == "hflip"
+    record = copied / "config.yaml"
+    record.write_text(record.read_text().replace(BACKBONE, "test_resnet"))
     with pytest.raises(InputError, match="does not fit the network"):
-        load_run(folder)
-    record.write_text(text)
+        load_run(copied)
 
 
 def test_an_absent_checkpoint_is_named(folder: Path) -> None:

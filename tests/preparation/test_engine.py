@@ -189,3 +189,35 @@ def _processes_in(folder: Path) -> set[int]:
             except OSError:
                 continue
     return found
+
+
+def wait(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@pytest.mark.parametrize(("ahead", "drawn"), [(0, 6), (4, 6), (25, 25)])
+def test_as_many_tasks_are_ahead_of_the_caller_as_it_asks_for(ahead: int, drawn: int) -> None:
+    seen = []
+
+    def endless() -> Iterator[tuple[str, int]]:
+        for number in range(1000):
+            seen.append(number)
+            yield str(number), 0
+
+    results = run(work, endless(), workers=2, ahead=ahead)
+    next(results)
+    time.sleep(0.3)
+    assert len(seen) == drawn + 1  # one was done, and another took its place
+    results.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_comes_when_its_time_is_over(workers: int) -> None:
+    begun = time.monotonic()
+    results = list(
+        run(wait, [("a", 0.0), ("b", 3.0), ("c", 3.0)], workers=workers, until=begun + 2.5)
+    )
+    keys = [r.key for r in results]
+    assert keys == ["a", "b"] if workers == 0 else not set(keys) & {"b", "c"}
+    assert time.monotonic() - begun < 4

@@ -1,0 +1,1 @@
+"""What an offline code competition needs: wheels, a notebook, a rehearsal without a network."""

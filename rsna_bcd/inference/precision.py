@@ -1,0 +1,106 @@
+"""A batch through a network: in the precision that pays, in as many parts as memory asks for."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.inference.runs import Run
+from rsna_bcd.models.prediction import Batch, predict_logits
+
+Precision = Literal["auto", "float32", "fp16", "bf16"]
+
+_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def settled(precision: Precision, device: str) -> Precision:
+    """What `auto` is: fp16 on a GPU, float32 on a processor, which is slow at anything less.
+
+    Args:
+        precision: as asked for.
+        device: type of the device, `cuda` or `cpu`.
+
+    Raises:
+        InputError: an unknown precision.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {' or '.join(get_args(Precision))}, not {precision!r}.")
+    if precision != "auto":
+        return precision
+    return "fp16" if device == "cuda" else "float32"
+
+
+def device_of(run: Run) -> torch.device:
+    """Where its network is; those that torch does not execute have no parameters there."""
+    return next(run.network.parameters(), torch.empty(0)).device
+
+
+class Forward:
+    """A run's network, whatever happens to a batch.
+
+    Args:
+        run: the network and its TTA.
+        precision: of the device's arithmetic; weights and logits stay float32.
+    """
+
+    def __init__(self, run: Run, precision: Precision) -> None:
+        self._run = run
+        self.device = device_of(run)
+        self._dtype = _AUTOCAST.get(settled(precision, self.device.type))
+        self._most: int | None = None  # samples that fit into memory, once some did not
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float64], str | None]:
+        """Predict a batch.
+
+        What does not fit into the memory of a GPU is halved and tried again, down to one sample.
+        Where a precision below float32 gives a logit that is no number, the batch has float32.
+
+        Args:
+            batch: what the network looks at (`models.prediction`), on any device.
+
+        Returns:
+            Probabilities (B,), and why some of them are NaN; None where none is.
+        """
+        size = len(batch["image"])
+        values = np.full(size, np.nan)
+        reason: str | None = None
+        start = 0
+        while start < size:
+            end = min(size, start + (self._most or size))
+            part = {name: tensor[start:end].to(self.device) for name, tensor in batch.items()}
+            try:
+                logits = self._logits(part)
+            except torch.OutOfMemoryError:
+                logits = None  # not here: the exception holds on to what the batch took
+            if logits is None:
+                torch.cuda.empty_cache()
+                if end - start > 1:
+                    self._most = (end - start) // 2
+                    continue
+                reason = f"{self._name} needs more memory than {self.device} has"
+            else:
+                values[start:end] = logits.double().sigmoid().cpu().numpy()
+                if not np.isfinite(values[start:end]).all():
+                    reason = f"{self._name} gave no finite value"
+            start = end
+        return values, reason
+
+    @property
+    def _name(self) -> str:
+        return f"{self._run.folder.parent.name} {self._run.folder.name}"
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        network, tta = self._run.network, self._run.tta
+        if self._dtype is not None:
+            with torch.autocast(self.device.type, dtype=self._dtype):
+                logits = predict_logits(network, batch, tta, in_float32=False)
+            if logits.isfinite().all():
+                return logits
+        return _infinite_as_nan(predict_logits(network, batch, tta))
+
+
+def _infinite_as_nan(logits: torch.Tensor) -> torch.Tensor:
+    """A network that overflows is not sure of anything: no probability of 0 or 1 comes of it."""
+    return torch.where(logits.isfinite(), logits, torch.nan)

@@ -1,0 +1,125 @@
+"""What a model says of breasts and their images, with the reasons to doubt it, for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+Decision = Literal["positive", "negative"]
+
+# Each in a sentence that goes on from its name. In the order of showing.
+DOUBTS = {
+    "synthetic model": "trained on mammograms made by a computer: it knows nothing of real ones",
+    "trained on pictures": "not on DICOM files: the threshold above all may not carry over",
+    "not read": "none of its images could be read: there is no answer",
+    "image not read": "the answer is from the other images of the breast",
+    "near the threshold": "thresholds on either side did as well out of fold: the decision is open",
+    "no breast found": "none stood out from the background: the whole frame was used",
+    "for processing": "values of the detector; networks learn from images for presentation",
+    "synthetic 2D": "made from a tomosynthesis, not taken by itself",
+    "not said to be a mammogram": "the header says X-ray, and not of what",
+    "unseen machine": "the networks were not trained on images of this model",
+    "unseen view": "the networks were not trained on this view",
+    "side unknown": "the header names no side, so the image counts as a breast of its own",
+    "view unknown": "the header names no view that is known here",
+    "no CC": "the breast has no craniocaudal view",
+    "no MLO": "the breast has no mediolateral oblique view",
+    "patient unknown": "none is named: the images of one folder are taken for one patient's",
+    "facts missing": "networks are given facts of the patient or machine that the header lacks",
+}
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """What is said of one image.
+
+    Attributes:
+        file: as it was given.
+        view: None where it is unknown.
+        probability: of the image by itself; None where networks look at whole breasts, or where it
+            could not be read.
+        doubts: keys of `DOUBTS`.
+        reason: why it could not be read; None where it was.
+        facts: what its header says, and how its crop came about.
+    """
+
+    file: str
+    view: str | None
+    probability: float | None
+    doubts: list[str]
+    reason: str | None
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BreastAnswer:
+    """What is said of one breast.
+
+    Attributes:
+        prediction_id: the breast.
+        patient_id: as the header, or the folder, calls the patient.
+        examination: which of the patient's, in the order in which they were found.
+        laterality: L, R or `unknown`.
+        probability: of the blend; None if nothing could be read.
+        threshold: at or above which the blend is called positive.
+        calibrated: of the same, where the ensemble is calibrated.
+        decision: None if nothing could be read.
+        doubts: keys of `DOUBTS`, those of its images included.
+        images: in the order of the table.
+    """
+
+    prediction_id: str
+    patient_id: str
+    examination: int
+    laterality: str
+    probability: float | None
+    threshold: float
+    calibrated: float | None
+    decision: Decision | None
+    doubts: list[str]
+    images: list[ImageAnswer]
+
+
+def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
+    """One row a breast, for `breasts.csv`; lists in one cell, parted by `; `."""
+    calibrates = any(answer.calibrated is not None for answer in answers)
+    return pd.DataFrame(
+        {
+            "prediction_id": answer.prediction_id,
+            "patient_id": answer.patient_id,
+            "examination": answer.examination,
+            "laterality": answer.laterality,
+            "views": " ".join(image.view or "?" for image in answer.images),
+            "probability": answer.probability,
+            **({"calibrated": answer.calibrated} if calibrates else {}),
+            "threshold": answer.threshold,
+            "decision": answer.decision,
+            "doubts": "; ".join(answer.doubts),
+        }
+        for answer in answers
+    )
+
+
+def images_table(answers: Sequence[BreastAnswer], pictures: Mapping[str, str]) -> pd.DataFrame:
+    """One row an image, for `images.csv`.
+
+    Args:
+        answers: of its breasts.
+        pictures: by file, where its picture is.
+    """
+    return pd.DataFrame(
+        {
+            "file": image.file,
+            "prediction_id": answer.prediction_id,
+            "patient_id": answer.patient_id,
+            "laterality": answer.laterality,
+            "view": image.view,
+            "probability": image.probability,
+            "doubts": "; ".join(image.doubts),
+            "picture": pictures.get(image.file),
+            **image.facts,
+        }
+        for answer in answers
+        for image in answer.images
+    )

@@ -1,0 +1,94 @@
+"""The table of images of files that come without one: what their headers say, and their folders."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from rsna_bcd.tables.images import LATERALITIES
+
+UNKNOWN_SIDE = "unknown"
+_Header = Mapping[str, str | int | float | None]
+
+
+def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, str]) -> pd.DataFrame:
+    """Make a table of images as inference wants it.
+
+    The images of a patient belong together if they are of one study. A breast is one side of one
+    study; an image whose side is unknown is a breast of its own, and no other breast's other side.
+
+    Args:
+        headers: by file, as `imaging.headers.read_header` reads them.
+        folders: by file, the name of the folder it is in: its patient, where no header names one.
+
+    Returns:
+        One row a file, in the order of `headers`: `image_id` (the file), `prediction_id`,
+        `patient_id` (of the machinery: what belongs together), `laterality` (L, R or `unknown`),
+        `view` (None where it is unknown), `age, implant, machine_id, site_id` (NA where unknown;
+        a site always is), and for people `patient` (as in the header, else the folder),
+        `patient_named` (whether the header does), `examination` (1, 2, ... of the patient).
+    """
+    patients = {
+        file: str(header["patient_id"] or folders[file]) for file, header in headers.items()
+    }
+    studies: dict[str, dict[object, int]] = {}
+    names = {(patient, 1): patient for patient in patients.values()}
+    rows = []
+    for file, header in headers.items():
+        patient = patients[file]
+        of_patient = studies.setdefault(patient, {})
+        number = of_patient.setdefault(header["study_id"], len(of_patient) + 1)
+        if (patient, number) not in names:
+            names[patient, number] = distinct([f"{patient}_{number}"], names.values())[0]
+        known = header["laterality"] in LATERALITIES
+        rows.append(
+            {
+                "image_id": file,
+                "patient_id": names[patient, number],
+                "laterality": header["laterality"] if known else UNKNOWN_SIDE,
+                "view": header["view"],
+                "age": header["age"],
+                "implant": header["implant"],
+                "machine_id": header["machine"],
+                "site_id": None,
+                "patient": patient,
+                "patient_named": header["patient_id"] is not None,
+                "examination": number,
+            }
+        )
+    table = pd.DataFrame(rows)
+    for column in ("age", "implant"):
+        table[column] = pd.to_numeric(table[column]).astype("float64")
+    for column in ("machine_id", "site_id"):
+        table[column] = table[column].astype("string")
+    # None, not NA: networks of breasts ask which view it is, and NA is neither one nor another.
+    table["view"] = table["view"].astype(object).where(table["view"].notna(), None)
+    sided = table["laterality"] != UNKNOWN_SIDE
+    stem = table["image_id"].str.replace(r".*/|\.[^./]*$", "", regex=True)
+    last = table["laterality"].where(sided, stem)
+    breasts = table["patient_id"] + "_" + last
+    table["prediction_id"] = breasts
+    table.loc[~sided, "prediction_id"] = distinct(breasts[~sided], taken=breasts[sided])
+    alone = table["prediction_id"] + " (side unknown)"
+    table["patient_id"] = table["patient_id"].where(sided, alone)
+    return table
+
+
+def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Number names that occur again, or are taken: `a, a, b` become `a, a_2, b`."""
+    used, result = set(taken), []
+    counts: Counter[str] = Counter()
+    for name in names:
+        new = name
+        while new in used:
+            counts[name] += 1
+            new = f"{name}_{counts[name] + 1}"
+        used.add(new)
+        result.append(new)
+    return result
+
+
+def as_file_name(text: str) -> str:
+    """Letters, digits, `_`, `.` and `-`, whatever a header calls something."""
+    return re.sub(r"[^\w.-]+", "-", text).strip(".-") or "unnamed"

@@ -1,0 +1,113 @@
+"""A notebook without a network, and without anything else to lean on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from rsna_bcd.bundling.image import lay_out, make_image, run_offline, write_image
+from rsna_bcd.errors import InputError
+
+_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"]), "true"]
+
+needs_namespaces = pytest.mark.skipif(
+    subprocess.run(_NAMESPACE, check=False, capture_output=True).returncode != 0,
+    reason="network namespaces may not be made here",
+)
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+CELL = """
+import os, socket, sys
+from pathlib import Path
+root = Path(os.environ["KAGGLE_ROOT"])
+assert Path.cwd() == root / "working"
+assert not [name for name in os.environ if name.startswith("PYTHON")]
+found = (root / "input" / "mine" / "file.txt").read_text()
+"""
+NEXT = """
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=5)
+except OSError as error:
+    found += f" {type(error).__name__} {error.errno == 101}"
+Path("made.txt").write_text(found)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("image")
+    write_image(folder / "image.txt", HERE, {})
+    return make_image(sys.executable, folder / "image.txt", folder / "venv")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("dataset", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.txt").write_text(name)
+    root = tmp_path / "root"
+    lay_out(root, tmp_path / "dataset", "mine", tmp_path / "data", "comp")
+    assert (root / "input" / "competitions" / "comp" / "file.txt").read_text() == "data"
+    return root
+
+
+def save(file: Path, *cells: str) -> Path:
+    nbformat.write(new_notebook(cells=[new_code_cell(cell) for cell in cells]), file)
+    return file
+
+
+@needs_namespaces
+def test_cells_run_one_after_the_other_and_reach_nobody(
+    python: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run_offline(python, save(tmp_path / "n.ipynb", CELL, NEXT), root)
+    assert (root / "working" / "made.txt").read_text() == "dataset OSError True"
+
+
+@needs_namespaces
+def test_a_cell_that_fails_ends_it(
+    python: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"The notebook failed \(see above\)"):
+        run_offline(python, save(tmp_path / "n.ipynb", "1 / 0", CELL + NEXT), root)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert not (root / "working" / "made.txt").exists()
+
+
+@needs_namespaces
+def test_a_python_that_has_the_package_shows_nothing(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="The notebook failed"):
+        run_offline(Path(sys.executable), save(tmp_path / "n.ipynb", CELL), root)
+    assert "rsna_bcd is installed here already" in capfd.readouterr().err
+
+
+def test_a_network_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rsna_bcd.bundling import cells
+
+    class Socket:
+        def close(self) -> None: ...
+
+    def too_late(*_: object, **__: object) -> Socket:
+        raise TimeoutError
+
+    monkeypatch.setattr(cells.importlib.util, "find_spec", lambda _: None)
+    for connect in (too_late, lambda *_, **__: Socket()):
+        monkeypatch.setattr(cells.socket, "create_connection", connect)
+        with pytest.raises(SystemExit, match="nothing would be shown"):
+            cells.check_nothing_to_lean_on()
+
+
+def test_another_python_than_kaggles_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "image.txt", "2.7", {})
+    for interpreter in (sys.executable, "no-such-python"):
+        with pytest.raises(InputError, match=r"is no Python 2\.7.*KAGGLE_PYTHON="):
+            make_image(interpreter, tmp_path / "image.txt", tmp_path / "venv")
+    with pytest.raises(InputError, match="packages= is a requirements file"):
+        make_image(sys.executable, tmp_path / "absent.txt", tmp_path / "venv")

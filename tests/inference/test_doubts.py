@@ -1,0 +1,133 @@
+"""Reasons to doubt: each for what it is about, and not for what nobody knows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fabricated_runs import fabricated_ensemble
+from torch import nn
+
+from rsna_bcd.inference import doubts
+from rsna_bcd.inference.runs import Run
+from rsna_bcd.preparation.crop import CropSettings
+from rsna_bcd.scoring.ensembles import Member
+from rsna_bcd.scoring.plateau import Plateau
+from rsna_bcd.scoring.threshold import Threshold
+from rsna_bcd.tables.answers import DOUBTS
+from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.seen import Seen
+from rsna_bcd.tables.views import Views
+
+ROW = {
+    "laterality": "L", "view": "CC", "machine_id": "Mammomat", "patient_named": True, "age": 61.0,
+    "site_id": pd.NA,
+}  # fmt: skip
+HEADER = {"presentation": None, "synthetic": 0, "modality": None, "body_part": None}
+MEMBERS = (Member("a", (0,), "rsna", "demo", "mean", "last", 1.0),)
+ENSEMBLE = replace(
+    fabricated_ensemble(MEMBERS, threshold=0.5, prior=0.02),
+    plateau=Plateau(0.4, 0.6, 0.5, pf1=0.5, standard_error=0.1),
+)
+
+
+def run_that(seen: Seen | None = None, **changes: Any) -> Run:
+    crop = CropSettings("demo", 64, 32, "breast", 0.02, True, "pad")
+    run = Run(Path("fold0"), {}, crop, "dicom", "none", nn.Identity(), Views(), None, seen or {})
+    return replace(run, **changes)
+
+
+def of_image(run: Run, row: dict[str, Any], header: dict[str, Any], found: bool) -> list[str]:
+    return doubts.of_image({**ROW, **row}, {**HEADER, **header}, [run], breast_found=found)
+
+
+@pytest.mark.parametrize(
+    ("row", "header", "found", "expected"),
+    [
+        ({}, {}, True, []),
+        ({}, {}, False, ["no breast found"]),
+        ({}, {"presentation": "FOR PROCESSING"}, True, ["for processing"]),
+        ({}, {"synthetic": 1}, True, ["synthetic 2D"]),
+        ({}, {"modality": "MG"}, True, []),
+        ({}, {"modality": "CR"}, True, ["not said to be a mammogram"]),
+        ({}, {"modality": "CR", "body_part": "Breast"}, True, []),
+        ({"view": None}, {}, True, ["view unknown"]),
+        ({"laterality": "unknown", "patient_named": False}, {}, True,
+         ["side unknown", "patient unknown"]),
+    ],
+)  # fmt: skip
+def test_of_images(row: dict, header: dict, found: bool, expected: list[str]) -> None:
+    assert of_image(run_that(), row, header, found) == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ({}, []),
+        ({"machine_id": ("29", "49")}, []),  # numbers of the competition, of which no header knows
+        ({"machine_id": ("Lorad", "Mammomat")}, []),
+        ({"machine_id": ("Lorad",)}, ["unseen machine"]),
+        ({"view": ("CC", "MLO")}, []),
+        ({"view": ("MLO",)}, ["unseen view"]),
+    ],
+)
+def test_what_was_not_seen(seen: dict[str, tuple[str, ...]], expected: list[str]) -> None:
+    assert of_image(run_that(seen), {}, {}, True) == expected
+    assert of_image(run_that(seen), {"machine_id": pd.NA, "view": None}, {}, True) == [
+        "view unknown"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"), [(["age"], []), (["age", "site_id"], ["facts missing"])]
+)
+def test_what_networks_are_given_and_headers_lack(columns: list[str], expected: list[str]) -> None:
+    assert of_image(run_that(metadata=Metadata(columns)), {}, {}, True) == expected
+
+
+@pytest.mark.parametrize(
+    ("views", "sides", "read", "probability", "expected"),
+    [
+        (["CC", "MLO"], "L", 2, 0.1, []),
+        (["CC", "CC"], "L", 2, 0.1, ["no MLO"]),
+        (["ML"], "L", 1, 0.1, ["no CC", "no MLO"]),
+        (["CC", None], "L", 2, 0.1, []),  # it may be the other one
+        (["CC"], "unknown", 1, 0.1, []),
+        (["CC", "MLO"], "L", 1, 0.1, ["image not read"]),
+        (["CC", "MLO"], "L", 2, 0.4, ["near the threshold"]),
+        (["CC", "MLO"], "L", 2, 0.61, []),
+        (["CC"], "L", 0, 0.5, ["not read"]),
+    ],
+)
+def test_of_breasts(
+    views: list[str | None], sides: str, read: int, probability: float, expected: list[str]
+) -> None:
+    images = pd.DataFrame({"view": views, "laterality": sides})
+    assert doubts.of_breast(images, [[]] * read, probability, ENSEMBLE) == expected
+
+
+def test_those_of_images_and_of_the_model_belong_to_the_breast_in_their_order() -> None:
+    images = pd.DataFrame({"view": ["CC", "MLO"], "laterality": "L"})
+    of_images = [["unseen machine"], ["no breast found", "unseen machine"]]
+    model = doubts.of_model([run_that(), run_that(source="image")], made_up=True)
+    assert model == ["synthetic model", "trained on pictures"]
+    assert doubts.of_model([run_that()], made_up=False) == []
+    found = doubts.of_breast(images, of_images, 0.1, ENSEMBLE, model)
+    assert found == [*model, "no breast found", "unseen machine"]
+    assert found == [kind for kind in DOUBTS if kind in found]
+
+
+def test_notes_say_what_cannot_be_told_and_what_decides() -> None:
+    named = {"machine_id": ("Mammomat",)}
+    assert doubts.notes_of(ENSEMBLE, [run_that(named)]) == []
+    (note,) = doubts.notes_of(ENSEMBLE, [run_that(named), run_that()])
+    assert "kept no list" in note
+    (note,) = doubts.notes_of(ENSEMBLE, [run_that({"machine_id": ("29",)})])
+    assert "by numbers" in note
+    sites = replace(
+        ENSEMBLE, policy="recall_rate", thresholds=Threshold(0.5, {"1": 0.4}, recall_rate=0.1)
+    )
+    rate, of_sites = doubts.notes_of(sites, [run_that(named)])
+    assert "fitted threshold" in rate
+    assert "no header names a site" in of_sites

@@ -1,0 +1,96 @@
+"""Every network of breasts has an answer to any breast: one image or fourteen, any views."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated_exports import lively, save_network
+from hydra import compose, initialize_config_dir
+from numpy.typing import NDArray
+
+import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+from rsna_bcd._stage import CONF
+from rsna_bcd.data.breasts import Sample, breast_sample, collate_breasts
+from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.models.prediction import predict_logits
+from rsna_bcd.tables.metadata import Metadata
+
+EXPERIMENTS = (
+    "convnext_small_two_view", "effnetv2_s_attention", "convnext_small_four_view",
+    "finetune_breast_head",
+)  # fmt: skip
+# Views of a breast, and of the other one of its patient.
+BREASTS: list[tuple[list[Any], list[Any]]] = [
+    (["CC", "MLO"], ["MLO", "CC"]),
+    (["CC"], []),
+    (["MLO"], ["CC"]),
+    (["CC", "MLO"] * 7, ["MLO"]),
+    (["MLO"] * 14, []),
+    ([None], [None]),
+    ([float("nan"), "XCCL"], ["CC"]),
+    (["XCCL"] * 14, [None] * 14),
+    ([None, "CC"], ["AT"]),
+]
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of an experiment, never trained, with a small network and small crops."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose(
+            "train",
+            [
+                f"paths.output={tmp_path_factory.mktemp('odd')}",
+                f"experiment={request.param}",
+                "network.pretrained=false",
+                "network.backbone=test_resnet",
+                "checkpoint_path=null",
+                "crop.height=96",
+                "crop.width=64",
+            ],
+        )
+    return load_run(save_network(cfg, lively(cfg)[0]))
+
+
+def load(position: int, other: bool) -> NDArray[np.uint8]:
+    """Noise, brighter from image to image."""
+    generator = np.random.default_rng([position, other])
+    return generator.integers(0, 60 + 13 * position + 7 * other, (96, 64), dtype=np.uint8)
+
+
+def test_any_breast_has_an_answer_that_its_neighbours_do_not_change(run: Run) -> None:
+    samples = [breast_sample(run.views, own, other, load) for own, other in BREASTS]
+
+    def logits(part: Sequence[Sample]) -> NDArray[np.float32]:
+        return predict_logits(run.network, collate_breasts(part), run.tta).numpy()
+
+    together = logits(samples)
+    assert np.isfinite(together).all()
+    assert np.ptp(together) > 1e-3  # it says something of what it sees
+    assert together == pytest.approx(np.concatenate([logits([s]) for s in samples]), abs=1e-5)
+
+
+def test_nothing_that_a_table_may_hold_is_beyond_the_encoding() -> None:
+    odd = pd.DataFrame(
+        {
+            "prediction_id": ["a", "a", "b", "b", "c", "c", "d"],
+            "age": [None, "61", "-3", "999", "old", "inf", "nan"],
+            "implant": ["x", None, "2", "1", "true", "-1", ""],
+            "site_id": ["1", "9", None, "x", "1.0", "2", ""],
+            "machine_id": ["29", "29.0", "Mammomat", None, "1e400", "-1", ""],
+            "view": ["CC", None, "XCCL", "7", "MLO", "", "cc"],
+        }
+    )
+    columns = ["age", "implant", "site_id", "machine_id"]
+    of_images = Metadata([*columns, "view"], machines=[29, 49])
+    assert np.isfinite(of_images.encode(odd)).all()
+    of_breasts = Metadata(columns, machines=[29, 49]).encode_breasts(odd)
+    assert of_breasts.shape == (4, 2 + 2 + 3 + 3)
+    assert np.isfinite(of_breasts).all()
+    known_and_unknown = of_breasts[:, -3:]
+    assert known_and_unknown.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]]
+    empty = odd.assign(**dict.fromkeys(columns, None))
+    unknown = Metadata(columns, machines=[29, 49]).encode_breasts(empty)
+    assert (unknown == [0, 1, 0, 1, 0, 0, 1, 0, 0, 1]).all()

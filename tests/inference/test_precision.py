@@ -1,0 +1,114 @@
+"""Batches that are too big, or too much for half precision, are predicted all the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.inference.precision import Forward, Precision, settled
+from rsna_bcd.inference.runs import Run
+from rsna_bcd.tables.views import Views
+
+
+class Fragile(nn.Module):
+    """A logit from the brightness of an image, unless there are too many, or it is too bright.
+
+    Args:
+        most: images that fit into its memory.
+        most_in_half: brightness above which half precision overflows.
+        most_bright: brightness above which any precision does.
+    """
+
+    unit = "image"
+    inputs = ()
+
+    def __init__(self, most: int = 99, most_in_half: float = 9, most_bright: float = 9) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0))
+        self.most, self.most_in_half, self.most_bright = most, most_in_half, most_bright
+        self.seen: list[tuple[int, bool]] = []  # size and whether under autocast, of each call
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Compute `logit` (B,)."""
+        is_half = torch.is_autocast_enabled("cpu")
+        self.seen.append((len(image), is_half))
+        if len(image) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        brightness = image.mean((1, 2, 3))
+        most = min(self.most_in_half, self.most_bright) if is_half else self.most_bright
+        return {"logit": torch.where(brightness > most, torch.inf, self.weight * brightness)}
+
+
+def run_of(network: nn.Module, tta: Any = "none") -> Run:
+    crop: Any = None
+    return Run(Path("runs/b5/fold3"), {}, crop, "dicom", tta, network, Views(), None)
+
+
+def batch_of(n: int) -> dict[str, Tensor]:
+    """Images of brightness 0, .1, .2, ..."""
+    return {"image": torch.arange(n).div(10)[:, None, None, None].expand(n, 1, 4, 4)}
+
+
+def expected(n: int) -> np.ndarray:
+    return 1 / (1 + np.exp(-0.3 * np.arange(n)))
+
+
+@pytest.mark.parametrize(("precision", "device", "found"), [
+    ("auto", "cpu", "float32"), ("auto", "cuda", "fp16"), ("bf16", "cuda", "bf16"),
+    ("float32", "cuda", "float32"),
+])  # fmt: skip
+def test_what_auto_is(precision: Precision, device: str, found: str) -> None:
+    assert settled(precision, device) == found
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(InputError, match="precision is auto or float32"):
+        settled("double", "cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("precision", "is_half"), [("float32", False), ("bf16", True)])
+def test_float32_is_not_autocast_and_half_is(precision: Precision, is_half: bool) -> None:
+    network = Fragile()
+    values, reason = Forward(run_of(network, "hflip"), precision).predict(batch_of(3))
+    assert network.seen == [(3, is_half)] * 2
+    assert values == pytest.approx(expected(3), abs=1e-2 if is_half else 1e-6)
+    assert reason is None
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
+    network = Fragile(most=most)
+    forward = Forward(run_of(network), "float32")
+    values, reason = forward.predict(batch_of(8))
+    assert values == pytest.approx(expected(8), abs=1e-6)
+    assert reason is None
+    tried = len(network.seen)
+    forward.predict(batch_of(8))
+    assert all(size <= most for size, _ in network.seen[tried:])  # it has learnt
+
+
+def test_a_single_image_that_does_not_fit_is_said_and_costs_no_other() -> None:
+    values, reason = Forward(run_of(Fragile(most=0)), "float32").predict(batch_of(3))
+    assert np.isnan(values).all()
+    assert reason is not None
+    assert reason.startswith("b5 fold3 needs more memory than cpu has")
+
+
+def test_what_half_precision_cannot_say_float32_says() -> None:
+    network = Fragile(most_in_half=0.25)
+    values, reason = Forward(run_of(network), "bf16").predict(batch_of(4))
+    assert network.seen == [(4, True), (4, False)]
+    np.testing.assert_allclose(values, expected(4), atol=1e-6)  # in float32, all of it
+    assert reason is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_what_no_precision_can_say_is_nothing_and_not_certain(precision: Precision) -> None:
+    values, reason = Forward(run_of(Fragile(most_bright=0.25)), precision).predict(batch_of(4))
+    assert np.isnan(values).tolist() == [False, False, False, True]
+    assert values[:3] == pytest.approx(expected(3), abs=1e-6)
+    assert reason == "b5 fold3 gave no finite value"

@@ -1,0 +1,257 @@
+"""A hidden test's tables: what each bad row costs, and that it costs no more."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.hidden import HiddenTest, read_hidden
+from rsna_bcd.tables.images import read_images
+
+COLUMNS = [
+    "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id",
+    "prediction_id",
+]  # fmt: skip
+ROWS: list[list[Any]] = [
+    [1, "7", "70", "L", "CC", 61, 0, 29, "7_L"],
+    [1, "7", "71", "L", "MLO", 61, 0, 29, "7_L"],
+    [1, "7", "72", "R", "CC", 61, 0, 29, "7_R"],
+    [1, "7", "73", "R", "MLO", 61, 0, 29, "7_R"],
+    [2, "08", "80", "L", "MLO", 44, 0, 49, "08_L"],
+    [2, "08", "81", "L", "CC", 44, 0, 49, "08_L"],
+    [2, "08", "82", "R", "CC", 44, 1, 49, "08_R"],
+    [2, "08", "83", "R", "MLO", 44, 1, 49, "08_R"],
+]
+IDS = ["7_L", "7_R", "08_L", "08_R"]
+
+
+def table() -> pd.DataFrame:
+    return pd.DataFrame(ROWS, columns=COLUMNS, dtype=object)
+
+
+def read(folder: Path, frame: pd.DataFrame, ids: list[str] | None = IDS) -> HiddenTest:
+    frame.to_csv(folder / "test.csv", index=False)
+    if ids is not None:
+        sample = pd.DataFrame({"prediction_id": ids, "cancer": 0.02})
+        sample.to_csv(folder / "sample_submission.csv", index=False)
+    return read_hidden(folder / "test.csv", folder / "sample_submission.csv")
+
+
+def cases(test: HiddenTest) -> list[tuple[str | None, str | None, str]]:
+    return [(f.prediction_id, f.image_id, f.kind) for f in test.failures]
+
+
+def test_a_sound_table_is_read_as_ever(tmp_path: Path) -> None:
+    test = read(tmp_path, table())
+    plain = read_images(tmp_path / "test.csv", "test")
+    pd.testing.assert_frame_equal(test.images, plain, check_dtype=False)
+    assert test.failures == ()
+    assert test.breasts["prediction_id"].tolist() == IDS
+    assert test.breasts["patient_id"].tolist() == ["7", "7", "08", "08"]
+    assert test.breasts["laterality"].tolist() == ["L", "R", "L", "R"]
+
+
+def test_the_order_of_columns_and_further_ones_change_nothing(tmp_path: Path) -> None:
+    plain = read(tmp_path, table()).images
+    turned = table()[[*reversed(COLUMNS)]].assign(further="x")
+    turned.columns = pd.Index([f" {column} " for column in turned])
+    test = read(tmp_path, turned)
+    pd.testing.assert_frame_equal(test.images[COLUMNS], plain[COLUMNS])
+    assert test.failures == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "kind", "becomes"),
+    [
+        (0, {"view": "XCCL"}, "unknown view", {"view": "XCCL"}),
+        (0, {"view": None}, "unknown view", {}),
+        (1, {"age": None}, "missing age", {}),
+        (1, {"age": -3}, "missing age", {}),
+        (1, {"age": "old"}, "missing age", {}),
+        (1, {"machine_id": None}, "missing machine", {}),
+        (2, {"laterality": None}, "unknown laterality", {"laterality": "R"}),
+        (2, {"laterality": "B"}, "unknown laterality", {"laterality": "R"}),
+        (2, {"laterality": "L"}, "contradiction", {"laterality": "R"}),
+        (2, {"patient_id": None}, "missing patient_id", {"patient_id": "7"}),
+        (2, {"patient_id": "9"}, "contradiction", {"patient_id": "7"}),
+        (2, {"prediction_id": None}, "missing prediction_id", {"prediction_id": "7_R"}),
+        (2, {"prediction_id": "7R"}, "contradiction", {"prediction_id": "7_R"}),
+    ],
+)
+def test_a_bad_cell_costs_no_image(
+    row: int, changes: dict[str, Any], kind: str, becomes: dict[str, str], tmp_path: Path
+) -> None:
+    plain = read(tmp_path, table()).images
+    frame = table()
+    for column, value in changes.items():
+        frame.loc[row, column] = value
+    test = read(tmp_path, frame)
+    breast, image = plain.loc[row, ["prediction_id", "image_id"]]
+    assert cases(test) == [(breast, image, kind)]
+    assert test.images["image_id"].tolist() == plain["image_id"].tolist()
+    for column, value in becomes.items():
+        assert test.images.loc[row, column] == value
+    unchanged = ["image_id", *(c for c in plain if c not in changes)]
+    pd.testing.assert_frame_equal(test.images[unchanged], plain[unchanged], check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "case"),
+    [
+        ({"image_id": None}, ("7_L", None, "unfit name")),
+        ({"image_id": "../70"}, ("7_L", "../70", "unfit name")),
+        ({"prediction_id": None, "laterality": None}, (None, "70", "unknown breast")),
+        ({"prediction_id": "9_L", "patient_id": "9"}, ("9_L", "70", "not asked for")),
+        ({"prediction_id": None, "patient_id": "9"}, (None, "70", "not asked for")),
+        ({"image_id": "71"}, ("7_L", "71", "repeated row")),
+        ({"image_id": "82"}, ("08_R", "82", "two breasts")),
+    ],
+)
+def test_a_row_that_is_no_image_of_a_breast_is_left_out(
+    changes: dict[str, Any], case: tuple[str | None, str | None, str], tmp_path: Path
+) -> None:
+    frame = table().assign(view="CC")
+    for column, value in changes.items():
+        frame.loc[0, column] = value
+    test = read(tmp_path, frame)
+    assert cases(test) == [case]
+    assert len(test.images) == len(ROWS) - 1
+    assert test.images["image_id"].is_unique
+    assert test.breasts["prediction_id"].tolist() == IDS
+
+
+def test_of_a_repeated_row_the_first_counts(tmp_path: Path) -> None:
+    frame = table()
+    again = frame.loc[[1, 4]].assign(view=["AT", "XX"], age=None)
+    test = read(tmp_path, pd.concat([frame, again]))
+    assert cases(test) == [("7_L", "71", "repeated row"), ("08_L", "80", "repeated row")]
+    assert "line 10 repeats line 3" in test.failures[0].reason
+    plain = read(tmp_path, frame).images
+    pd.testing.assert_frame_equal(test.images, plain, check_dtype=False)
+
+
+def test_breasts_without_a_row_are_answered_for(tmp_path: Path) -> None:
+    test = read(tmp_path, table().drop(index=[2, 3]), ids=[*IDS[::-1], "11_R"])
+    assert cases(test) == [("7_R", None, "unlisted"), ("11_R", None, "unlisted")]
+    assert test.breasts["prediction_id"].tolist() == [*IDS[::-1], "11_R"]
+    assert test.breasts["patient_id"].tolist() == ["08", "08", "7", "7", "11"]
+    assert test.breasts["laterality"].tolist() == ["R", "L", "R", "L", "R"]
+
+
+def test_a_missing_standard_view_is_a_case_unless_it_may_be_there(tmp_path: Path) -> None:
+    frame = table().drop(index=[1])  # the MLO of 7_L
+    assert cases(read(tmp_path, frame)) == [("7_L", None, "missing view")]
+    frame.loc[0, "view"] = None
+    assert cases(read(tmp_path, frame)) == [("7_L", "70", "unknown view")]
+    only_cc = table()[table()["view"] == "CC"]  # of films that have no other view at all
+    assert cases(read(tmp_path, only_cc)) == []
+
+
+@pytest.mark.parametrize(
+    "missing", [["prediction_id"], ["laterality"], ["patient_id"], ["patient_id", "laterality"]]
+)
+def test_columns_that_others_tell_may_be_missing(missing: list[str], tmp_path: Path) -> None:
+    plain = read(tmp_path, table()).images
+    test = read(tmp_path, table().drop(columns=missing))
+    pd.testing.assert_frame_equal(test.images[COLUMNS], plain[COLUMNS], check_dtype=False)
+    assert cases(test) == [(None, None, "missing column")] * len(missing)
+
+
+def test_columns_that_may_be_unknown_may_be_missing(tmp_path: Path) -> None:
+    test = read(tmp_path, table().drop(columns=["view", "age", "machine_id", "implant", "site_id"]))
+    assert cases(test) == [(None, None, "missing column")]
+    assert "view" in test.failures[0].reason
+    assert test.images["view"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "missing", [["image_id"], ["prediction_id", "laterality"], ["prediction_id", "patient_id"]]
+)
+def test_without_these_columns_there_is_no_answer(missing: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"lacks the column\(s\) .*{missing[0]}"):
+        read(tmp_path, table().drop(columns=missing))
+
+
+def test_identifiers_that_a_program_took_for_numbers_are_mended(tmp_path: Path) -> None:
+    frame = table().assign(image_id=[f"{image}.0" for image in table()["image_id"]])
+    frame.loc[8] = [1, "7", None, "R", "CC", 61, 0, 29, "7_R"]
+    test = read(tmp_path, frame)
+    assert cases(test) == [("7_R", None, "unfit name")]
+    assert test.images["image_id"].tolist() == table()["image_id"].tolist()
+
+
+def test_ids_of_another_form_are_those_of_most_of_their_rows(tmp_path: Path) -> None:
+    names = dict(zip(IDS, "abcd", strict=True))
+    frame = table().assign(prediction_id=table()["prediction_id"].map(names))
+    frame.loc[0, ["prediction_id", "age"]] = None, 61
+    frame.loc[3, "laterality"] = None
+    test = read(tmp_path, frame, ids=["d", "c", "b", "a"])
+    assert cases(test) == [("a", "70", "missing prediction_id"), ("b", "73", "unknown laterality")]
+    assert test.images["prediction_id"].tolist() == list("aabbccdd")
+    assert test.images["laterality"].tolist() == table()["laterality"].tolist()
+
+
+@pytest.mark.parametrize("content", [None, "", "prediction_id,cancer\n", "id,cancer\n7_L,0\n"])
+def test_a_sample_that_names_no_breast_leaves_those_of_the_table(
+    content: str | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "sample_submission.csv").write_text(content)
+    test = read(tmp_path, table(), ids=None)
+    assert test.breasts["prediction_id"].tolist() == IDS
+    wanted = [] if content is None else [(None, None, "unfit sample")]
+    assert cases(test) == wanted
+
+
+def test_lines_that_are_damaged_cost_themselves(tmp_path: Path) -> None:
+    read(tmp_path, table())
+    lines = (tmp_path / "test.csv").read_text().splitlines()
+    lines[1] = lines[1].replace("CC", "CC,CC")  # a cell too many
+    lines[3] = lines[3].rsplit(",", 1)[0]  # one too few
+    lines[5] += ",,"
+    lines[6] = '"' + lines[6]
+    lines.insert(4, "")
+    text = "\r\n".join(lines).encode() + b"\r\n2,08,8\xff4,R,CC,44,1,49,08_R\r\n"
+    (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + text)
+    test = read_hidden(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
+    assert cases(test) == [
+        (None, None, "damaged row"),
+        ("7_R", "72", "missing prediction_id"),
+        ("08_R", "8\N{REPLACEMENT CHARACTER}4", "unfit name"),
+        ("7_L", None, "missing view"),
+    ]
+    assert "line 2 has 10 cells instead of 9" in test.failures[0].reason
+    assert test.images["image_id"].tolist() == table()["image_id"].tolist()[1:]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("", "is empty"),
+        (",".join(COLUMNS) + "\n", "no row with an image"),
+        (",".join(COLUMNS) + "\n1,9,90,L,CC,61,0,29,9_L\n", "no row with an image of a breast of"),
+    ],
+)
+def test_where_there_is_no_answer_it_stops(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    read(tmp_path, table())
+    (tmp_path / "test.csv").unlink()
+    if content is not None:
+        (tmp_path / "test.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_hidden(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
+
+
+def test_files_that_cannot_be_looked_for_are_left_out(tmp_path: Path) -> None:
+    files: Any = ["a.dcm", None, "../c.dcm", "a.dcm", "b/*.dcm", "b/*.dcm", "d.dcm", "a.dcm"]
+    test = read(tmp_path, table().assign(file=files, view="CC"))
+    assert cases(test) == [
+        ("7_L", "71", "unfit name"),
+        ("7_R", "72", "unfit name"),
+        ("7_R", "73", "two breasts"),
+        ("08_R", "83", "two breasts"),
+    ]

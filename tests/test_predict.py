@@ -1,0 +1,339 @@
+"""The stage `predict` on folders as people have them."""
+
+import importlib
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from breast_shapes import breast_picture
+from dicom_files import write_dicom
+from fabricated_networks import TinyBreasts
+from fabricated_runs import fabricated_ensemble
+from hydra import compose, initialize_config_dir
+from pydicom import uid
+
+from rsna_bcd._stage import CONF, write_record
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.network import ImageClassifier
+from rsna_bcd.predict import predict
+from rsna_bcd.reporting.answer import NO_DEVICE
+from rsna_bcd.scoring.ensembles import Member, write_ensemble
+from rsna_bcd.submit import submit
+from rsna_bcd.tables.metadata import Metadata
+
+METADATA: dict[str, Any] = {"columns": ["age", "implant"]}
+CROP = {
+    "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64,
+    "width": 32, "box": "breast", "margin": 0.02, "orient": True, "fit": "pad",
+}  # fmt: skip
+# Patient, side, view.
+IMAGES = [
+    ("1", "L", "CC"), ("1", "L", "MLO"), ("1", "R", "MLO"), ("1", "R", "CC"), ("2", "R", "CC"),
+    ("2", "R", "MLO"), ("2", "R", "CC"),
+]  # fmt: skip
+
+
+def mammogram(file: Path, patient: str, side: str, view: str, seed: int, **elements: Any) -> Path:
+    """A file whose header says all that there is to say."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    reach, half_height = 0.4 + 0.1 * (seed % 4), 0.25 + 0.06 * (seed % 3)
+    picture = breast_picture(
+        160, 120, reach=reach, half_height=half_height, right=side == "R", noise=0.03, seed=seed
+    )
+    header = {
+        "PatientID": patient, "ImageLaterality": side, "ViewPosition": view, "PatientAge": "061Y",
+        "BreastImplantPresent": "NO", "StudyInstanceUID": f"1.2.{patient or 0}",
+        "SOPInstanceUID": f"1.2.3.{seed}", "ManufacturerModelName": "Mammomat",
+    }  # fmt: skip
+    header = {keyword: value for keyword, value in header.items() if value}
+    return write_dicom(
+        file, np.rint(picture * 4095).astype(np.uint16), bits=12, **{**header, **elements}
+    )
+
+
+def other(file: Path, sop_class: str, modality: str, **elements: Any) -> Path:
+    """A file that is no mammogram."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.arange(600, dtype=np.uint16).reshape(30, 20)
+    named = {"SOPClassUID": sop_class, "Modality": modality, "SOPInstanceUID": uid.generate_uid()}
+    return write_dicom(file, pixels, bits=12, **named, **elements)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two members, one of images with two folds, one of breasts with metadata."""
+    output = tmp_path_factory.mktemp("models")
+    images = {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_resnet"}
+    width = Metadata(**METADATA).width
+    breasts = {"_target_": "fabricated_networks.TinyBreasts", "metadata_width": width}
+    metadata = {"_target_": "rsna_bcd.tables.metadata.Metadata", **METADATA}
+    for name, fold, network, settings in [
+        ("images", 0, images, {}),
+        ("images", 1, images, {}),
+        ("breasts", 0, breasts, {"metadata": metadata, "views": {
+            "_target_": "rsna_bcd.tables.views.Views", "policy": "all", "other_breast": True}}),
+    ]:  # fmt: skip
+        folder = output / "runs" / name / f"fold{fold}"
+        record = {"crop": CROP, "source": "dicom", "tta": "hflip", "select": "last"}
+        write_record(folder / "config.yaml", {**record, "network": network, **settings})
+        torch.manual_seed(fold)
+        made: Any = (
+            TinyBreasts(width)
+            if name == "breasts"
+            else ImageClassifier("test_resnet", pretrained=False)
+        )
+        with torch.no_grad():  # so that breasts differ in the first digits
+            made.head.weight.mul_(100 if name == "images" else 4)
+        state = {f"network.{key}": value for key, value in made.state_dict().items()}
+        (folder / "checkpoints").mkdir()
+        torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
+        (folder / "metrics.json").write_text("{}")
+        seen = {"machine_id": ["Lorad", "Mammomat"], "view": ["CC", "MLO"]}
+        (folder / "seen.json").write_text(json.dumps(seen))
+    for name, members in [
+        ("both", (("images", (0, 1), 1.0), ("breasts", (0,), 1.0))),
+        ("images", (("images", (0, 1), 1.0),)),
+    ]:
+        own = tuple(
+            Member(of, folds, "rsna", "demo", "mean", "last", weight)
+            for of, folds, weight in members
+        )
+        fitted = replace(fabricated_ensemble(own, threshold=0.5, prior=0.02), name=name)
+        write_ensemble(fitted, output / "ensembles" / name / "ensemble.json")
+    return output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images in the competition's layout, with their table."""
+    data = tmp_path_factory.mktemp("data")
+    rows = []
+    for number, (patient, side, view) in enumerate(IMAGES):
+        file = data / "test_images" / patient / f"{number}.dcm"
+        mammogram(file, patient, side, view, seed=number)
+        rows.append([patient, number, side, view, 61, 0, f"{patient}_{side}"])
+    columns = ["patient_id", "image_id", "laterality", "view", "age", "implant", "prediction_id"]
+    table = pd.DataFrame(rows, columns=columns).assign(site_id=1, machine_id=29)
+    table.to_csv(data / "test.csv", index=False)
+    return data
+
+
+def ask(
+    models: Path, output: Path, inputs: Any, *overrides: str, name: str | None = "images"
+) -> Path:
+    """Run the stage in this process; returns the folder of the answers."""
+    wanted = [*overrides, "workers=0", "device=cpu", f"paths.models={models}"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("predict", [*wanted, f"paths.output={output}", f"paths.data={output}"])
+    if name is not None:
+        cfg.name = name
+    if inputs is not None:
+        cfg.inputs = [str(one) for one in inputs] if isinstance(inputs, list) else str(inputs)
+    predict(cfg)
+    return Path(cfg.predictions_dir)
+
+
+def breasts_of(folder: Path) -> dict[str, dict[str, Any]]:
+    record = json.loads((folder / "predictions.json").read_text())
+    return {breast["prediction_id"]: breast for breast in record["breasts"]}
+
+
+@pytest.mark.parametrize("name", ["images", "both"])
+def test_the_answers_are_those_of_a_submission_with_the_table(
+    models: Path, data: Path, tmp_path: Path, name: str
+) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        paths = [f"paths.models={models}", f"paths.output={tmp_path}", f"paths.data={data}"]
+        cfg = compose("submit", [f"name={name}", *paths, "workers=0", "device=cpu"])
+    decisions = submit(cfg).set_index("prediction_id")["cancer"]
+    wanted = pd.read_csv(tmp_path / "submissions" / name / "predictions.csv")
+    inputs = data / "test_images"
+    folder = ask(models, tmp_path, inputs, "batch_size=2", "pictures=false", name=name)
+    found = pd.read_csv(folder / "breasts.csv").set_index("prediction_id")
+    assert sorted(found.index) == sorted(wanted["prediction_id"])
+    for breast, probability in wanted.itertuples(index=False):
+        assert found.loc[breast, "probability"] == pytest.approx(probability, abs=1e-6)
+        called = "positive" if decisions[breast] else "negative"
+        assert found.loc[breast, "decision"] == called
+    assert found["probability"].std() > 0.01
+    images = pd.read_csv(folder / "images.csv")
+    if name == "both":  # no network of breasts says anything of one image
+        assert images["probability"].isna().all()
+    else:
+        means = images.groupby("prediction_id")["probability"].mean()
+        assert means[found.index].to_numpy() == pytest.approx(found["probability"].to_numpy())
+
+
+def test_tables_json_and_pictures_say_the_same(
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ask(models, tmp_path, data / "test_images", name="both")
+    assert folder == tmp_path / "predictions" / "both"
+    table = pd.read_csv(folder / "breasts.csv", keep_default_na=False).set_index("prediction_id")
+    breasts = breasts_of(folder)
+    assert list(breasts) == table.index.tolist() == ["1_L", "1_R", "2_R"]
+    assert table["views"].tolist() == ["CC MLO", "MLO CC", "CC MLO CC"]
+    for breast, row in table.iterrows():
+        told = breasts[str(breast)]
+        assert told["probability"] == pytest.approx(row["probability"])
+        assert (told["decision"], "; ".join(told["doubts"])) == (row["decision"], row["doubts"])
+    images = pd.read_csv(folder / "images.csv")
+    assert images["file"].nunique() == len(IMAGES)
+    assert images["picture"].tolist()[-3:] == [
+        f"pictures/{name}.png" for name in ("2_R_CC", "2_R_MLO", "2_R_CC_2")
+    ]
+    assert sorted(images["picture"]) == sorted(
+        f"pictures/{file.name}" for file in (folder / "pictures").iterdir()
+    )
+    for picture in images["picture"]:
+        pixels = cv2.imread(str(folder / picture))
+        assert pixels is not None
+        assert min(pixels.shape[:2]) > 700
+    assert pd.read_csv(folder / "failures.csv").empty
+    said = capsys.readouterr().out
+    assert NO_DEVICE in said
+    assert all(breast in said for breast in breasts)
+    record = json.loads((folder / "predictions.json").read_text())
+    assert record["not_a_medical_device"] == NO_DEVICE
+    assert record["failures"] == {}
+    assert breasts["1_L"]["doubts"] == breasts["2_R"]["doubts"] == []
+
+
+def test_what_is_doubtful_is_said(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    mammogram(folder / "a" / "1", "7", "L", "CC", 1, ManufacturerModelName="New")
+    mammogram(folder / "a" / "2", "7", "R", "XCCL", 2, PresentationIntentType="FOR PROCESSING")
+    mammogram(folder / "b" / "3", "", "", "MLO", 3, Modality="DX")
+    noise = np.random.default_rng(0).integers(1000, 3000, (80, 60), dtype=np.uint16)
+    write_dicom(folder / "4", noise, bits=12, PatientID="9", ImageLaterality="L")
+    breasts = breasts_of(ask(models, tmp_path, folder, "pictures=false", name="both"))
+    assert {breast: told["doubts"] for breast, told in breasts.items()} == {
+        "7_L": ["unseen machine", "no MLO"],
+        "7_R": ["for processing", "view unknown"],
+        "b_3": ["not said to be a mammogram", "side unknown", "patient unknown"],
+        "9_L": ["no breast found", "view unknown", "facts missing"],
+    }
+    assert not (tmp_path / "predictions" / "both" / "pictures").exists()
+
+
+def test_the_good_are_predicted_and_the_others_listed(
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(data / "test_images", folder / "good")
+    shutil.copy(folder / "good" / "1" / "0.dcm", folder / "copy.dcm")
+    (folder / "notes.txt").write_text("nothing")
+    for number in range(3):
+        other(folder / f"ct{number}", uid.CTImageStorage, "CT")
+    for name in ("good/1/1.dcm", "good/1/2.dcm", "good/1/3.dcm"):  # one of the left, all the right
+        file = folder / name
+        file.write_bytes(file.read_bytes()[:-5000])
+    # Each file once, by the input that has it first.
+    found = ask(models, tmp_path, [folder / "good", folder], "pictures=false")
+    breasts = breasts_of(found)
+    assert breasts["1_L"]["doubts"] == ["image not read"]
+    assert breasts["1_L"]["probability"] is not None
+    right = breasts["1_R"]
+    assert (right["probability"], right["decision"]) == (None, None)
+    assert right["doubts"] == ["not read"]
+    table = pd.read_csv(found / "breasts.csv").set_index("prediction_id")
+    assert table.loc["1_R", ["probability", "decision"]].isna().all()
+    elsewhere = f"predictions_dir={tmp_path / 'clean'}"
+    clean = breasts_of(ask(models, tmp_path, data / "test_images", "pictures=false", elsewhere))
+    assert breasts["2_R"]["probability"] == pytest.approx(clean["2_R"]["probability"], abs=1e-6)
+    failures = pd.read_csv(found / "failures.csv").set_index("file")["reason"]
+    assert len(failures) == 8
+    assert failures[str(folder / "copy.dcm")] == f"a copy of {folder / 'good' / '1' / '0.dcm'}"
+    assert failures[str(folder / "ct0")] == "CT image, no mammogram"
+    assert failures[str(folder / "good" / "1" / "2.dcm")].startswith("cut short")
+    said = capsys.readouterr().out
+    assert "8 file(s) took no part" in said
+    assert "3 x CT image, no mammogram" in said
+    assert "1 x not a DICOM file (.txt: 1)" in said
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "modality", "elements", "reason"),
+    [
+        (uid.CTImageStorage, "CT", {}, "CT image, no mammogram"),
+        (uid.SecondaryCaptureImageStorage, "OT", {}, "secondary capture (a screenshot or a scan)"),
+        (uid.SecondaryCaptureImageStorage, "MG", {}, "secondary capture (a screenshot or a scan)"),
+        (uid.BreastTomosynthesisImageStorage, "MG", {"NumberOfFrames": 40}, "breast tomosynthesis"),
+        (uid.DigitalMammographyXRayImageStorageForPresentation, "MG", {"NumberOfFrames": 40},
+         "40 frames: a tomosynthesis"),
+        (uid.EnhancedSRStorage, "SR", {"Rows": None}, "no image, but structured report"),
+        (uid.EncapsulatedPDFStorage, "DOC", {"Rows": None}, "no image, but PDF document"),
+        (uid.DigitalXRayImageStorageForPresentation, "DX", {"BodyPartExamined": "CHEST"},
+         "X-ray of the chest, no mammogram"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mammogram_is_refused_by_its_name(
+    models: Path, tmp_path: Path, sop_class: str, modality: str, elements: dict, reason: str
+) -> None:
+    file = other(tmp_path / "in" / "file", sop_class, modality, **elements)
+    with pytest.raises(InputError) as alone:
+        ask(models, tmp_path, file)
+    assert f"{file}: {reason}" in str(alone.value)
+    assert "wanted as DICOM files of one image" in str(alone.value)
+    (tmp_path / "in" / "read.me").write_text("nothing")
+    with pytest.raises(InputError) as in_folder:
+        ask(models, tmp_path, file.parent)
+    assert f"1 x {reason}" in str(in_folder.value)
+    assert "1 x not a DICOM file (.me: 1)" in str(in_folder.value)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_absent_and_empty_inputs_are_refused(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="inputs=FOLDER"):
+        ask(models, tmp_path, None)
+    with pytest.raises(InputError, match="no file or folder .*absent"):
+        ask(models, tmp_path, tmp_path / "absent")
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="no mammogram in .*no file at all"):
+        ask(models, tmp_path, tmp_path / "in")
+
+
+def test_a_missing_model_says_how_to_get_one(models: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model none in .*name=both or name=images"):
+        ask(models, tmp_path, data, name="none")
+    with pytest.raises(InputError, match="Which model.*name=both or name=images"):
+        ask(models, tmp_path, data, name=None)
+    with pytest.raises(InputError) as none:
+        ask(tmp_path, tmp_path, data)
+    assert all(way in str(none.value) for way in ("make demo", "rsna_bcd.ensemble", "paths.models"))
+    shutil.copytree(models / "ensembles", tmp_path / "ensembles")
+    with pytest.raises(InputError, match="rsna_bcd.train"):
+        ask(tmp_path, tmp_path, data)
+
+
+def test_answers_to_other_inputs_are_kept(models: Path, data: Path, tmp_path: Path) -> None:
+    inputs = tmp_path / "in"
+    shutil.copytree(data / "test_images", inputs)
+    folder = ask(models, tmp_path, inputs)
+    with pytest.raises(InputError, match=r"predictions_dir=.*overwrite=true"):
+        ask(models, tmp_path, inputs / "1")
+    assert set(breasts_of(folder)) == {"1_L", "1_R", "2_R"}
+    shutil.rmtree(inputs / "1")
+    ask(models, tmp_path, inputs)  # the same inputs, which hold less now
+    assert set(breasts_of(folder)) == {"2_R"}
+    assert len(list((folder / "pictures").iterdir())) == 3
+    ask(models, tmp_path, inputs / "2" / "4.dcm", "overwrite=true", "pictures=false")
+    assert not list((folder / "pictures").iterdir())
+    assert [breast["doubts"] for breast in breasts_of(folder).values()] == [["no MLO"]]
+
+
+def test_the_command_prints_one_message(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", f"paths.models={models}", "inputs=absent",
+                                      f"paths.output={tmp_path}", "name=images"])  # fmt: skip
+    with pytest.raises(SystemExit, match="error: There is no file or folder absent"):
+        importlib.import_module("rsna_bcd.predict").main()
