@@ -58,7 +58,17 @@ class _Windowed:
 
 
 def first_place(crop: str) -> Way:
-    """The 1st place's on a CPU: dicomsdl at full resolution, window, crop, resize, imwrite.
+    """The 1st place's on a CPU, to a PNG by imwrite."""
+    settings = settings_of(crop)
+
+    def way(source: Path, target: Path) -> None:
+        cv2.imwrite(str(target), first_place_crop(source, settings))
+
+    return way
+
+
+def first_place_crop(source: Path, settings: CropSettings) -> np.ndarray:
+    """The 1st place's on a CPU: dicomsdl at full resolution, window, crop, resize.
 
     After github.com/dangnh0611/kaggle_rsna_breast_cancer (src/submit/export_comp.py), in our words:
     the whole image is scaled from its minimum to its maximum in float32 and resized to 416 pixels,
@@ -66,29 +76,27 @@ def first_place(crop: str) -> Way:
     bilinear. Wherever this differs from theirs it costs less: the search is by Otsu's threshold,
     their fallback, without its dilation (their detector network is left out), the header is read
     once, and 8 bits, not float32, are resized.
+
+    Returns:
+        uint8, (height, width).
     """
-    settings = settings_of(crop)
-
-    def way(source: Path, target: Path) -> None:
-        file = dicomsdl.open(str(source))
-        info = file.getPixelDataInfo()
-        pixels = np.empty((info["Rows"], info["Cols"]), info["dtype"])
-        file.copyFrameData(0, pixels)
-        centers, widths = file.WindowCenter, file.WindowWidth
-        image = _Windowed(
-            pixels,
-            float(centers[0] if isinstance(centers, list) else centers),
-            float(widths[0] if isinstance(widths, list) else widths),
-            str(file.VOILUTFunction or "LINEAR").upper(),
-            file.PhotometricInterpretation == "MONOCHROME1",
-        )
-        low, high = pixels.min(), pixels.max()
-        scaled = (pixels.astype(np.float32) - low) / (high - low) * 255
-        left, top, right, bottom = _otsu_box(255 - scaled if image.inverted else scaled)
-        shown = _window(image, pixels[top:bottom, left:right])
-        cv2.imwrite(str(target), _padded(shown, settings, cv2.INTER_LINEAR))
-
-    return way
+    file = dicomsdl.open(str(source))
+    info = file.getPixelDataInfo()
+    pixels = np.empty((info["Rows"], info["Cols"]), info["dtype"])
+    file.copyFrameData(0, pixels)
+    centers, widths = file.WindowCenter, file.WindowWidth
+    image = _Windowed(
+        pixels,
+        float(centers[0] if isinstance(centers, list) else centers),
+        float(widths[0] if isinstance(widths, list) else widths),
+        str(file.VOILUTFunction or "LINEAR").upper(),
+        file.PhotometricInterpretation == "MONOCHROME1",
+    )
+    low, high = pixels.min(), pixels.max()
+    scaled = (pixels.astype(np.float32) - low) / (high - low) * 255
+    left, top, right, bottom = _otsu_box(255 - scaled if image.inverted else scaled)
+    shown = _window(image, pixels[top:bottom, left:right])
+    return _padded(shown, settings, cv2.INTER_LINEAR)
 
 
 def notebook(crop: str) -> Way:

@@ -1,0 +1,203 @@
+"""Ways from DICOM files to probabilities and their parts: the side that takes the turns."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from inference_turns import DECODE, LOOP, NETWORK, OURS, Clock, Setting
+
+Way = Callable[[int], list[float]]  # number of images: what the networks said of each
+_STARTING = (DECODE, OURS)  # each time that they are called
+
+
+def work(setting: Setting, answer: IO[str]) -> None:
+    """Take turns, whenever a line comes."""
+    images = {
+        DECODE: _decode, NETWORK: _network, OURS: _ours, LOOP: _loop
+    }[setting.way](setting)  # fmt: skip
+    once = len(setting.files)
+    said = images(once)  # imports, caches, code that is compiled on first use
+    _say(answer, {"probability": statistics.mean(said) if said else math.nan})
+    for _ in sys.stdin:
+        _say(answer, _turn(images, once, setting))
+
+
+def _turn(images: Way, once: int, setting: Setting) -> dict[str, float]:
+    """Measure one pass over the files, where processes are started, and then all passes."""
+    clock = Clock()
+    if setting.way in _STARTING:
+        images(once)
+    first, first_cpu = clock.read()
+    images(setting.passes * once)
+    seconds, cpu = clock.read()
+    return {
+        "images": setting.passes * once,
+        "seconds": seconds - first,
+        "cpu": cpu - first_cpu,
+        "first_images": once if setting.way in _STARTING else 0,
+        "first_seconds": first if setting.way in _STARTING else 0.0,
+        "first_cpu": first_cpu if setting.way in _STARTING else 0.0,
+        "others": clock.others(),
+    }
+
+
+def _say(answer: IO[str], what: dict[str, float]) -> None:
+    answer.write(json.dumps(what) + "\n")
+    answer.flush()
+
+
+def _some(setting: Setting, number: int) -> list[Path]:
+    """So many files, from the first again after the last."""
+    return list(itertools.islice(itertools.cycle(map(Path, setting.files)), number))
+
+
+def _load(setting: Setting) -> list[Any]:
+    """The runs as `submit` has them."""
+    from rsna_bcd.inference.engines import choose_engines
+    from rsna_bcd.inference.runs import load_run
+
+    folders = list(map(Path, setting.runs))
+    exports = folders[0].parents[2] / "exports"
+    return choose_engines(
+        [load_run(folder, setting.device) for folder in folders],
+        setting.engine,
+        exports=exports,
+        made=exports,
+        images=0,  # no file is worth making for so few: it is there, if it can be
+        before=[],
+        tell=print,
+    )
+
+
+def _forwards(runs: list[Any]) -> list[Callable[[Any], Any]]:
+    """From crops (B, H, W) to probabilities (B,), in the precision that `submit` has."""
+    import torch
+
+    from rsna_bcd.imaging.crops import as_training_input
+    from rsna_bcd.inference.precision import Forward
+
+    def calling(forward: Forward) -> Callable[[Any], Any]:
+        return lambda crops: forward.predict(
+            {"image": torch.from_numpy(as_training_input(crops))[:, None]}
+        )[0]
+
+    return [calling(Forward(run, "auto")) for run in runs]
+
+
+def _decode(setting: Setting) -> Way:
+    """Our preparation alone, on as many processes as there are cores."""
+    from rsna_bcd.preparation import engine
+    from rsna_bcd.preparation.crop import CropsTask, prepare_crops
+
+    settings = _crops(setting)
+
+    def images(number: int) -> list[float]:
+        files = _some(setting, number)
+        tasks = ((n, CropsTask(file, settings, "dicom")) for n, file in enumerate(files))
+        results = engine.run(prepare_crops, tasks, workers=setting.cores)
+        with contextlib.closing(results):
+            for result in results:
+                if result.value is None:
+                    raise RuntimeError(result.reason)
+        return []
+
+    return images
+
+
+def _crops(setting: Setting) -> tuple[Any, ...]:
+    """The different crops of the runs, without what torch needs."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    records = [OmegaConf.load(Path(run) / "config.yaml") for run in setting.runs]
+    return tuple(dict.fromkeys(instantiate(record.crop) for record in records))
+
+
+def _network(setting: Setting) -> Way:
+    """The networks alone, on crops that are in memory."""
+    import numpy as np
+
+    from rsna_bcd.preparation.crop import CropsTask, prepare_crops
+
+    runs, settings = _load(setting), _crops(setting)
+    crops = [prepare_crops(CropsTask(Path(file), settings, "dicom")) for file in setting.files]
+    stacks = [np.stack([of_file[which] for of_file in crops]) for which in range(len(settings))]
+    ways = list(zip(_forwards(runs), [settings.index(run.crop) for run in runs], strict=True))
+
+    def images(number: int) -> list[float]:
+        said: list[float] = []
+        for first in range(0, number, setting.batch_size):
+            last = min(first + setting.batch_size, number)
+            of_batch = np.arange(first, last) % len(crops)
+            by_run = [forward(stacks[which][of_batch]) for forward, which in ways]
+            said += np.mean(by_run, axis=0).tolist()
+        return said
+
+    return images
+
+
+def _ours(setting: Setting) -> Way:
+    """What `submit` does."""
+    import pandas as pd
+
+    from rsna_bcd.inference.stream import Prediction, predict_files
+
+    runs = _load(setting)
+
+    def images(number: int) -> list[float]:
+        ids = pd.Series(range(number)).astype(str)
+        patient = (pd.Series(range(number)) // 4).astype(str)
+        table = pd.DataFrame(
+            {"image_id": ids, "patient_id": patient, "prediction_id": patient + "_L", "view": "CC"}
+        )
+        files = dict(zip(ids, _some(setting, number), strict=True))
+        predictions = predict_files(
+            table, files, runs, source="dicom", batch_size=setting.batch_size, workers=setting.cores
+        )
+        said: list[float] = []
+        for prediction in predictions:
+            if isinstance(prediction, Prediction):
+                if prediction.probabilities is None:
+                    raise RuntimeError(prediction.reason)
+                said.append(float(prediction.probabilities.mean()))
+        return said
+
+    return images
+
+
+def _loop(setting: Setting) -> Way:
+    """One file after the other: decoded, prepared, put through each network."""
+    import cv2
+    import numpy as np
+    import torch
+    import ways
+
+    from rsna_bcd.inference.runs import load_run
+
+    torch.set_num_threads(setting.cores)
+    cv2.setNumThreads(setting.cores)
+    runs = [load_run(Path(run), setting.device) for run in setting.runs]
+    forwards = list(zip(_forwards(runs), [run.crop for run in runs], strict=True))
+
+    def images(number: int) -> list[float]:
+        said: list[float] = []
+        for file in _some(setting, number):
+            crops = {crop: ways.first_place_crop(file, crop) for _, crop in forwards}
+            by_run = [forward(crops[crop][None]) for forward, crop in forwards]
+            said.append(float(np.mean(by_run)))
+        return said
+
+    return images
+
+
+if __name__ == "__main__":
+    protocol = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    work(Setting(**json.loads(sys.argv[1])), protocol)
