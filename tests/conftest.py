@@ -10,8 +10,9 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.synthesize import synthesize
 
 # Before torch is imported, also by stages in processes of their own: the threads of OpenMP wait by
-# spinning, which makes tiny networks several times slower on a busy machine.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# spinning, which makes tiny networks several times slower on a busy machine; and ranks that
+# are forked from a process that has several wait for them for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,10 @@ from rsna_bcd.models.prediction import Batch, predict_logits
 
 Precision = Literal["auto", "float32", "fp16", "bf16"]
 
+# On a processor, at a time: Lite0 at 1024 x 512 takes .20 s an image of torch in pairs and .32 s in
+# sixteens (two cores), .058 s of ONNX Runtime in both, and 1 GB instead of 3.5.
+_PIXELS_AT_ONCE = 2**20
+
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -54,8 +58,9 @@ class Forward:
     def predict(self, batch: Batch) -> tuple[NDArray[np.float64], str | None]:
         """Predict a batch.
 
-        What does not fit into the memory of a GPU is halved and tried again, down to one sample.
-        Where a precision below float32 gives a logit that is no number, the batch has float32.
+        A processor is given few samples at a time, which costs it less memory and no time. What
+        does not fit into the memory of a GPU is halved and tried again, down to one sample. Where a
+        precision below float32 gives a logit that is no number, the batch has float32.
 
         Args:
             batch: what the network looks at (`models.prediction`), on any device.
@@ -64,11 +69,14 @@ class Forward:
             Probabilities (B,), and why some of them are NaN; None where none is.
         """
         size = len(batch["image"])
+        pays = size
+        if self.device.type == "cpu":
+            pays = max(1, _PIXELS_AT_ONCE // batch["image"][0].numel())
         values = np.full(size, np.nan)
         reason: str | None = None
         start = 0
         while start < size:
-            end = min(size, start + (self._most or size))
+            end = min(size, start + min(pays, self._most or size))
             part = {name: tensor[start:end].to(self.device) for name, tensor in batch.items()}
             try:
                 logits = self._logits(part)

@@ -112,3 +112,11 @@ def test_what_no_precision_can_say_is_nothing_and_not_certain(precision: Precisi
     assert np.isnan(values).tolist() == [False, False, False, True]
     assert values[:3] == pytest.approx(expected(3), abs=1e-6)
     assert reason == "b5 fold3 gave no finite value"
+
+
+def test_a_processor_has_a_million_pixels_at_a_time() -> None:
+    network = Fragile()
+    batch = {"image": torch.zeros(5, 1, 1024, 512)}
+    values, _ = Forward(run_of(network), "float32").predict(batch)
+    assert [size for size, _ in network.seen] == [2, 2, 1]
+    assert np.array_equal(values, np.full(5, 0.5))
