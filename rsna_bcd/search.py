@@ -323,7 +323,10 @@ def _show(frame: pd.DataFrame, study: Any, cfg: DictConfig) -> None:
     console.print(table)
     best = study.best_trial
     usual = OmegaConf.load(Path(CONF) / "paths" / "local.yaml")
-    places = [_place(cfg, str(key)) for key, path in usual.items() if cfg.paths[key] != path]
+    ours, theirs = (OmegaConf.to_container(paths) for paths in (cfg.paths, usual))
+    assert isinstance(ours, dict)
+    assert isinstance(theirs, dict)
+    places = [_place(cfg, str(key)) for key, path in theirs.items() if ours[key] != path]
     command = shlex.join([*shlex.split(cfg.train), *_settings(best), *places])
     console.print(
         f"Best of {len(frame)}, so its value is optimistic: {frame['run'][best.number]}\n"

@@ -44,7 +44,7 @@ def test_whatever_did_not_go_well_is_said() -> None:
             "prediction_id": ["a_L"] * 7,
             "image_id": ["", *map(str, range(6))],
             "kind": ["no value", *["absent"] * 6],
-            "reason": ["b5 fold1 gave no finite value", *["absent"] * 6],
+            "reason": ["b5 fold1 gave no finite value", *["no such file"] * 6],
         }
     )
     summary = replace(
@@ -60,7 +60,8 @@ def test_whatever_did_not_go_well_is_said() -> None:
     assert lines[1] == (
         "Failures: 6 absent, 1 no value; 2 breast(s) of which nothing could be read."
     )
-    assert lines[2:4] == ["  a_L: b5 fold1 gave no finite value", "  0: absent"]
+    assert lines[2] == "  no value a_L: b5 fold1 gave no finite value"
+    assert lines[3] == "  absent a_L 0: no such file"
     assert lines[7] == "  ... (7 in all)"
     assert lines[8:11] == [
         "Given up for the budget: test-time augmentation, b5 fold2.",
