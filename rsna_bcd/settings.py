@@ -1,0 +1,396 @@
+"""The settings of each command: its keys at the root of the configuration, and their kinds.
+
+One dataclass per file `conf/<command>.yaml`. The YAML has the values and says what they mean; the
+dataclass has the kind and the range of each. Keys of a section with a `_target_` are the arguments
+of its constructor.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import ConfigDict
+
+from rsna_bcd._checks import Name, Strict, missing
+
+Text = Annotated[str, MinLen(1)]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Groups = Annotated[int, Ge(2)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Share = Annotated[float, Ge(0), Le(1)]
+Above = Annotated[float, Gt(0)]
+Source = Literal["dicom", "image"]
+Fold = Count | Literal["all"]
+Section = dict[str, Any]
+
+_RUNS = "models/runs/*/fold*"
+_ENSEMBLES = "models/ensembles/*/ensemble.json"
+_SUBMISSIONS = "output/submissions/*/submission.csv"
+
+
+@dataclass(kw_only=True)
+class Paths:
+    """Where everything is. A file of one's own may have further keys, to refer to."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+    data: Text
+    output: Text
+    models: Text
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """A data set's tables and folders."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+    name: Name = missing("give dataset.name=..., for the folders of crops and folds")
+    train_csv: Text | list[Text] | None
+    test_csv: Text | list[Text] | None
+    train_images: Text | None
+    test_images: Text | None
+    rows: Section
+
+
+@dataclass(kw_only=True)
+class Folds(Strict):
+    """How patients are assigned to folds, and what that is called."""
+
+    strategy: Name
+    assign: Section
+
+
+@dataclass(kw_only=True)
+class Command(Strict):
+    """What all commands have.
+
+    Attributes:
+        written: the keys that together say what a command writes: two jobs of a sweep in which all
+            of them are equal would overwrite each other.
+    """
+
+    written: ClassVar[tuple[str, ...]]
+    paths: Paths
+
+
+@dataclass(kw_only=True)
+class Png(Strict):
+    """How crops are compressed."""
+
+    level: Annotated[int, Ge(0), Le(9)]
+    strategy: Literal["default", "filtered", "huffman", "rle", "fixed"]
+    filter: Literal["none", "sub", "up", "avg", "paeth"]
+
+
+@dataclass(kw_only=True)
+class Cluster(Strict):
+    """Limits of one file, and who works on it."""
+
+    address: Text | None
+    limit_seconds: Above
+    limit_gigabytes: Above
+
+
+@dataclass(kw_only=True)
+class Prepare(Command):
+    """`conf/prepare.yaml`."""
+
+    written = ("prepared_dir", "folds_csv", "splits")
+    dataset: Dataset
+    crop: Section
+    folds: Folds
+    source: Source
+    splits: Annotated[list[Literal["train", "test"]], MinLen(1)]
+    allow_missing: bool
+    max_failed_fraction: Share
+    overwrite: bool
+    overwrite_folds: bool
+    decoders: Annotated[list[Text], MinLen(1)]
+    png: Png
+    workers: Count | None
+    cluster: Cluster
+    prepared_dir: Text
+    folds_csv: Text
+
+
+@dataclass(kw_only=True)
+class Ema(Strict):
+    """The moving average of the weights."""
+
+    decay: Annotated[float, Ge(0), Lt(1)] | None
+    start: Count
+
+
+@dataclass(kw_only=True)
+class Train(Command):
+    """`conf/train.yaml`."""
+
+    written = ("run_dir",)
+    dataset: Dataset
+    crop: Section
+    folds: Folds
+    augment: Section
+    network: Section
+    loss: Section
+    trainer: Section
+    logger: Section
+    name: Name = missing("give name=..., or experiment=..., which has a name")
+    fold: Fold
+    seed: Seed
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Annotated[float, Ge(0)]
+    negatives_per_positive: Above | None
+    positives_per_batch: Count
+    checkpoint_path: Text | None
+    auxiliary: dict[str, float]
+    metadata: Section | None
+    breast_rule: Literal["mean", "max"]
+    tta: Literal["none", "hflip"]
+    select: Literal["last", "best"]
+    patience: Positive | None
+    workers: Count | None
+    resume: bool
+    overwrite: bool
+    views: Section
+    ema: Ema
+    mix: Section
+    rates: Section
+    deep_weight: Annotated[float, Ge(0)]
+    penalties: dict[str, float]
+    compile: bool
+    run_dir: Text
+    prepared_dir: Text
+    folds_csv: Text
+    data: Section
+    optimizer: Section
+    scheduler: Section
+    classifier: Section
+    callbacks: Section
+
+
+@dataclass(kw_only=True)
+class Ensemble(Command):
+    """`conf/ensemble.yaml`."""
+
+    written = ("ensemble_dir",)
+    members: Annotated[list[Name], MinLen(1)] = missing("give members=[...], names of runs", _RUNS)
+    name: Name
+    blend: Literal["mean", "logit_mean", "rank_mean"]
+    weights: list[float] | Literal["fitted"] | None
+    rule: Literal["own", "auto"]
+    threshold: Literal["pf1", "recall_rate"]
+    recall_rate: Annotated[float, Gt(0), Lt(1)] | None
+    by_site: Positive | None
+    calibration: Literal["none", "temperature", "platt", "isotonic"]
+    groups: Groups
+    resamples: Positive
+    seed: Seed
+    overwrite: bool
+    ensemble_dir: Text
+
+
+@dataclass(kw_only=True)
+class Budget(Strict):
+    """Limits of a submission."""
+
+    hours: Above | None
+
+
+@dataclass(kw_only=True)
+class Submit(Command):
+    """`conf/submit.yaml`."""
+
+    written = ("submission_dir",)
+    dataset: Section  # whose name, which may be missing, names nothing here
+    name: Name = missing("give name= of an ensemble", _ENSEMBLES)
+    source: Source
+    batch_size: Positive
+    device: Text
+    unread: Literal["negative", "positive", "prior"]
+    workers: Count | None
+    ahead: Positive
+    overwrite: bool
+    precision: Literal["auto", "float32", "fp16", "bf16"]
+    engine: Literal["auto", "torch", "onnx"]
+    budget: Budget
+    ensemble_json: Text
+    exports_dir: Text
+    sample_submission: Text
+    submission_dir: Text
+
+
+@dataclass(kw_only=True)
+class Predict(Command):
+    """`conf/predict.yaml`. The stage itself says what is missing, and how to get a model."""
+
+    written = ("predictions_dir",)
+    name: Name | None = None
+    inputs: Text | list[Text] | None = None
+    pictures: bool
+    batch_size: Positive
+    device: Text
+    workers: Count | None
+    ahead: Positive
+    overwrite: bool
+    predictions_dir: Text | None = None
+
+
+@dataclass(kw_only=True)
+class Report(Command):
+    """`conf/report.yaml`."""
+
+    written = ("report_dir", "name", "run")
+    name: Name | None
+    run: Name | None
+    baseline: list[Name] | Name | None
+    cases: Count
+    device: Literal["cpu", "cuda"]
+    samples: Count
+    groups: Groups
+    resamples: Groups
+    band_resamples: Groups
+    seed: Seed
+    report_dir: Text
+
+
+@dataclass(kw_only=True)
+class Compare(Command):
+    """`conf/compare.yaml`."""
+
+    written = ("json", "csv")
+    runs: list[Name] | Text | int | None
+    json: Text | None
+    metric: Text
+    reference: Name | None
+    most: Positive
+    csv: Text | None
+    fold: list[Count] | Count | None
+    groups: Groups
+    resamples: Positive
+    seed: Seed
+
+
+@dataclass(kw_only=True)
+class Evaluate(Command):
+    """`conf/evaluate.yaml`."""
+
+    written = ("paths.output", "name")
+    name: Name = missing("give name= of a submission", _SUBMISSIONS)
+    solution: Text
+    baseline: bool
+    resamples: Positive
+    seed: Seed
+
+
+@dataclass(kw_only=True)
+class Export(Command):
+    """`conf/export.yaml`."""
+
+    written = ("export_dir", "format")
+    name: Name = missing("give name= of a run", _RUNS)
+    fold: Fold
+    format: Literal["onnx", "torch"]
+    seed: Seed
+    overwrite: bool
+    run_dir: Text
+    export_dir: Text
+
+
+@dataclass(kw_only=True)
+class Index(Command):
+    """`conf/index.yaml`."""
+
+    written = ("index_dir",)
+    name: Name = missing("give name=... of the folder for the index")
+    images: Text
+    workers: Count
+    index_dir: Text
+
+
+@dataclass(kw_only=True)
+class Search(Command):
+    """`conf/search.yaml`."""
+
+    written = ("search_dir",)
+    space: Section
+    name: Name = missing("give name=... for the search")
+    train: str
+    fold: list[Count] | Count
+    metric: Text
+    direction: Literal["maximize", "minimize"]
+    trials: Positive
+    seed: Seed
+    overwrite: bool
+    search_dir: Text
+
+
+@dataclass(kw_only=True)
+class Size(Strict):
+    """Of a synthetic competition."""
+
+    train_patients: Positive
+    test_patients: Positive
+    prevalence: Share
+
+
+@dataclass(kw_only=True)
+class Appearance(Strict):
+    """Of synthetic images."""
+
+    pixel_mm: float
+    radius_mm: float
+    contrast: float
+    lookalikes: float
+    lesion_views: Literal["both", "one"]
+
+
+@dataclass(kw_only=True)
+class Synthesize(Command):
+    """`conf/synthesize.yaml`."""
+
+    written = ("paths.data",)
+    seed: Seed
+    workers: Count | None
+    overwrite: bool
+    size: Size
+    appearance: Appearance
+
+
+@dataclass(kw_only=True)
+class Bundle(Command):
+    """`conf/bundle.yaml`."""
+
+    written = ("bundle_dir",)
+    name: Name = missing("give name= of an ensemble", _ENSEMBLES)
+    owner: Text
+    title: Text
+    licence: Text
+    competition: Text
+    hours: Above
+    accelerator: Text
+    python: Text
+    image: list[Text]
+    unused: list[Text]
+    lock: Text
+    from_source: list[Text]
+    wheelhouse: Text | None
+    push: Literal["create", "version"] | None
+    bundle_dir: Text
+
+
+@dataclass(kw_only=True)
+class Rehearse(Command):
+    """`conf/rehearse.yaml`."""
+
+    written = ("bundle_dir",)
+    name: Name = missing("give name= of an ensemble", _ENSEMBLES)
+    interpreter: Text
+    packages: Text | None
+    bundle_dir: Text
+    submission_dir: Text
+
+
+COMMANDS: dict[str, type[Command]] = {
+    command.__name__.lower(): command for command in Command.__subclasses__()
+}
