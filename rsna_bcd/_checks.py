@@ -2,11 +2,7 @@
 
 import dataclasses
 import difflib
-import inspect
 import json
-import pkgutil
-import sys
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +20,7 @@ from pydantic.errors import (
 
 from rsna_bcd.errors import InputError
 
-_HYDRA = "hydra"  # its own settings, which it checks itself
+HYDRA = "hydra"  # its own settings, which it checks itself
 _LONGEST_NAME = 255  # bytes, of a file name on common file systems
 _LONGEST_VALUE, _MOST_NAMES = 60, 8  # shown in a message
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
@@ -106,7 +102,7 @@ def check_settings(schema: type, cfg: DictConfig, groups: Path) -> None:
 
 def _unknown(cfg: DictConfig, fields: Mapping[str, Any]) -> Iterator[Problem]:
     for key in map(str, cfg):
-        if key not in fields and key != _HYDRA:
+        if key not in fields and key != HYDRA:
             yield f"{key}: ", unknown_key(key, cfg)
 
 
@@ -122,7 +118,7 @@ def unknown_key(key: str, cfg: DictConfig) -> str:
     while parent and not OmegaConf.is_dict(section):
         parent, _, last = parent.rpartition(".")
         section = OmegaConf.select(cfg, parent) if parent else cfg
-    known = [str(k) for k in section if k not in (last, _HYDRA) and not str(k).startswith("_")]
+    known = [str(k) for k in section if k not in (last, HYDRA) and not str(k).startswith("_")]
     near = difflib.get_close_matches(last, known, n=1)
     if near:
         meant = f"{parent}.{near[0]}".lstrip(".")
@@ -147,7 +143,7 @@ def unknown_key(key: str, cfg: DictConfig) -> str:
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
     """All dotted keys, but for those behind a reference."""
     for key in cfg if OmegaConf.is_dict(cfg) else ():
-        if key != _HYDRA:
+        if key != HYDRA:
             yield f"{prefix}{key}"
             if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
                 yield from _keys(cfg[key], f"{prefix}{key}.")
@@ -220,15 +216,22 @@ def _of_other_kinds(cfg: DictConfig, schema: type) -> Iterator[Problem]:
             first = f"{str(error).splitlines()[0]}."
             unresolved[first] = one.name
             continue
-        wrong += _check_value(cfg, (one.name,), value, one.type)
+        wrong += check_value(cfg, (one.name,), value, one.type)
     # What cannot be resolved often follows from the others.
     yield from wrong or ((f"{key}: ", first) for first, key in unresolved.items())
 
 
-def _check_value(
+def check_value(
     cfg: DictConfig, path: tuple[str | int, ...], value: Any, kind: Any
 ) -> list[Problem]:
-    """Check a value against an annotation; a word for a flag becomes the flag in `cfg`."""
+    """Check a value against an annotation; a word for a flag becomes the flag in `cfg`.
+
+    Args:
+        cfg: the configuration that the value is in.
+        path: of the value in it.
+        value: resolved, of plain containers.
+        kind: the annotation.
+    """
     wrong: dict[tuple[str | int, ...], list[str]] = {}
     for error in _errors(value, kind):
         place, found = _locate(value, error["loc"])
@@ -236,7 +239,7 @@ def _check_value(
             place = (*place, error["loc"][-1])
         if error["type"] == "bool_type" and str(found).lower() in _FLAGS:
             _set(cfg, path + place, _FLAGS[str(found).lower()])
-            return _check_value(cfg, path, _plain(cfg, path), kind)
+            return check_value(cfg, path, _plain(cfg, path), kind)
         wrong.setdefault(place, []).append(_what(error, path + place, cfg))
     problems = []
     for place, reasons in wrong.items():
@@ -310,93 +313,3 @@ def _set(cfg: Any, path: tuple[str | int, ...], value: bool) -> None:
     for part in path[:-1]:
         cfg = cfg[part]
     cfg[path[-1]] = value
-
-
-def check_arguments(cfg: DictConfig) -> None:
-    """Check every section with a `_target_` against the signature of its constructor.
-
-    Keys that refer to others are left out: the others are checked. Imports the constructors.
-
-    Args:
-        cfg: composed, not resolved; words for flags become booleans in it.
-
-    Raises:
-        InputError: a constructor that does not exist, an argument that it does not take, or a value
-            of another kind.
-    """
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
-    raw.pop(_HYDRA, None)
-    problems = list(_sections(cfg, (), raw))
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(f"{key}{what}" for key, what in problems)))
-
-
-def _sections(cfg: DictConfig, path: tuple[str | int, ...], raw: Any) -> Iterator[Problem]:
-    if isinstance(raw, dict):
-        target = raw.get("_target_")
-        if isinstance(target, str) and "${" not in target:
-            yield from _check_constructor(cfg, path, raw, target)
-        for name, value in raw.items():
-            yield from _sections(cfg, (*path, name), value)
-    elif isinstance(raw, list):
-        for number, value in enumerate(raw):
-            yield from _sections(cfg, (*path, number), value)
-
-
-def _check_constructor(
-    cfg: DictConfig, path: tuple[str | int, ...], raw: dict[Any, Any], target: str
-) -> Iterator[Problem]:
-    key = ".".join(map(str, path))
-    try:
-        constructor = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        yield f"{key}._target_={target}: ", f"cannot be imported ({error})."
-        return
-    try:
-        parameters = inspect.signature(constructor).parameters
-    except (ValueError, TypeError):
-        return  # compiled code, or nothing to call
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for name, value in raw.items():
-        if str(name).startswith("_") or _refers(value):
-            continue
-        if name not in parameters:
-            if not takes_any:
-                near = difflib.get_close_matches(str(name), list(parameters), n=1)
-                meant = (
-                    f"Did you mean {key}.{near[0]}?" if near else f"It takes {_listed(parameters)}."
-                )
-                yield f"{key}.{name}: ", f"{target} has no such argument. {meant}"
-            continue
-        default = parameters[name].default
-        if type(value) is type(default) and value == default:
-            continue  # a default may be of another kind than is declared
-        kind = _annotation(constructor, parameters[name])
-        if kind is not None:
-            yield from _check_value(cfg, (*path, name), value, kind)
-
-
-def _refers(value: Any) -> bool:
-    """Whether a value is not yet there: it refers to another, is made of a section, or missing."""
-    if isinstance(value, dict):
-        return "_target_" in value or any(map(_refers, value.values()))
-    if isinstance(value, list):
-        return any(map(_refers, value))
-    return isinstance(value, str) and ("${" in value or value == "???")
-
-
-def _annotation(constructor: Any, parameter: inspect.Parameter) -> Any:
-    """The annotation of a parameter, else the kind of its default; None where there is neither."""
-    annotation, default = parameter.annotation, parameter.default
-    if annotation is inspect.Parameter.empty:
-        if isinstance(default, bool):
-            return bool
-        return float | None if isinstance(default, int | float) else None
-    own = constructor.__init__ if inspect.isclass(constructor) else constructor
-    names = vars(sys.modules[own.__module__])
-    alone = types.SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        return typing.get_type_hints(alone, names, include_extras=True)["it"]
-    except (NameError, TypeError, AttributeError):
-        return None  # names that exist for type checkers only

@@ -27,7 +27,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsna_bcd._checks import check_arguments, check_settings, choices, unknown_key
+from rsna_bcd._checks import check_settings, choices, unknown_key
+from rsna_bcd._constructors import check_arguments
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.settings import COMMANDS
 
