@@ -20,7 +20,8 @@ _PACKAGE = Path(__file__).resolve().parent
 # Beside the package in the working tree, inside it once installed from a wheel.
 CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
 
-_INTERRUPTED = 128 + signal.SIGINT  # what shells report
+_RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MULTIRUN = ("-m", "--multirun")
 # Failures of the file system that the user mends, not bugs: their own text names the path.
 _MENDABLE = {
@@ -46,7 +47,7 @@ def stage(
 
     Input errors, also Hydra's own, become one message on stderr and exit code 1; anything else
     keeps its traceback. A job of a multirun that fails is reported when the others are done. When
-    the user stops it (Ctrl-C), `go_on` says how to go on.
+    Ctrl-C or SIGTERM stops it, the exit code is 130 or 143, and `go_on` says how to resume.
     """
 
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -56,25 +57,54 @@ def stage(
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(run)
+            received = _exit_on_signals()
             try:
                 command()
             except (InputError, CompactHydraException, OmegaConfBaseException) as error:
                 # Hydra wraps what a constructor raises into an account of its own.
                 ours = isinstance(error.__cause__, InputError)
                 sys.exit(f"error: {error.__cause__ if ours else error}")
-            except KeyboardInterrupt:
-                sys.stderr.write(f"Stopped. {go_on}\n")
-                sys.exit(_INTERRUPTED)
+            except (KeyboardInterrupt, SystemExit) as error:
+                if isinstance(error, SystemExit) and not received:
+                    raise
+                number = received[0] if received else signal.SIGINT
+                if _RANK not in os.environ:  # whose parent says it
+                    sys.stderr.write(f"Stopped by {number.name}. {go_on}\n")
+                sys.exit(128 + number)
             except OSError as error:
                 if error.errno not in _MENDABLE:
                     raise
-                sys.exit(
-                    f"error: {error}. Check paths.data=..., or choose another paths.output=..."
-                )
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                remedy = "Free some space" if full else "Check paths.data=..."
+                sys.exit(f"error: {error}. {remedy}, or choose another paths.output=... {go_on}")
 
         return main
 
     return decorate
+
+
+def _exit_on_signals() -> list[signal.Signals]:
+    """Have Ctrl-C and SIGTERM end this process as an exception does; those that came so far.
+
+    Lightning would exit with 1 at the first, and with 0 at the second. Processes that are forked
+    from this one die of them as usual.
+    """
+    received: list[signal.Signals] = []
+
+    def stop(number: int, _: Any) -> None:
+        received.append(signal.Signals(number))
+        raise SystemExit(128 + number)
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    for number in _SIGNALS:
+        # A shell makes jobs in the background ignore Ctrl-C: they still do.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    os.register_at_fork(after_in_child=restore)
+    return received
 
 
 def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:
@@ -150,5 +180,8 @@ def write_record(record_file: Path, record: dict[str, Any]) -> None:
     """Write `record` as YAML; the file is either whole or absent."""
     record_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = record_file.with_name(f"{record_file.name}.part")
-    unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
-    unfinished.replace(record_file)
+    try:
+        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
+        unfinished.replace(record_file)
+    finally:
+        unfinished.unlink(missing_ok=True)
