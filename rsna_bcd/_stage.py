@@ -1,55 +1,28 @@
 """What all stages share with Hydra: where `conf/` is, how errors look, how folders are guarded."""
 
-import contextlib
-import dataclasses
-import errno
 import functools
 import os
-import re
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import (
-    CompactHydraException,
-    ConfigCompositionException,
-    MissingConfigException,
-    OverrideParseException,
-)
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from rsna_bcd._checks import check_settings, choices, unknown_key
+from rsna_bcd._checks import check_settings
 from rsna_bcd._constructors import check_arguments
+from rsna_bcd._messages import CONF, errors_as_messages
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.settings import COMMANDS
 
-_PACKAGE = Path(__file__).resolve().parent
-# Beside the package in the working tree, inside it once installed from a wheel.
-CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
-
-_INTERRUPTED = 128 + signal.SIGINT  # what shells report
+_RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MULTIRUN = ("-m", "--multirun")
-# Failures of the file system that the user mends, not bugs: their own text names the path.
-_MENDABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
-
 
 # For names that are made of a list, `${joined:${members}}`.
 OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)), replace=True)
@@ -60,7 +33,7 @@ class CheckSettings:
 
     def on_run_start(self, config: DictConfig, config_name: str | None, **_: Any) -> None:
         """Check a single job."""
-        with _errors_as_messages(str(config_name)):
+        with errors_as_messages(str(config_name)):
             check(str(config_name), config)
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None, **_: Any) -> None:
@@ -73,7 +46,7 @@ class CheckSettings:
         given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(given)
         first: dict[tuple[str, ...], Sequence[str]] = {}
-        with _errors_as_messages(str(config_name)):
+        with errors_as_messages(str(config_name)):
             for job in sweeper.split_arguments(overrides, None)[0]:
                 cfg = loader.load_sweep_config(config, list(job))
                 check(str(config_name), cfg)
@@ -113,65 +86,6 @@ def check(name: str, cfg: DictConfig) -> None:
     check_arguments(cfg)
 
 
-@contextlib.contextmanager
-def _errors_as_messages(name: str) -> Iterator[None]:
-    """End the process with one message where the user can mend it; else let the error pass."""
-    try:
-        yield
-    except OverrideParseException as error:
-        sys.exit(
-            f"error: Hydra cannot read {error.override!r}. A value with spaces, commas, brackets, "
-            "quotes or = needs two pairs of quotes, for the shell and for Hydra: "
-            f"{_quoted(error.override)}"
-        )
-    except ConfigCompositionException as error:
-        sys.exit(f"error: {_composition(error, name)}")
-    except ValueError as error:  # Hydra's, of a group without a choice: logger=null
-        group = next(filter(None, map(_unchosen, sys.argv[1:])), None)
-        if not str(error).startswith("Config group override must be") or group is None:
-            raise
-        is_needed = group in {one.name for one in dataclasses.fields(COMMANDS[name])}
-        remedy = choices(group, Path(CONF)) if is_needed else "leave it out."
-        sys.exit(f"error: {group}=null: {remedy}")
-    except (InputError, CompactHydraException, OmegaConfBaseException) as error:
-        # Hydra wraps what a constructor raises into an account of its own.
-        ours = isinstance(error.__cause__, InputError)
-        sys.exit(f"error: {error.__cause__ if ours else error}")
-    except OSError as error:
-        if error.errno not in _MENDABLE:
-            raise
-        sys.exit(f"error: {error}. Check paths.data=..., or choose another paths.output=...")
-
-
-def _unchosen(word: str) -> str | None:
-    """The group that an argument leaves without a choice."""
-    group, _, choice = word.partition("=")
-    return group if choice.lower() in ("null", "") and (Path(CONF) / group).is_dir() else None
-
-
-def _quoted(override: str) -> str:
-    """An override as one types it so that Hydra reads its value as it is."""
-    key, _, value = override.partition("=")
-    escaped = value.strip("'\"").replace("'", "\\'")
-    quoted = f"{key}='{escaped}'"
-    return shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
-
-
-def _composition(error: ConfigCompositionException, name: str) -> str:
-    """What is wrong with an override, and the key that may be meant."""
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"There is no {error.missing_cfg_file}. Choose one of {', '.join(error.options)}."
-    said = " ".join(str(error).split())
-    unknown = re.match(r"Could not (?:override|delete from config\.) '([^']+)'", said)
-    if unknown is None:
-        return said
-    key = unknown[1]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(name)
-    return f"{key}: {unknown_key(key, cfg)}"
-
-
 def stage(
     name: str, go_on: str = ""
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -179,7 +93,8 @@ def stage(
 
     The settings are checked first. Input errors, also Hydra's own, become one message on stderr and
     exit code 1; anything else keeps its traceback. A job of a multirun that fails is reported when
-    the others are done. When the user stops it (Ctrl-C), `go_on` says how to go on.
+    the others are done. When Ctrl-C or SIGTERM stops it, the exit code is 130 or 143, and `go_on`
+    says how to resume.
     """
 
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -194,16 +109,46 @@ def stage(
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
+            received = _exit_on_signals()
             try:
-                with _errors_as_messages(name):
+                with errors_as_messages(name, go_on):
                     command()
-            except KeyboardInterrupt:
-                sys.stderr.write(f"Stopped. {go_on}\n")
-                sys.exit(_INTERRUPTED)
+            except (KeyboardInterrupt, SystemExit) as error:
+                if isinstance(error, SystemExit) and not received:
+                    raise
+                number = received[0] if received else signal.SIGINT
+                if _RANK not in os.environ:  # whose parent says it
+                    sys.stderr.write(f"Stopped by {number.name}. {go_on}
+")
+                sys.exit(128 + number)
 
         return main
 
     return decorate
+
+
+def _exit_on_signals() -> list[signal.Signals]:
+    """Have Ctrl-C and SIGTERM end this process as an exception does; those that came so far.
+
+    Lightning would exit with 1 at the first, and with 0 at the second. Processes that are forked
+    from this one die of them as usual.
+    """
+    received: list[signal.Signals] = []
+
+    def stop(number: int, _: Any) -> None:
+        received.append(signal.Signals(number))
+        raise SystemExit(128 + number)
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    for number in _SIGNALS:
+        # A shell makes jobs in the background ignore Ctrl-C: they still do.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    os.register_at_fork(after_in_child=restore)
+    return received
 
 
 def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:
@@ -279,5 +224,8 @@ def write_record(record_file: Path, record: dict[str, Any]) -> None:
     """Write `record` as YAML; the file is either whole or absent."""
     record_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = record_file.with_name(f"{record_file.name}.part")
-    unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
-    unfinished.replace(record_file)
+    try:
+        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
+        unfinished.replace(record_file)
+    finally:
+        unfinished.unlink(missing_ok=True)

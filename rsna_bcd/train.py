@@ -1,14 +1,11 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
-import ctypes
 import hashlib
 import json
-import logging
 import os
 import shutil
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,24 +15,27 @@ import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
-from timm.layers import convert_sync_batchnorm
-from torch import nn
 
 from rsna_bcd._stage import CONF, record_of, refuse_detours, settle, stage, write_record
 from rsna_bcd.data.datamodule import CropDataModule
+from rsna_bcd.data.workers import shared_memory_failure
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
+from rsna_bcd.models.checkpoints import read_whole, whole_file
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
+from rsna_bcd.models.ending import Ending, FiniteGuard, ending
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
-from rsna_bcd.models.prediction import TTA
+from rsna_bcd.models.prediction import TTA, check_network, network_unit
+from rsna_bcd.models.process import keep_freed_memory, quieten_lightning, synchronise_norms
 from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
 from rsna_bcd.models.tracking import ID_FILE
+from rsna_bcd.reporting.learning_curves import learning_curves
 from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
@@ -61,13 +61,13 @@ _NEUTRAL = {
     "logger", "plugins", "profiler", "default_root_dir", "use_distributed_sampler",
     "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_model_summary",
     "enable_progress_bar", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
+    "max_steps", "max_time",  # a run that they cut is not finished
 }  # fmt: skip
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # What takes its settings from keys of the root, and must not have others.
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
 _RESULTS = (
-    "checkpoints", "metrics.csv", "timings.csv", "oof.csv", "oof_images.csv", "metrics.json",
-    SEEN_FILE, ID_FILE,
+    "checkpoints", "metrics.csv", "timings.csv", "curves.png", "oof.csv", "oof_images.csv",
+    "metrics.json", SEEN_FILE, ID_FILE,
 )  # fmt: skip
 
 
@@ -79,8 +79,9 @@ def train(cfg: DictConfig) -> None:
     whose presence says that the run is finished.
 
     Raises:
-        InputError: crops, fold, weights or settings are not fit for it; or the folder holds
-            another run, or an unfinished one and not `resume`.
+        InputError: crops, fold, weights or settings are not fit for it; the folder holds another
+            run, or an unfinished one and not `resume`; a loss or weight is not finite; or a limit
+            of the trainer ended training before its last epoch.
     """
     _check(cfg)
     run_dir = Path(cfg.run_dir)
@@ -91,32 +92,41 @@ def train(cfg: DictConfig) -> None:
         _train_on_ranks(cfg, n_ranks)
         return
     end_with_parent()
-    _quieten_lightning()
-    _keep_freed_memory()
+    quieten_lightning()
+    keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     classifier: Classifier = instantiate(cfg.classifier)
-    _synchronise_norms(classifier, cfg.trainer)
+    if cfg.trainer.get("sync_batchnorm", False):
+        on_processor = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+        classifier.network = synchronise_norms(classifier.network, on_processor=on_processor)
     data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
     data.setup()
-    last = run_dir / "checkpoints" / "last.ckpt"
+    check_network(classifier.network, data.sample_batch())
+    checkpoint = _checkpoint_to_resume(run_dir, cfg)
     _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite)
     exit_code = 1
     try:
         trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
-        trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [Record(record), FiniteGuard()]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
-        # What another rank is about to delete must not be seen by this one.
-        checkpoint = last if cfg.resume and not cfg.overwrite and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        end = ending(trainer)
+        _draw_curves(run_dir)
+        if not end.is_finished:
+            raise InputError(f"{run_dir}: {end.reason}")
         oof = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else None
         scores = {} if oof is None else _scores(oof)
-        _finish(run_dir, {**_facts(data, trainer, record), **scores})
+        _finish(run_dir, {**_facts(data, trainer, record), **scores}, end)
         if oof is not None and wandb.run is not None:  # last: the run is finished without it
             _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
         exit_code = 0
     except InputError as error:  # from a worker process, it comes wrapped in a traceback
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
+    except RuntimeError as error:
+        if (remedy := shared_memory_failure(error)) is None:
+            raise
+        raise InputError(f"{remedy} Finished epochs are kept: resume=true.") from error
     finally:  # else the next job of a sweep goes on logging into this one's run
         if wandb.run is not None:
             wandb.finish(exit_code=exit_code)
@@ -141,6 +151,11 @@ def _check(cfg: DictConfig) -> None:
     if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
         raise InputError("fold=all holds out nothing, which select=best and patience= need.")
     refuse_detours(cfg, "train", _WIRED)
+    if cfg.checkpoint_path is not None and cfg.network.get("checkpoint_path") is None:
+        raise InputError(
+            f"checkpoint_path={cfg.checkpoint_path}: {cfg.network._target_} would not get it. Add "
+            "checkpoint_path: ${checkpoint_path} to the YAML of network=, or leave it out."
+        )
     # `dataset.name=` alone is for data in the competition's layout; others have a file of theirs.
     is_known = (Path(CONF) / "dataset" / f"{cfg.dataset.name}.yaml").is_file()
     command = (
@@ -202,20 +217,6 @@ def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
         run_ranks(command, n_ranks)
 
 
-def _synchronise_norms(classifier: Classifier, trainer: DictConfig) -> None:
-    """Take the statistics of BatchNorm over all ranks, if asked.
-
-    By timm's converter: Lightning's own is torch's, which knows nothing of the activations that
-    timm's norms contain, and drops them.
-    """
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in classifier.modules())
-    if not norms or not trainer.get("sync_batchnorm", False):
-        return
-    if trainer.accelerator == "cpu":  # torch would say so in the first batch
-        raise InputError("Processors have no SyncBatchNorm: trainer.sync_batchnorm=false.")
-    classifier.network = convert_sync_batchnorm(classifier.network)
-
-
 def _record(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide about the result, resolved."""
     prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
@@ -258,10 +259,21 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     if cfg.overwrite:
         return False
     settle(run_dir / "config.yaml", record, overwrite=False)
+    has_last = (run_dir / "checkpoints" / "last.ckpt").exists()
     if (run_dir / "metrics.json").exists():
-        rank_zero_only(print)(f"{run_dir} is finished already; overwrite=true trains it afresh.")
-        return True
-    if (run_dir / "checkpoints" / "last.ckpt").exists() and not cfg.resume:
+        lost = [name for name in _tables(cfg) if not (run_dir / name).exists()]
+        if not lost:
+            text = f"{run_dir} is finished already; overwrite=true trains it afresh."
+            rank_zero_only(print)(text)
+            return True
+        if not has_last:
+            raise InputError(
+                f"{run_dir} has lost {' and '.join(lost)}, and checkpoints/last.ckpt to predict "
+                "with. Train it again with overwrite=true."
+            )
+        rank_zero_only(print)(f"{run_dir} has lost {' and '.join(lost)}: it is predicted again.")
+        return False
+    if has_last and not cfg.resume:
         raise InputError(
             f"{run_dir} holds an unfinished run. Go on with resume=true, or start afresh with "
             "overwrite=true."
@@ -269,36 +281,26 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     return False
 
 
+def _tables(cfg: DictConfig) -> tuple[str, ...]:
+    """The out-of-fold tables that a finished run has."""
+    if cfg.fold == "all":
+        return ()
+    is_image = network_unit(get_object(cfg.network._target_)) == "image"
+    return ("oof.csv", "oof_images.csv") if is_image else ("oof.csv",)
+
+
+def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
+    """The last epoch's checkpoint, intact; None to begin with the first epoch."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    is_wanted = cfg.resume or (run_dir / "metrics.json").exists()  # finished: a table was lost
+    if not is_wanted or cfg.overwrite or not last.exists():
+        return None
+    read_whole(last)
+    return last
+
+
 def _workers(cfg: DictConfig) -> int:
     return min(8, len(os.sched_getaffinity(0))) if cfg.workers is None else cfg.workers
-
-
-def _quieten_lightning() -> None:
-    """Silence Lightning's remarks on what was decided here on purpose."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for remark in (
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
-        ".isinstance.treespec, LeafSpec.. is deprecated",  # torch's, about Lightning
-        "The number of training batches .* is smaller than the logging interval",
-        "You defined a `validation_step` but have no `val_dataloader`",  # fold=all
-        "Total length of .* across ranks is zero",
-        "The .* does not have many workers",
-        "Found .* module.s. in eval mode",
-        "It is recommended to use `self.log",  # every rank has gathered the same metrics
-    ):
-        warnings.filterwarnings("ignore", message=f".*{remark}")
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from handing every large block that is freed back to the kernel.
-
-    A step on the processor frees and allocates the same tensors again and again; faulting their
-    pages in anew took 30 to 45 % of its time (tf_efficientnet_lite0, 16 images of 512 x 288).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # not on other C libraries
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 @rank_zero_only
@@ -321,8 +323,7 @@ def _predict_held_out(
     where nothing was left to train (a run killed just now) and the average is kept.
     """
     file = Path(cfg.run_dir) / "checkpoints" / f"{cfg.select}.ckpt"
-    weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    classifier.load_state_dict(weights)
+    classifier.load_state_dict(read_whole(file)["state_dict"])
     loader = data.val_dataloader()
     predicted: Any = trainer.predict(classifier, loader) if loader else []
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))
@@ -369,12 +370,20 @@ def _facts(data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]) ->
 
 
 @rank_zero_only
-def _finish(run_dir: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json` (undefined scores as null) and show it."""
+def _draw_curves(run_dir: Path) -> None:
+    """Draw the learning curves of a run that has finished epochs."""
+    if (run_dir / "metrics.csv").is_file():
+        picture = learning_curves({run_dir.name: pd.read_csv(run_dir / "metrics.csv")})
+        with whole_file(run_dir / "curves.png") as file:
+            picture.savefig(file, format="png")
+
+
+@rank_zero_only
+def _finish(run_dir: Path, metrics: dict[str, Any], end: Ending) -> None:
+    """Write `metrics.json` (undefined scores as null), show it, and say why training ended."""
     plain = {k: None if v != v else v for k, v in metrics.items()}  # NaN is no JSON
-    unfinished = run_dir / "metrics.json.part"
-    unfinished.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(run_dir / "metrics.json")
+    with whole_file(run_dir / "metrics.json", "w", encoding="utf-8") as file:
+        file.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
     optimistic = " (optimistic: an epoch chosen on it)" if metrics["optimistic"] else ""
     title = f"{metrics['name']}, fold {metrics['fold']}{optimistic}"
     table = Table("", "", title=title, show_header=False)
@@ -383,6 +392,7 @@ def _finish(run_dir: Path, metrics: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(run_dir / "metrics.json", highlight=False, soft_wrap=True)
+    console.print(end.reason, highlight=False, soft_wrap=True)
 
 
 @stage("train", go_on="Finished epochs are kept: resume=true goes on.")

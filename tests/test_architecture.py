@@ -24,7 +24,15 @@ NO_TORCH = {"bundling", "phantom", "imaging", "tables", "scoring", "preparation"
 TORCH = {"torch", "torchvision", "timm", "pytorch_lightning"}
 CONFIGURATION = {"hydra", "omegaconf"}
 MAY_REBUILD_A_RUN = "inference/runs.py"
-SHARED_AT_THE_TOP = {"errors", "settings", "_stage", "_checks", "_constructors"}
+SHARED_AT_THE_TOP = {
+    "errors",
+    "settings",
+    "_stage",
+    "_checks",
+    "_constructors",
+    "_messages",
+    "_records",
+}
 JUNK = {"util", "utils", "common", "helper", "helpers", "misc", "base", "core"}
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.breasts import collate_breasts
 from rsna_bcd.data.dataset import BreastDataset, CropDataset, Known
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
+from rsna_bcd.data.workers import workers_that_fit
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
@@ -120,6 +122,17 @@ class CropDataModule(pl.LightningDataModule):
         self._check_training()
         breasts = self.training.drop_duplicates("prediction_id")
         self.prior = float(breasts["label"].mean())
+        if self._workers:
+            two = sum(tensor.nbytes for tensor in self.sample_batch().values())
+            self._workers = workers_that_fit(self._workers, two * self._batch_size // 2)
+
+    def sample_batch(self) -> dict[str, Tensor]:
+        """Two training samples as a batch, read in this process."""
+        data = self._dataset(training=True)
+        samples = [data[0, row] for row in (0, len(data) - 1)]
+        collate = collate_breasts if self._unit == "breast" else default_collate
+        batch: dict[str, Tensor] = collate(samples)
+        return batch
 
     @property
     def batches_per_epoch(self) -> int:

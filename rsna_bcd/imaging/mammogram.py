@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.quality import QualityFlag
 from rsna_bcd.imaging.window import MinMax, Presentation
 
 StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
@@ -57,6 +58,7 @@ class Mammogram:
         most_reduced: the highest level that the codec offers; 0 if it offers the whole image only.
         decode: the image at a level from 0 to `most_reduced`. What comes back may be less reduced
             than asked for, where the reducing decoder refused the file.
+        flags: quality flags, from the pixels and from the header.
     """
 
     height: int
@@ -66,6 +68,7 @@ class Mammogram:
     facts: Mapping[str, str | int]
     most_reduced: int
     decode: Callable[[int], Level]
+    flags: tuple[QualityFlag, ...] = ()
 
     @property
     def pixels(self) -> StoredPixels:

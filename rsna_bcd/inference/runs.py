@@ -1,12 +1,13 @@
 """Rebuild a trained run from its own record: the only module below the stages that knows Hydra."""
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint
-from rsna_bcd.models.prediction import TTA, Batch, predict_logits
+from rsna_bcd.models.prediction import TTA, Batch, network_unit, predict_logits
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
@@ -53,8 +54,7 @@ class Run:
     @property
     def unit(self) -> Unit:
         """What it looks at: an image or a breast."""
-        unit: Unit = self.network.unit  # type: ignore[assignment]  # of the networks' contract
-        return unit
+        return network_unit(self.network)
 
     def predict(
         self, images: Crop, metadata: NDArray[np.float32] | None = None
@@ -120,7 +120,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         ) from error
     _check_record(record_file, record, checkpoint.get("config"), weights)
     # All parameters come from the checkpoint: neither a download nor the file training began with.
-    network: nn.Module = instantiate(record["network"], pretrained=False, checkpoint_path=None)
+    network: nn.Module = instantiate(record["network"], **_without_weights(record["network"]))
     state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}
     try:
         network.load_state_dict(state)
@@ -141,6 +141,17 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
         seen=read_seen(folder / SEEN_FILE),
     )
+
+
+def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make a network without reading weights: those that it has."""
+    target = get_object(settings["_target_"])
+    parameters = dict(inspect.signature(target).parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and inspect.isclass(target):
+        for base in target.__mro__[1:-1]:  # where **options may go
+            parameters |= inspect.signature(base.__init__).parameters  # type: ignore[misc]
+    void = {"pretrained": False, "checkpoint_path": None}
+    return {key: value for key, value in void.items() if key in parameters}
 
 
 def _check_record(record_file: Path, record: Any, inside: Any, weights: Path) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rsna_bcd.errors import InputError
 from rsna_bcd.models.criterion import Criterion
 from rsna_bcd.models.mixing import Mix
 from rsna_bcd.models.optimizers import MakeOptimizer, Rates
-from rsna_bcd.models.prediction import TTA, Batch, Unit, outputs_of, predict_logits
+from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
 from rsna_bcd.scoring.metrics import DECISION, RANKING
 from rsna_bcd.tables.predictions import Rule, to_breasts
 
@@ -84,8 +85,7 @@ class Classifier(pl.LightningModule):
     @property
     def unit(self) -> Unit:
         """What a sample is, as the network looks at it."""
-        unit: Unit = self.network.unit
-        return unit
+        return network_unit(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from the step, so that a resumed run goes on as if it had not stopped."""
@@ -179,6 +179,9 @@ def gather_logits(predicted: Sequence[dict[str, Tensor]], n_rows: int) -> np.nda
 
     Returns:
         (n_rows,) float32, the same on every rank.
+
+    Raises:
+        InputError: a prediction is not finite.
     """
     index = [i for batch in predicted for i in batch["index"].tolist()]
     logit = [x for batch in predicted for x in batch["logit"].float().tolist()]
@@ -191,6 +194,12 @@ def gather_logits(predicted: Sequence[dict[str, Tensor]], n_rows: int) -> np.nda
     assert np.array_equal(np.sort(rows), np.arange(n_rows)), "a row was predicted twice or never"
     logits = np.empty(n_rows, dtype=np.float32)
     logits[rows] = np.concatenate([np.asarray(logit, dtype=np.float32) for _, logit in shards])
+    if broken := int((~np.isfinite(logits)).sum()):
+        raise InputError(
+            f"{broken} of {n_rows} held-out predictions are not finite, though the weights are. "
+            "Train again with trainer.precision=32-true or a lower learning_rate=, and "
+            "overwrite=true."
+        )
     return logits
 
 

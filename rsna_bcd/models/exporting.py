@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.prediction import Batch
+from rsna_bcd.models.prediction import Batch, extra_inputs, network_unit
 
 DESCRIPTION = "rsna_bcd"  # the entry in an exported file that says what it is
 OPSET = 18  # of ONNX: what the exporter of torch writes by itself; ONNX Runtime knows it since 1.14
@@ -67,7 +67,7 @@ def network_inputs(
     Raises:
         InputError: it looks at something that no batch of ours holds.
     """
-    by_breast = network.unit == "breast"
+    by_breast = network_unit(network) == "breast"
     sample: tuple[str, ...] = ("batch", "views") if by_breast else ("batch",)
     known = [
         Input("image", (*sample, 1, height, width), "float32", 0, 1,
@@ -80,7 +80,7 @@ def network_inputs(
         Input("metadata", ("batch", metadata_width), "float32", -5.75, 6.15,
               "(age - 58.5) / 10 of ages 1 to 120; everything else 0 to 1; see `metadata`"),
     ]  # fmt: skip
-    wanted = ("image", *network.inputs)
+    wanted = ("image", *extra_inputs(network))
     unknown = [name for name in wanted if name not in {entry.name for entry in known}]
     if unknown:
         raise InputError(
@@ -113,7 +113,8 @@ class Exportable(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute `logit` and `probability`, (B,) each."""
         given = {"mask": mask, "view": view, "other": other, "metadata": metadata}
-        outputs = self.network(image, **{name: given[name] for name in self.network.inputs})
+        inputs = {name: given[name] for name in extra_inputs(self.network)}
+        outputs = self.network(image, **inputs)
         logit = outputs["logit"].float()
         return {"logit": logit, "probability": logit.sigmoid()}
 

@@ -1,12 +1,16 @@
 """What a run leaves behind while it trains: `metrics.csv`, and its settings in the checkpoints."""
 
 import csv
+import time
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
+
+from rsna_bcd.models.checkpoints import is_cut, whole_file
 
 
 class History(pl.Callback):
@@ -23,11 +27,13 @@ class History(pl.Callback):
         self._file = Path(file)
         self._rows: list[dict[str, Any]] = []
         self._is_validated = False
+        self._begun = (0.0, 0)  # when this process began to train, and with which epoch
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows of the epochs that the checkpoint has seen."""
         self._rows = kept_rows(self._file, trainer.current_epoch)
+        self._begun = (time.monotonic(), trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait for this epoch's validation, which `check_val_every_n_epoch` may leave out."""
@@ -39,7 +45,9 @@ class History(pl.Callback):
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add this epoch's row."""
+        """Add this epoch's row; an epoch that is cut is trained again and has none yet."""
+        if is_cut(trainer):
+            return
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
@@ -50,7 +58,24 @@ class History(pl.Callback):
         self._rows.append({**row, **metrics})
         write_rows(self._file, self._rows)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        trainer.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}")
+        done = trainer.current_epoch + 1
+        left = time_left(*self._begun, done, trainer.max_epochs or done)
+        trainer.print(f"epoch {done}/{trainer.max_epochs}  {shown}{left and f'  {left} left'}")
+
+
+def time_left(begun: float, first: float, done: float, epochs: float) -> str:
+    """Time that the rest of a run takes if its epochs stay as long, as h:mm:ss; "" if none is left.
+
+    Args:
+        begun: when this process began to train, by `time.monotonic`.
+        first: epochs that were done then.
+        done: that are done now, with fractions.
+        epochs: of the run.
+    """
+    if not first < done < epochs:
+        return ""
+    seconds = (time.monotonic() - begun) * (epochs - done) / (done - first)
+    return str(timedelta(seconds=round(seconds)))
 
 
 def kept_rows(file: Path, epoch: int) -> list[dict[str, Any]]:
@@ -69,13 +94,10 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
 
     Columns are those of any row; where a row lacks one, its field is empty.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.part")
-    with unfinished.open("w", newline="", encoding="utf-8") as text:
+    with whole_file(file, "w", newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(chain(*rows))))
         writer.writeheader()
         writer.writerows(rows)
-    unfinished.replace(file)
 
 
 class Record(pl.Callback):
@@ -91,5 +113,6 @@ class Record(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the settings to what Lightning saves."""
+        """Add the settings to what Lightning saves; trainer.max_time begins anew when resumed."""
         checkpoint["config"] = self._record
+        checkpoint["callbacks"].pop("Timer", None)

@@ -23,7 +23,8 @@ def starts_from(file: Path) -> list[Record]:
     run = record_in(file)
     if run is None:
         return []
-    select = "best" if file.name == "best.ckpt" else "last"
+    # A file of another name: the weights that the run keeps, which a bundle copies.
+    select = file.stem if file.stem in ("best", "last") else run.get("select", "last")
     own = {key: run[key] for key in _KEPT} | {"select": select, "patience": run.get("patience")}
     return [own, *run.get("starts_from", [])]
 

@@ -1,7 +1,8 @@
 """What networks take and give, and logits: the one way in which OOF and test are predicted.
 
-A network is an `nn.Module` that says in `inputs` which entries of a batch it looks at besides the
-image, and in `unit` whether a sample is an image or a breast:
+A network is an `nn.Module` that maps images to logits. It may have two attributes: `inputs` names
+the entries of a batch that it takes besides the image (none without it), `unit` says whether a
+sample is an "image" (without it) or a "breast":
 
     network(image, **{name: batch[name] for name in network.inputs}) -> {"logit": (B,), ...}
 
@@ -24,6 +25,63 @@ PASSES: dict[TTA, int] = {"none": 1, "hflip": 2}  # how often a network sees an 
 Batch = dict[str, Tensor]
 
 
+def network_unit(network: Any) -> Unit:
+    """Whether a sample of a network is an image or a breast."""
+    unit: Unit = getattr(network, "unit", "image")
+    return unit
+
+
+def extra_inputs(network: Any) -> tuple[str, ...]:
+    """The entries of a batch that a network takes besides the image."""
+    return tuple(getattr(network, "inputs", ()))
+
+
+def check_network(network: Any, batch: Batch) -> None:
+    """Run a network once, before training does, and check that it keeps the contract above.
+
+    Args:
+        network: on the processor; comes back in the mode that it was in.
+        batch: as the datamodule makes it.
+
+    Raises:
+        InputError: it does not; the message says what is wrong with it.
+    """
+    name, inputs, n_samples = type(network).__name__, extra_inputs(network), len(batch["label"])
+    if absent := [entry for entry in inputs if entry not in batch]:
+        raise InputError(
+            f"network {name} takes {', '.join(absent)}, which a batch does not have: there are "
+            f"{', '.join(sorted(batch.keys() - {'image', 'label', 'index'})) or 'no others'}. "
+            "Metadata needs metadata=; mask, view and other need unit = 'breast'."
+        )
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            outputs: Any = outputs_of(network, batch)
+    except Exception as error:
+        shape = tuple(batch["image"].shape)
+        error.add_note(
+            f"network {name} failed on a first batch: image {shape} float32 in [0, 1]"
+            f"{''.join(f', {entry} {tuple(batch[entry].shape)}' for entry in inputs)}. "
+            "The contract of a network is in rsna_bcd/models/prediction.py."
+        )
+        raise
+    finally:
+        network.train(was_training)
+    logit = outputs.get("logit") if isinstance(outputs, dict) else None
+    if not isinstance(logit, Tensor):
+        found = list(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+        raise InputError(
+            f'network {name} returns {found} instead of a dictionary: {{"logit": (B,)}} is needed, '
+            "see rsna_bcd/models/prediction.py."
+        )
+    if logit.shape != (n_samples,) or not logit.is_floating_point():
+        raise InputError(
+            f"network {name} returns a logit {tuple(logit.shape)} {logit.dtype} of {n_samples} "
+            f"samples: ({n_samples},) in floating point is needed, for instance logit[:, 0]."
+        )
+
+
 def to_input(images: Tensor) -> Tensor:
     """Turn crops (..., H, W) into the network's input, float32 in [0, 1].
 
@@ -37,14 +95,16 @@ def outputs_of(network: Any, batch: Batch, image: Tensor | None = None) -> dict[
 
     Args:
         network: keeps the contract above.
-        batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
+        batch: `image`, uint8 or float32 in [0, 1], and what `extra_inputs` names.
         image: float32 in [0, 1], in the place of that of the batch.
 
     Returns:
         Its outputs by name, `logit` (B,) among them.
     """
     image = to_input(batch["image"]) if image is None else image
-    outputs: dict[str, Tensor] = network(image, **{name: batch[name] for name in network.inputs})
+    outputs: dict[str, Tensor] = network(
+        image, **{name: batch[name] for name in extra_inputs(network)}
+    )
     return outputs
 
 
@@ -54,7 +114,7 @@ def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = T
 
     Args:
         network: in eval mode, on the device of the batch; keeps the contract above.
-        batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
+        batch: `image`, uint8 or float32 in [0, 1], and what `extra_inputs` names.
         tta: `hflip` averages the logits of the images and of their mirror images.
         in_float32: whatever precision trained the network, so that predictions do not depend on who
             asks. False leaves it to the caller's autocast: faster on a GPU, and not to be kept.

@@ -1,16 +1,24 @@
 """Weights & Biases: which run a training logs to."""
 
+import base64
+import json
 import netrc
 import os
 import secrets
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from pytorch_lightning.loggers import WandbLogger
+import wandb
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 ID_FILE = "wandb_id.txt"  # in the run's folder
+_PATIENCE, _INIT_PATIENCE = 10, 30  # seconds: for an answer of the server; for a run to begin
 
 
 def wandb_logger(
@@ -19,10 +27,12 @@ def wandb_logger(
     folder: str | Path,
     group: str | None = None,
     tags: Sequence[str] = (),
-) -> WandbLogger:
-    """Log to Weights & Biases, offline where nobody is logged in.
+    entity: str | None = None,
+) -> Logger:
+    """Log to Weights & Biases, or offline where it cannot be reached: training never waits for it.
 
-    A resumed run goes on in the run of W&B that it began: its id is kept in `wandb_id.txt`.
+    A resumed run continues the run of W&B that it began: its id is kept in `wandb_id.txt`.
+    WANDB_MODE=disabled logs nothing.
 
     Args:
         project: in W&B.
@@ -30,18 +40,70 @@ def wandb_logger(
         folder: where the run's files go, under `wandb/`.
         group: what W&B shows together: the folds of an experiment.
         tags: to find it by.
+        entity: team or user; None for the default one of the key.
     """
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode == "disabled":
+        return DummyLogger()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
-        project=project,
-        name=name,
-        save_dir=folder,
-        offline=wandb_key() is None,
-        group=group,
-        tags=[str(tag) for tag in tags],
-        id=_id(folder / ID_FILE),
+    options: dict[str, Any] = {
+        "project": project,
+        "name": name,
+        "save_dir": folder,
+        "group": group,
+        "tags": [str(tag) for tag in tags],
+        "id": _id(folder / ID_FILE),
+        "entity": entity,
+        "settings": wandb.Settings(init_timeout=_INIT_PATIENCE),
+    }
+    if mode in ("offline", "dryrun") or rank_zero_only.rank:
+        return WandbLogger(offline=True, **options)
+    key = wandb_key()
+    problem = "no key (`wandb login`)" if key is None else connection_problem(key)
+    if problem is None:
+        logger = WandbLogger(offline=False, **options)
+        try:
+            _ = logger.experiment  # begins the run
+        except (wandb.errors.Error, OSError) as error:
+            problem = f"{error} (logger.wandb.project={project}, entity={entity})"
+        else:
+            return logger
+    print(
+        f"W&B: {problem}. The run is recorded offline; upload it later with "
+        f"`wandb sync {folder / 'wandb'}/offline-run-*`. Nothing is logged with logger=csv."
     )
+    return WandbLogger(offline=True, **options)
+
+
+def connection_problem(key: str) -> str | None:
+    """Why the server of W&B cannot be logged to with a key; None if it can.
+
+    Asked before W&B's own client, which waits for minutes where there is no network.
+    """
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+    request = urllib.request.Request(
+        f"{server}/graphql",
+        data=json.dumps({"query": "query {viewer {id}}"}).encode(),
+        headers={
+            "Content-Type": "application/json",
+            "Authorization": "Basic " + base64.b64encode(f"api:{key}".encode()).decode(),
+        },
+    )
+    refused = (
+        f"{server} refuses the key of WANDB_API_KEY or of the netrc file; log in with "
+        "`wandb login --relogin`"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+            found = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return refused if error.code in (401, 403) else f"{server} answers {error}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"{server} cannot be reached ({reason}); check the network or WANDB_BASE_URL"
+    viewer = (found.get("data") or {}).get("viewer") if isinstance(found, dict) else None
+    return None if viewer else refused
 
 
 @rank_zero_only  # which alone logs; several would write the file at once

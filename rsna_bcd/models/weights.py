@@ -1,13 +1,16 @@
 """Weights that a network starts from: of ImageNet, or of an earlier run of ours."""
 
+import json
 import logging
+import re
 from _pickle import UnpicklingError  # what torch raises for foreign files; nothing is pickled here
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -20,6 +23,9 @@ State = dict[str, Tensor]
 _log = logging.getLogger(__name__)
 _COUNTER = "num_batches_tracked"  # of BatchNorm; old files lack it
 _SHOWN = 3  # parameters named in a message
+_SHARE = 0.9  # of the tensors of another's file and of the backbone that must agree
+_DEEPEST = 6  # parts of a prefix
+_AVERAGED = re.compile(r"(^|_)ema|teacher", re.IGNORECASE)  # keys of averaged weights
 # What a file that holds no weights gives rise to, depending on its first bytes.
 _UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, UnpicklingError, SafetensorError,
@@ -36,10 +42,12 @@ _PLACES = ("", "local_encoder.", "global_encoder.")
 def start_from(network: nn.Module, file: Path) -> list[str]:
     """Load the weights that a network starts from.
 
-    The file holds the state dict of the timm network that is the backbone, or a checkpoint of a run
-    of ours (`checkpoints/last.ckpt`; averaged weights, where the run has them), or the state dict
-    of a network of ours. Of timm's, the first convolution is summed to one channel, as timm does,
-    and the classifier is left out.
+    The file holds a checkpoint of a run of ours (`checkpoints/last.ckpt`; averaged weights, where
+    the run has them), or the state dict of a network of ours, or the weights of the timm network
+    that is the backbone: at any depth of dictionaries (`model`, `state_dict`; averaged ones first)
+    and under any common prefix (`module.`, `encoder.`, ...). Of these, the first convolution is
+    summed to one channel, as timm does, the classifier is left out, and 90 % of the tensors must
+    agree. How many were taken is logged.
 
     What our networks share is the encoder: the backbone, the normalisation it was trained with, its
     pooling. The backbone must fit. Of a run, all else (heads, aggregator) is taken where names and
@@ -53,45 +61,54 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
         Names of encoders that the file does not fit, if it fits another one of the network.
 
     Raises:
-        InputError: the file is absent, holds no weights, or those of another backbone.
+        InputError: the file is absent, holds no weights, those of another backbone, or values that
+            are not finite.
     """
-    state, is_ours = _read(file)
-    if is_ours:
-        sources = {place: part for place in _PLACES if (part := _encoder_at(place, state))}
-    else:
-        sources = {"": {_BACKBONE + k: v for k, v in state.items()}}
+    content = _read(file)
+    ours = _own_state(content)
     own = network.state_dict()
     taken: State = {}
     misfits: dict[str, str] = {}
     encoders = {name: m for name, m in network.named_modules() if isinstance(m, Encoder)}
     for name, encoder in encoders.items():
         place = f"{name}." if name else ""
-        wanted = _encoder_at(place, own)
-        differences = []
-        for source in sorted(sources, key=lambda s: s != place):  # preferably from the same place
-            part = sources[source] if is_ours else _adapted(sources[source], encoder.backbone)
-            difference = _difference(part, wanted)
-            if not difference:
-                taken |= {place + k: v for k, v in part.items() if _fits(k, v, wanted)}
-                break
-            differences.append(difference)
-        else:
-            misfits[name] = f"the weights of {encoder.architecture}. Parameters: {differences[0]}"
+        find = _own_encoder if ours else _foreign_encoder
+        found, problem = find(ours or content, place, encoder, _encoder_at(place, own))
+        if problem:
+            misfits[name] = f"the weights of {encoder.architecture}. {problem}"
+        taken |= {place + key: value for key, value in found.items()}
     if len(misfits) == len(encoders):
         raise InputError(
             f"checkpoint_path={file} does not hold {next(iter(misfits.values()))}. "
             "Choose the network= that the file belongs to."
         )
-    if is_ours:
-        shared = tuple(place + part for place in sources for part in _ENCODER)
-        taken |= {k: v for k, v in state.items() if not k.startswith(shared) and _fits(k, v, own)}
-    network.load_state_dict(taken, strict=False)
-    afresh = [k for k in own if k not in taken and not k.endswith(("mean", "std", _COUNTER))]
-    if is_ours and afresh:
-        rank_zero_only(_log.info)(
-            "%s has nothing that fits these, which begin afresh: %s", file, ", ".join(afresh)
+    if ours:
+        shared = tuple(place + part for place in _PLACES for part in _ENCODER)
+        taken |= {k: v for k, v in ours.items() if not k.startswith(shared) and _fits(k, v, own)}
+    if broken := [k for k, v in taken.items() if not v.isfinite().all()]:
+        raise InputError(
+            f"checkpoint_path={file} holds weights that are not finite ({_some(broken)}): whatever "
+            "made it had failed. Choose another file."
         )
+    network.load_state_dict(taken, strict=False)
+    _tell_what_was_taken(file, taken, own, bool(ours))
     return list(misfits)
+
+
+def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) -> None:
+    """Log how many tensors a network has from a file, and which it lacks."""
+    counted = [k for k in own if not k.endswith(_COUNTER)]
+    if not is_ours:  # of another's file the backbone alone is wanted
+        counted = [k for k in counted if _BACKBONE in k]
+    lacking = [k for k in counted if k not in taken and not k.endswith(("mean", "std"))]
+    rank_zero_only(_log.info)(
+        "%s: %d of %d tensors are taken%s", file, len(counted) - len(lacking), len(counted),
+        "" if is_ours else " (of the backbone)",
+    )  # fmt: skip
+    if lacking:
+        rank_zero_only(_log.info)(
+            "%s has nothing that fits these, which begin afresh: %s", file, ", ".join(lacking)
+        )
 
 
 def record_in(file: Path) -> dict[str, Any] | None:
@@ -99,10 +116,15 @@ def record_in(file: Path) -> dict[str, Any] | None:
 
     Others may have a `config`, too: a run's says of which data and folds it is.
     """
-    if file.suffix == ".safetensors" or not file.is_file():
+    if not file.is_file():
         return None
     try:  # mapped: its tensors are not read
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content: Any
+        if file.suffix == ".safetensors":  # as a bundle has it
+            with safe_open(file, framework="pt") as opened:
+                content = {"config": json.loads((opened.metadata() or {}).get("config", "null"))}
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE:
         return None  # which `start_from` will say
     config = content.get("config") if isinstance(content, dict) else None
@@ -126,7 +148,7 @@ def _adapted(weights: State, backbone: Any) -> State:
     classifier = f"{_BACKBONE}{config['classifier']}."
     state = {k: v for k, v in weights.items() if not k.startswith(classifier)}
     stem = f"{_BACKBONE}{config['first_conv']}.weight"
-    if stem in state and state[stem].ndim == 4:
+    if stem in state and state[stem].ndim == 4 and state[stem].shape[1] in (1, 3):
         state[stem] = adapt_input_conv(1, state[stem], base_chans=state[stem].shape[1])
     return state
 
@@ -147,14 +169,16 @@ def _difference(found: State, wanted: State) -> str:
         "of another shape": [k for k in found if k in wanted and not _fits(k, found[k], wanted)],
     }
     return "; ".join(
-        f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if keys[_SHOWN:] else ''})"
-        for what, keys in differing.items()
-        if keys
+        f"{len(keys)} {what} ({_some(keys)})" for what, keys in differing.items() if keys
     )
 
 
-def _read(file: Path) -> tuple[State, bool]:
-    """Read a state dict, and whether it is one of a network of ours."""
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''}"
+
+
+def _read(file: Path) -> Any:
+    """Read what a file of weights holds."""
     if not file.is_file():
         raise InputError(
             f"checkpoint_path={file} does not exist. Give a file of weights or a run's "
@@ -162,19 +186,91 @@ def _read(file: Path) -> tuple[State, bool]:
         )
     try:
         if file.suffix == ".safetensors":
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
-            f"checkpoint_path={file} cannot be read as weights ({type(error).__name__})."
+            f"checkpoint_path={file} cannot be read as weights ({type(error).__name__}: "
+            f"{reason[:200]}). Where it holds other objects than tensors, and you trust it, write "
+            "its state dict to a file of its own with torch.save."
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(
-            f"checkpoint_path={file} is not a plain state dict of tensors. "
-            "Save it with torch.save(network.state_dict(), ...)."
+
+
+def _states(content: Any) -> Iterator[State]:
+    """Yield all state dicts within a file: averaged weights before the others, as timm does."""
+    if not isinstance(content, dict):
+        return
+    state = {str(k).replace(_COMPILED, ""): v for k, v in content.items() if isinstance(v, Tensor)}
+    if state:
+        yield state
+    for key in sorted(map(str, content), key=lambda key: (not _AVERAGED.search(key), key)):
+        yield from _states(content.get(key))
+
+
+def _prefixes(state: State) -> list[str]:
+    """Prefixes that names of a state dict share: "", "module.", "module.backbone.", ..."""
+    found = {""}
+    for name in state:
+        parts = name.split(".")[:-1]
+        found |= {".".join(parts[:n]) + "." for n in range(1, min(len(parts), _DEEPEST) + 1)}
+    return sorted(found, key=lambda prefix: (prefix.count("."), prefix))
+
+
+def _own_state(content: Any) -> State:
+    """The state of a network of ours, which has the normalisation beside its backbone; or {}."""
+    if not isinstance(content, dict):
+        return {}
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        return {}
+    state = {
+        str(k).replace(_COMPILED, "").removeprefix(_OF_RUN): v
+        for k, v in state.items()
+        if isinstance(v, Tensor)
+    }
+    is_ours = any(
+        {f"{place}mean", f"{place}std"} <= state.keys() and _encoder_at(place, state)
+        for place in _PLACES
+    )
+    return state if is_ours else {}
+
+
+def _own_encoder(state: State, place: str, encoder: Encoder, wanted: State) -> tuple[State, str]:
+    """Entries of an encoder in the state of a network of ours, and "" or why none fits."""
+    sources = {source: part for source in _PLACES if (part := _encoder_at(source, state))}
+    problems = []
+    for source in sorted(sources, key=lambda s: s != place):  # preferably from the same place
+        part = sources[source]
+        difference = _difference(part, wanted)
+        if not difference:
+            return {k: v for k, v in part.items() if _fits(k, v, wanted)}, ""
+        problems.append(f"Parameters: {difference}")
+    return {}, problems[0]
+
+
+def _foreign_encoder(
+    content: Any, place: str, encoder: Encoder, wanted: State
+) -> tuple[State, str]:
+    """Entries of a backbone in a file that is not ours, and "" or why they are refused."""
+    names = {k.removeprefix(_BACKBONE) for k in wanted if k.startswith(_BACKBONE)}
+    best, most = {}, -1
+    for state in _states(content):
+        for prefix in _prefixes(state):
+            part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if len(names & part.keys()) > most:
+                best, most = part, len(names & part.keys())
+    if not best:
+        return {}, "It holds no tensors"
+    found = _adapted({_BACKBONE + k: v for k, v in best.items()}, encoder.backbone)
+    found = {k: v for k, v in found.items() if not k.endswith(_COUNTER)}
+    needed = [k for k in wanted if k.startswith(_BACKBONE) and not k.endswith(_COUNTER)]
+    taken = {k: v for k, v in found.items() if _fits(k, v, wanted)}
+    reshaped = any(k in wanted and k not in taken for k in found)
+    # Of the file as well: a deeper network has the names of a shallow one, and more.
+    if reshaped or len(taken) < _SHARE * max(len(needed), len(found)):
+        return {}, (
+            f"{len(taken)} of {len(needed)} tensors fit, of {len(found)} in the file. "
+            f"Parameters: {_difference(found, wanted)}"
         )
-    state = {k.replace(_COMPILED, "").removeprefix(_OF_RUN): v for k, v in state.items()}
-    return state, any(_encoder_at(place, state) for place in _PLACES)
+    return taken, ""

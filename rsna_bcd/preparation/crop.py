@@ -20,6 +20,7 @@ from rsna_bcd.imaging.decoders import DECODERS
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import Mammogram
 from rsna_bcd.imaging.picture import read_picture
+from rsna_bcd.imaging.quality import join_flags
 
 Source = Literal["dicom", "image"]
 Record = dict[str, str | int | float | None]
@@ -84,9 +85,10 @@ class PreparedImage:
     Attributes:
         pixels: uint8 or uint16, (height, width), tissue bright, background 0.
         record: for the manifest: `decoder`, `resolution_level` (how often the codec halved the
-            image), `transfer_syntax`, `photometric`, `bits_stored`, `window`, `source_height`,
-            `source_width`, `breast_found`, the box in source pixels (`box_left, box_top,
-            box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels per source pixel;
+            image), `transfer_syntax`, `photometric`, `bits_stored`, `window`, `quality_flags`,
+            `source_height`, `source_width`, `breast_found`, the box in source pixels (`box_left,
+            box_top, box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels per source
+            pixel;
             None where stretched), `source_sha256`.
     """
 
@@ -176,6 +178,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
             "decoder": level.decoder,
             "resolution_level": level.reduced,
             "window": str(mammogram.presentation),
+            "quality_flags": join_flags(mammogram.flags),
             "source_height": mammogram.height,
             "source_width": mammogram.width,
             "breast_found": int(place.found),

@@ -37,7 +37,8 @@ from rsna_bcd.tables.images import Split
 GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "scale")
 MANIFEST_COLUMNS = (
     "split", "patient_id", "image_id", "status", "decoder", "resolution_level", "transfer_syntax",
-    "photometric", "bits_stored", "window", "source_height", "source_width", "breast_found",
+    "photometric", "bits_stored", "window", "quality_flags", "source_height", "source_width",
+    "breast_found",
     *GEOMETRY, "source_sha256", "crop_sha256",
 )  # fmt: skip
 TIMING_COLUMNS = ("split", "image_id", "seconds")

@@ -117,7 +117,12 @@ def write_csv(frame: pd.DataFrame, csv: Path) -> None:
     with tempfile.NamedTemporaryFile(
         "w", dir=csv.parent, prefix=".", suffix=".csv", delete=False, encoding="utf-8", newline=""
     ) as file:
-        frame.to_csv(file, index=False)
+        try:
+            frame.to_csv(file, index=False)
+            file.flush()
+        except OSError:  # the disk is full: nothing half-written is left
+            Path(file.name).unlink()
+            raise
     Path(file.name).chmod(0o644)  # temporary files are private by default, results are not
     Path(file.name).replace(csv)
 

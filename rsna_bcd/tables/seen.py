@@ -32,8 +32,11 @@ def seen_values(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
 def write_seen(seen: Seen, file: Path) -> None:
     """Write `seen.json`; the file is either whole or absent."""
     unfinished = file.with_name(f"{file.name}.part")
-    unfinished.write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    try:
+        unfinished.write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_seen(file: Path) -> dict[str, tuple[str, ...]]:

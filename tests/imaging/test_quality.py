@@ -1,0 +1,23 @@
+"""Quality flags as text."""
+
+import pytest
+
+from rsna_bcd.imaging.quality import QualityFlag, join_flags, split_flags
+from rsna_bcd.tables.answers import DOUBTS
+
+
+def test_join_flags_orders_and_split_flags_reads_them_back() -> None:
+    flags = [QualityFlag.SPECIMEN, QualityFlag.NO_WINDOW, QualityFlag.SPECIMEN]
+    assert join_flags(flags) == "no window; specimen"
+    assert split_flags("no window; specimen") == [QualityFlag.NO_WINDOW, QualityFlag.SPECIMEN]
+    assert join_flags([]) == ""
+    assert split_flags("") == []
+
+
+def test_split_flags_refuses_other_text() -> None:
+    with pytest.raises(ValueError, match="no such flag"):
+        split_flags("no window; no such flag")
+
+
+def test_every_flag_is_explained() -> None:
+    assert {str(flag) for flag in QualityFlag} <= set(DOUBTS)
