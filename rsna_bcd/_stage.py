@@ -118,8 +118,7 @@ def stage(
                     raise
                 number = received[0] if received else signal.SIGINT
                 if _RANK not in os.environ:  # whose parent says it
-                    sys.stderr.write(f"Stopped by {number.name}. {go_on}
-")
+                    sys.stderr.write(f"Stopped by {number.name}. {go_on}\n")
                 sys.exit(128 + number)
 
         return main
