@@ -1,10 +1,14 @@
 """What all stages share with Hydra: where `conf/` is, how errors look, how folders are guarded."""
 
+import contextlib
+import fcntl
 import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from rsna_bcd._checks import check_settings
 from rsna_bcd._constructors import check_arguments
 from rsna_bcd._messages import CONF, errors_as_messages
+from rsna_bcd._options import completed
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.settings import COMMANDS
 
 _RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MULTIRUN = ("-m", "--multirun")
+_VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 
 # For names that are made of a list, `${joined:${members}}`.
 OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)), replace=True)
@@ -189,6 +195,8 @@ def settle(
     *,
     overwrite: bool,
     remedy: str = "Choose another name",
+    root: str | None = None,
+    cfg: DictConfig | None = None,
 ) -> bool:
     """Check that a folder was made with the settings it is now asked for.
 
@@ -197,6 +205,9 @@ def settle(
         record: the settings asked for, plain dicts and lists.
         overwrite: accept a folder made with other settings; the caller makes it afresh.
         remedy: what else one can do; the start of a sentence.
+        root: name of the YAML that the settings follow from. Keys that the folder's record lacks,
+            because it is older than they are, mean the defaults in it, or those of constructors.
+        cfg: the configuration that `record` is from, where the record leaves out a `_target_`.
 
     Returns:
         Whether the folder holds work made with exactly these settings.
@@ -208,6 +219,11 @@ def settle(
         return False
     existing = OmegaConf.to_container(OmegaConf.load(record_file))
     wanted = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record))))
+    assert isinstance(existing, dict)
+    assert isinstance(wanted, dict)
+    existing.pop(_VERSION, None)  # another version may resume
+    if root is not None:
+        existing = completed(existing, wanted, root, cfg)
     if existing == wanted:
         return True
     if overwrite:
@@ -220,11 +236,45 @@ def settle(
 
 
 def write_record(record_file: Path, record: dict[str, Any]) -> None:
-    """Write `record` as YAML; the file is either whole or absent."""
+    """Write `record` and the version of this package as YAML; the file is whole or absent."""
     record_file.parent.mkdir(parents=True, exist_ok=True)
+    noted = {**record, _VERSION: version("rsna_bcd")}
     unfinished = record_file.with_name(f"{record_file.name}.part")
     try:
-        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(record)), encoding="utf-8")
+        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(noted)), encoding="utf-8")
         unfinished.replace(record_file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, remedy: str) -> Iterator[None]:
+    """Keep other processes out of a folder, until the block or this process ends.
+
+    Args:
+        folder: made if it is absent; a file `lock` stays in it.
+        remedy: what one can do instead of waiting; the end of a sentence.
+
+    Raises:
+        InputError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Opened for writing, as else NFS locks it on this machine only.
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"Another process is at work on {folder}. Wait for it, or {remedy}."
+            ) from error
+        yield
+
+
+def process_start() -> float:
+    """When this process began, on the clock of `time.monotonic`: before Python, and its imports."""
+    stat = Path("/proc/self/stat")
+    if not stat.is_file():  # no Linux: from now on
+        return time.monotonic()
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # proc(5), starttime
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age

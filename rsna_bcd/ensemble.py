@@ -50,7 +50,7 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     recipe = _recipe(cfg, names)
     folder = Path(cfg.ensemble_dir)
     record = record_of(cfg, *_SETTINGS)
-    settle(folder / "config.yaml", record, overwrite=cfg.overwrite)
+    settle(folder / "config.yaml", record, overwrite=cfg.overwrite, root="ensemble")
     output = Path(cfg.paths.output)
     tables = {name: read_run(output / "runs" / name) for name in names}
     for name, table in tables.items():
@@ -242,6 +242,7 @@ def _record(record_file: Path) -> dict[Any, Any]:
         raise InputError(f"{record_file} does not exist. Train this fold again.")
     record = OmegaConf.to_container(OmegaConf.load(record_file))
     assert isinstance(record, dict)
+    record.pop("rsna_bcd", None)  # the version
     fold = record.pop("fold", None)
     for run in record.get("starts_from", []):
         if run["fold"] == fold:

@@ -110,6 +110,7 @@ def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
         record,
         overwrite=cfg.overwrite,
         remedy="Choose another crop.name=... (or dataset.name=...)",
+        root="prepare",
     )
     begun = same and folder.overwriting_file.exists()  # and was interrupted: go on
     if cfg.overwrite and not begun:

@@ -4,8 +4,6 @@ A proposal depends on the finished trials and the seed alone, and a trial is in 
 it is trained: killed at any moment and started again, a search ends as if nothing had happened.
 """
 
-import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -16,7 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._stage import CONF, record_of, settle, stage, write_record
+from rsna_bcd._messages import CONF
+from rsna_bcd._options import hydra_text
+from rsna_bcd._stage import locked, record_of, settle, stage, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.ranks import kill_with_parent
 from rsna_bcd.scoring.metrics import DECISION, RANKING
@@ -38,8 +38,6 @@ _OURS = ("name", "fold", "resume", "overwrite", "paths.data", "paths.output")  #
 _STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 _OF_A_RANGE = {"low", "high", "log", "step"}
 _METRICS = (*RANKING, *DECISION)  # that training writes
-_PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*"  # as a text, Hydra needs no quotes around it,
-_KEYWORDS = {"null", "true", "false", "inf", "nan"}  # but for these, in any case
 _SHOWN = 15  # trials in the table; the file has all
 
 
@@ -60,12 +58,13 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """
     optuna = _optuna()
     _check(cfg)
-    space = {str(key): _distribution(optuna, str(key), spec) for key, spec in cfg.space.items()}
+    specifications = _space(cfg)
+    space = {key: _distribution(optuna, key, spec) for key, spec in specifications.items()}
     folder = Path(cfg.search_dir)
-    record = record_of(cfg, *_RECORDED)
-    settle(folder / "config.yaml", record, overwrite=cfg.overwrite)
+    record = {**record_of(cfg, *_RECORDED), "space": specifications}
+    settle(folder / "config.yaml", record, overwrite=cfg.overwrite, root="search")
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with locked(folder, "choose another name="):
         if cfg.overwrite:
             _forget(cfg)
         write_record(folder / "config.yaml", record)
@@ -129,8 +128,29 @@ def _check(cfg: DictConfig) -> None:
             f"train={cfg.train}: {', '.join(taken)} is set by the search. Give it name=, fold= or "
             "paths.output= instead."
         )
-    if both := [key for key in given if key in cfg.space]:
+    if both := [key for key in given if key in _space(cfg)]:
         raise InputError(f"{', '.join(both)} is both in train and in space: leave one out.")
+
+
+def _space(cfg: DictConfig) -> dict[str, Any]:
+    """What to search by dotted key, whether it was given as one (recipe.yaml) or as sections.
+
+    `+space.network.dropout.low=0.1` on the command line is a section in a section, and changes what
+    the dotted key has.
+    """
+    plain = OmegaConf.to_container(cfg.space, resolve=True)
+    found: dict[str, Any] = {}
+
+    def collect(prefix: str, specification: Any) -> None:
+        if not isinstance(specification, dict) or specification.keys() & _OF_A_RANGE:
+            whole = isinstance(specification, dict) and isinstance(found.get(prefix), dict)
+            found[prefix] = {**found[prefix], **specification} if whole else specification
+            return
+        for key, below in specification.items():
+            collect(f"{prefix}.{key}".lstrip("."), below)
+
+    collect("", plain)
+    return found
 
 
 def _distribution(optuna: Any, key: str, spec: Any) -> Any:
@@ -139,7 +159,7 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
     Raises:
         InputError: it is neither a list of plain values nor a range.
     """
-    values: Any = OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec
+    values = spec
     try:
         if isinstance(values, list) and values:
             if all(isinstance(v, str | int | float | None) for v in values):
@@ -154,19 +174,6 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
         f"space.{key}={values}: give a list of plain values, or a range such as "
         "{low: 0.1, high: 1, log: true} or {low: 0, high: 1, step: 0.1}."
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from working on the same search."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel opens it if we die
-        except OSError as error:
-            raise InputError(
-                f"Another process is at work on {folder}. Wait for it, or choose another name=."
-            ) from error
-        yield
 
 
 def _forget(cfg: DictConfig) -> None:
@@ -226,7 +233,7 @@ def _twin(trials: Sequence[Any], trial: Any) -> Any:
 
 
 def _settings(trial: Any) -> list[str]:
-    return [f"{key}={_text(value)}" for key, value in trial.params.items()]
+    return [f"{key}={hydra_text(value)}" for key, value in trial.params.items()]
 
 
 def _train(cfg: DictConfig, trial: Any) -> float | None:
@@ -237,14 +244,14 @@ def _train(cfg: DictConfig, trial: Any) -> float | None:
         command = [
             *(sys.executable, "-m", "rsna_bcd.train", *shlex.split(cfg.train)),
             *_settings(trial),
-            *(f"name={_text(name)}", f"fold={fold}", "resume=true"),
+            *(f"name={hydra_text(name)}", f"fold={fold}", "resume=true"),
             *(_place(cfg, key) for key in ("data", "output")),
         ]
         if _run(command) != 0:
             print(f"Trial {trial.number} failed on fold {fold}.", flush=True)
             return None
         file = Path(cfg.paths.output) / "runs" / name / f"fold{fold}" / "metrics.json"
-        metrics = json.loads(file.read_text(encoding="utf-8"))
+        metrics = json.loads(file.readhydra_text(encoding="utf-8"))
         assert cfg.metric in metrics, file
         values.append(metrics[cfg.metric])
     if None in values:
@@ -270,20 +277,7 @@ def _run_name(cfg: DictConfig, number: int) -> str:
 
 
 def _place(cfg: DictConfig, key: str) -> str:
-    return f"paths.{key}={_text(str(cfg.paths[key]))}"
-
-
-def _text(value: Any) -> str:
-    """A value as Hydra reads it on the command line: a text in quotes, unless it is plain."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        return str(value)
-    if re.fullmatch(_PLAIN, value) and value.lower() not in _KEYWORDS:
-        return value
-    # A backslash stands for itself, unless a quote follows.
-    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value).replace("'", "\\'")
-    return f"'{escaped}'"
+    return f"paths.{key}={hydra_text(str(cfg.paths[key]))}"
 
 
 def _frame(study: Any, cfg: DictConfig) -> pd.DataFrame:

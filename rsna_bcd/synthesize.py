@@ -31,7 +31,7 @@ def synthesize(cfg: DictConfig) -> None:
     record = record_of(cfg, "seed", "size", "appearance")
     if not record_file.exists() and (data / "train.csv").exists():
         raise InputError(f"{data} holds data that was not made here. Choose another paths.data=.")
-    same = settle(record_file, record, overwrite=cfg.overwrite)
+    same = settle(record_file, record, overwrite=cfg.overwrite, root="synthesize")
     if same and not cfg.overwrite and (data / "lesions.csv").exists():
         console.print(f"{data} is there already, made with these settings.", highlight=False)
         return

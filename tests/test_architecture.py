@@ -25,16 +25,8 @@ TORCH = {"torch", "torchvision", "timm", "pytorch_lightning"}
 CONFIGURATION = {"hydra", "omegaconf"}
 MAY_REBUILD_A_RUN = "inference/runs.py"
 SHARED_AT_THE_TOP = {
-    "errors", "settings", "_checks", "_constructors", "_messages", "_records", "_stage",
+    "errors", "settings", "_checks", "_constructors", "_messages", "_options", "_stage",
 }  # fmt: skip
-    "errors",
-    "settings",
-    "_stage",
-    "_checks",
-    "_constructors",
-    "_messages",
-    "_records",
-}
 JUNK = {"util", "utils", "common", "helper", "helpers", "misc", "base", "core"}
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
