@@ -47,7 +47,7 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
         option = chosen(group, cfg)
         if option is not None and (option != usual) and (group, option) != ("folds", "stratified"):
             words.append(f"{group}={option}")
-        words += _overrides(group, _option(group, option), _container(cfg[group]))
+        words += _overrides(group, option_of(group, option), _container(cfg[group]))
     ours = {"prepared_dir", "folds_csv"}
     usual_train, usual = _root("train"), _root("prepare")
     words += _overrides("", {k: usual_train[k] for k in ours}, {k: _raw(cfg, k) for k in ours})
@@ -57,7 +57,12 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
 
 
 def chosen(group: str, cfg: DictConfig) -> str | None:
-    """The option of a group that a configuration has; None where that is not known."""
+    """The option of a group that a configuration has; None where that is not known.
+
+    Args:
+        group: of options.
+        cfg: composed.
+    """
     if HydraConfig.initialized():
         option = HydraConfig.get().runtime.choices.get(group)
         if option is not None:
@@ -83,8 +88,13 @@ def _overrides(prefix: str, usual: Any, value: Any) -> Iterator[str]:
         yield f"{prefix}={hydra_text(value)}"
 
 
-def _option(group: str, option: str | None) -> dict[str, Any]:
-    """The content of an option's YAML, and of those that it is made of."""
+def option_of(group: str, option: str | None) -> dict[str, Any]:
+    """The content of an option's YAML and of those that it is made of; empty if there is none.
+
+    Args:
+        group: of options.
+        option: its name.
+    """
     found: Any = OmegaConf.create()
     for folder in _sources():
         file = folder / group / f"{option}.yaml"
@@ -93,7 +103,7 @@ def _option(group: str, option: str | None) -> dict[str, Any]:
             assert isinstance(own, DictConfig)
             for base in own.pop("defaults", []):
                 if isinstance(base, str) and base != "_self_":
-                    found = OmegaConf.merge(found, OmegaConf.create(_option(group, base)))
+                    found = OmegaConf.merge(found, OmegaConf.create(option_of(group, base)))
             found = OmegaConf.merge(found, own)
             break
     return _container(found)
@@ -170,7 +180,7 @@ def _defaults(
     target = section.get("_target_")
     if path and cfg is not None:
         target = target or OmegaConf.select(cfg, f"{path}._target_")
-        option = _option(path, chosen(path, cfg)) if "." not in path else {}
+        option = option_of(path, chosen(path, cfg)) if "." not in path else {}
         found.append(option.get(path, option).get(key, "${"))
     if isinstance(target, str):
         parameter = inspect.signature(pkgutil.resolve_name(target)).parameters.get(key)

@@ -7,21 +7,20 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 import wandb
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._stage import CONF, record_of, refuse_detours, settle, stage, write_record
+from rsna_bcd._stage import locked, record_of, settle, stage, write_record
+from rsna_bcd._training_checks import check_training
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.data.workers import shared_memory_failure
 from rsna_bcd.errors import InputError
@@ -31,16 +30,20 @@ from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits
 from rsna_bcd.models.ending import Ending, FiniteGuard, ending
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
-from rsna_bcd.models.prediction import TTA, check_network, network_unit
+from rsna_bcd.models.prediction import check_network, network_unit
 from rsna_bcd.models.process import keep_freed_memory, quieten_lightning, synchronise_norms
-from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
+from rsna_bcd.models.ranks import (
+    another_has_lock,
+    end_with_parent,
+    n_ranks_to_start,
+    run_ranks,
+)
 from rsna_bcd.models.tracking import ID_FILE
 from rsna_bcd.reporting.learning_curves import learning_curves
 from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
     OOF_IMAGE_COLUMNS,
-    Rule,
     logit,
     to_breasts,
     with_unread,
@@ -63,8 +66,6 @@ _NEUTRAL = {
     "enable_progress_bar", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
     "max_steps", "max_time",  # a run that they cut is not finished
 }  # fmt: skip
-# What takes its settings from keys of the root, and must not have others.
-_WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
 _RESULTS = (
     "checkpoints", "metrics.csv", "timings.csv", "curves.png", "oof.csv", "oof_images.csv",
     "metrics.json", SEEN_FILE, ID_FILE,
@@ -83,7 +84,19 @@ def train(cfg: DictConfig) -> None:
             run, or an unfinished one and not `resume`; a loss or weight is not finite; or a limit
             of the trainer ended training before its last epoch.
     """
-    _check(cfg)
+    check_training(cfg)
+    if cfg.trainer.get("fast_dev_run"):
+        with tempfile.TemporaryDirectory() as folder:
+            cfg.run_dir = folder
+            _try_out(cfg)
+    elif another_has_lock():
+        _train(cfg)
+    else:
+        with locked(Path(cfg.run_dir), "choose another name="):
+            _train(cfg)
+
+
+def _train(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run_dir)
     record = _record(cfg)
     if _finished(run_dir, record, cfg):
@@ -91,19 +104,10 @@ def train(cfg: DictConfig) -> None:
     if n_ranks := _n_ranks_to_start(cfg.trainer):
         _train_on_ranks(cfg, n_ranks)
         return
-    end_with_parent()
-    quieten_lightning()
-    keep_freed_memory()
-    pl.seed_everything(cfg.seed, verbose=False)
-    classifier: Classifier = instantiate(cfg.classifier)
-    if cfg.trainer.get("sync_batchnorm", False):
-        on_processor = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-        classifier.network = synchronise_norms(classifier.network, on_processor=on_processor)
-    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
-    data.setup()
-    check_network(classifier.network, data.sample_batch())
+    classifier, data = _network_and_data(cfg)
     checkpoint = _checkpoint_to_resume(run_dir, cfg)
-    _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite)
+    same = settle(run_dir / "config.yaml", record, overwrite=True, root="train", cfg=cfg)
+    _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite or not same)
     exit_code = 1
     try:
         trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
@@ -134,54 +138,41 @@ def train(cfg: DictConfig) -> None:
             torch.distributed.destroy_process_group()
 
 
-def _check(cfg: DictConfig) -> None:
-    """Check the settings and that the crops are there, made as they are asked for."""
-    choices = {"select": ("last", "best"), "tta": get_args(TTA), "breast_rule": get_args(Rule)}
-    for key, known in choices.items():
-        if cfg[key] not in known:
-            raise InputError(f"{key}={cfg[key]}: choose {' or '.join(known)}.")
-    if cfg.fold != "all" and not isinstance(cfg.fold, int):
-        raise InputError(f"fold={cfg.fold}: give a number from 0 on, or all.")
-    if started_outside() and _is_sweep_in_this_process():
+def _network_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModule]:
+    """Prepare this process for training."""
+    end_with_parent()
+    quieten_lightning()
+    keep_freed_memory()
+    pl.seed_everything(cfg.seed, verbose=False)
+    classifier: Classifier = instantiate(cfg.classifier)
+    if cfg.trainer.get("sync_batchnorm", False):
+        on_processor = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+        classifier.network = synchronise_norms(classifier.network, on_processor=on_processor)
+    data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
+    data.setup()
+    check_network(classifier.network, data.sample_batch())
+    held_out = data.held_out["label"]
+    if (cfg.select == "best" or cfg.patience is not None) and held_out.nunique() < 2:
+        what = "cancer" if held_out.sum() == 0 else "breast without cancer"
         raise InputError(
-            "torchrun and srun start the processes of one job: in a sweep (-m) they would part at "
-            "the first failure. Start each job by itself, or the sweep as a single process: "
-            "trainer=ddp starts the processes of each job, and hydra/launcher=slurm the jobs."
+            f"fold={cfg.fold} holds out no {what} that can be read, so that no epoch has an AUROC: "
+            "select=last and patience=null, or other folds."
         )
-    if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
-        raise InputError("fold=all holds out nothing, which select=best and patience= need.")
-    refuse_detours(cfg, "train", _WIRED)
-    if cfg.checkpoint_path is not None and cfg.network.get("checkpoint_path") is None:
-        raise InputError(
-            f"checkpoint_path={cfg.checkpoint_path}: {cfg.network._target_} would not get it. Add "
-            "checkpoint_path: ${checkpoint_path} to the YAML of network=, or leave it out."
-        )
-    # `dataset.name=` alone is for data in the competition's layout; others have a file of theirs.
-    is_known = (Path(CONF) / "dataset" / f"{cfg.dataset.name}.yaml").is_file()
-    command = (
-        f"python -m rsna_bcd.prepare {'dataset' if is_known else 'dataset.name'}="
-        f"{cfg.dataset.name} crop={cfg.crop.name} "
-        f"paths.data={cfg.paths.data} paths.output={cfg.paths.output}"
+    return classifier, data
+
+
+def _try_out(cfg: DictConfig) -> None:
+    """Train and validate on a few batches, as `trainer.fast_dev_run` says, and keep nothing."""
+    if n_ranks := _n_ranks_to_start(cfg.trainer):
+        _train_on_ranks(cfg, n_ranks)
+        return
+    classifier, data = _network_and_data(cfg)
+    trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
+    trainer.fit(classifier, datamodule=data)
+    rank_zero_only(print)(
+        f"Tried out: batches of training and validation, {int(cfg.trainer.fast_dev_run)} of each at"
+        " most. Nothing was kept."
     )
-    folder = Path(cfg.prepared_dir)
-    for file in (folder / "config.yaml", folder / "train.csv", Path(cfg.folds_csv)):
-        if not file.is_file():
-            raise InputError(f"There is no {file}. Make the crops first:\n  {command}")
-    made = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    wanted = record_of(cfg, "crop")["crop"]
-    assert isinstance(made, dict)
-    if made["crop"] != wanted:
-        raise InputError(
-            f"The crops in {folder} were made with crop={made['crop']}, but crop={wanted} is "
-            f"asked for. Give yours a name (crop.name=...), or make them anew:\n"
-            f"  {command} overwrite=true"
-        )
-
-
-def _is_sweep_in_this_process() -> bool:
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return False
-    return "submitit" not in HydraConfig.get().launcher["_target_"]
 
 
 def _n_ranks_to_start(trainer: DictConfig) -> int:
@@ -258,9 +249,12 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     """
     if cfg.overwrite:
         return False
-    settle(run_dir / "config.yaml", record, overwrite=False)
     has_last = (run_dir / "checkpoints" / "last.ckpt").exists()
-    if (run_dir / "metrics.json").exists():
+    is_finished = (run_dir / "metrics.json").exists()
+    if not (has_last or is_finished or list(run_dir.glob("hpc_ckpt_*"))):
+        return False  # of a command that failed before its first epoch: nothing to lose
+    settle(run_dir / "config.yaml", record, overwrite=False, root="train", cfg=cfg)
+    if is_finished:
         lost = [name for name in _tables(cfg) if not (run_dir / name).exists()]
         if not lost:
             text = f"{run_dir} is finished already; overwrite=true trains it afresh."

@@ -26,6 +26,7 @@ CONFIGURATION = {"hydra", "omegaconf"}
 MAY_REBUILD_A_RUN = "inference/runs.py"
 SHARED_AT_THE_TOP = {
     "errors", "settings", "_checks", "_constructors", "_messages", "_options", "_stage",
+    "_training_checks",
 }  # fmt: skip
 JUNK = {"util", "utils", "common", "helper", "helpers", "misc", "base", "core"}
 

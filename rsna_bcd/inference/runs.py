@@ -21,6 +21,8 @@ from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
 from rsna_bcd.tables.views import Unit, Views
 
+# What records that are older than these keys mean.
+_DEFAULTS = {"select": "last", "tta": "none", "source": "dicom"}
 _PREFIX = "network."  # of the network's parameters in a checkpoint
 
 
@@ -108,9 +110,11 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"The run in {folder} is not finished. Go on:\n  {command} resume=true")
     record = OmegaConf.to_container(OmegaConf.load(record_file))
     assert isinstance(record, dict)
-    weights = find_checkpoint(folder, record["select"])
+    record.pop("rsna_bcd", None)  # the version that trained it
+    select = record.get("select", _DEFAULTS["select"])
+    weights = find_checkpoint(folder, select)
     if weights is None:
-        absent = folder / "checkpoints" / f"{record['select']}.ckpt"
+        absent = folder / "checkpoints" / f"{select}.ckpt"
         raise InputError(f"{absent} is absent. Train again:\n  {command} overwrite=true")
     try:
         checkpoint = read_checkpoint(weights)
@@ -118,7 +122,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(
             f"{error}: copy it again, or train again:\n  {command} overwrite=true"
         ) from error
-    _check_record(record_file, record, checkpoint.get("config"), weights)
+    record = {**_DEFAULTS, **_check_record(record_file, record, checkpoint.get("config"), weights)}
     # All parameters come from the checkpoint: neither a download nor the file training began with.
     network: nn.Module = instantiate(record["network"], **_without_weights(record["network"]))
     state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}
@@ -154,21 +158,40 @@ def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in void.items() if key in parameters}
 
 
-def _check_record(record_file: Path, record: Any, inside: Any, weights: Path) -> None:
+def _check_record(
+    record_file: Path, record: dict[Any, Any], inside: Any, weights: Path
+) -> dict[Any, Any]:
     """Check that a run is rebuilt from the very settings that its weights were trained with.
 
     Args:
         record_file: the run's `config.yaml`.
-        record: what it says.
-        inside: what the checkpoint says of itself; None in one that is not of `train`.
+        record: its content.
+        inside: the record in the checkpoint; None in one that is not of `train`.
         weights: the checkpoint.
+
+    Returns:
+        The record, with the keys that only the checkpoint has: one of them may be of an earlier
+        version, which had fewer.
     """
     if inside is None:
-        return
+        return record
     trained = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(inside))))
-    differing = "\n".join(f"  {line}" for line in difference(trained, record))
+    assert isinstance(trained, dict)
+    whole = _overlaid(trained, record)
+    differing = "\n".join(f"  {line}" for line in difference(_overlaid(record, trained), whole))
     if differing:
         raise InputError(
             f"{record_file} is not what {weights} was trained with (there -> in the file):\n"
             f"{differing}\nPut back what was there, or copy both anew from where they were trained."
         )
+    return whole
+
+
+def _overlaid(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """Two records as one: the keys of both, and the values of the second where it has any."""
+    both = dict(below)
+    for key, value in above.items():
+        existing = both.get(key)
+        is_section = isinstance(existing, dict) and isinstance(value, dict)
+        both[key] = _overlaid(existing, value) if is_section else value
+    return both

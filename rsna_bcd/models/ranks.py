@@ -37,6 +37,12 @@ def started_outside() -> int | None:
     return tasks if tasks > 1 and not interactive else None
 
 
+def another_has_lock() -> bool:
+    """Whether the starter of this rank, or the first rank, keeps others out of the run's folder."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return _STARTED_BY in os.environ or int(rank) > 0
+
+
 def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> int:
     """How many processes this one has to start, one a rank; 0 where it is to train itself.
 
