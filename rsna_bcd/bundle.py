@@ -116,7 +116,7 @@ def _summarise(folder: Path, ensemble: Ensemble, wheels: list[Path]) -> None:
     """Say what is in the folder."""
     size = sum(f.stat().st_size for f in (folder / "dataset").rglob("*") if f.is_file())
     networks = sum(len(member.folds) for member in ensemble.members)
-    Console().print(
+    Console(markup=False).print(
         f"{networks} network(s) and {len(wheels)} wheels "
         f"({', '.join(wheel.name.split('-')[0] for wheel in wheels)}), {size / 1e6:.0f} MB: "
         f"{folder / 'dataset'}\nThe notebook: {folder / 'kernel'}",

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
@@ -58,7 +59,7 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
     ranking = rank(tables, scoring, cfg.reference or _BASELINE, _optimistic(runs, tables))
     for name, why in ranking.remarks.items():
         remarks[name] = f"{remarks[name]}; {why}" if name in remarks else why
-    console = Console()
+    console = Console(markup=False)
     console.print(table_of(ranking, cfg.most))
     if any(result.optimistic for result in ranking.results):
         console.print("* optimistic: kept the best epoch on the fold it is scored on (select=best)")
@@ -172,7 +173,7 @@ def _show(comparison: dict[str, Any]) -> None:
     # Fits into 80 columns.
     table = Table(*headings, title=title, caption=caption, box=SIMPLE, pad_edge=False)
     for name, run in comparison["runs"].items():
-        table.add_row(f"[bold]{name}[/bold]")
+        table.add_row(Text(name, style="bold"))
         for metric, interval in run["score"].items():
             row = ["pf1, cross-fitted" if metric == "pf1" else metric, str(interval)]
             if "difference" in run:
@@ -180,7 +181,7 @@ def _show(comparison: dict[str, Any]) -> None:
                 row += [str(difference), f"{difference.p_value:.3f}"]
             table.add_row(*row)
         table.add_section()
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @stage("compare")

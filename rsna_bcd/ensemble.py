@@ -325,7 +325,7 @@ def _score(
 
 def _show(fitted: Ensemble, folder: Path) -> None:
     """Print the members and the scores."""
-    console = Console()
+    console = Console(markup=False)
     members = Table("member", "folds", "crop", "breast", "weight")
     for member in fitted.members:
         folds = ", ".join(map(str, member.folds))

@@ -106,7 +106,7 @@ def _show(evaluation: dict[str, Any]) -> None:
     table.caption = "value (95 % interval over resampled patients); decisions: " + ", ".join(
         f"{n:.0f} {name}" for name, n in counts.items()
     )
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @stage("evaluate")

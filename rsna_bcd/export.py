@@ -66,7 +66,7 @@ def export(cfg: DictConfig) -> Path:
     """
     if cfg.format not in _FILES:
         raise InputError(f"format is {' or '.join(_FILES)}, not {cfg.format!r}.")
-    console = Console()
+    console = Console(markup=False)
     run = load_run(Path(cfg.run_dir))
     file = Path(cfg.export_dir) / _FILES[cfg.format]
     card_file = file.with_name(f"{file.name}.json")

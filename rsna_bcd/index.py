@@ -29,7 +29,7 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     root = Path(cfg.images)
     if not root.is_dir():
         raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     files = {file: root / file for file in files_below(root)}
     headers, reasons = read_headers(
         files,

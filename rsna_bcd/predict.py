@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     from rsna_bcd.inference.examinations import predict_examinations
     from rsna_bcd.inference.runs import load_run
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     fitted = _ensemble(cfg)
     inputs = _inputs(cfg)
     files = _files(inputs)
@@ -99,7 +99,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     failures |= {i.file: i.reason for a in answers for i in a.images if i.reason is not None}
     drawn = {} if pictures is None else pictures.files
     _write(folder, ensemble, answers, drawn, failures, notes)
-    show_answers(Console(), folder, ensemble.name, answers, failures, notes)
+    show_answers(Console(markup=False), folder, ensemble.name, answers, failures, notes)
     return answers
 
 

@@ -44,7 +44,7 @@ def prepare(cfg: DictConfig) -> None:
     files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}
     how = _How(settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png), roots)
     folder = PreparedFolder(Path(cfg.prepared_dir))
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     with folder.held():
         _settle(cfg, folder)
         if "train" in images:

@@ -42,7 +42,7 @@ def rehearse(cfg: DictConfig) -> float:
         raise InputError(
             f"There is no {data / 'test.csv'}: paths.data= is the competition's folder."
         )
-    console, root = Console(), bundle / "rehearsal"
+    console, root = Console(markup=False), bundle / "rehearsal"
     shutil.rmtree(root, ignore_errors=True)
     kernel = json.loads((bundle / "kernel" / KERNEL).read_text(encoding="utf-8"))
     slug, competition = kernel["dataset_sources"][0].split("/")[1], kernel["competition_sources"][0]

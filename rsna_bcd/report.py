@@ -77,7 +77,7 @@ def report(cfg: DictConfig) -> Contents:
     write_whole(folder / "model_card.md", render_card(contents).encode())
     write_whole(folder / "index.html", render_page(contents).encode())
     size = (folder / "index.html").stat().st_size / 1e6
-    Console().print(f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True)
+    Console(markup=False).print(f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True)
     return contents
 
 

@@ -313,7 +313,7 @@ def _show(frame: pd.DataFrame, study: Any, cfg: DictConfig) -> None:
         table.add_row(str(row["trial"]), value, *shown)
     if len(ranked) > _SHOWN:
         table.caption = f"and {len(ranked) - _SHOWN} more in trials.csv"
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     best = study.best_trial
     usual = OmegaConf.load(Path(CONF) / "paths" / "local.yaml")

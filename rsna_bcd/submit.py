@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from rsna_bcd._stage import stage
+from rsna_bcd._stage import process_start, stage
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.inference.failures import (
@@ -55,11 +55,15 @@ if TYPE_CHECKING:
 _OUTPUTS = ("failures.csv", "predictions.csv", "submission.csv", "summary.json")
 
 
-def submit(cfg: DictConfig) -> pd.DataFrame:
+def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     """Predict the test set with every fold of every member, and write the submission.
 
     What is predicted is kept in a journal: killed and started again, it goes on. `summary.json` is
     written last; where it is, and nothing changed since, there is nothing to do.
+
+    Args:
+        cfg: of `submit`.
+        started: when the clock of `budget.hours` began (`time.monotonic`); None: now.
 
     Returns:
         The submission: `prediction_id, cancer`, in the order of the sample submission. `cancer` is
@@ -69,7 +73,7 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
         InputError: no such ensemble or run, unfit tables or settings, or a submission that does not
             answer the sample submission. A wrong file is never written.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     # Before torch is loaded, and with it OpenMP: threads that wait by spinning take the cores from
     # the processes that decode. On two busy cores, a network took .45 s of a core instead of .72.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -77,7 +81,7 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
     from rsna_bcd.inference.devices import device_named
     from rsna_bcd.inference.journal import open_journal
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     folder = Path(cfg.submission_dir)
     unread = check_unread(cfg.unread)
     ensemble = read_ensemble(Path(cfg.ensemble_json))
@@ -323,7 +327,7 @@ def _say(console: Console, line: str) -> None:
 @stage("submit", go_on="What is predicted is kept: run the same command to go on.")
 def main(cfg: DictConfig) -> None:
     """Run the stage."""
-    submit(cfg)
+    submit(cfg, process_start())
 
 
 if __name__ == "__main__":

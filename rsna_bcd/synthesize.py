@@ -25,7 +25,7 @@ def synthesize(cfg: DictConfig) -> None:
             competition made with other settings.
     """
     data = Path(cfg.paths.data)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     size, appearance = Size(**cfg.size), Appearance(**cfg.appearance)
     record_file = data / "synthesize.yaml"
     record = record_of(cfg, "seed", "size", "appearance")
@@ -61,7 +61,7 @@ def _examine_all(
     workers = engine.usable_cores() if cfg.workers is None else cfg.workers
     lesions: list[dict[str, Any]] = []
     results = engine.run(examine, tasks(), workers=workers)
-    for result in track(results, "patients", patients.ngroups, console=Console(stderr=True)):
+    for result in track(results, "patients", patients.ngroups, console=Console(stderr=True, markup=False)):
         if result.value is None:
             raise InputError(f"Patient {result.key}: {result.reason}. Mend it and run again.")
         lesions += result.value

@@ -383,7 +383,7 @@ def _finish(run_dir: Path, metrics: dict[str, Any], end: Ending) -> None:
     table = Table("", "", title=title, show_header=False)
     for name, value in plain.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(run_dir / "metrics.json", highlight=False, soft_wrap=True)
     console.print(end.reason, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from fabricated_crops import HEIGHT, WIDTH, save_crops
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import rsna_bcd.train
+import rsna_bcd.train  # the command
 from rsna_bcd.inference.runs import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")

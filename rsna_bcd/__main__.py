@@ -1,0 +1,19 @@
+"""`python -m rsna_bcd`: the commands, each with what it is for."""
+
+from pathlib import Path
+
+from rsna_bcd._messages import CONF
+from rsna_bcd.settings import COMMANDS
+
+
+def main() -> None:
+    """List the commands: the first line of each one's YAML says what it does."""
+    width = max(map(len, COMMANDS))
+    for name in COMMANDS:
+        first = (Path(CONF) / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        print(f"python -m rsna_bcd.{name:{width}}  {first.removeprefix('# ')}")
+    print("\nSettings are given as key=value. --help shows all of a command with their defaults.")
+
+
+if __name__ == "__main__":
+    main()
