@@ -1,117 +1,15 @@
 """`python -m rsna_bcd.evaluate`: a submission against the true labels, and a plain baseline."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from rsna_bcd._stage import stage
-from rsna_bcd.errors import InputError
-from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
-from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
-from rsna_bcd.scoring.decisions import confusion
-from rsna_bcd.scoring.ensembles import FILE_NAME, read_ensemble
-from rsna_bcd.scoring.metrics import DECISION, RANKING
-from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.predictions import (
-    check_submission,
-    read_predictions,
-    read_solution,
-    read_submission,
-)
-
-
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Score a submission by breast, print the table and write `evaluation.json`.
-
-    Returns:
-        What was written: counts, and scores with their intervals.
-
-    Raises:
-        InputError: submission, labels or the crops of the baseline are absent or do not fit each
-            other, or the labels are all alike.
-    """
-    folder = Path(cfg.paths.output) / "submissions" / str(cfg.name)
-    solution = read_solution(Path(cfg.solution))
-    if solution["label"].nunique() < 2:
-        raise InputError(f"{cfg.solution} has breasts of one class only: nothing can be scored.")
-    predictions = read_predictions(folder / "predictions.csv").set_index("prediction_id")
-    submission = read_submission(folder / "submission.csv")
-    check_submission(submission, solution)
-    check_submission(predictions["probability"].rename("cancer").reset_index(), solution)
-
-    ids, labels = solution["prediction_id"], solution["label"].to_numpy()
-    rest = {
-        "patients": solution["patient_id"].to_numpy(dtype=str),
-        "n": cfg.resamples,
-        "seed": cfg.seed,
-    }
-    decisions = submission.set_index("prediction_id")["cancer"].loc[ids]
-    evaluation: dict[str, Any] = {
-        "name": cfg.name,
-        "patients": int(solution["patient_id"].nunique()),
-        "breasts": len(solution),
-        "positives": int(labels.sum()),
-        "decisions": asdict(confusion(labels, decisions)),
-        "score": {
-            **patient_bootstraps(RANKING, labels, predictions["probability"].loc[ids], **rest),
-            **patient_bootstraps(DECISION, labels, decisions, **rest),
-        },
-    }
-    if cfg.baseline:
-        tree = _baseline(cfg).reindex(ids)
-        evaluation["baseline"] = patient_bootstraps(RANKING, labels, tree, **rest)
-    _show(evaluation)
-    text = json.dumps(evaluation, indent=2, default=asdict) + "\n"  # an Interval becomes a dict
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
-    return evaluation
-
-
-def _baseline(cfg: DictConfig) -> pd.Series:
-    """Probability of each test breast, by a tree on the intensity statistics of its crops."""
-    output = Path(cfg.paths.output)
-    member = read_ensemble(output / "ensembles" / str(cfg.name) / FILE_NAME).members[0]
-    prepared = output / "prepared" / member.dataset / member.crop
-    train = read_images(prepared / "train.csv", "train")
-    test = read_images(prepared / "test.csv", "test")
-    labels = train.drop_duplicates("prediction_id").set_index("prediction_id")["cancer"]
-    if labels.nunique() < 2:
-        raise InputError(
-            f"{prepared / 'train.csv'} has breasts of one class only: there is nothing to fit the "
-            "tree to. Leave it out with baseline=false."
-        )
-    tree = fit_tree(intensity_features(train, prepared), labels, cfg.seed)
-    return predict(tree, intensity_features(test, prepared))
-
-
-def _show(evaluation: dict[str, Any]) -> None:
-    """Print the scores of the submission beside the baseline's."""
-    title = (
-        f"{evaluation['breasts']} breasts of {evaluation['patients']} patients, "
-        f"{evaluation['positives']} with cancer"
-    )
-    score: dict[str, Interval] = evaluation["score"]
-    baseline: dict[str, Interval] = evaluation.get("baseline", {})
-    table = Table("", f"submission {evaluation['name']}", title=title)
-    if baseline:
-        table.add_column("tree on intensity statistics")
-    for name, interval in score.items():
-        table.add_row(name, str(interval), str(baseline.get(name, "")))
-    counts = {name.replace("_", " "): n for name, n in evaluation["decisions"].items()}
-    table.caption = "value (95 % interval over resampled patients); decisions: " + ", ".join(
-        f"{n:.0f} {name}" for name, n in counts.items()
-    )
-    Console(markup=False).print(table)
 
 
 @stage("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Run the stage."""
+    """Run the command; only now import what does its work, which may take seconds."""
+    from rsna_bcd.stages.evaluate import evaluate
+
     evaluate(cfg)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.synthesize import synthesize
+from rsna_bcd.stages.synthesize import synthesize
 
 # Before torch is imported, also by stages in processes of their own: the threads of OpenMP wait by
 # spinning, which makes tiny networks several times slower on a busy machine; and ranks that

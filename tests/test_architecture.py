@@ -22,11 +22,12 @@ ALLOWED: dict[str, set[str]] = {
 }
 NO_TORCH = {"bundling", "phantom", "imaging", "tables", "scoring", "preparation"}
 TORCH = {"torch", "torchvision", "timm", "pytorch_lightning"}
+STAGES = "rsna_bcd.stages."
+HEAVY = {"torch", "pandas", "numpy", "cv2", "matplotlib", "pytorch_lightning", "wandb"}
 CONFIGURATION = {"hydra", "omegaconf"}
 MAY_REBUILD_A_RUN = "inference/runs.py"
 SHARED_AT_THE_TOP = {
-    "errors", "settings", "_checks", "_constructors", "_messages", "_options", "_stage",
-    "_training_checks",
+    "errors", "settings", "__main__", "_checks", "_constructors", "_messages", "_options", "_stage",
 }  # fmt: skip
 JUNK = {"util", "utils", "common", "helper", "helpers", "misc", "base", "core"}
 
@@ -56,9 +57,15 @@ def ours(module: Path) -> set[str]:
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_module_keeps_to_the_arrows(module: Path) -> None:
     external = {name.split(".")[0] for name in imports(module)}
-    if len(module.parts) == 1:  # a stage, or what stages share
-        stages = {path.stem for path in MODULES if len(path.parts) == 1} - SHARED_AT_THE_TOP
-        assert not ours(module) & (stages - {module.stem}), "a stage imports a stage"
+    commands = {path.stem for path in MODULES if path.parts[0] == "stages"}
+    if len(module.parts) == 1:  # a command, or what commands share
+        assert not ours(module) & (commands - {module.stem}), "a command imports a command"
+        assert not external & HEAVY, "a command answers --help and a typo at once"
+        return
+    if module.parts[0] == "stages":
+        stages = {name.split(".")[2] for name in imports(module) if name.startswith(STAGES)}
+        assert not {s for s in stages if not s.startswith("_")}, "a stage imports a stage"
+        assert not ours(module) & commands, "a stage imports a command"
         return
     layer = module.parts[0]
     assert layer in ALLOWED, f"{layer}/ is new: say in ALLOWED what it may import"

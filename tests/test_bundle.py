@@ -18,15 +18,15 @@ from fabricated_wheels import stub_source, stub_wheel, written_lock
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
-from rsna_bcd.bundle import bundle
 from rsna_bcd.bundling.lock import as_requirements, read_lock
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.checkpoint_files import read_checkpoint
 from rsna_bcd.inference.runs import load_run
-from rsna_bcd.rehearse import compare, rehearse
 from rsna_bcd.scoring.ensembles import Member, read_ensemble, write_ensemble
+from rsna_bcd.stages.bundle import bundle
+from rsna_bcd.stages.rehearse import compare, rehearse
 
 ROOT = Path(__file__).parents[1]
 # What inference needs and Kaggle's image lacks; whoever adds a requirement sees it arrive here.

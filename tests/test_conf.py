@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
 from rsna_bcd.models.aggregators import Mean
 from rsna_bcd.models.prediction import Batch, outputs_of

@@ -15,8 +15,8 @@ from pydicom.sequence import Sequence
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.index import index
-from rsna_bcd.prepare import prepare
+from rsna_bcd.stages.index import index
+from rsna_bcd.stages.prepare import prepare
 from rsna_bcd.tables.images import read_images
 
 VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}

@@ -10,7 +10,6 @@ from fabricated_runs import images_of, oof, save_image_run, save_run
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.ensemble import ensemble
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.calibration import brier, ece
 from rsna_bcd.scoring.cross_fitting import patient_groups
@@ -19,6 +18,7 @@ from rsna_bcd.scoring.pf1 import pf1
 from rsna_bcd.scoring.ranking import auroc
 from rsna_bcd.scoring.recipe import Recipe
 from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.tables.out_of_fold import read_run, under_each_rule
 from rsna_bcd.tables.predictions import read_ensemble_oof, read_oof
 
@@ -155,7 +155,7 @@ def test_old_thresholds_never_stand_beside_new_rows(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("rsna_bcd.ensemble.write_ensemble", full)
+    monkeypatch.setattr("rsna_bcd.stages.ensemble.write_ensemble", full)
     with pytest.raises(OSError, match="No space"):
         fit("blend=logit_mean", "overwrite=true")
     assert not (output / "ensembles" / "pair" / "ensemble.json").exists()

@@ -13,11 +13,11 @@ from fabricated_runs import oof, save_run
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.ensemble import ensemble
 from rsna_bcd.errors import InputError
-from rsna_bcd.evaluate import evaluate
 from rsna_bcd.scoring.pf1 import pf1
 from rsna_bcd.scoring.ranking import auroc
+from rsna_bcd.stages.ensemble import ensemble
+from rsna_bcd.stages.evaluate import evaluate
 
 Evaluate = Callable[..., dict[str, Any]]
 

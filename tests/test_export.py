@@ -14,11 +14,11 @@ from fabricated_crops import save_crops
 from fabricated_exports import lively, save_network
 from hydra import compose, initialize_config_dir
 
-import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
-from rsna_bcd import export as stage
+import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.export import export
+from rsna_bcd.stages import export as stage
+from rsna_bcd.stages.export import export
 
 Export = Callable[..., Path]
 

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.headers import read_header
-from rsna_bcd.index import index
+from rsna_bcd.stages.index import index
 
 PIXELS = np.arange(600, dtype=np.uint16).reshape(30, 20)
 

@@ -17,8 +17,8 @@ from planted_faults import FAULTS, MANY, Planted, Planter
 from rsna_bcd._stage import CONF, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.ensembles import Member, write_ensemble
-from rsna_bcd.submit import submit
-from rsna_bcd.synthesize import synthesize
+from rsna_bcd.stages.submit import submit
+from rsna_bcd.stages.synthesize import synthesize
 from rsna_bcd.tables.failures import FAILURE_COLUMNS
 from rsna_bcd.tables.images import TEST_COLUMNS
 from rsna_bcd.tables.metadata import Metadata

@@ -23,10 +23,10 @@ from pydicom import uid
 from rsna_bcd._stage import CONF, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.predict import predict
 from rsna_bcd.reporting.answer import NO_DEVICE
 from rsna_bcd.scoring.ensembles import Member, write_ensemble
-from rsna_bcd.submit import submit
+from rsna_bcd.stages.predict import predict
+from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
 
 METADATA: dict[str, Any] = {"columns": ["age", "implant"]}

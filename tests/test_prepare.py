@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from rsna_bcd import prepare as stage
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.preparation import writing
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.preparation.manifest import PreparedFolder
-from rsna_bcd.prepare import prepare
+from rsna_bcd.stages import prepare as stage
+from rsna_bcd.stages.prepare import prepare
 from rsna_bcd.tables.folds import read_folds
 
 Row = tuple[str, str, str, str, int]

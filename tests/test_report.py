@@ -17,11 +17,11 @@ from hydra import compose, initialize_config_dir
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.ensemble import ensemble
 from rsna_bcd.errors import InputError
-from rsna_bcd.report import report
 from rsna_bcd.reporting.contents import Contents
 from rsna_bcd.reporting.page import SECTIONS, TEMPLATES
+from rsna_bcd.stages.ensemble import ensemble
+from rsna_bcd.stages.report import report
 from rsna_bcd.tables.out_of_fold import read_run
 from rsna_bcd.tables.predictions import read_ensemble_oof
 
@@ -98,7 +98,7 @@ def make(output: Path) -> Make:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the contents: figures take most of the time."""
-    monkeypatch.setattr("rsna_bcd.report.render_page", lambda _: "")
+    monkeypatch.setattr("rsna_bcd.stages.report.render_page", lambda _: "")
 
 
 class Page(HTMLParser):

@@ -16,11 +16,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from rsna_bcd import search as stage
 from rsna_bcd._options import hydra_text
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.search import search
+from rsna_bcd.stages import search as stage
+from rsna_bcd.stages.search import search
 
 optuna = pytest.importorskip("optuna")
 

@@ -1,4 +1,4 @@
-"""What `train` does with settings: refused before anything is done, kept in records, or tried out."""
+"""What `train` does with settings: refuses them, records them, or tries them out."""
 
 import fcntl
 import sys

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.synthesize import synthesize
+from rsna_bcd.stages.synthesize import synthesize
 from rsna_bcd.tables.images import Split, read_images
 
 TINY = ("size.train_patients=2", "size.test_patients=1", "size.prevalence=0.5")

@@ -20,8 +20,8 @@ from sklearn.metrics import roc_auc_score
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier
+from rsna_bcd.stages.train import train
 from rsna_bcd.tables.predictions import read_oof
-from rsna_bcd.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -369,7 +369,7 @@ def test_a_run_is_finished_though_wandb_cannot_show_it(
     def fail(*_: Any) -> None:
         raise OSError("no space for pictures")
 
-    monkeypatch.setattr("rsna_bcd.train.log_results", fail)
+    monkeypatch.setattr("rsna_bcd.stages.train.log_results", fail)
     with pytest.raises(OSError, match="no space"):
         run(output, "logger=wandb", "epochs=1")
     assert (output / "runs" / "tiny" / "fold0" / "metrics.json").exists()

@@ -21,9 +21,9 @@ import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
 from hydra import compose, initialize_config_dir
 
-from rsna_bcd import train as stage
 from rsna_bcd._stage import CONF
 from rsna_bcd.models.classifier import Classifier
+from rsna_bcd.stages import train as stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -16,7 +16,7 @@ from fabricated_networks import TinyBreasts
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop

@@ -10,7 +10,7 @@ from fabricated_exports import lively, save_network
 from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 
-import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
+import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
 from rsna_bcd.data.breasts import Sample, breast_sample, collate_breasts
 from rsna_bcd.inference.runs import Run, load_run

@@ -1,0 +1,183 @@
+"""`python -m rsna_bcd.compare`: all runs by score, or some of them on the same breasts."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.reporting.results import Scoring, finished_runs, frame_of, rank, table_of
+from rsna_bcd.scoring.bootstrap import paired_difference, patient_bootstrap, patient_bootstraps
+from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.pf1 import pf1
+from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
+from rsna_bcd.tables.predictions import write_csv
+
+_BASELINE = "baseline"  # what differences are from, where nothing else is asked for
+
+
+def compare(cfg: DictConfig) -> dict[str, Any]:
+    """Score runs: a list of them on the folds that all have, or all that match, each on its own.
+
+    pF1 is that of decisions whose threshold was fitted on other patients, the same groups of them
+    for every run. Its intervals and differences take these decisions as given: no threshold is
+    fitted anew in a resample, so they leave the thresholds' own uncertainty out.
+
+    Raises:
+        InputError: a run of a list is absent or unfinished, or the runs hold different breasts; or
+            no run matches.
+    """
+    return _side_by_side(cfg) if OmegaConf.is_list(cfg.runs) else _overview(cfg)
+
+
+def _overview(cfg: DictConfig) -> dict[str, Any]:
+    """Rank all runs that match; what is not finished is listed.
+
+    Returns:
+        `metric`, `reference`, and by run what `reporting.results.frame_of` has.
+    """
+    runs = Path(cfg.paths.output) / "runs"
+    pattern = "*" if cfg.runs is None else str(cfg.runs)
+    scoring = Scoring(cfg.metric, cfg.groups, cfg.resamples, cfg.seed)
+    tables, remarks = finished_runs(runs, pattern)
+    if cfg.reference is not None:  # it need not match the pattern
+        tables |= finished_runs(runs, cfg.reference)[0]
+    if not tables or cfg.reference not in (None, *tables):
+        wanted = f"reference={cfg.reference}" if tables else f"runs={pattern}"
+        found = "".join(f"\n  {name}: {why}" for name, why in remarks.items())
+        raise InputError(f"{runs} has no run with a finished fold for {wanted}.{found}")
+    ranking = rank(tables, scoring, cfg.reference or _BASELINE, _optimistic(runs, tables))
+    for name, why in ranking.remarks.items():
+        remarks[name] = f"{remarks[name]}; {why}" if name in remarks else why
+    console = Console(markup=False)
+    console.print(table_of(ranking, cfg.most))
+    if any(result.optimistic for result in ranking.results):
+        console.print("* optimistic: kept the best epoch on the fold it is scored on (select=best)")
+    for name, why in remarks.items():
+        console.print(f"{name}: {why}", highlight=False, markup=False, soft_wrap=True)
+    frame = frame_of(ranking)
+    if cfg.csv is not None:
+        write_csv(frame, Path(cfg.csv))
+    listed = json.loads(frame.to_json(orient="records", double_precision=15))  # NaN is no JSON
+    result = {
+        "metric": cfg.metric,
+        "reference": ranking.reference,
+        "runs": listed,
+        "not_counted": remarks,
+    }
+    _write_json(result, cfg)
+    return result
+
+
+def _optimistic(runs: Path, tables: Mapping[str, Any]) -> list[str]:
+    """Runs that chose their epochs on the folds they are scored on."""
+    return [
+        name
+        for name, rows in tables.items()
+        if any(
+            json.loads((runs / name / f"fold{fold}" / "metrics.json").read_text()).get("optimistic")
+            for fold in rows["fold"].unique()
+        )
+    ]
+
+
+def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
+    """Score runs on the folds that all of them have, and the others against the first.
+
+    Returns:
+        `folds`, `breasts`, `positives`, and for each run its `score` and, but for the first, its
+        `difference` from the first.
+    """
+    names = _names(cfg)
+    runs = Path(cfg.paths.output) / "runs"
+    folds = _folds(cfg, {name: runs / name for name in names})
+    rows, probabilities = align({name: read_run(runs / name, folds) for name in names})
+    labels = rows["label"].to_numpy()
+    patients = rows["patient_id"].to_numpy(dtype=str)
+    rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
+    groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
+    decisions = [cross_fit(labels, p, patients, BestPf1(), groups).decisions for p in probabilities]
+    comparison: dict[str, Any] = {
+        "folds": folds,
+        "breasts": len(rows),
+        "positives": int(labels.sum()),
+        "runs": {},
+    }
+    for i, name in enumerate(names):
+        comparison["runs"][name] = {
+            "score": {
+                **patient_bootstraps(RANKING, labels, probabilities[i], **rest),
+                "pf1": patient_bootstrap(pf1, labels, decisions[i], **rest),
+            }
+        }
+        if i > 0:
+            comparison["runs"][name]["difference"] = {
+                **{
+                    key: paired_difference(
+                        metric, labels, probabilities[0], probabilities[i], **rest
+                    )
+                    for key, metric in RANKING.items()
+                },
+                "pf1": paired_difference(pf1, labels, decisions[0], decisions[i], **rest),
+            }
+    _show(comparison)
+    _write_json(comparison, cfg)
+    return comparison
+
+
+def _write_json(result: dict[str, Any], cfg: DictConfig) -> None:
+    if cfg.json is not None:
+        text = json.dumps(result, indent=2, default=asdict) + "\n"  # intervals become dicts
+        Path(cfg.json).write_text(text, encoding="utf-8")
+
+
+def _names(cfg: DictConfig) -> list[str]:
+    """The runs asked for."""
+    names = [str(name) for name in cfg.runs]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"runs={cfg.runs} must be a list of different runs, such as runs=[a,b].")
+    return names
+
+
+def _folds(cfg: DictConfig, runs: Mapping[str, Path]) -> list[int]:
+    """The folds asked for, or those that every run has."""
+    if cfg.fold is not None:
+        return list(cfg.fold) if OmegaConf.is_list(cfg.fold) else [cfg.fold]
+    trained = {name: set(trained_folds(run)) for name, run in runs.items()}
+    shared = sorted(set.intersection(*trained.values()))
+    if not shared:
+        have = "; ".join(f"{name} has {sorted(folds)}" for name, folds in trained.items())
+        raise InputError(f"No fold was trained in all runs: {have}. Train one in all of them.")
+    return shared
+
+
+def _show(comparison: dict[str, Any]) -> None:
+    """Print a row a run and score."""
+    title = (
+        f"{comparison['breasts']} breasts of fold {', '.join(map(str, comparison['folds']))}, "
+        f"{comparison['positives']} with cancer"
+    )
+    first = next(iter(comparison["runs"]))
+    headings = ("", "value (95 % interval)", f"difference from {first}", "p")
+    caption = "pf1: decisions as given, no threshold fitted anew in the resamples"
+    # Fits into 80 columns.
+    table = Table(*headings, title=title, caption=caption, box=SIMPLE, pad_edge=False)
+    for name, run in comparison["runs"].items():
+        table.add_row(Text(name, style="bold"))
+        for metric, interval in run["score"].items():
+            row = ["pf1, cross-fitted" if metric == "pf1" else metric, str(interval)]
+            if "difference" in run:
+                difference = run["difference"][metric]
+                row += [str(difference), f"{difference.p_value:.3f}"]
+            table.add_row(*row)
+        table.add_section()
+    Console(markup=False).print(table)

@@ -1,0 +1,88 @@
+"""`python -m rsna_bcd.index`: what the headers of a folder of DICOM files say, as a table."""
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.preparation.folders import files_below, read_headers
+
+_SHOWN = 5  # of each kind in the summary; the tables have all
+
+
+def index(cfg: DictConfig) -> pd.DataFrame:
+    """Read the headers of all files below `images`, and write `index.csv` and `failures.csv`.
+
+    Returns:
+        The index, one row an image, ordered by `file` (relative to `images`); the other columns are
+        those of `read_header`.
+
+    Raises:
+        InputError: no such folder, or no DICOM image in it. Single files that cannot be read, and
+            further copies of an image, are in `failures.csv` with the reason.
+    """
+    root = Path(cfg.images)
+    if not root.is_dir():
+        raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
+    console = Console(stderr=True, markup=False)
+    files = {file: root / file for file in files_below(root)}
+    headers, reasons = read_headers(
+        files,
+        cfg.workers,
+        lambda results: track(results, "Reading headers", total=len(files), console=console),
+    )
+    if not headers:
+        kinds = ", ".join(f"{n} {reason}" for reason, n in Counter(reasons.values()).most_common(3))
+        raise InputError(f"There is no DICOM image in {root}: {kinds or 'it is empty'}.")
+    first: dict[object, str] = {}
+    for file, header in list(headers.items()):
+        original = first.setdefault(header["image_id"] or file, file)
+        if original != file:
+            reasons[file] = f"a copy of {original}"
+            del headers[file]
+    table = pd.DataFrame([{"file": file, **header} for file, header in headers.items()])
+    failures = pd.DataFrame(sorted(reasons.items()), columns=["file", "reason"])
+    folder = Path(cfg.index_dir)
+    _write(failures, folder / "failures.csv")
+    _write(table, folder / "index.csv")
+    _summarise(console, folder, table, failures)
+    return table
+
+
+def _write(table: pd.DataFrame, file: Path) -> None:
+    """Write a table that is either whole or absent."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".csv.part")
+    table.to_csv(unfinished, index=False)
+    unfinished.replace(file)
+
+
+def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd.DataFrame) -> None:
+    """Say what was found, and what could not be told."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    say(f"{len(table)} images of {table['patient_id'].nunique()} patients. {folder / 'index.csv'}")
+    for column in ("patient_id", "laterality", "view"):
+        unknown = table[table[column].isna()]
+        if len(unknown):
+            what = _counted(unknown["view_header"].fillna("nothing")) if column == "view" else ""
+            said = f" (the headers say {what})" if what else ""
+            say(f"  {column} unknown for {len(unknown)}{said}, the first is {unknown.iloc[0].file}")
+    raw = int((table["presentation"] == "FOR PROCESSING").sum())
+    if raw:
+        say(f"  {raw} are FOR PROCESSING: detector values, not what a radiologist sees")
+    if len(failures):
+        say(f"{len(failures)} files left out: {_counted(failures['reason'])}. See failures.csv")
+
+
+def _counted(values: pd.Series) -> str:
+    """The most frequent values with their counts."""
+    counts = values.value_counts()
+    more = f", {len(counts) - _SHOWN} more kinds" if len(counts) > _SHOWN else ""
+    return ", ".join(f"{value}: {n}" for value, n in counts.head(_SHOWN).items()) + more

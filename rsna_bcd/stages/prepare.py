@@ -1,0 +1,280 @@
+"""`python -m rsna_bcd.prepare`: images and CSV to crops, one table per split, manifest, folds."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rsna_bcd._stage import record_of, settle, write_record
+from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import Crop, read_crop
+from rsna_bcd.imaging.decoders import check_decoders
+from rsna_bcd.preparation import engine
+from rsna_bcd.preparation.crop import CropSettings, Source
+from rsna_bcd.preparation.files import expected_file, find_files
+from rsna_bcd.preparation.manifest import PreparedFolder
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop, write_whole
+from rsna_bcd.reporting.contact_sheet import contact_sheet
+from rsna_bcd.reporting.crop_sample import SampledImage, sample_crops
+from rsna_bcd.reporting.sheet import as_png
+from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
+from rsna_bcd.tables.images import Split, read_images, table_files
+
+_SHOWN = 5  # failed files named in the summary; the manifest has all
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Make the crops of the splits asked for, and the folds.
+
+    Raises:
+        InputError: the tables are unfit, files are absent, the folder was made with other
+            settings, or more files failed than `max_failed_fraction` allows (what succeeded is
+            kept).
+    """
+    settings: CropSettings = instantiate(cfg.crop)
+    check_decoders(cfg.decoders)
+    images = {split: _read(cfg, split) for split in _splits(cfg)}
+    roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}
+    files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}
+    how = _How(settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png), roots)
+    folder = PreparedFolder(Path(cfg.prepared_dir))
+    console = Console(stderr=True, markup=False)
+    with folder.held():
+        _settle(cfg, folder)
+        if "train" in images:
+            _make_folds(cfg, images["train"], console)
+        progress = {
+            split: _Done(folder.finished(split, table, files[split], roots[split]), {})
+            for split, table in images.items()
+        }
+        already = {split: len(done.finished) for split, done in progress.items()}
+        _work(cfg, folder, images, files, how, progress, console)
+        folder.write_tables(
+            {s: (images[s], done.finished, done.failures) for s, done in progress.items()}
+        )
+        for split, done in progress.items():
+            title = f"{cfg.dataset.name} · {settings.name} · {split}"
+            _draw_contact_sheet(folder, split, images[split], done, title)
+            _summarise(console, folder, split, len(images[split]), done, already[split])
+        folder.overwriting_file.unlink(missing_ok=True)
+    for split, done in progress.items():
+        _check_failures(split, done, cfg.max_failed_fraction, folder)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What all tasks share."""
+
+    settings: CropSettings
+    source: Source
+    decoders: tuple[str, ...]
+    png: Png
+    roots: dict[Split, Path]  # folders of images
+
+    def task(self, split: Split, source_file: Path, crop_file: Path) -> CropTask:
+        """The task for one file of a split."""
+        name = str(source_file.relative_to(self.roots[split]))
+        return CropTask(
+            source_file, crop_file, self.settings, self.source, self.decoders, self.png, name
+        )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of the images of a split so far.
+
+    Records are in the journal, not here: memory does not grow with the work done.
+
+    Attributes:
+        finished: by `image_id` of crops that were made, whether a breast was found.
+        failures: reasons by `image_id`.
+    """
+
+    finished: dict[str, bool]
+    failures: dict[str, str]
+
+
+def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
+    """Check that the folder is made with the settings that it was begun with."""
+    # Not the paths: the same data may be reached by others, and replaced files are noticed singly.
+    rows = record_of(cfg.dataset, "name", "rows")
+    record = {"dataset": rows, **record_of(cfg, "crop", "source", "png", "decoders")}
+    same = settle(
+        folder.config_file,
+        record,
+        overwrite=cfg.overwrite,
+        remedy="Choose another crop.name=... (or dataset.name=...)",
+        root="prepare",
+    )
+    begun = same and folder.overwriting_file.exists()  # and was interrupted: go on
+    if cfg.overwrite and not begun:
+        folder.clear()
+        folder.overwriting_file.touch()
+    write_record(folder.config_file, record)
+
+
+def _splits(cfg: DictConfig) -> list[Split]:
+    """The splits asked for."""
+    known: tuple[Split, ...] = ("train", "test")
+    if not cfg.splits or not set(cfg.splits) <= set(known):
+        raise InputError(f"splits={list(cfg.splits)}: choose one or both of train, test.")
+    if cfg.source not in ("dicom", "image"):
+        raise InputError(f"source={cfg.source}: choose dicom or image.")
+    return [split for split in known if split in cfg.splits]
+
+
+def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
+    """The split's table."""
+    csv = cfg.dataset[f"{split}_csv"]
+    others = ",".join(s for s in cfg.splits if s != split and cfg.dataset[f"{s}_csv"] is not None)
+    if csv is None:
+        raise InputError(
+            f"dataset={cfg.dataset.name} has no {split} split. Leave it out with "
+            f"splits=[{others or 'train'}]."
+        )
+    absent = [file for file in table_files(csv) if not file.is_file()]
+    if absent and others:  # which may be all that is wanted
+        raise InputError(
+            f"{absent[0]} does not exist. Point paths.data= at the dataset's folder, or leave the "
+            f"split out with splits=[{others}]."
+        )
+    return read_images(csv, split, instantiate(cfg.dataset.rows))
+
+
+def _find_files(cfg: DictConfig, split: Split, root: Path, images: pd.DataFrame) -> dict[str, Path]:
+    """The file of each image that is on disk, by `image_id`.
+
+    Raises:
+        InputError: some are absent and not `allow_missing`, or all are, or they are where the crops
+            go.
+    """
+    if root.resolve().is_relative_to(Path(cfg.prepared_dir).resolve()):
+        raise InputError(
+            f"The images in {root} are within {cfg.prepared_dir}, where crops are made and "
+            "deleted. Choose another paths.output=..."
+        )
+    found = find_files(root, images, cfg.source)
+    absent = images.loc[~images["image_id"].isin(found.keys())]
+    if len(absent) and (not cfg.allow_missing or not found):
+        first = absent.iloc[0]
+        remedy = "Check paths.data= and source=, or download them"
+        if found:
+            remedy += "; allow_missing=true goes on without them"
+        raise InputError(
+            f"{len(absent)} of {len(images)} files of the {split} split are absent, the first is "
+            f"{expected_file(root, first, cfg.source)}. {remedy}."
+        )
+    return found
+
+
+def _make_folds(cfg: DictConfig, images: pd.DataFrame, console: Console) -> None:
+    """Assign every patient of the table to a fold, whether or not its files are here."""
+    folds = instantiate(cfg.folds.assign)(images)
+    check_folds(images, folds)
+    save_folds(Path(cfg.folds_csv), folds, overwrite=cfg.overwrite_folds)
+    console.print(f"Folds in {cfg.folds_csv}:", highlight=False, soft_wrap=True)
+    console.print(fold_summary(images, folds).to_string(index=False), highlight=False)
+
+
+def _work(
+    cfg: DictConfig,
+    folder: PreparedFolder,
+    images: dict[Split, pd.DataFrame],
+    files: dict[Split, dict[str, Path]],
+    how: _How,
+    progress: dict[Split, _Done],
+    console: Console,
+) -> None:
+    """Make the crops that are not there yet, note each as it comes, and show how far it is."""
+    pending = {
+        (split, image_id): crop_file
+        for split, table in images.items()
+        for image_id, crop_file in folder.crop_files(split, table).items()
+        if image_id in files[split] and image_id not in progress[split].finished
+    }
+    if not pending:
+        return
+    workers = engine.usable_cores() if cfg.workers is None else cfg.workers
+    tasks = (
+        ((split, image_id), how.task(split, files[split][image_id], crop_file))
+        for (split, image_id), crop_file in pending.items()
+    )
+    columns: list[Any] = [
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
+    ]  # fmt: skip
+    results = engine.run(make_crop, tasks, workers=min(workers, len(pending)), **cfg.cluster)
+    with closing(results), Progress(*columns, console=console) as shown:
+        bar = shown.add_task("Preparing", total=len(pending), failed="")
+        failed = 0
+        for result in results:
+            split, image_id = result.key
+            if result.value is None:
+                progress[split].failures[image_id] = result.reason or ""
+                pending[split, image_id].unlink(missing_ok=True)  # of what the file was before
+                failed += 1
+                shown.update(bar, failed=f"{failed} unreadable")
+            else:
+                folder.note(split, image_id, result.value, result.seconds)
+                progress[split].finished[image_id] = bool(result.value["breast_found"])
+            shown.advance(bar)
+
+
+def _draw_contact_sheet(
+    folder: PreparedFolder, split: Split, images: pd.DataFrame, done: _Done, title: str
+) -> None:
+    """Draw a sample of the crops by machine, for people who would rather look than read."""
+
+    def read(image: SampledImage) -> Crop:
+        path = folder.crop_path(split, image.patient_id, image.image_id)
+        return read_crop(folder.folder / path)
+
+    sample = sample_crops(images, done.finished, done.failures)
+    sheet = as_png(contact_sheet(sample, read, title))
+    write_whole(folder.folder / f"{split}_contact_sheet.png", sheet)
+
+
+def _summarise(
+    console: Console,
+    folder: PreparedFolder,
+    split: Split,
+    images: int,
+    done: _Done,
+    already: int,
+) -> None:
+    """Say what came out, and name what did not."""
+    made, failures = len(done.finished), done.failures
+    whole = sum(not found for found in done.finished.values())
+    before = "all there already" if already == made else f"{already} there already"
+    parts = [f"{made} crops ({before})" if already else f"{made} crops"]
+    if whole:
+        parts.append(f"{whole} without a visible breast, taken whole")
+    if failures:
+        parts.append(f"{len(failures)} unreadable")
+    if images > made + len(failures):
+        parts.append(f"{images - made - len(failures)} missing on disk")
+    console.print(f"{split}: {', '.join(parts)}. {folder.folder}", highlight=False, soft_wrap=True)
+    for key, reason in list(failures.items())[:_SHOWN]:
+        console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)
+    if len(failures) > _SHOWN:
+        console.print(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
+    sheet = folder.folder / f"{split}_contact_sheet.png"
+    console.print(f"  to look at: {sheet}", highlight=False, soft_wrap=True)
+
+
+def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedFolder) -> None:
+    """Raise if too many files could not be read."""
+    failed, present = len(done.failures), len(done.finished) + len(done.failures)
+    if failed > allowed * present:
+        raise InputError(
+            f"{failed} of {present} files of the {split} split could not be read, more than "
+            f"max_failed_fraction={allowed} allows; {folder.folder / 'manifest.csv'} has the "
+            "reasons. Replace the files and run again (what is done is kept, unless with "
+            "overwrite=true), or raise the limit."
+        )

@@ -1,0 +1,267 @@
+"""`python -m rsna_bcd.report`: out-of-fold predictions to one page, and to a model card."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import read_crop
+from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
+from rsna_bcd.preparation.writing import write_whole
+from rsna_bcd.reporting.cohort import sample_images
+from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
+from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
+from rsna_bcd.reporting.page import render_card, render_page
+from rsna_bcd.reporting.preparation_summary import read_manifests
+from rsna_bcd.scoring.bootstrap import patient_bootstraps
+from rsna_bcd.scoring.cross_fitting import patient_groups
+from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, Member, read_ensemble
+from rsna_bcd.scoring.metrics import OPERATING, RANKING
+from rsna_bcd.scoring.plateau import plateau
+from rsna_bcd.scoring.recipe import Recipe
+from rsna_bcd.scoring.threshold import BestPf1, RecallRate
+from rsna_bcd.tables.images import read_images
+from rsna_bcd.tables.out_of_fold import align, read_run, under_each_rule
+from rsna_bcd.tables.predictions import read_ensemble_oof
+
+_TREES = {
+    "metadata": "the tree on metadata",
+    "intensity": "the tree on intensity statistics",
+}
+
+# Whole numbers among the settings, and the least that each may be.
+_LEAST = {"resamples": 2, "band_resamples": 2, "groups": 2, "samples": 0, "cases": 0, "seed": 0}
+
+
+def report(cfg: DictConfig) -> Contents:
+    """Write the page and the model card of an ensemble or of a run.
+
+    It is all derived: a second call makes both anew.
+
+    Raises:
+        InputError: what it is about is absent, unfinished or does not fit together; or a setting is
+            unfit.
+    """
+    _check(cfg)
+    output = Path(cfg.paths.output)
+    ensemble, oof = _of_run(cfg, output) if cfg.name is None else _of_ensemble(cfg, output)
+    folders = [output / "prepared" / m.dataset / m.crop for m in ensemble.members]
+    images = read_images(folders[0] / "train.csv", "train")
+    members = _members(ensemble, oof, output)
+    contents = assemble(
+        Sources(
+            ensemble=ensemble,
+            is_run=cfg.name is None,
+            oof=oof,
+            images=images,
+            members=members,
+            others=_others(cfg, images, oof, folders[0], output),
+            policy=BestPf1() if cfg.name is None else _policy(output / "ensembles" / str(cfg.name)),
+            preparation=read_manifests(list(dict.fromkeys(folders))),
+            samples=_samples(cfg, images, oof, folders[0]),
+            cases=_cases(cfg, ensemble, oof, members, output),
+            synthetic=(Path(cfg.paths.data) / "synthesize.yaml").is_file(),
+            resamples=cfg.resamples,
+            band_resamples=cfg.band_resamples,
+            seed=cfg.seed,
+        )
+    )
+    folder = Path(cfg.report_dir) / (f"runs/{cfg.run}" if cfg.name is None else str(cfg.name))
+    write_whole(folder / "model_card.md", render_card(contents).encode())
+    write_whole(folder / "index.html", render_page(contents).encode())
+    size = (folder / "index.html").stat().st_size / 1e6
+    Console(markup=False).print(
+        f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True
+    )
+    return contents
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse settings that no report can be made with, before minutes go into one."""
+    if (cfg.name is None) == (cfg.run is None):
+        raise InputError("Give name= of an ensemble or run= of a run, one of them.")
+    if cfg.device not in ("cpu", "cuda"):
+        raise InputError(f"device={cfg.device}: choose cpu or cuda.")
+    for key, least in _LEAST.items():
+        value = cfg[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{key}={value}: a whole number of {least} or more is needed.")
+
+
+def _of_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
+    folder = output / "ensembles" / str(cfg.name)
+    return read_ensemble(folder / FILE_NAME), read_ensemble_oof(folder / "oof.csv")
+
+
+def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
+    """A run as an ensemble of one, its threshold fitted and cross-fitted here."""
+    folder = output / "runs" / str(cfg.run)
+    oof = read_run(folder)
+    member = _member(folder, oof)
+    labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy(np.float64)
+    patients = oof["patient_id"].to_numpy(dtype=str)
+    unread = oof["unread"].to_numpy(dtype=np.bool_)
+    recipe = Recipe("mean", (1.0,), BestPf1(), names=(member.name,))
+    columns = [{member.rule: probabilities}]
+    groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
+    fitted = recipe.fit(labels, columns, patients, unread=unread).threshold
+    honest = recipe.cross_fit(labels, columns, patients, groups, unread=unread)
+    rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
+    ensemble = Ensemble(
+        name=str(cfg.run),
+        blend="mean",
+        members=(member,),
+        policy="pf1",
+        threshold=fitted.value,
+        thresholds=fitted,
+        plateau=plateau(labels[~unread], probabilities[~unread], patients[~unread]),
+        cross_fitted_thresholds=tuple(one.threshold.value for one in honest.fitted),
+        calibration=None,
+        prior=float(labels.mean()),
+        breasts=len(oof),
+        positives=int(labels.sum()),
+        score={
+            **patient_bootstraps(RANKING, labels, probabilities, **rest),
+            "cross_fitted": recipe.intervals(OPERATING, labels, honest, unread=unread, **rest),
+        },
+    )
+    return ensemble, oof.assign(
+        held_out=probabilities,
+        ranking=probabilities,
+        group=honest.groups,
+        decision=honest.decisions,
+    )
+
+
+def _member(folder: Path, oof: pd.DataFrame) -> Member:
+    folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
+    found = _recorded(folder, folds[0], "dataset.name", "crop.name", "breast_rule", "select")
+    dataset, crop, rule, select = found.values()
+    return Member(folder.name, folds, dataset, crop, rule, select, 1.0)
+
+
+def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, NDArray[np.float64]]:
+    """Each member's probabilities of the breasts, by its chosen rule."""
+    found = {}
+    for member in ensemble.members:
+        run = output / "runs" / member.name
+        try:
+            table = read_run(run, member.folds)
+            own = _recorded(run, member.folds[0], "breast_rule")["breast_rule"]
+        except InputError as error:
+            raise InputError(
+                f"A report needs the predictions of all members, {member.name} among them. {error} "
+                "Or fit the ensemble again without it, with members=[...] overwrite=true."
+            ) from error
+        by_rule = {own: table.set_index("prediction_id")["probability"]}
+        if own != member.rule:
+            by_rule = under_each_rule(run, table, own)
+        probabilities = by_rule[member.rule]
+        lacking = oof["prediction_id"][~oof["prediction_id"].isin(probabilities.index)]
+        if len(lacking):
+            raise InputError(
+                f"Run {member.name} no longer predicts {len(lacking)} breasts of the ensemble, "
+                f"such as {lacking.iloc[0]}. Fit the ensemble again, with overwrite=true."
+            )
+        found[member.name] = probabilities.loc[oof["prediction_id"]].to_numpy(np.float64)
+    return found
+
+
+def _recorded(run: Path, fold: int, *keys: str) -> dict[str, Any]:
+    """Settings that a fold was trained with."""
+    file = run / f"fold{fold}" / "config.yaml"
+    record = _record(file, "Train this fold again.")
+    found = {key: OmegaConf.select(record, key) for key in keys}
+    if None in found.values():
+        raise InputError(f"{file} is incomplete. Train this fold again.")
+    return found
+
+
+def _record(file: Path, remedy: str) -> Any:
+    if not file.is_file():
+        raise InputError(f"{file} does not exist. {remedy}")
+    return OmegaConf.load(file)
+
+
+def _others(
+    cfg: DictConfig, images: pd.DataFrame, oof: pd.DataFrame, prepared: Path, output: Path
+) -> dict[str, NDArray[np.float64]]:
+    """Out-of-fold probabilities of what the model is compared with."""
+    found = {}
+    for name in _names(cfg):
+        if name in _TREES:
+            features = (
+                metadata_features(images)
+                if name == "metadata"
+                else intensity_features(images, prepared)
+            )
+            found[_TREES[name]] = out_of_fold(features, images, oof, cfg.seed)
+        else:
+            folds = sorted(int(fold) for fold in oof["fold"].unique())
+            tables = {"the model": oof, name: read_run(output / "runs" / name, folds)}
+            found[f"run {name}"] = align(tables)[1][1]
+    return found
+
+
+def _names(cfg: DictConfig) -> list[str]:
+    if cfg.baseline is None:
+        return []
+    named = cfg.baseline if OmegaConf.is_list(cfg.baseline) else [cfg.baseline]
+    return [str(name) for name in named]
+
+
+def _policy(folder: Path) -> BestPf1 | RecallRate:
+    """By which the threshold of an ensemble was chosen, from its record."""
+    record = _record(folder / "config.yaml", "Fit the ensemble again.")
+    if OmegaConf.select(record, "threshold") == "recall_rate":
+        return RecallRate(rate=OmegaConf.select(record, "recall_rate"))
+    return BestPf1(by_site=OmegaConf.select(record, "by_site"))
+
+
+def _samples(
+    cfg: DictConfig, images: pd.DataFrame, oof: pd.DataFrame, prepared: Path
+) -> list[Sample]:
+    """Some crops of the breasts of the report."""
+    if "path" not in images or not cfg.samples:
+        return []
+    own = images[images["prediction_id"].isin(oof["prediction_id"])]
+    found = []
+    for row in sample_images(own, cfg.samples).to_dict("records"):
+        try:
+            picture = make_picture(read_crop(prepared / row["path"]))
+        except InputError as error:
+            raise InputError(f"{error} Or leave the samples out with samples=0.") from error
+        machine = f", machine {row['machine_id']}" if "machine_id" in row else ""
+        caption = f"{row['laterality']} {row['view']}{machine}"
+        found.append(Sample(*picture, caption, row["cancer"] == 1))
+    return found
+
+
+def _cases(
+    cfg: DictConfig,
+    ensemble: Ensemble,
+    oof: pd.DataFrame,
+    members: Mapping[str, NDArray[np.float64]],
+    output: Path,
+) -> Sequence[Case] | None:
+    """Breasts to look at, as the member of the largest weight saw them."""
+    if cfg.cases == 0:
+        return None
+    from rsna_bcd.inference.explain import Explainer  # torch takes seconds; cases=0 needs none
+
+    chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
+    try:
+        explainer = Explainer.of_ensemble(ensemble, output, cfg.device)
+        if len(members) == 1:
+            return gallery(chosen, explainer.images, explainer)
+        looks = explainer.name
+        own = dict(zip(oof["prediction_id"], members[looks].tolist(), strict=True))
+        return gallery(chosen, explainer.images, explainer, looks, own)
+    except InputError as error:
+        raise InputError(f"{error} Or leave the gallery out with cases=0.") from error
