@@ -20,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._checks import check_settings
 from rsna_bcd._constructors import check_arguments
-from rsna_bcd._messages import CONF, errors_as_messages
+from rsna_bcd._messages import CONF, errors_as_messages, usage
 from rsna_bcd._options import completed
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.settings import COMMANDS
 
 _RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HELP = {"--help", "-h"}
 _MULTIRUN = ("-m", "--multirun")
 _VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 
@@ -111,6 +112,9 @@ def stage(
 
         @functools.wraps(run)
         def main() -> None:
+            if _HELP & set(sys.argv[1:]):
+                print(usage(name))
+                return
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)

@@ -8,18 +8,17 @@ of its constructor.
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from rsna_bcd._checks import Name, Strict, missing
 
-Text = Annotated[str, MinLen(1)]
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
-Groups = Annotated[int, Ge(2)]
-Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
-Share = Annotated[float, Ge(0), Le(1)]
-Above = Annotated[float, Gt(0)]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Groups = Annotated[int, Field(ge=2)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Above = Annotated[float, Field(gt=0)]
 Source = Literal["dicom", "image"]
 Fold = Count | Literal["all"]
 Section = dict[str, Any]
@@ -77,7 +76,7 @@ class Command(Strict):
 class Png(Strict):
     """How crops are compressed."""
 
-    level: Annotated[int, Ge(0), Le(9)]
+    level: Annotated[int, Field(ge=0, le=9)]
     strategy: Literal["default", "filtered", "huffman", "rle", "fixed"]
     filter: Literal["none", "sub", "up", "avg", "paeth"]
 
@@ -100,12 +99,12 @@ class Prepare(Command):
     crop: Section
     folds: Folds
     source: Source
-    splits: Annotated[list[Literal["train", "test"]], MinLen(1)]
+    splits: Annotated[list[Literal["train", "test"]], Field(min_length=1)]
     allow_missing: bool
     max_failed_fraction: Share
     overwrite: bool
     overwrite_folds: bool
-    decoders: Annotated[list[Text], MinLen(1)]
+    decoders: Annotated[list[Text], Field(min_length=1)]
     png: Png
     workers: Count | None
     cluster: Cluster
@@ -117,7 +116,7 @@ class Prepare(Command):
 class Ema(Strict):
     """The moving average of the weights."""
 
-    decay: Annotated[float, Ge(0), Lt(1)] | None
+    decay: Annotated[float, Field(ge=0, lt=1)] | None
     start: Count
 
 
@@ -139,7 +138,7 @@ class Train(Command):
     seed: Seed
     epochs: Positive
     batch_size: Positive
-    learning_rate: Annotated[float, Ge(0)]
+    learning_rate: Annotated[float, Field(ge=0)]
     negatives_per_positive: Above | None
     positives_per_batch: Count
     checkpoint_path: Text | None
@@ -156,7 +155,7 @@ class Train(Command):
     ema: Ema
     mix: Section
     rates: Section
-    deep_weight: Annotated[float, Ge(0)]
+    deep_weight: Annotated[float, Field(ge=0)]
     penalties: dict[str, float]
     compile: bool
     run_dir: Text
@@ -174,13 +173,15 @@ class Ensemble(Command):
     """`conf/ensemble.yaml`."""
 
     written = ("ensemble_dir",)
-    members: Annotated[list[Name], MinLen(1)] = missing("give members=[...], names of runs", _RUNS)
+    members: Annotated[list[Name], Field(min_length=1)] = missing(
+        "give members=[...], names of runs", _RUNS
+    )
     name: Name
     blend: Literal["mean", "logit_mean", "rank_mean"]
     weights: list[float] | Literal["fitted"] | None
     rule: Literal["own", "auto"]
     threshold: Literal["pf1", "recall_rate"]
-    recall_rate: Annotated[float, Gt(0), Lt(1)] | None
+    recall_rate: Annotated[float, Field(gt=0, lt=1)] | None
     by_site: Positive | None
     calibration: Literal["none", "temperature", "platt", "isotonic"]
     groups: Groups
