@@ -30,12 +30,14 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     if not root.is_dir():
         raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
     console = Console(stderr=True)
-    files = {file: root / file for file in files_below(root)}
+    names, skipped = files_below(root)
+    files = {name: root / name for name in names}
     headers, reasons = read_headers(
         files,
         cfg.workers,
         lambda results: track(results, "Reading headers", total=len(files), console=console),
     )
+    reasons |= skipped
     if not headers:
         kinds = ", ".join(f"{n} {reason}" for reason, n in Counter(reasons.values()).most_common(3))
         raise InputError(f"There is no DICOM image in {root}: {kinds or 'it is empty'}.")

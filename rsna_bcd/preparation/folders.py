@@ -2,7 +2,8 @@
 
 import filecmp
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rsna_bcd.imaging.headers import Header, read_header
@@ -12,13 +13,51 @@ from rsna_bcd.preparation.engine import Result
 Followed = Callable[[Iterable[Result[str, Header]]], Iterable[Result[str, Header]]]
 
 
-def files_below(root: Path) -> Iterator[str]:
-    """All files below `root` whatever their suffix, relative to it, in order, none hidden."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+def files_below(root: Path) -> tuple[list[str], dict[str, str]]:
+    """List all files below a folder, whatever their suffix; links are followed.
+
+    Hidden files and folders are left out.
+
+    Returns:
+        Paths relative to `root`, in order; and, likewise relative, reasons of what is no file that
+        can be read: folders that cannot be listed, links that lead nowhere or back to a folder
+        above, pipes, sockets and devices.
+    """
+    found: list[str] = []
+    skipped: dict[str, str] = {}
+
+    def walk(folder: Path, above: frozenset[tuple[int, int]]) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            identity = folder.stat().st_dev, folder.stat().st_ino
+        except OSError as error:
+            skipped[folder.relative_to(root).as_posix()] = f"cannot be listed: {error.strerror}"
+            return
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = Path(entry.path).relative_to(root).as_posix()
+            try:
+                status = entry.stat()
+            except OSError as error:
+                link = "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
+                skipped[name] = f"{link}: {error.strerror}"
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in above | {identity}:
+                    skipped[name] = "a link back to a folder above it"
+                else:
+                    folders.append(Path(entry.path))
+            elif stat.S_ISREG(status.st_mode):
+                found.append(name)
+            else:
+                skipped[name] = "no file but a pipe, a socket or a device"
+        for below in folders:
+            walk(below, above | {identity})
+
+    walk(root, frozenset())
+    return found, skipped
 
 
 def read_headers(
