@@ -84,6 +84,26 @@ def read_headers(
     return dict(sorted(headers.items())), dict(sorted(reasons.items()))
 
 
+def copies(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[str, str]:
+    """Find files that are copies, byte for byte, of one that comes before them.
+
+    One identifier of two different images is an error of an anonymisation, and no copy.
+
+    Returns:
+        By name, the name of the original.
+    """
+    originals: dict[object, list[str]] = {}
+    copied: dict[str, str] = {}
+    for name, header in headers.items():
+        alike = originals.setdefault(header["image_id"] or name, [])
+        same = [n for n in alike if filecmp.cmp(files[n], files[name], shallow=False)]
+        if same:
+            copied[name] = same[0]
+        else:
+            alike.append(name)
+    return copied
+
+
 def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[str, str]:
     """Which files with an image are no mammogram to predict, and why.
 
@@ -92,12 +112,9 @@ def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[st
         files: by name.
 
     Returns:
-        Reasons by name: it is something else, has several frames, or is a copy, byte for byte, of
-        one that comes before it. (One identifier of two different images is a mistake of whoever
-        made them anonymous, and no reason.)
+        Reasons by name: it is something else, has several frames, or is a copy (`copies`).
     """
     reasons: dict[str, str] = {}
-    first: dict[object, list[str]] = {}
     for name, header in headers.items():
         part = str(header["body_part"] or "").upper()
         if header["kind"]:
@@ -106,11 +123,6 @@ def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[st
             reasons[name] = f"X-ray of the {part.lower()}, no mammogram"
         elif int(header["frames"] or 1) != 1:
             reasons[name] = f"{header['frames']} frames: a tomosynthesis or a film, no mammogram"
-        else:
-            alike = first.setdefault(header["image_id"] or name, [])
-            copied = [n for n in alike if filecmp.cmp(files[n], files[name], shallow=False)]
-            if copied:
-                reasons[name] = f"a copy of {copied[0]}"
-            else:
-                alike.append(name)
+    mammograms = {name: headers[name] for name in headers if name not in reasons}
+    reasons |= {n: f"a copy of {first}" for n, first in copies(mammograms, files).items()}
     return reasons
