@@ -170,7 +170,8 @@ def _mammograms(
     headers = {name: headers[name] for name in files if name in headers}
     others = refused(headers, files)
     headers = {name: header for name, header in headers.items() if name not in others}
-    reasons |= others | skipped
+    reasons |= others
+    reasons |= skipped
     if headers:
         return headers, reasons
     if [*files] == [str(one) for one in inputs] and len(files) == 1:
