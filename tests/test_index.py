@@ -82,3 +82,11 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no DICOM image in .*1 not a DICOM file"):
         run(tmp_path / "data")
     assert not (tmp_path / "output").exists()
+
+
+def test_one_identifier_of_two_images_is_two_images(data: Path) -> None:
+    write_dicom(data / "b/other.dcm", PIXELS + 1, bits=12, SOPInstanceUID="1.2.5")
+    assert read_header(data / "a/1-2")["image_id"] == "1.2.5"
+    table = pd.read_csv(run(data) / "index.csv", dtype=str).set_index("file")
+    assert table.loc["a/1-2", "image_id"] == "1.2.5"
+    assert table.loc["b/other.dcm", "image_id"] == "1.2.5_2"

@@ -1,6 +1,7 @@
 """The stage `prepare` on small folders of pictures and DICOM files."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,20 @@ def test_every_crop_is_named_like_its_file(file: Path) -> None:
         settings = instantiate(compose("prepare", [f"crop={file.stem}"]).crop)
     assert isinstance(settings, CropSettings)
     assert settings.name == file.stem
+
+
+def test_an_archive_is_prepared_like_its_folder(data: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "competition.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(data.rglob("*")):
+            if file.is_file() and file.suffix != ".zip":
+                archive.write(file, file.relative_to(data))
+    unpacked = run(data, "dataset.name=unpacked")
+    packed = run(
+        data, "dataset.name=packed", f"paths.data={data / 'competition.zip'}", "workers=2",
+    )  # fmt: skip
+    assert tables(packed) == tables(unpacked)
+    crops = [file.relative_to(unpacked) for file in unpacked.rglob("*.png")]
+    crops = [file for file in crops if len(file.parts) > 1]
+    assert len(crops) == 20
+    for crop in crops:
+        assert (packed / crop).read_bytes() == (unpacked / crop).read_bytes()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -365,3 +366,40 @@ def test_networks_that_all_diverged_leave_the_prior(tmp_path: Path, data: Path) 
     assert set(predictions["probability"]) == {fitted.prior}
     failures = pd.read_csv(submission_of(output) / "failures.csv", dtype=str)
     assert failures["image_id"].isna().sum() == len(predictions)  # rows of the breasts
+
+
+def test_an_archive_is_submitted_like_its_folder(
+    straight: Path, data: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "competition.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(data.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(data))
+    output = copy_of(straight, tmp_path / "output")
+    submit(configure(packed, output, ["batch_size=3", "workers=2"]))
+    check_same(output, straight)
+
+
+def test_a_folder_that_cannot_be_listed_costs_its_patient(
+    straight: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = copy_of(straight, tmp_path / "output")
+    patient = pd.read_csv(data / "test.csv", dtype=str)["patient_id"].iloc[0]
+    listdir = os.listdir
+
+    def refuse(folder: Path) -> list[str]:
+        if Path(folder).name == patient:
+            raise OSError(5, "Input/output error", str(folder))
+        return listdir(folder)
+
+    monkeypatch.setattr("rsna_bcd.files.os.listdir", refuse)
+    submit(configure(data, output, ["batch_size=3"]))
+    failures = pd.read_csv(submission_of(output) / "failures.csv", dtype=str)
+    lost = failures[failures["kind"] == "absent"]
+    assert set(lost["patient_id"]) == {patient}
+    assert lost["reason"].str.contains("Input/output error").all()
+    check_submission(
+        pd.read_csv(submission_of(output) / "submission.csv"),
+        pd.read_csv(data / "sample_submission.csv"),
+    )

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.uid import UID
 
+from rsna_bcd.files import read_bytes
 from rsna_bcd.imaging.codestream import check_rle, holds_all_pixels, read_jpeg, read_jpeg2000
 from rsna_bcd.imaging.decoders import (
     DECODERS,
@@ -76,7 +77,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         ImageError: not a DICOM file, not a mammogram, damaged, of an unsupported kind, or without
             content; the message is the reason.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     _check_preamble(content)
     with refusing_damaged_headers():
         dataset = pydicom.dcmread(io.BytesIO(content))

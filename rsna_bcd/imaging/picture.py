@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rsna_bcd.files import read_bytes
 from rsna_bcd.imaging.breast import has_bright_background
 from rsna_bcd.imaging.mammogram import (
     EMPTY,
@@ -31,7 +32,7 @@ def read_picture(path: Path) -> Mammogram:
     Raises:
         ImageError: no picture, not grey, or without content.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     if not content:  # to which OpenCV has no answer
         raise ImageError(EMPTY)
     pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -66,7 +66,10 @@ def new_to(runs: Sequence[Run], images: pd.DataFrame) -> Iterator[Failure]:
 
 
 def of_files(
-    images: pd.DataFrame, files: Mapping[str, Path], by_image: Mapping[str, Prediction]
+    images: pd.DataFrame,
+    files: Mapping[str, Path],
+    by_image: Mapping[str, Prediction],
+    unlistable: Mapping[str, str],
 ) -> Iterator[Failure]:
     """Images that took no part, or not in all networks.
 
@@ -74,11 +77,12 @@ def of_files(
         images: The table of images.
         files: Of those that are there, by `image_id`.
         by_image: What came of them; of some nothing, where there was no more time.
+        unlistable: Reasons by `image_id` of images whose folder cannot be listed.
     """
     for row in _rows(images):
         prediction = by_image.get(row.image_id)
         if row.image_id not in files:
-            yield _of(row, "absent", "there is no such file")
+            yield _of(row, "absent", unlistable.get(row.image_id, "there is no such file"))
         elif prediction is None:
             yield _of(row, "out of time", _NO_TIME)
         elif prediction.reason is not None:

@@ -2,7 +2,8 @@
 
 import filecmp
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rsna_bcd.imaging.headers import Header, read_header
@@ -12,13 +13,51 @@ from rsna_bcd.preparation.engine import Result
 Followed = Callable[[Iterable[Result[str, Header]]], Iterable[Result[str, Header]]]
 
 
-def files_below(root: Path) -> Iterator[str]:
-    """All files below `root` whatever their suffix, relative to it, in order, none hidden."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+def files_below(root: Path) -> tuple[list[str], dict[str, str]]:
+    """List all files below a folder, whatever their suffix; links are followed.
+
+    Hidden files and folders are left out.
+
+    Returns:
+        Paths relative to `root`, in order; and, likewise relative, reasons of what is no file that
+        can be read: folders that cannot be listed, links that lead nowhere or back to a folder
+        above, pipes, sockets and devices.
+    """
+    found: list[str] = []
+    skipped: dict[str, str] = {}
+
+    def walk(folder: Path, above: frozenset[tuple[int, int]]) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            identity = folder.stat().st_dev, folder.stat().st_ino
+        except OSError as error:
+            skipped[folder.relative_to(root).as_posix()] = f"cannot be listed: {error.strerror}"
+            return
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = Path(entry.path).relative_to(root).as_posix()
+            try:
+                status = entry.stat()
+            except OSError as error:
+                link = "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
+                skipped[name] = f"{link}: {error.strerror}"
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in above | {identity}:
+                    skipped[name] = "a link back to a folder above it"
+                else:
+                    folders.append(Path(entry.path))
+            elif stat.S_ISREG(status.st_mode):
+                found.append(name)
+            else:
+                skipped[name] = "no file but a pipe, a socket or a device"
+        for below in folders:
+            walk(below, above | {identity})
+
+    walk(root, frozenset())
+    return found, skipped
 
 
 def read_headers(
@@ -45,6 +84,26 @@ def read_headers(
     return dict(sorted(headers.items())), dict(sorted(reasons.items()))
 
 
+def copies(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[str, str]:
+    """Find files that are copies, byte for byte, of one that comes before them.
+
+    One identifier of two different images is an error of an anonymisation, and no copy.
+
+    Returns:
+        By name, the name of the original.
+    """
+    originals: dict[object, list[str]] = {}
+    copied: dict[str, str] = {}
+    for name, header in headers.items():
+        alike = originals.setdefault(header["image_id"] or name, [])
+        same = [n for n in alike if filecmp.cmp(files[n], files[name], shallow=False)]
+        if same:
+            copied[name] = same[0]
+        else:
+            alike.append(name)
+    return copied
+
+
 def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[str, str]:
     """Which files with an image are no mammogram to predict, and why.
 
@@ -53,12 +112,9 @@ def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[st
         files: by name.
 
     Returns:
-        Reasons by name: it is something else, has several frames, or is a copy, byte for byte, of
-        one that comes before it. (One identifier of two different images is a mistake of whoever
-        made them anonymous, and no reason.)
+        Reasons by name: it is something else, has several frames, or is a copy (`copies`).
     """
     reasons: dict[str, str] = {}
-    first: dict[object, list[str]] = {}
     for name, header in headers.items():
         part = str(header["body_part"] or "").upper()
         if header["kind"]:
@@ -67,11 +123,6 @@ def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[st
             reasons[name] = f"X-ray of the {part.lower()}, no mammogram"
         elif int(header["frames"] or 1) != 1:
             reasons[name] = f"{header['frames']} frames: a tomosynthesis or a film, no mammogram"
-        else:
-            alike = first.setdefault(header["image_id"] or name, [])
-            copied = [n for n in alike if filecmp.cmp(files[n], files[name], shallow=False)]
-            if copied:
-                reasons[name] = f"a copy of {copied[0]}"
-            else:
-                alike.append(name)
+    mammograms = {name: headers[name] for name in headers if name not in reasons}
+    reasons |= {n: f"a copy of {first}" for n, first in copies(mammograms, files).items()}
     return reasons

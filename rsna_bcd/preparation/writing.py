@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import cv2
 
 from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.files import version_stamp
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.preparation.crop import CropSettings, Record, Source, prepare_image
 
@@ -108,14 +109,13 @@ def make_crop(task: CropTask) -> Record:
 
 
 def stamp_of(file: Path, name: str) -> str:
-    """Name, size and time of change of a file: another one has another stamp.
+    """Name and version of a file (see `files.version_stamp`): another one has another stamp.
 
     Args:
         file: the file.
         name: its path in the folder of images, which is the same wherever that folder is.
     """
-    status = file.stat()
-    return f"{name} {status.st_size} {status.st_mtime_ns}"
+    return f"{name} {version_stamp(file)}"
 
 
 def write_whole(file: Path, content: bytes) -> None:

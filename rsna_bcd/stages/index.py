@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import track
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.preparation.folders import files_below, read_headers
+from rsna_bcd.preparation.folders import copies, files_below, read_headers
+from rsna_bcd.tables.from_headers import distinct
 
 _SHOWN = 5  # of each kind in the summary; the tables have all
 
@@ -23,27 +24,31 @@ def index(cfg: DictConfig) -> pd.DataFrame:
 
     Raises:
         InputError: no such folder, or no DICOM image in it. Single files that cannot be read, and
-            further copies of an image, are in `failures.csv` with the reason.
+            copies of an image, byte for byte, are in `failures.csv` with the reason.
     """
     root = Path(cfg.images)
     if not root.is_dir():
         raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
     console = Console(stderr=True, markup=False)
-    files = {file: root / file for file in files_below(root)}
+    names, skipped = files_below(root)
+    files = {name: root / name for name in names}
     headers, reasons = read_headers(
         files,
         cfg.workers,
         lambda results: track(results, "Reading headers", total=len(files), console=console),
     )
+    reasons |= skipped
     if not headers:
         kinds = ", ".join(f"{n} {reason}" for reason, n in Counter(reasons.values()).most_common(3))
         raise InputError(f"There is no DICOM image in {root}: {kinds or 'it is empty'}.")
-    first: dict[object, str] = {}
-    for file, header in list(headers.items()):
-        original = first.setdefault(header["image_id"] or file, file)
-        if original != file:
-            reasons[file] = f"a copy of {original}"
-            del headers[file]
+    for file, original in copies(headers, files).items():
+        reasons[file] = f"a copy of {original}"
+        del headers[file]
+    # Two images with one identifier are both kept, the second as `<identifier>_2`.
+    identifiers = distinct(str(header["image_id"] or file) for file, header in headers.items())
+    for header, identifier in zip(headers.values(), identifiers, strict=True):
+        if header["image_id"] is not None:
+            header["image_id"] = identifier
     table = pd.DataFrame([{"file": file, **header} for file, header in headers.items()])
     failures = pd.DataFrame(sorted(reasons.items()), columns=["file", "reason"])
     folder = Path(cfg.index_dir)

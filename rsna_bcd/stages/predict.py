@@ -57,8 +57,8 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     console = Console(stderr=True, markup=False)
     fitted = _ensemble(cfg)
     inputs = _inputs(cfg)
-    files = _files(inputs)
-    headers, failures = _mammograms(files, inputs, console)
+    files, skipped = _files(inputs)
+    headers, failures = _mammograms(files, inputs, console, skipped)
     folder = Path(cfg.predictions_dir)
     record = {"name": cfg.name, "inputs": [str(one) for one in inputs]}
     remedy = f"Give these a place of their own, such as predictions_dir={folder}_2"
@@ -137,13 +137,16 @@ def _inputs(cfg: DictConfig) -> list[Path]:
     return inputs
 
 
-def _files(inputs: Sequence[Path]) -> dict[str, Path]:
-    """All files of the inputs, each once, by how they are to be called."""
+def _files(inputs: Sequence[Path]) -> tuple[dict[str, Path], dict[str, str]]:
+    """All files of the inputs, each once, by name; and reasons of what cannot be read."""
     files: dict[Path, Path] = {}
+    skipped: dict[str, str] = {}
     for one in inputs:
-        for file in [one] if one.is_file() else [one / below for below in files_below(one)]:
+        names, reasons = ([""], {}) if one.is_file() else files_below(one)
+        skipped |= {str(one / name): reason for name, reason in reasons.items()}
+        for file in (one / name for name in names):
             files.setdefault(file.resolve(), file)
-    return {str(file): file for file in files.values()}
+    return {str(file): file for file in files.values()}, skipped
 
 
 def _folder_of(file: Path) -> str:
@@ -151,7 +154,10 @@ def _folder_of(file: Path) -> str:
 
 
 def _mammograms(
-    files: Mapping[str, Path], inputs: Sequence[Path], console: Console
+    files: Mapping[str, Path],
+    inputs: Sequence[Path],
+    console: Console,
+    skipped: Mapping[str, str],
 ) -> tuple[dict[str, Header], dict[str, str]]:
     """Headers of the mammograms, and what all else is."""
     headers, reasons = read_headers(
@@ -165,12 +171,13 @@ def _mammograms(
     others = refused(headers, files)
     headers = {name: header for name, header in headers.items() if name not in others}
     reasons |= others
+    reasons |= skipped
     if headers:
         return headers, reasons
     if [*files] == [str(one) for one in inputs] and len(files) == 1:
         raise InputError(f"{next(iter(files))}: {next(iter(reasons.values()))}. {_WANTED}")
     where = ", ".join(map(str, inputs))
-    if not files:
+    if not files and not skipped:
         raise InputError(f"There is no mammogram in {where}: no file at all.")
     found = "\n".join(f"  {line}" for line in counted(reasons))
     raise InputError(f"There is no mammogram in {where}. What is there:\n{found}\n{_WANTED}")

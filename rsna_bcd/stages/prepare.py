@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rsna_bcd._stage import record_of, settle, write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import is_file
 from rsna_bcd.imaging.crops import Crop, read_crop
 from rsna_bcd.imaging.decoders import check_decoders
 from rsna_bcd.preparation import engine
@@ -138,7 +139,7 @@ def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
             f"dataset={cfg.dataset.name} has no {split} split. Leave it out with "
             f"splits=[{others or 'train'}]."
         )
-    absent = [file for file in table_files(csv) if not file.is_file()]
+    absent = [file for file in table_files(csv) if not is_file(file)]
     if absent and others:  # which may be all that is wanted
         raise InputError(
             f"{absent[0]} does not exist. Point paths.data= at the dataset's folder, or leave the "
@@ -159,11 +160,15 @@ def _find_files(cfg: DictConfig, split: Split, root: Path, images: pd.DataFrame)
             f"The images in {root} are within {cfg.prepared_dir}, where crops are made and "
             "deleted. Choose another paths.output=..."
         )
-    found = find_files(root, images, cfg.source)
+    unlistable: dict[str, str] = {}
+    found = find_files(root, images, cfg.source, unlistable)
     absent = images.loc[~images["image_id"].isin(found.keys())]
     if len(absent) and (not cfg.allow_missing or not found):
         first = absent.iloc[0]
         remedy = "Check paths.data= and source=, or download them"
+        if unlistable:
+            reason = next(iter(unlistable.values()))
+            remedy = f"The folders of {len(unlistable)} cannot be listed ({reason}). {remedy}"
         if found:
             remedy += "; allow_missing=true goes on without them"
         raise InputError(

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +126,12 @@ class _Test:
     Attributes:
         tables: the images, the breasts to answer for, what was amiss with the tables.
         files: of the images that are there, by `image_id`.
+        unlistable: reasons by `image_id` of images whose folder cannot be listed.
     """
 
     tables: HiddenTest
     files: dict[str, Path]
+    unlistable: dict[str, str]
 
     @property
     def images(self) -> pd.DataFrame:
@@ -138,7 +140,7 @@ class _Test:
 
     def with_needed_columns(self, ensemble: Ensemble, runs: Sequence[Sequence[Run]]) -> _Test:
         """The same, with what the ensemble goes by; see `with_needed_columns`."""
-        return _Test(with_needed_columns(self.tables, ensemble, _flat(runs)), self.files)
+        return replace(self, tables=with_needed_columns(self.tables, ensemble, _flat(runs)))
 
 
 def _read_test(cfg: DictConfig) -> _Test:
@@ -147,13 +149,14 @@ def _read_test(cfg: DictConfig) -> _Test:
     if csv is None:
         raise InputError(f"dataset={cfg.dataset.name} has no test split: nothing to submit.")
     tables = read_hidden(csv, Path(cfg.sample_submission), instantiate(cfg.dataset.rows))
-    files = find_files(Path(cfg.dataset.test_images), tables.images, cfg.source)
+    unlistable: dict[str, str] = {}
+    files = find_files(Path(cfg.dataset.test_images), tables.images, cfg.source, unlistable)
     if not files:
         raise InputError(
             f"None of the {len(tables.images)} files of {csv} is in {cfg.dataset.test_images} as "
             f"source={cfg.source}. Check paths.data= and source=."
         )
-    return _Test(tables, files)
+    return _Test(tables, files, unlistable)
 
 
 def _failures(
@@ -167,7 +170,7 @@ def _failures(
     earlier = [
         *test.tables.failures,
         *new_to(_flat(runs), test.images),
-        *of_files(test.images, test.files, journal.by_image),
+        *of_files(test.images, test.files, journal.by_image, test.unlistable),
     ]
     return failures_table([*earlier, *of_breasts(breasts, journal.by_breast, earlier, unread)])
 

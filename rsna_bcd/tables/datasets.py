@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.images import Split
+from rsna_bcd.tables.images import Split, join_rows
 
 _SHOWN = 5  # unknown values named in a message
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 def map_rsna(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
     """Map the competition's own CSV to our columns: they are the same."""
-    return pd.concat(tables, ignore_index=len(tables) > 1)
+    return join_rows(tables)
 
 
 def map_vindr(

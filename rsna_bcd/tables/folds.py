@@ -13,6 +13,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.tables.delimited import read_own_csv
 
 # How far folds may differ in positive breasts: a patient has up to two, and stays whole.
 _SLACK, _SLACK_SHARE = 3, 0.1
@@ -185,7 +186,7 @@ def read_folds(csv: Path) -> pd.DataFrame:
     """
     if not csv.is_file():
         raise InputError(f"{csv} does not exist. `python -m rsna_bcd.prepare` makes it.")
-    folds = pd.read_csv(csv, dtype={"patient_id": "string"})
+    folds = read_own_csv(csv, ["patient_id"])
     if list(folds.columns) != ["patient_id", "fold"]:
         raise InputError(
             f"{csv} has the columns {', '.join(folds.columns)} instead of patient_id, fold. "

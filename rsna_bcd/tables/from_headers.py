@@ -9,14 +9,21 @@ import pandas as pd
 from rsna_bcd.tables.images import LATERALITIES
 
 UNKNOWN_SIDE = "unknown"
+# What programs write in the place of a patient's identifier.
+_PLACEHOLDER = re.compile(
+    r"(?i)\W*(anon\w*|unknown|unnamed|none|null|nil|no[ _-]?(name|id)|n/?a|x+|0+|1"
+    r"|(test|dummy)?[ _-]?patient([ _-]?id)?|test|dummy|removed|deleted|redacted|de[ _-]?id\w*)?\W*"
+)
 _Header = Mapping[str, str | int | float | None]
 
 
 def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, str]) -> pd.DataFrame:
     """Make a table of images as inference wants it.
 
-    The images of a patient belong together if they are of one study. A breast is one side of one
-    study; an image whose side is unknown is a breast of its own, and no other breast's other side.
+    The images of a patient belong together if they are of one study. Without a study, those of a
+    patient with a placeholder for a name (`ANONYMOUS`, `0`, ...) belong together by folder. A
+    breast is one side of one study; an image whose side is unknown is a breast of its own, and no
+    other breast's other side.
 
     Args:
         headers: by file, as `imaging.headers.read_header` reads them.
@@ -38,7 +45,10 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
     for file, header in headers.items():
         patient = patients[file]
         of_patient = studies.setdefault(patient, {})
-        number = of_patient.setdefault(header["study_id"], len(of_patient) + 1)
+        study = header["study_id"]
+        if study is None and _PLACEHOLDER.fullmatch(patient):  # may be several patients
+            study = f"folder {file.rpartition('/')[0]}"
+        number = of_patient.setdefault(study, len(of_patient) + 1)
         if (patient, number) not in names:
             names[patient, number] = distinct([f"{patient}_{number}"], names.values())[0]
         known = header["laterality"] in LATERALITIES

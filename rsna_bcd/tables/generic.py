@@ -10,7 +10,13 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.datasets import columns_of, some, with_breast_ids, without
-from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS, VIEWS, Split
+from rsna_bcd.tables.images import (
+    TEST_COLUMNS,
+    TRAIN_COLUMNS,
+    VIEWS,
+    Split,
+    with_our_names,
+)
 
 _TAKEN = ("path", "fold", "label", "scale", "flipped")  # columns that later stages add
 
@@ -89,9 +95,10 @@ def _renamed(
     for table in tables:
         mapped = {o: table[theirs] for o, theirs in left.items() if theirs in table}
         left = {o: theirs for o, theirs in left.items() if o not in mapped or o in join}
+        ours_by_name = with_our_names(table)
         same = {
-            c: table[c]
-            for c in table
+            c: ours_by_name[c]
+            for c in ours_by_name
             if c in ours and c not in mapped and (c not in named or c in join)
         }
         renamed.append(pd.DataFrame({**same, **mapped}, index=table.index))

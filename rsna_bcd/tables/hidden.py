@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import is_file
 from rsna_bcd.tables.attribution import Attribution, Breast, Fault, Named
 from rsna_bcd.tables.datasets import map_rsna
 from rsna_bcd.tables.failures import Failure, Kind
@@ -30,7 +31,6 @@ from rsna_bcd.tables.images import (
 from rsna_bcd.tables.lenient import read_lenient
 from rsna_bcd.tables.metadata import standard_age
 
-_IDENTIFIERS = ("patient_id", "image_id", "prediction_id")
 _NOT_OF_A_TEST = ("fold", "label")  # of a breast, where they are; a test has none
 _DERIVED = ("patient_id", "laterality", "prediction_id")  # each from the two others
 _OF_COLUMN: dict[str, Kind] = {  # what its missing cells are
@@ -125,8 +125,6 @@ def _complete(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, dict[str, s
             f"{', '.join(map(str, frame.columns))}. Add them, or map your own names with "
             "dataset=generic."
         )
-    for column in (c for c in _IDENTIFIERS if c in frame):
-        frame[column] = _as_identifiers(frame[column])
     for column in missing:
         frame[column] = pd.Series([None] * len(frame), dtype="string")
     others = " and ".join(c for c in _DERIVED if c not in missing)
@@ -137,17 +135,9 @@ def _complete(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, dict[str, s
     }
 
 
-def _as_identifiers(values: pd.Series) -> pd.Series:
-    """Identifiers as they were before a program took them for numbers: 12.0 is 12."""
-    known = values.dropna()
-    if len(known) and values.isna().any() and known.str.fullmatch(r"\d+\.0").all():
-        return values.str.removesuffix(".0")
-    return values
-
-
 def _wanted(csv: Path) -> tuple[list[str] | None, list[str]]:
     """The breasts of the sample submission, in its order; None, and why, where it tells none."""
-    if not csv.is_file():
+    if not is_file(csv):
         return None, []
     try:
         table, _ = read_lenient(csv)

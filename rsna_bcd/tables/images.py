@@ -10,6 +10,8 @@ from zipfile import BadZipFile
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import is_file, read_bytes
+from rsna_bcd.tables.delimited import MISSING, decode_text, parse_lines, read_own_csv
 
 Split = Literal["train", "test"]
 # Maps a dataset's own tables, every cell a string, to one table with our columns.
@@ -35,6 +37,10 @@ _REQUIRED: dict[Split, tuple[str, ...]] = {
     "test": ("patient_id", "image_id", "laterality", "view", "prediction_id"),
 }
 _STRINGS = ("patient_id", "image_id", "prediction_id", "file")
+# Headers of columns that hold identifiers, in tables of any origin: NA may be somebody's initials.
+_IDENTIFIER = re.compile(r"(?i)(id|patient|subject|case|image|file|name|number)s?$")
+_YEARS = {"": 1.0, "y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
 EXCEL = (".xlsx", ".xlsm")
 SAFE_NAME = r"[\w-][\w.-]*"  # identifiers become folder and file names
 # Absolute, through a parent folder, or of another operating system.
@@ -76,7 +82,7 @@ def read_images(
     name = " with ".join(map(str, files))
     tables = [read_table(file) for file in files]
     try:
-        mapped = pd.concat(tables, ignore_index=True) if rows is None else rows(tables, split)
+        mapped = join_rows(tables) if rows is None else rows(tables, split)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None  # stages show a cause in its place
     missing = [c for c in _REQUIRED[split] if c not in mapped.columns]
@@ -86,7 +92,7 @@ def read_images(
             "Add them, or map your own names with dataset=generic."
         )
     if mapped.empty:
-        raise InputError(f"{name} has a header but no rows. Download it anew.")
+        raise InputError(f"{name} has a header but no rows. Check that the file is complete.")
     frame = typed(mapped)
     if split == "train":
         frame = frame.assign(
@@ -102,25 +108,108 @@ def read_images(
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """One file as strings: which columns are identifiers, only the mapping knows."""
-    if not file.is_file():
+    """Read a CSV or Excel file as strings.
+
+    Text may be UTF-8, UTF-16 or Windows-1252, delimited by commas, semicolons, tabs or bars. The
+    usual marks of a missing value (`nan`, `N/A`, `NULL`, ...) are missing; `NA` is a value in
+    columns whose name says that they hold identifiers.
+
+    Returns:
+        The rows; the index is the line number less 2, as the header is line 1.
+
+    Raises:
+        InputError: the file is absent, empty or no table, or a row has more cells than the header.
+    """
+    if not is_file(file):
         made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
         raise InputError(f"{file} does not exist.{made} Point paths.data= at the dataset's folder.")
-    try:
-        if file.suffix.lower() in EXCEL:
-            return pd.read_excel(file, dtype="string")
-        return pd.read_csv(file, dtype="string")
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{file} is empty. Download it anew.") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError, BadZipFile) as error:
-        kind = "an Excel" if file.suffix.lower() in EXCEL else "a CSV"
-        raise InputError(f"{file} is not {kind} table: {error}. Download it anew.") from error
+    content = read_bytes(file)
+    if file.suffix.lower() in EXCEL:
+        try:
+            return pd.read_excel(io.BytesIO(content), dtype="string")
+        except (ValueError, KeyError, BadZipFile) as error:
+            raise InputError(
+                f"{file} is not an Excel table: {error}. Save it as .xlsx or .csv."
+            ) from error
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise InputError(f"{file} is not a CSV table but a spreadsheet or archive. Save it as CSV.")
+    lines = parse_lines(decode_text(content))
+    if not lines:
+        raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")
+    (_, header), *rows = lines
+    width = len(header)
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"{file} has the column(s) {', '.join(repeated)} more than once. Rename or drop them."
+        )
+    long = [line for line, cells in rows if any(cells[width:])]
+    if long:
+        shown = ", ".join(map(str, long[:_SHOWN]))
+        raise InputError(
+            f"{file} is not a CSV table: line(s) {shown} have more cells than the header's "
+            f"{width}. Quote cells that contain the delimiter, or export the table again."
+        )
+    cells = [row[:width] + [""] * (width - len(row)) for _, row in rows]
+    index = [line - 2 for line, _ in rows]
+    table = pd.DataFrame(cells, index=index, columns=header, dtype="string")
+    for name in header:
+        absent = MISSING if _IDENTIFIER.search(name) else (*MISSING, "NA")
+        table[name] = table[name].mask(table[name].isin(absent))
+    return table
+
+
+def join_rows(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Join tables that have our columns, whatever the case and punctuation of their names."""
+    return pd.concat([with_our_names(table) for table in tables], ignore_index=len(tables) > 1)
+
+
+def with_our_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Rename columns such as `PatientID` or `BI-RADS` to ours, where they leave no choice."""
+    ours = {_letters(name): name for name in (*TRAIN_COLUMNS, *TEST_COLUMNS, "file")}
+    candidates: dict[str, list[str]] = {}
+    for column in map(str, table.columns):
+        name = ours.get(_letters(column))
+        if name is not None and name not in table:
+            candidates.setdefault(name, []).append(column)
+    return table.rename(columns={c[0]: name for name, c in candidates.items() if len(c) == 1})
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def typed(mapped: pd.DataFrame) -> pd.DataFrame:
-    """Give the columns the types that pandas reads from a table of ours, as the prepared one is."""
-    text = io.StringIO(mapped.to_csv(index=False))
-    return pd.read_csv(text, dtype=dict.fromkeys(_STRINGS, "string"))
+    """Give the columns the types that pandas reads from a table of ours, as the prepared one is.
+
+    Spellings with one meaning are unified: identifiers that a spreadsheet took for numbers
+    (`12.0`), `left`, lower-case views, ages such as `50,0`, `90+` or `050Y`.
+    """
+    unified = mapped.copy()
+    for column in (c for c in _STRINGS if c in unified):
+        known = unified[column].dropna().astype("string")
+        if len(known) and known.str.fullmatch(r"\d+\.0").all():
+            unified[column] = unified[column].astype("string").str.removesuffix(".0")
+    if "laterality" in unified:
+        text = unified["laterality"].astype("string")
+        unified["laterality"] = text.str.lower().map(_SIDES).fillna(text)
+    if "view" in unified:
+        unified["view"] = unified["view"].astype("string").str.upper()
+    if "age" in unified:
+        unified["age"] = unified["age"].map(_age_in_years, na_action="ignore")
+    return read_own_csv(unified.to_csv(index=False), _STRINGS)
+
+
+def _age_in_years(age: object) -> object:
+    """An age as a number of years; what is no age stays as it is."""
+    match = re.fullmatch(
+        r"[>≥]?=?\s*(\d{1,3}(?:[.,]\d+)?)\s*\+?\s*(?:([ymwd])|years?|yrs?)?",
+        str(age).strip().lower(),
+    )
+    if match is None:
+        return age
+    years = float(match[1].replace(",", ".")) * _YEARS[match[2] or ""]
+    return int(years) if years.is_integer() else round(years, 2)
 
 
 def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Index | None) -> None:
@@ -151,6 +240,14 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
         "image_id occurs more than once",
         "Keep one row an image.",
     )
+    if "age" in frame:
+        age = frame["age"]
+        bad = age.notna() & pd.to_numeric(age, errors="coerce").isna()
+        refuse(
+            bad,
+            f"age is no number but {_values(age[bad].astype('string'), ())}",
+            "Write years, or leave the cell empty where the age is unknown.",
+        )
     if "cancer" in frame:
         cancer = frame["cancer"]
         # One `unknown` makes all of a column text.

@@ -1,20 +1,15 @@
 """A CSV that somebody else swapped in: read whatever its lines hold."""
 
-import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import is_file, read_bytes
+from rsna_bcd.tables.delimited import decode_text, parse_lines
 from rsna_bcd.tables.failures import Failure
 
 _SHOWN = 60  # characters of a damaged line
-
-
-Line = tuple[int, list[str]]  # its number and its cells
 
 
 def read_lenient(file: Path) -> tuple[pd.DataFrame, list[Failure]]:
@@ -31,12 +26,11 @@ def read_lenient(file: Path) -> tuple[pd.DataFrame, list[Failure]]:
     Raises:
         InputError: the file is absent or empty.
     """
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"{file} does not exist. Point paths.data= at the dataset's folder.")
-    text = file.read_bytes().decode("utf-8-sig", errors="replace").replace("\0", "")
-    lines = _lines(text)
+    lines = parse_lines(decode_text(read_bytes(file), errors="replace"))
     if not lines:
-        raise InputError(f"{file} is empty. Download it anew.")
+        raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")
     (_, header), *rows = lines
     table: dict[int, list[str | None]] = {}
     failures = []
@@ -51,24 +45,3 @@ def read_lenient(file: Path) -> tuple[pd.DataFrame, list[Failure]]:
     frame = pd.DataFrame.from_dict(table, orient="index", columns=header, dtype="string")
     # Of columns with the same name the first one counts.
     return frame.loc[:, ~frame.columns.duplicated()], failures
-
-
-def _lines(text: str) -> list[Line]:
-    """The lines that are not blank; quotation marks are read in the way that more lines allow."""
-    quoted = _parsed(text, csv.QUOTE_MINIMAL)
-    if not any("\n" in cell for _, cells in quoted for cell in cells):
-        return quoted
-    plain = _parsed(text, csv.QUOTE_NONE)
-    return max(quoted, plain, key=_whole)  # the first, if they are equal
-
-
-def _parsed(text: str, quoting: Literal[0, 3]) -> list[Line]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a quotation without end is long
-    reader = csv.reader(io.StringIO(text, newline=None), quoting=quoting)
-    lines = ((reader.line_num, [c.strip().strip('"').strip() for c in cells]) for cells in reader)
-    return [(line, cells) for line, cells in lines if any(cells)]
-
-
-def _whole(lines: Sequence[Line]) -> int:
-    """How many lines have as many cells as the header."""
-    return sum(len(cells) == len(lines[0][1]) for _, cells in lines) if lines else 0

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.tables.delimited import read_own_csv
 
 Rule = Literal["mean", "max"]
 
@@ -249,7 +250,7 @@ def _read(csv: Path, columns: tuple[str, ...], remedy: str) -> pd.DataFrame:
     if not csv.is_file():
         raise InputError(f"{csv} does not exist. {remedy}")
     try:
-        frame = pd.read_csv(csv, dtype=dict.fromkeys(_IDENTIFIERS, "string"))
+        frame = read_own_csv(csv, _IDENTIFIERS)
     except pd.errors.EmptyDataError:
         raise InputError(f"{csv} is empty. {remedy}") from None
     missing = [c for c in columns if c not in frame.columns]

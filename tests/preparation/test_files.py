@@ -71,20 +71,56 @@ def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = images(file=[f"{patient}/{image}.dcm" for patient in range(4) for image in range(4)])
     listdir, listed = os.listdir, []
 
-    def count(folder: str) -> list[str]:
-        listed.append(folder)
+    def count(folder: Path) -> list[str]:
+        listed.append(str(folder))
         return listdir(folder)
 
-    monkeypatch.setattr("rsna_bcd.preparation.files.os.listdir", count)
+    monkeypatch.setattr("rsna_bcd.files.os.listdir", count)
     assert len(find_files(tmp_path, table, "dicom")) == 12
     assert sorted(listed) == sorted(map(str, [tmp_path, *(tmp_path / str(p) for p in range(3))]))
 
 
 def test_the_expected_file_is_named(tmp_path: Path) -> None:
     row = images(patient_id=["7"]).iloc[0]
-    assert expected_file(tmp_path, row, "dicom") == str(tmp_path / "7/0.dcm")
+    assert expected_file(tmp_path, row, "dicom") == f"{tmp_path}/7/0.dcm (or .dicom, no suffix)"
     assert (
         expected_file(tmp_path, row, "image") == f"{tmp_path}/7/0.png (or .jpg, .jpeg, .tif, .tiff)"
     )
     row = images(file=["a/*/1.dcm"]).iloc[0]
     assert expected_file(tmp_path, row, "image") == str(tmp_path / "a/*/1.dcm")
+
+
+def test_files_of_other_suffixes_and_flat_folders_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "7/0.DCM", "8/1.dicom", "9/2", "3.dcm", "4", "10/5.Dicom", "10/5.dcm")
+    table = images(patient_id=["7", "8", "9", "9", "9", "10"])
+    names = ["7/0.DCM", "8/1.dicom", "9/2", "3.dcm", "4", "10/5.dcm"]
+    assert find_files(tmp_path, table, "dicom") == {
+        str(i): tmp_path / name for i, name in enumerate(names)
+    }
+    touch(tmp_path, "7/0.PNG")
+    assert find_files(tmp_path, table, "image") == {"0": tmp_path / "7/0.PNG"}
+
+
+def test_a_folder_with_the_name_of_an_image_is_no_file(tmp_path: Path) -> None:
+    touch(tmp_path, "0/1.dcm")
+    assert find_files(tmp_path, images(patient_id=["7", "0"]), "dicom") == {
+        "1": tmp_path / "0/1.dcm"
+    }
+
+
+def test_a_folder_that_cannot_be_listed_costs_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "7/0.dcm", "8/1.dcm")
+    listdir = os.listdir
+
+    def refuse(folder: Path) -> list[str]:
+        if Path(folder).name == "8":
+            raise OSError(5, "Input/output error", str(folder))
+        return listdir(folder)
+
+    monkeypatch.setattr("rsna_bcd.files.os.listdir", refuse)
+    unlistable: dict[str, str] = {}
+    found = find_files(tmp_path, images(patient_id=["7", "8"]), "dicom", unlistable)
+    assert found == {"0": tmp_path / "7/0.dcm"}
+    assert unlistable == {"1": f"{tmp_path}/8: Input/output error"}

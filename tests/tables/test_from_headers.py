@@ -73,3 +73,16 @@ def test_names_are_told_apart_and_fit_for_files() -> None:
     assert distinct(["a", "a", "a_2", "b", "a"], taken=["b"]) == ["a", "a_2", "a_2_2", "b_2", "a_3"]
     assert as_file_name("Doe^Jane/../x 1") == "Doe-Jane-..-x-1"
     assert as_file_name("..") == "unnamed"
+
+
+def test_patients_with_a_placeholder_and_no_study_are_told_apart_by_folder() -> None:
+    for name in ("ANONYMOUS", "Anonymized", "0", "^^", "unknown", "XXXX", "De-Identified"):
+        headers = {
+            file: header(patient_id=name, laterality="L") for file in ("a/x/1", "a/x/2", "b/x/1")
+        }
+        ids = table_of(headers)["prediction_id"].tolist()
+        assert ids[0] == ids[1] != ids[2]
+    named = {file: header(patient_id="D1-7", laterality="L") for file in ("a/x/1", "b/x/1")}
+    assert table_of(named)["prediction_id"].nunique() == 1
+    study = {file: header(patient_id="0", study_id="1", laterality="L") for file in ("a/1", "b/1")}
+    assert table_of(study)["prediction_id"].nunique() == 1

@@ -1,0 +1,124 @@
+"""Text tables of other programs: one reading, or a refusal that says why."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.tables.delimited import decode_text, parse_lines
+from rsna_bcd.tables.folds import read_folds
+from rsna_bcd.tables.hidden import read_hidden
+from rsna_bcd.tables.images import read_images
+
+TEXT = """patient_id,image_id,laterality,view,age,cancer
+007,1,L,CC,61,1
+007,2,L,MLO,61,1
+NA,3,R,CC,50.5,0
+"""
+EXPECTED = {
+    "patient_id": ["007", "007", "NA"],
+    "image_id": ["1", "2", "3"],
+    "laterality": ["L", "L", "R"],
+    "view": ["CC", "MLO", "CC"],
+    "age": [61.0, 61.0, 50.5],
+    "cancer": [1, 1, 0],
+    "prediction_id": ["007_L", "007_L", "NA_R"],
+}
+SEMICOLONS = TEXT.replace(",", ";").replace("50.5", "50,5")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        TEXT.encode("utf-16-le"),
+        TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode(),
+        TEXT.replace(",", "\t").encode(),
+        TEXT.replace(",", "|").encode(),
+        SEMICOLONS.encode(),
+        TEXT.replace("\n", ",\n").encode(),
+        TEXT.replace("\n", ",,\n").encode(),
+        TEXT.replace("\n", ",\n").replace("cancer,\n", "cancer\n").encode(),
+        TEXT.replace("\n", "\n\n").encode(),
+        TEXT.replace(",", " , ").encode(),
+        TEXT.replace("L", "left").replace("MleftO", "MLO").replace("R", "Right").encode(),
+        TEXT.replace("CC", "cc").replace("MLO", "mlo").encode(),
+        TEXT.replace("patient_id,image_id", "PatientID,Image Id").encode(),
+        TEXT.upper().encode(),
+        TEXT.replace(",1,L", ",1.0,L").replace(",2,L", ",2.0,L").replace(",3,R", ",3.0,R").encode(),
+        TEXT.replace("61", "061Y").replace("50.5", "606M").encode(),
+        TEXT.replace("61", "61+").encode(),
+        TEXT.replace("007,1", '"007","1"').encode(),
+    ],
+)
+def test_read_images_reads_each_way_of_writing(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_bytes(content)
+    images = read_images(file, "train")
+    assert images.to_dict("list") == EXPECTED
+
+
+def test_latin_letters_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_bytes(TEXT.replace("007", "Müller").encode("latin-1"))
+    assert read_images(file, "train")["patient_id"].tolist() == ["Müller", "Müller", "NA"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TEXT.replace("61", "old", 1), r"age is no number but 'old' in line\(s\) 2 .*Write years"),
+        (TEXT.replace("L,CC", "L,CC,7", 1), r"line\(s\) 2 have more cells than the header's 6"),
+        (TEXT.replace("view,", "age,"), r"column\(s\) age more than once"),
+        ("", r"is empty\. Check that it was copied"),
+        (TEXT[: TEXT.index("\n")], r"has a header but no rows"),
+        (TEXT.replace("007", "nan"), r"patient_id is missing in line\(s\) 2, 3"),
+        ("PK\x03\x04" + TEXT, r"spreadsheet or archive\. Save it as CSV"),
+    ],
+)
+def test_read_images_names_what_has_no_reading(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_images(file, "train")
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text("\n" + TEXT.replace("R,CC", "B,CC").replace("NA", "\nNA"))
+    with pytest.raises(InputError, match=r"laterality 'B' in line\(s\) 6"):
+        read_images(file, "train")
+
+
+def test_read_hidden_reads_the_same_spellings(tmp_path: Path) -> None:
+    file, sample = tmp_path / "test.csv", tmp_path / "sample_submission.csv"
+    test = TEXT.replace("cancer", "prediction_id").replace("61,1", "61,007_L")
+    file.write_bytes(test.replace("50.5,0", "50.5,NA_R").replace(",", ";").encode("utf-16"))
+    sample.write_text("prediction_id,cancer\n007_L,0\nNA_R,0\n")
+    hidden = read_hidden(file, sample)
+    assert hidden.failures[:1] == () or all(f.kind == "missing view" for f in hidden.failures)
+    assert hidden.images["patient_id"].tolist() == ["007", "007", "NA"]
+    assert hidden.breasts["prediction_id"].tolist() == ["007_L", "NA_R"]
+
+
+def test_a_patient_called_na_has_a_fold(tmp_path: Path) -> None:
+    file = tmp_path / "folds.csv"
+    pd.DataFrame({"patient_id": ["007", "NA"], "fold": [0, 1]}).to_csv(file, index=False)
+    folds = read_folds(file)
+    assert folds["patient_id"].tolist() == ["007", "NA"]
+    assert folds["patient_id"].dtype == "string"
+
+
+def test_decode_text_replaces_single_bytes_where_told() -> None:
+    assert decode_text(b"8\xff4", errors="replace") == "8�4"
+    assert decode_text(b"8\xe44") == "8ä4"
+
+
+def test_parse_lines_keeps_a_delimiter_in_quotation_marks() -> None:
+    assert parse_lines('a,b\n"1,5",2\n') == [(1, ["a", "b"]), (2, ["1,5", "2"])]
