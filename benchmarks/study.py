@@ -5,10 +5,10 @@
     OMP_NUM_THREADS=1 nice python benchmarks/study.py benchmarks/studies/processor.yaml data=... \
         output=... jobs=1
 
-The YAML file names variants, folds, seeds and crops. `data` has crops (`prepared/` and `folds/`), or
-images, of which crops are made in `output`. Runs are trained by `rsna_bcd.train` in `jobs` processes
-side by side, which import it once; each run's folder is the one that the command leaves. Stopped at
-any moment, or by `minutes`, the same command resumes. See docs/study.md.
+The YAML file names variants, folds, seeds and crops. `data` has crops (`prepared/` and `folds/`),
+or images, of which crops are made in `output`. Runs are trained by `rsna_bcd.train` in `jobs`
+processes side by side, which import it once; each run's folder is the one that the command leaves.
+Stopped at any moment, or by `minutes`, the same command resumes. See docs/study.md.
 """
 
 import os
@@ -21,7 +21,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 from pool import run_tasks
 from rich.console import Console
-from study_config import Run, Study, compose_run, needed_runs, read_study
+from study_config import Place, Study, compose_run, needed_runs, read_study
 from study_crops import make_crops
 from study_runs import Task, do_run, is_done
 from study_table import as_markdown, study_table
@@ -67,13 +67,12 @@ def run_study(
     if jobs is None:
         jobs = 1 if device == "cpu" else max(1, min(8, _cores() // 2))
     data, output = data.resolve(), output.resolve()
-    own = _own_overrides(device, jobs)
-    runs = needed_runs(study, own)
-    runs = [_with_weights(run, weights, data) for run in runs]
+    place = Place(data, output, _weights(weights, data), _how(device, jobs))
+    runs = needed_runs(study, "cpu" if device == "cpu" else "gpu")
     first = {run.variant: run for run in reversed(runs)}
-    configurations = {n: compose_run(run, study, data, output) for n, run in first.items()}
+    configurations = {name: compose_run(run, study, place) for name, run in first.items()}
     make_crops(study, data, output, list(configurations.values()))
-    tasks = [Task(run, study, data, output) for run in runs]
+    tasks = [Task(run, study, place) for run in runs]
     ahead = [task for task in tasks if not is_done(task)]
     console = Console(stderr=True, highlight=False)
     console.print(
@@ -113,37 +112,29 @@ def _only(study: Study, names: Sequence[str]) -> Study:
     return Study(**{**vars(study), "variants": variants})
 
 
-def _own_overrides(device: str, jobs: int) -> list[str]:
-    """How runs are trained here, which decides nothing about their result but for the precision."""
+def _how(device: str, jobs: int) -> tuple[str, ...]:
+    """Overrides that say how to train here, and decide nothing about the result."""
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise InputError(f"device={device}: choose cpu, cuda or cuda:<number>.")
     # A process that trains on a processor reads by itself: the step takes the time, not reading.
     workers = 0 if kind == "cpu" else max(0, min(4, _cores() // max(jobs, 1) - 1))
-    return [
-        f"trainer={'cpu' if kind == 'cpu' else 'gpu'}",
+    return (
         *([f"trainer.devices=[{number}]"] if number else []),
         "+trainer.enable_progress_bar=false",
         "~callbacks.progress",
         "resume=true",
         "crops_in_memory=true",
         f"workers={workers}",
-    ]
+    )
 
 
-def _with_weights(run: Run, weights: Path | None, data: Path) -> Run:
-    """The run with the folder of weights in the place of {weights}."""
-    if not any("{weights}" in override for override in run.overrides):
-        return run
-    candidates = [data / "weights", data.parent / "weights"] if weights is None else [weights]
-    folder = next((path for path in candidates if path.is_dir()), None)
-    if folder is None:
-        raise InputError(
-            f"Variant {run.variant} starts from weights, but there is no folder "
-            f"{' or '.join(map(str, candidates))}. Say weights=<folder>."
-        )
-    overrides = [o.replace("{weights}", str(folder.resolve())) for o in run.overrides]
-    return Run(run.variant, run.seed, run.fold, tuple(overrides), run.predicted)
+def _weights(folder: Path | None, data: Path) -> Path | None:
+    """The folder of weights: as given, or in the data's folder or beside it."""
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"weights={folder} is not a folder.")
+    candidates = [data / "weights", data.parent / "weights"] if folder is None else [folder]
+    return next((path.resolve() for path in candidates if path.is_dir()), None)
 
 
 def _cores() -> int:

@@ -92,7 +92,7 @@ class Run:
         variant: its name.
         seed: of the training.
         fold: held out.
-        overrides: of `rsna_bcd.train`.
+        overrides: of `rsna_bcd.train`, those that decide about the result; may contain {weights}.
         predicted: variants that start from it.
     """
 
@@ -186,10 +186,14 @@ def _check_names(file: Path, where: str, names: Any, before: Mapping[str, Varian
             raise InputError(f"{file}: {where} names {name}, which no trained variant above is.")
 
 
-def needed_runs(study: Study, own_overrides: Sequence[str]) -> list[Run]:
+def needed_runs(study: Study, trainer: str) -> list[Run]:
     """All runs of a study: seed after seed, and of a seed fold after fold.
 
     So the table is of use early: after the first fold of the first seed it has all rows.
+
+    Args:
+        study: with its variants.
+        trainer: of `conf/trainer/`.
     """
     seeds: dict[str, set[int]] = {}
     for variant in study.variants.values():
@@ -208,7 +212,7 @@ def needed_runs(study: Study, own_overrides: Sequence[str]) -> list[Run]:
                     for v in study.variants.values()
                     if v.is_predicted and v.of == name and seed in study.seeds
                 )
-                overrides = last_of_each([*study.base, *variant.overrides, *own_overrides])
+                overrides = last_of_each([f"trainer={trainer}", *study.base, *variant.overrides])
                 runs.append(Run(name, seed, fold, tuple(overrides), predicted))
     return runs
 
@@ -224,18 +228,43 @@ def last_of_each(overrides: Sequence[str]) -> list[str]:
     return sorted(by_key.values(), key=lambda override: "." in override.split("=", 1)[0])
 
 
-def compose_run(run: Run, study: Study, data: Path, output: Path) -> DictConfig:
+@dataclass(frozen=True)
+class Place:
+    """Where and how runs are trained, which decides nothing about their result.
+
+    Attributes:
+        data: folder of the data.
+        output: folder of runs and predictions.
+        weights: folder of the files that overrides name as {weights}; None: there is none.
+        overrides: of `rsna_bcd.train`.
+    """
+
+    data: Path
+    output: Path
+    weights: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
     """The configuration of `rsna_bcd.train` for a run.
 
     Raises:
-        InputError: an override is not one of `rsna_bcd.train`.
+        InputError: an override is not one of `rsna_bcd.train`, or needs weights that are absent.
     """
+    overrides = last_of_each([*run.overrides, *place.overrides])
+    if place.weights is not None:
+        overrides = [o.replace("{weights}", str(place.weights)) for o in overrides]
+    elif any("{weights}" in override for override in overrides):
+        raise InputError(
+            f"Variant {run.variant} starts from weights, but there is no folder weights/ in "
+            f"{place.data} or beside it. Say weights=<folder>."
+        )
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose("train", list(run.overrides))
+            cfg = compose("train", overrides)
         cfg.name, cfg.seed, cfg.fold = run.name, run.seed, run.fold
         cfg.dataset.name = study.dataset
-        cfg.paths.data, cfg.paths.output = str(data), str(output)
+        cfg.paths.data, cfg.paths.output = str(place.data), str(place.output)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"Variant {run.variant}: {error}") from error
     return cfg

@@ -83,9 +83,9 @@ def _larger(cfg: DictConfig, folder: Path) -> Path:
         crop = made["crop"]
         alike = {k: v for k, v in crop.items() if k not in _SIZE}
         fits = crop["height"] >= wanted["height"] and crop["width"] >= wanted["width"]
-        if alike == {k: v for k, v in wanted.items() if k not in _SIZE} and fits:
-            if "resized_from" not in made:
-                found.append((crop["height"] * crop["width"], record.parent))
+        is_like = fits and alike == {k: v for k, v in wanted.items() if k not in _SIZE}
+        if is_like and "resized_from" not in made:
+            found.append((crop["height"] * crop["width"], record.parent))
     if not found:
         raise InputError(
             f"{folder} does not exist, and no crops beside it are like it and larger. Prepare them:"

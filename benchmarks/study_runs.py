@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from study_config import Run, Study, Variant, compose_run, definition
+from study_config import Place, Run, Study, Variant, compose_run, definition, run_name
 
 from rsna_bcd.errors import InputError
 
@@ -25,24 +25,27 @@ class Task:
     Attributes:
         run: the run.
         study: which it belongs to.
-        data: folder of the data.
-        output: folder of runs and predictions.
+        place: where and how it is trained.
     """
 
     run: Run
     study: Study
-    data: Path
-    output: Path
+    place: Place
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, as `rsna_bcd.train` has it."""
+        return run_folder(self.place.output, self.run.name, self.run.fold)
+
+    def predicted_csv(self, variant: Variant) -> Path:
+        """The out-of-fold table of a variant that is predicted with the run."""
+        folder = self.place.output / "predicted" / run_name(variant.name, self.run.seed)
+        return folder / f"fold{self.run.fold}.csv"
 
 
 def run_folder(output: Path, name: str, fold: int) -> Path:
-    """The folder of a run, as `rsna_bcd.train` has it."""
+    """The folder of a run."""
     return output / "runs" / name / f"fold{fold}"
-
-
-def predicted_csv(output: Path, variant: str, seed: int, fold: int) -> Path:
-    """The out-of-fold table of a variant that is predicted with a trained run."""
-    return output / "predicted" / f"{variant}_s{seed}" / f"fold{fold}.csv"
 
 
 def is_trained(task: Task) -> bool:
@@ -51,8 +54,7 @@ def is_trained(task: Task) -> bool:
     Raises:
         InputError: it was trained with others.
     """
-    folder = run_folder(task.output, task.run.name, task.run.fold)
-    record = folder / RECORD
+    folder, record = task.folder, task.folder / RECORD
     if not (folder / "metrics.json").is_file() or not record.is_file():
         return False
     before, now = json.loads(record.read_text())["overrides"], list(task.run.overrides)
@@ -67,12 +69,11 @@ def is_trained(task: Task) -> bool:
 
 def is_predicted(task: Task, variant: Variant) -> bool:
     """Whether the predictions of a variant are there, made as the study has it now."""
-    csv = predicted_csv(task.output, variant.name, task.run.seed, task.run.fold)
+    csv = task.predicted_csv(variant)
     record = csv.with_suffix(".json")
     if not csv.is_file() or not record.is_file():
         return False
-    trained = run_folder(task.output, task.run.name, task.run.fold) / "oof.csv"
-    is_newer = csv.stat().st_mtime_ns >= trained.stat().st_mtime_ns
+    is_newer = csv.stat().st_mtime_ns >= (task.folder / "oof.csv").stat().st_mtime_ns
     same: bool = json.loads(record.read_text())["variant"] == definition(variant)
     return is_newer and same
 
@@ -87,15 +88,15 @@ def do_run(task: Task) -> float:
     from rsna_bcd.train import train  # heavy: imported once per process
 
     begin = time.monotonic()
-    run, folder = task.run, run_folder(task.output, task.run.name, task.run.fold)
-    cfg = compose_run(run, task.study, task.data, task.output)
+    run, folder = task.run, task.folder
+    cfg = compose_run(run, task.study, task.place)
     if not is_trained(task):
         train(cfg)  # returns at once if the command has finished it
         _write(folder / RECORD, {"overrides": list(run.overrides)}, time.monotonic() - begin)
     for variant in run.predicted:
         if not is_predicted(task, variant):
             started = time.monotonic()
-            csv = predicted_csv(task.output, variant.name, run.seed, run.fold)
+            csv = task.predicted_csv(variant)
             _predict(cfg, variant, folder, csv)
             content = {"variant": definition(variant)}
             _write(csv.with_suffix(".json"), content, time.monotonic() - started)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from study_config import Study, Variant, run_name
-from study_runs import RECORD, Task, is_predicted, is_trained, predicted_csv, run_folder
+from study_runs import RECORD, Task, is_predicted, is_trained, run_folder
 
 from rsna_bcd.scoring.bootstrap import percentiles, two_sided_p
 from rsna_bcd.scoring.ranking import auroc
@@ -61,7 +61,7 @@ def study_table(
     Returns:
         `COLUMNS`, one row per variant in the order of the study, the reference first.
     """
-    scored = _read(study, tasks, output)
+    scored = _read(study, tasks)
     for variant in study.variants.values():
         if variant.ensemble:
             scored[variant.name] = _ensemble(study, variant, scored)
@@ -82,18 +82,18 @@ def study_table(
     return table.assign(p_holm=holm(table["p"]))[list(COLUMNS)]
 
 
-def _read(study: Study, tasks: Sequence[Task], output: Path) -> dict[str, Scored]:
+def _read(study: Study, tasks: Sequence[Task]) -> dict[str, Scored]:
     """All predictions of trained and predicted variants that are complete."""
     scored = {name: Scored({}, []) for name in study.variants}
     for task in tasks:
         run = task.run
         if not is_trained(task):
             continue
-        folder = run_folder(output, run.name, run.fold)
+        folder = task.folder
         found = [(run.variant, folder / "oof.csv", folder / RECORD)]
         for variant in run.predicted:
             if is_predicted(task, variant):
-                csv = predicted_csv(output, variant.name, run.seed, run.fold)
+                csv = task.predicted_csv(variant)
                 found.append((variant.name, csv, csv.with_suffix(".json")))
         for name, csv, record in found:
             scored[name].seeds.setdefault(str(run.seed), {})[run.fold] = read_oof(csv)
@@ -300,7 +300,7 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
         return "{} ({} to {})".format(*numbers)
 
     lines = [
-        "| variant | AUROC (95 %) | difference (95 %) | p, Holm | seeds x folds | minutes per run |",
+        "| variant | AUROC (95 %) | difference (95 %) | p, Holm | seeds x folds | min per run |",
         "|---|---|---|---|---|---|",
     ]
     for _, row in table.iterrows():
@@ -314,9 +314,10 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
     breasts, positives = int(table["breasts"].max()), int(table["positives"].max())
     lines += [
         "",
-        f"Reference: {study.reference}. Up to {breasts} breasts, {positives} with cancer, out of fold; "
-        f"mean over seeds; intervals and p-values from {study.resamples} resamples of patients, "
-        "p-values corrected for the number of rows (Holm).",
+        f"Reference: {study.reference}. Up to {breasts} breasts, {positives} with cancer, out of "
+        "fold; mean over seeds; intervals and p-values from "
+        f"{study.resamples} resamples of patients; p-values corrected for the number of rows "
+        "(Holm).",
     ]
     absent = table[table["missing"] != ""]
     for _, row in absent.iterrows():
