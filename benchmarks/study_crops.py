@@ -40,7 +40,7 @@ def make_crops(
     """
     is_prepared = (data / "prepared").is_dir()
     if not data.exists() and study.synthesize:
-        _run("synthesize", f"paths.data={_quoted(data)}", *study.synthesize)
+        run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
     if not data.is_dir():
         raise InputError(f"There is no folder {data}. Point data= at crops or at a data set.")
     if is_prepared and data.resolve() != output.resolve():
@@ -53,9 +53,9 @@ def make_crops(
         if is_prepared:
             _resize(_larger(cfg, folder), folder, record_of(cfg, "crop")["crop"], study.patients)
         else:
-            overrides = [f"crop.{key}={_quoted(value)}" for key, value in cfg.crop.items()]
-            _run(
-                "prepare", f"paths.data={_quoted(data)}", f"paths.output={_quoted(output)}",
+            overrides = [f"crop.{key}={quoted(value)}" for key, value in cfg.crop.items()]
+            run_stage(
+                "prepare", f"paths.data={quoted(data)}", f"paths.output={quoted(output)}",
                 f"dataset.name={study.dataset}", f"source={study.source}", "splits=[train]",
                 *(o for o in overrides if not o.startswith("crop._target_")), *study.prepare,
             )  # fmt: skip
@@ -133,14 +133,14 @@ def _sample(table: pd.DataFrame, patients: int) -> pd.Series:
     return pd.Series([*positive[:n_positive], *negative[: patients - n_positive]])
 
 
-def _run(stage: str, *overrides: str) -> None:
+def run_stage(stage: str, *overrides: str) -> None:
     """Run a stage to its end."""
     command = [sys.executable, "-m", f"rsna_bcd.{stage}", *overrides]
     if subprocess.run(command, check=False).returncode:
         raise InputError(f"rsna_bcd.{stage} failed, as its message above says.")
 
 
-def _quoted(value: Any) -> Any:
+def quoted(value: Any) -> Any:
     """A value as Hydra's grammar takes it."""
     if isinstance(value, (str, Path)):
         escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
