@@ -257,7 +257,7 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
     """
     overrides = last_of_each([*run.overrides, *place.overrides])
     if place.saves_once and not any(o.startswith(_NEEDS_EPOCHS) for o in run.overrides):
-        overrides += ["callbacks.last.every_n_epochs=${epochs}", "~callbacks.best"]
+        overrides += ["+callbacks.last.every_n_epochs=${epochs}", "~callbacks.best"]
     if place.weights is not None:
         overrides = [o.replace("{weights}", str(place.weights)) for o in overrides]
     elif any("{weights}" in override for override in overrides):
