@@ -78,14 +78,21 @@ def run_study(
     console.print(
         f"{len(tasks)} runs, {len(tasks) - len(ahead)} done; {jobs} at a time on {device}"
     )
-    failed = [f"{variant}: {reason}" for variant, reason in absent.items()]
+    failed = [f"{variant}: {' '.join(reason.split())}" for variant, reason in absent.items()]
     begin, done = time.monotonic(), 0
-    outcomes = run_tasks(do_run, ahead, jobs=jobs, deadline=deadline, log_folder=output / "logs")
+    outcomes = run_tasks(
+        do_run,
+        ahead,
+        jobs=jobs,
+        deadline=deadline,
+        log_folder=output / "logs",
+        threads=max(1, _cores() // max(jobs, 1)),
+    )
     for outcome in outcomes:
         run, done = outcome.task.run, done + 1
+        state = f"{outcome.value:.1f} s" if outcome.error is None else f"failed: {outcome.error}"
         if outcome.error is not None:
-            failed.append(f"{run.name}, fold {run.fold}: {outcome.error}")
-        state = f"{outcome.value:.1f} s" if outcome.error is None else "failed: " + outcome.error
+            failed.append(f"{run.name}, fold {run.fold}: {' '.join(outcome.error.split())}")
         passed = time.monotonic() - begin
         console.print(f"{done}/{len(ahead)}  {passed:6.0f} s  {run.name} fold {run.fold}  {state}")
     prepared = {

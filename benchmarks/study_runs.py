@@ -1,5 +1,6 @@
 """Train a run of a study, and predict what other variants make of it."""
 
+import gc
 import json
 import shutil
 import time
@@ -102,6 +103,7 @@ def do_run(task: Task) -> float:
             _write(csv.with_suffix(".json"), content, time.monotonic() - started)
     if not task.study.keep_checkpoints and not run.predicted:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    gc.collect()  # a trainer refers to itself: its memory on the device is free only now
     return time.monotonic() - begin
 
 
@@ -117,7 +119,7 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
 
     from rsna_bcd.inference.runs import load_run
 
-    device = "cpu" if cfg.trainer.accelerator == "cpu" else "cuda"
+    device = _device(cfg)
     run = load_run(folder, torch.device(device))
     data = instantiate(cfg.data, workers=cfg.workers, unit=run.unit)
     data.setup()
@@ -133,6 +135,14 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
     probability = attention_head(features, data, other_breast=variant.other_breast, seed=cfg.seed)
     breasts = data.held_out_images.drop_duplicates("prediction_id")
     _write_oof(cfg, data, breasts, "breast", probability, csv)
+
+
+def _device(cfg: DictConfig) -> str:
+    """The device that the run was trained on."""
+    if cfg.trainer.accelerator == "cpu":
+        return "cpu"
+    devices = cfg.trainer.devices
+    return "cuda" if isinstance(devices, int) else f"cuda:{devices[0]}"
 
 
 def _flipped(network: Any, data: Any, variant: Variant, device: str) -> NDArray[np.float64]:
