@@ -92,8 +92,10 @@ def do_run(task: Task) -> float:
     run, folder = task.run, task.folder
     cfg = compose_run(run, task.study, task.place)
     if not is_trained(task):
-        train(cfg)  # returns at once if the command has finished it
-        _write(folder / RECORD, {"overrides": list(run.overrides)}, time.monotonic() - begin)
+        is_new = not (folder / "metrics.json").is_file()
+        train(cfg)  # returns at once, after a look at the settings, if the command has finished it
+        seconds = time.monotonic() - begin if is_new else None
+        _write(folder / RECORD, {"overrides": list(run.overrides)}, seconds)
     for variant in run.predicted:
         if not is_predicted(task, variant):
             started = time.monotonic()
@@ -107,9 +109,10 @@ def do_run(task: Task) -> float:
     return time.monotonic() - begin
 
 
-def _write(file: Path, content: dict[str, Any], seconds: float) -> None:
+def _write(file: Path, content: dict[str, Any], seconds: float | None) -> None:
+    rounded = None if seconds is None else round(seconds, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**content, "seconds": round(seconds, 3)}) + "\n")
+    file.write_text(json.dumps({**content, "seconds": rounded}) + "\n")
 
 
 def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None:
