@@ -149,6 +149,7 @@ class Train(Command):
     select: Literal["last", "best"]
     patience: Positive | None
     workers: Count | None
+    crops_in_memory: bool
     resume: bool
     overwrite: bool
     views: Section
