@@ -1,4 +1,7 @@
-"""Pydicom's parser and damaged files: what it raises becomes a reason, its remarks are dropped."""
+"""Pydicom's parser and damaged files: what it raises becomes a reason, its remarks are dropped.
+
+Elements are read leniently: padded, empty and multi-valued ones as well.
+"""
 
 import logging
 import struct
@@ -6,7 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from rsna_bcd.imaging.mammogram import ImageError
 
@@ -44,3 +50,32 @@ def refusing_damaged_headers() -> Iterator[None]:
             raise
         except _UNPARSABLE as error:
             raise ImageError(f"damaged header: {error}") from error
+
+
+def element_text(dataset: Dataset, keyword: str) -> str:
+    """The value of an element as text, stripped; several values are joined by backslashes.
+
+    Returns:
+        An empty string where the element is absent or empty.
+    """
+    value = dataset.get(keyword)
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple | MultiValue):
+        return "\\".join(str(one).strip(" \0") for one in value)
+    return str(value).strip(" \t\r\n\0")
+
+
+def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
+    """The items of a sequence, or of sequences within each other; empty where one is absent."""
+    items = [dataset]
+    for keyword in keywords:
+        nested = [item.get(keyword) for item in items]
+        items = [
+            item
+            for sequence in nested
+            if isinstance(sequence, Sequence)
+            for item in sequence
+            if isinstance(item, Dataset)
+        ]
+    return items
