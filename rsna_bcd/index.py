@@ -10,7 +10,9 @@ from rich.progress import track
 
 from rsna_bcd._stage import stage
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.quality import count_flags
 from rsna_bcd.preparation.folders import files_below, read_headers
+from rsna_bcd.tables.answers import DOUBTS
 
 _SHOWN = 5  # of each kind in the summary; the tables have all
 
@@ -75,9 +77,13 @@ def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd
             what = _counted(unknown["view_header"].fillna("nothing")) if column == "view" else ""
             said = f" (the headers say {what})" if what else ""
             say(f"  {column} unknown for {len(unknown)}{said}, the first is {unknown.iloc[0].file}")
-    raw = int((table["presentation"] == "FOR PROCESSING").sum())
-    if raw:
-        say(f"  {raw} are FOR PROCESSING: detector values, not what a radiologist sees")
+    for flag, count in count_flags(table["quality_flags"]).items():
+        say(f"  {flag}: {count} ({DOUBTS[flag]})")
+    supplemental = int(table["supplemental"].sum())
+    if supplemental:
+        say(
+            f"  {supplemental} supplemental: predict leaves them out of breasts with standard views"
+        )
     if len(failures):
         say(f"{len(failures)} files left out: {_counted(failures['reason'])}. See failures.csv")
 

@@ -97,9 +97,9 @@ def read_header(path: Path) -> Header:
 def machine_name(model: str) -> str | None:
     """The name of a machine's model as all its files have it, whatever software it runs.
 
-    A version behind it goes, blanks and underscores are single blanks, and case is one: words of
-    letters begin with a capital one (`Senographe Essential`), shorter ones and those with digits
-    are all capitals (`DS`, `2000D`). The numbers of the competition stay as they are.
+    A version behind it goes, blanks and underscores are single blanks, and case is one: words
+    begin with a capital letter (`Senographe Essential`), those of up to three letters are capitals
+    (`DS`, `2000D`). The numbers of the competition stay as they are.
 
     Args:
         model: `ManufacturerModelName`.
@@ -112,8 +112,10 @@ def machine_name(model: str) -> str | None:
     for _ in range(2):  # `VB30 SP 1.2`: one may hide another
         for version in _VERSIONS:
             name = re.sub(version, "", name, flags=re.IGNORECASE).strip() or name
-    words = [w.capitalize() if w.isalpha() and len(w) > 3 else w.upper() for w in name.split()]
-    return " ".join(words) or None
+    cased = re.sub(
+        "[^\\W\\d]+", lambda w: w[0].capitalize() if len(w[0]) > 3 else w[0].upper(), name
+    )
+    return cased or None
 
 
 def _text(dataset: Dataset, keyword: str) -> str | None:

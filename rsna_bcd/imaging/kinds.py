@@ -144,7 +144,7 @@ class HeaderFlags(NamedTuple):
     """What kind of mammogram a header describes.
 
     Attributes:
-        flags: in no order.
+        flags: in the order of `QualityFlag`.
         supplemental: whether codes, the image type or the view position (and not a description
             alone) say that it shows a part of the breast, a specimen or a needle. Such an image
             does not decide about a breast that has standard views.

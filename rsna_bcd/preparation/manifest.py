@@ -30,6 +30,7 @@ from typing import Any
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.quality import QualityFlag, count_flags
 from rsna_bcd.preparation.crop import Record
 from rsna_bcd.preparation.writing import UNFINISHED, not_stored, stamp_of, write_whole
 from rsna_bcd.tables.images import Split
@@ -171,6 +172,11 @@ class PreparedFolder:
         for split, (images, _, _) in tables.items():
             crops = self.crop_files(split, images)
             self._delete_crops(split, {crops[i] for of, i in journal if of == split})
+
+    def flag_counts(self, split: Split) -> dict[QualityFlag, int]:
+        """The number of crops with each quality flag, as the manifest has it."""
+        rows = self._read_csv("manifest.csv")
+        return count_flags(row["quality_flags"] for row in rows if row["split"] == split)
 
     def clear(self) -> None:
         """Delete everything that runs made, to make it anew."""

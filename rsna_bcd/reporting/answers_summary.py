@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.reporting.answer import NO_DEVICE
-from rsna_bcd.tables.answers import DOUBTS, BreastAnswer
+from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, views_in_words
 
 _SHOWN = 40  # breasts; breasts.csv has all
 _KINDS_SHOWN = 6  # of files that are no mammogram
@@ -89,10 +89,9 @@ def _table(answers: Sequence[BreastAnswer], name: str, n_all: int) -> Table:
     for column in (*(["calibrated"] if calibrates else []), "decision", "in doubt"):
         table.add_column(column, justify="right" if column == "calibrated" else "left")
     for answer in answers:
-        of_file = [image.view or "?" for image in answer.images]
         cells = [
             answer.prediction_id,
-            " ".join(of_file),
+            views_in_words(answer),
             "–" if answer.probability is None else f"{answer.probability:.3f}",
             *(["–" if answer.calibrated is None else f"{answer.calibrated:.3f}"] * calibrates),
             answer.decision or "no answer",
