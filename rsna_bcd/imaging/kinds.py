@@ -75,9 +75,10 @@ _WORDS = {
         r"\bMAGS?\b|\bMAGN?\d|MAGNIF|SPOT ?MAG|\bMAG ?(SPOT|VIEW)"
     ),
     QualityFlag.NEEDLE_LOCALIZATION: re.compile(
-        r"NEEDLE|\bNDL\b|WIRE|\b(N|NL|PRE|SEED|HOOK|POST) ?LOC(S|\b|AL)|LOCALI[SZ]ATION|\bLOC\b"
+        r"NEEDLE|\bNDL\b|WIRE(?!LESS)|\b(N|NL|PRE|SEED|HOOK|POST) ?LOC(S|\b|AL)"
+        r"|LOCALI[SZ]ATION|\bLOC\b"
     ),
-    QualityFlag.SPECIMEN: re.compile(r"SPECIMEN|\bSPECS?\b|\bPR(AE?|)PARAT"),
+    QualityFlag.SPECIMEN: re.compile(r"SPECIMEN|\bSPECS?\b|\bPR(AE|A| )PARAT"),
     QualityFlag.BIOPSY: re.compile(
         r"STEREO|BIOPS|\bBX\b|\b(TOMO|STEREO) SCOUT|\b(PRE|POST) ?(FIRE|MARKER|CLIP|BX)\b"
     ),

@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -56,9 +57,9 @@ def element_text(dataset: Dataset, keyword: str) -> str:
     """The value of an element as text, stripped; several values are joined by backslashes.
 
     Returns:
-        An empty string where the element is absent or empty.
+        An empty string where the element is absent, empty or damaged.
     """
-    value = dataset.get(keyword)
+    value = _value(dataset, keyword)
     if value is None:
         return ""
     if isinstance(value, list | tuple | MultiValue):
@@ -67,10 +68,10 @@ def element_text(dataset: Dataset, keyword: str) -> str:
 
 
 def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
-    """The items of a sequence, or of sequences within each other; empty where one is absent."""
+    """The items of a sequence, or of sequences within each other; none where one is absent."""
     items = [dataset]
     for keyword in keywords:
-        nested = [item.get(keyword) for item in items]
+        nested = [_value(item, keyword) for item in items]
         items = [
             item
             for sequence in nested
@@ -79,3 +80,11 @@ def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
             if isinstance(item, Dataset)
         ]
     return items
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """The value of an element; None where it cannot be parsed, for then it says nothing."""
+    try:
+        return dataset.get(keyword)
+    except _UNPARSABLE:
+        return None
