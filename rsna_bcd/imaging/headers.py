@@ -9,6 +9,7 @@ from pydicom.errors import InvalidDicomError
 
 from rsna_bcd.imaging.kinds import (
     TAGS,
+    HeaderFlags,
     foreign_kind,
     header_flags,
     presentation_intent,
@@ -63,7 +64,8 @@ def read_header(path: Path) -> Header:
         if not dataset.get("Rows") or not dataset.get("Columns"):
             kind = foreign_kind(dataset) or sop_class_of(dataset).name
             raise ImageError(f"no image, but {kind or 'something without a class'}")
-        flags, supplemental = header_flags(dataset)
+        kind = foreign_kind(dataset)
+        flags, supplemental = header_flags(dataset) if kind is None else HeaderFlags((), False)
         return {
             "patient_id": _text(dataset, "PatientID"),
             "image_id": _text(dataset, "SOPInstanceUID"),
@@ -77,7 +79,7 @@ def read_header(path: Path) -> Header:
             "machine": machine_name(element_text(dataset, "ManufacturerModelName")),
             "manufacturer": _text(dataset, "Manufacturer"),
             "modality": _text(dataset, "Modality"),
-            "kind": foreign_kind(dataset),
+            "kind": kind,
             "body_part": _text(dataset, "BodyPartExamined"),
             "presentation": presentation_intent(dataset),
             "synthetic": int(QualityFlag.SYNTHETIC_2D in flags),

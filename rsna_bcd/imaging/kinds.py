@@ -1,6 +1,7 @@
 """What a DICOM file is: no mammogram at all, or which kind of mammogram (quality flags)."""
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
@@ -235,7 +236,7 @@ def _described_flags(dataset: Dataset) -> set[QualityFlag]:
 
 def _flags_in(texts: list[str]) -> set[QualityFlag]:
     """Flags by words of a text."""
-    words = [re.sub("[^A-Z0-9]+", " ", text.upper()) for text in texts]
+    words = [re.sub("[^A-Z0-9]+", " ", text.upper()) for text in texts if text]
     return {flag for flag, word in _WORDS.items() if any(word.search(text) for text in words)}
 
 
@@ -259,6 +260,7 @@ def _is_captured_film(dataset: Dataset) -> bool:
     return modality in PROJECTIONS and shows_breast(part)
 
 
+@cache
 def _kind_of_class(sop_class: UID) -> str | None:
     """What a class is instead of a projection; None where it may be one, or is unknown."""
     own = sop_class.removeprefix(_STORAGE) if sop_class.startswith(_STORAGE) else ""

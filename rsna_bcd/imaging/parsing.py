@@ -8,12 +8,14 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag, Tag
 
 from rsna_bcd.imaging.mammogram import ImageError
 
@@ -84,7 +86,16 @@ def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
 
 def _value(dataset: Dataset, keyword: str) -> Any:
     """The value of an element; None where it cannot be parsed, for then it says nothing."""
+    tag = _tag(keyword)
+    if tag not in dataset:
+        return None
     try:
-        return dataset.get(keyword)
+        return dataset[tag].value
     except _UNPARSABLE:
         return None
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    """The tag of a keyword, which takes longer to find than most elements to read."""
+    return Tag(keyword)

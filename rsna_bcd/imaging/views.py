@@ -6,6 +6,7 @@ sides or views are a contradiction; the first one stands.
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
@@ -189,6 +190,7 @@ def view_header(dataset: Dataset) -> str | None:
     return ", ".join(filter(None, words)) or element_text(dataset, "ViewPosition") or None
 
 
+@lru_cache(1024)  # descriptions repeat
 def parse_view(text: str, *, description: bool = False) -> ViewText:
     """Read a side and a view out of a text such as `LMLO`, `R CC` or `Left medio-lateral oblique`.
 
