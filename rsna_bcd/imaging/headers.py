@@ -17,8 +17,8 @@ from rsna_bcd.imaging.kinds import (
 )
 from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.imaging.parsing import element_text, refusing_damaged_headers
+from rsna_bcd.imaging.positioning import read_laterality, read_view, view_header
 from rsna_bcd.imaging.quality import QualityFlag, join_flags
-from rsna_bcd.imaging.views import read_laterality, read_view, view_header
 
 Header = dict[str, str | int | float | None]
 
@@ -61,10 +61,10 @@ def read_header(path: Path) -> Header:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
-        if not dataset.get("Rows") or not dataset.get("Columns"):
-            kind = foreign_kind(dataset) or sop_class_of(dataset).name
-            raise ImageError(f"no image, but {kind or 'something without a class'}")
         kind = foreign_kind(dataset)
+        if not dataset.get("Rows") or not dataset.get("Columns"):
+            named = kind or sop_class_of(dataset).name or "something without a class"
+            raise ImageError(f"no image, but {named}")
         flags, supplemental = header_flags(dataset) if kind is None else HeaderFlags((), False)
         return {
             "patient_id": _text(dataset, "PatientID"),

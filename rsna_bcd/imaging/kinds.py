@@ -8,8 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from rsna_bcd.imaging.parsing import element_text, sequence_items
-from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.views import (
+from rsna_bcd.imaging.positioning import (
     MODIFIER_FLAGS,
     SPECIMEN_CODES,
     VIEW_TAGS,
@@ -18,6 +17,7 @@ from rsna_bcd.imaging.views import (
     read_view,
     view_modifiers,
 )
+from rsna_bcd.imaging.quality import QualityFlag
 
 # Some archives call their mammograms so; RG is screen-film radiography (PS3.3 C.7.3.1.1.1).
 PROJECTIONS = ("MG", "DX", "CR", "RG")

@@ -14,7 +14,7 @@ from pydicom.sr.coding import Code
 from rsna_bcd.imaging import headers
 from rsna_bcd.imaging.headers import read_header
 from rsna_bcd.imaging.mammogram import ImageError
-from rsna_bcd.imaging.views import MODIFIER_VIEWS, VIEW_CODES
+from rsna_bcd.imaging.positioning import MODIFIER_VIEWS, VIEW_CODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 

@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from rsna_bcd.imaging.views import Reading, parse_view, read_laterality, read_view
+from rsna_bcd.imaging.positioning import Reading, parse_view, read_laterality, read_view
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
