@@ -253,8 +253,9 @@ def _is_synthetic(dataset: Dataset) -> bool:
 def _is_captured_film(dataset: Dataset) -> bool:
     """Whether a secondary capture is a mammogram on film, as those of CBIS-DDSM are."""
     part, modality = element_text(dataset, "BodyPartExamined"), _modality(dataset)
-    if any("SCREEN" in value for value in _image_type(dataset)):  # screenshots
-        return False
+    series = element_text(dataset, "SeriesDescription").upper()
+    if any("SCREEN" in value for value in _image_type(dataset)) or "MASK" in series:
+        return False  # a screenshot, or where a lesion is
     if modality == "MG":
         return not part or shows_breast(part)
     return modality in PROJECTIONS and shows_breast(part)

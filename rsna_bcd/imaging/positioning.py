@@ -203,8 +203,11 @@ def parse_view(text: str, *, description: bool = False) -> ViewText:
     sides = {_SIDE_WORDS[word] for word in words if word in _SIDE_WORDS}
     views: set[str] = set()
     flags: set[QualityFlag] = set()
-    for word in words:
-        found = None if word in _AMBIGUOUS else _ABBREVIATION.fullmatch(word)
+    abbreviations = [_abbreviation(word) for word in words]
+    joined = None if description else _abbreviation("".join(words))
+    if joined and sum(map(bool, abbreviations)) < 2:  # `M CC`, `X CC L`
+        abbreviations, sides = [joined], set()
+    for found in abbreviations:
         if found is None or (description and found["view"] not in _IN_DESCRIPTIONS):
             continue
         views.add(found["view"])
@@ -224,6 +227,10 @@ def parse_view(text: str, *, description: bool = False) -> ViewText:
         sides = {_SIDE_WORDS[word] for word in words if word in _SIDE_WORDS and len(word) > 1}
     side = next(iter(sides)) if len(sides) == 1 else None
     return ViewText(side, next(iter(views)) if len(views) == 1 else None, frozenset(flags))
+
+
+def _abbreviation(word: str) -> re.Match[str] | None:
+    return None if word in _AMBIGUOUS else _ABBREVIATION.fullmatch(word)
 
 
 def _descriptions(dataset: Dataset) -> Iterator[ViewText]:

@@ -89,6 +89,7 @@ CR = uid.ComputedRadiographyImageStorage
         ({"SOPClassUID": SC, "BodyPartExamined": "CHEST"}, False),
         ({"SOPClassUID": SC, "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, False),
         ({"SOPClassUID": SC, "Modality": "OT", "BodyPartExamined": "BREAST"}, False),
+        ({"SOPClassUID": SC, "SeriesDescription": "ROI mask images"}, False),
         ({"SOPClassUID": CR, "Modality": "RG", "BodyPartExamined": "BREAST"}, True),
     ],
 )

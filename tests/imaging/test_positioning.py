@@ -7,6 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from rsna_bcd.imaging.positioning import Reading, parse_view, read_laterality, read_view
+from rsna_bcd.imaging.quality import QualityFlag
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
@@ -38,10 +39,17 @@ def groups(**anatomy: Any) -> Sequence:
         ("LAT", None, None), ("L-CC", "L", "CC"), ("mlo_r", "R", "MLO"), ("LT MLO", "L", "MLO"),
         ("Left medio-lateral oblique", "L", "MLO"), ("CRANIO CAUDAL", None, "CC"),
         ("LMLO RMLO", None, "MLO"), ("CC/MLO", None, None), ("", None, None), ("PA", None, None),
+        ("L M CC", "L", "CC"), ("X CC L", None, "XCCL"), ("LM CC", None, None),
     ],
 )  # fmt: skip
 def test_parse_view_position(text: str, side: str | None, view: str | None) -> None:
     assert parse_view(text)[:2] == (side, view)
+
+
+@pytest.mark.parametrize("text", ["MCC", "M CC", "RMMLO", "CC-MAG", "LMCCID", "Mag ML", "SMCC"])
+def test_parse_view_magnified(text: str) -> None:
+    assert QualityFlag.MAGNIFICATION in parse_view(text).flags
+    assert QualityFlag.MAGNIFICATION not in parse_view(text.replace("M", "", 1)).flags
 
 
 @pytest.mark.parametrize(
