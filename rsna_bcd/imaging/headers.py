@@ -7,6 +7,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from rsna_bcd.imaging.elements import element_text
 from rsna_bcd.imaging.kinds import (
     TAGS,
     HeaderFlags,
@@ -16,7 +17,7 @@ from rsna_bcd.imaging.kinds import (
     sop_class_of,
 )
 from rsna_bcd.imaging.mammogram import ImageError
-from rsna_bcd.imaging.parsing import element_text, refusing_damaged_headers
+from rsna_bcd.imaging.parsing import refusing_damaged_headers
 from rsna_bcd.imaging.positioning import read_laterality, read_view, view_header
 from rsna_bcd.imaging.quality import QualityFlag, join_flags
 

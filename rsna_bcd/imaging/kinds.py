@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from rsna_bcd.imaging.parsing import element_text, sequence_items
+from rsna_bcd.imaging.elements import element_text, sequence_items
 from rsna_bcd.imaging.positioning import (
     MODIFIER_FLAGS,
     SPECIMEN_CODES,
