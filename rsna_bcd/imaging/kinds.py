@@ -246,7 +246,11 @@ def _is_synthetic(dataset: Dataset) -> bool:
     return (
         bool(types & {*_image_type(dataset)})
         or _kind_of_class(sop_class_of(dataset)) == TOMOSYNTHESIS
-        or any(_SYNTHETIC.search(element_text(dataset, keyword)) for keyword in _DESCRIPTIONS)
+        or any(
+            _SYNTHETIC.search(element_text(dataset, keyword))
+            for keyword in _DESCRIPTIONS
+            if keyword != "StudyDescription"  # of exposed images as well
+        )
     )
 
 

@@ -216,6 +216,7 @@ def test_codes_image_type_and_position_make_an_image_supplemental(
         ("SeriesDescription", "Small focal spot", ""),
         ("AcquisitionDeviceProcessingDescription", "WIRELESS DETECTOR", ""),
         ("StudyDescription", "MAMMO SCREENING BILATERAL", ""),
+        ("StudyDescription", "MAMMO 3D with C-View", ""),
         ("EstimatedRadiographicMagnificationFactor", "1.07", ""),
         ("SeriesDescription", "L CC", ""),
     ],
