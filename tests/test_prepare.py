@@ -100,7 +100,7 @@ def test_quality_flags_are_counted(data: Path, capsys: pytest.CaptureFixture[str
     manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
     flags = ["magnification; for processing", "for processing", "", ""]
     assert manifest["quality_flags"].tolist() == flags
-    assert "quality flags: magnification 1, for processing 2" in capsys.readouterr().err
+    assert "quality flags: magnification 1; for processing 2" in capsys.readouterr().err
 
 
 def test_running_again_does_nothing_and_changes_nothing(
