@@ -53,7 +53,7 @@ def test_images_are_listed_in_order_and_the_rest_with_reasons(
     table = pd.read_csv(folder / "index.csv").set_index("file")
     assert table.index.tolist() == ["a/1-1.dicom", "a/1-2", "b/series/1-1.dcm"]
     assert table["patient_id"].tolist() == ["D1-0001", "D1-0001", "D1-0002"]
-    assert table["view"].fillna("").tolist() == ["CC", "MLO", ""]
+    assert table["view"].fillna("").tolist() == ["CC", "MLO", "XCCL"]
     assert set(table.columns) == set(read_header(data / "a/1-2"))
     failures = pd.read_csv(folder / "failures.csv").set_index("file")["reason"]
     assert failures["LICENSE"] == "not a DICOM file"
@@ -62,9 +62,33 @@ def test_images_are_listed_in_order_and_the_rest_with_reasons(
     assert len(failures) == 3
     printed = capsys.readouterr().err
     assert "3 images of 2 patients" in printed
-    assert "view unknown for 1 (the headers say XCCL: 1), the first is b/series/1-1.dcm" in printed
+    assert "view unknown" not in printed
     assert "laterality unknown" not in printed
     assert "3 files left out" in printed
+
+
+def test_flags_and_what_is_unknown_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, elements in enumerate(
+        [
+            {"ViewPosition": "CC", "PresentationIntentType": "FOR PROCESSING"},
+            {"ViewPosition": "MCC", "PresentationIntentType": "FOR PROCESSING"},
+            {"ViewPosition": "LAT", "SeriesDescription": "SPECIMEN"},
+        ]
+    ):
+        file = tmp_path / "data" / f"{number}.dcm"
+        file.parent.mkdir(exist_ok=True)
+        named = {"SOPInstanceUID": f"1.2.{number}", "ImageLaterality": "L"}
+        write_dicom(file, PIXELS, bits=12, **named, **elements)
+    table = pd.read_csv(run(tmp_path / "data") / "index.csv", keep_default_na=False)
+    flags = ["for processing", "magnification; for processing", "specimen"]
+    assert table["quality_flags"].tolist() == flags
+    assert table["supplemental"].tolist() == [0, 1, 0]
+    printed = capsys.readouterr().err
+    for said in ("for processing: 2 (", "magnification: 1 (", "specimen: 1 (", "1 supplemental: "):
+        assert said in printed
+    assert "view unknown for 1 (the headers say LAT: 1), the first is 2.dcm" in printed
 
 
 def test_processes_make_the_same_index(data: Path) -> None:

@@ -19,6 +19,8 @@ from fabricated_networks import TinyBreasts
 from fabricated_runs import fabricated_ensemble
 from hydra import compose, initialize_config_dir
 from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from rsna_bcd._stage import CONF, write_record
 from rsna_bcd.errors import InputError
@@ -215,13 +217,96 @@ def test_what_is_doubtful_is_said(models: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(1000, 3000, (80, 60), dtype=np.uint16)
     write_dicom(folder / "4", noise, bits=12, PatientID="9", ImageLaterality="L")
     breasts = breasts_of(ask(models, tmp_path, folder, "pictures=false", name="both"))
-    assert {breast: told["doubts"] for breast, told in breasts.items()} == {
+    # The files have no window, which is a flag of their pixels.
+    doubts = {b: [kind for kind in told["doubts"] if kind != "no window"]
+              for b, told in breasts.items()}  # fmt: skip
+    assert doubts == {
         "7_L": ["unseen machine", "no MLO"],
-        "7_R": ["for processing", "view unknown"],
+        "7_R": ["for processing", "unseen view", "no CC", "no MLO"],
         "b_3": ["not said to be a mammogram", "side unknown", "patient unknown"],
         "9_L": ["no breast found", "view unknown", "facts missing"],
     }
     assert not (tmp_path / "predictions" / "both" / "pictures").exists()
+
+
+def spot(**elements: Any) -> dict[str, Any]:
+    """A view code with the modifier for spot compression (PS3.16 CID 4015)."""
+    code, modifier = Dataset(), Dataset()
+    code.CodeValue, code.CodeMeaning = "399162004", "cranio-caudal"
+    modifier.CodeValue, modifier.CodeMeaning = "399055006", "Spot Compression"
+    code.ViewModifierCodeSequence = Sequence([modifier])
+    return {"ViewCodeSequence": Sequence([code]), **elements}
+
+
+@pytest.mark.parametrize("name", ["images", "both"])
+def test_supplemental_views_are_shown_and_do_not_decide(
+    models: Path, data: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(data / "test_images", folder)
+    alone = breasts_of(ask(models, tmp_path, folder, "pictures=false", name=name))
+    mammogram(folder / "extra" / "spot", "1", "L", "CC", 21, **spot())
+    mammogram(folder / "extra" / "described", "2", "R", "CC", 22, SeriesDescription="R CC SPOT")
+    mammogram(folder / "extra" / "only", "3", "L", "CC", 23, **spot())
+    elsewhere = f"predictions_dir={tmp_path / 'elsewhere'}"
+    capsys.readouterr()
+    found = ask(models, tmp_path, folder, elsewhere, "pictures=false", name=name)
+    breasts = breasts_of(found)
+    # Not by the spot view; nor is the patient's other breast, for a network that looks at both.
+    for breast in ("1_L", "1_R"):
+        assert breasts[breast]["probability"] == pytest.approx(
+            alone[breast]["probability"], abs=1e-6
+        )
+    assert breasts["1_L"]["doubts"] == ["view left out", *alone["1_L"]["doubts"]]
+    *standard, left_out = breasts["1_L"]["images"]
+    assert [image["decides"] for image in standard] == [True, True]
+    assert not left_out["decides"]
+    assert {"view left out", "spot compression"} <= set(left_out["doubts"])
+    # A description alone is a flag; and a breast with nothing else is predicted.
+    assert breasts["2_R"]["probability"] != pytest.approx(alone["2_R"]["probability"], abs=1e-6)
+    for breast in ("2_R", "3_L"):
+        assert "spot compression" in breasts[breast]["doubts"]
+        assert all(image["decides"] for image in breasts[breast]["images"])
+    assert breasts["3_L"]["decision"] in ("positive", "negative")
+    table = pd.read_csv(found / "breasts.csv").set_index("prediction_id")
+    assert table["views"].to_dict() == {
+        "1_L": "CC MLO (CC)", "1_R": "MLO CC", "2_R": "CC MLO CC CC", "3_L": "CC",
+    }  # fmt: skip
+    images = pd.read_csv(found / "images.csv")
+    assert images.loc[images["decides"] == 0, "file"].tolist() == [str(folder / "extra" / "spot")]
+    assert images["probability"].isna().all() == (name == "both")
+    said = capsys.readouterr().out
+    assert "CC MLO (CC)" in said
+    assert f"left out of 1_L: {folder / 'extra' / 'spot'} (spot compression)" in said
+    if name == "both":  # the network of breasts is not shown it, and has no map of it
+        pair = [folder / "1" / "0.dcm", folder / "extra" / "spot"]
+        drawn = ask(models, tmp_path, pair, f"predictions_dir={tmp_path / 'drawn'}", name=name)
+        assert pd.read_csv(drawn / "images.csv")["picture"].notna().all()
+    # Where no standard view can be read, it decides.
+    for number in (0, 1):
+        file = folder / "1" / f"{number}.dcm"
+        file.write_bytes(file.read_bytes()[:-5000])
+    again = breasts_of(ask(models, tmp_path, folder, elsewhere, "pictures=false", name=name))
+    assert "image not read" in again["1_L"]["doubts"]
+    assert [image["decides"] for image in again["1_L"]["images"]] == [False, False, True]
+
+
+def test_film_and_synthetic_views_are_predicted_with_their_flags(
+    models: Path, tmp_path: Path
+) -> None:
+    film = {"SOPClassUID": uid.SecondaryCaptureImageStorage, "BodyPartExamined": "BREAST"}
+    mammogram(tmp_path / "in" / "1", "1", "L", "", 1, **film, PatientOrientation="MLO")
+    mammogram(tmp_path / "in" / "2", "2", "", "", 2, **film, SeriesDescription="R CC")
+    synthetic = {"SOPClassUID": uid.BreastTomosynthesisImageStorage, "NumberOfFrames": 1}
+    mammogram(tmp_path / "in" / "3", "3", "L", "CC", 3, **synthetic)
+    mammogram(tmp_path / "in" / "4", "4", "L", "CC", 4, Modality="RG")
+    breasts = breasts_of(ask(models, tmp_path, tmp_path / "in", "pictures=false"))
+    flagged = {breast: set(told["doubts"]) for breast, told in breasts.items()}
+    views = {breast: told["images"][0]["view"] for breast, told in breasts.items()}
+    assert views == {"1_L": "MLO", "2_R": "CC", "3_L": "CC", "4_L": "CC"}
+    assert "digitized film" in flagged["1_L"] & flagged["2_R"] & flagged["4_L"]
+    assert "synthetic 2D" in flagged["3_L"]
+    assert "not said to be a mammogram" in flagged["4_L"]
 
 
 def test_the_good_are_predicted_and_the_others_listed(
@@ -265,7 +350,8 @@ def test_the_good_are_predicted_and_the_others_listed(
     [
         (uid.CTImageStorage, "CT", {}, "CT image, no mammogram"),
         (uid.SecondaryCaptureImageStorage, "OT", {}, "secondary capture (a screenshot or a scan)"),
-        (uid.SecondaryCaptureImageStorage, "MG", {}, "secondary capture (a screenshot or a scan)"),
+        (uid.SecondaryCaptureImageStorage, "MG", {"BodyPartExamined": "CHEST"},
+         "secondary capture (a screenshot or a scan)"),
         (uid.BreastTomosynthesisImageStorage, "MG", {"NumberOfFrames": 40}, "breast tomosynthesis"),
         (uid.DigitalMammographyXRayImageStorageForPresentation, "MG", {"NumberOfFrames": 40},
          "40 frames: a tomosynthesis"),

@@ -88,6 +88,22 @@ def test_crops_tables_and_folds(data: Path, capsys: pytest.CaptureFixture[str]) 
     assert "train: 16 crops" in capsys.readouterr().err
 
 
+def test_quality_flags_are_counted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, file in enumerate(sorted((data / "test_images").glob("*/*.png"))):
+        picture = breast_picture(100, 80, seed=number, noise=0.01)
+        elements = {"ViewPosition": "MCC" if number == 0 else "CC", "PartialView": "NO"}
+        intent = "FOR PROCESSING" if number < 2 else "FOR PRESENTATION"
+        write_dicom(
+            file.with_suffix(".dcm"), np.rint(picture * 4095).astype(np.uint16), bits=12,
+            PresentationIntentType=intent, WindowCenter="2048", WindowWidth="4096", **elements,
+        )  # fmt: skip
+    folder = run(data, "source=dicom", "splits=[test]")
+    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    flags = ["magnification; for processing", "for processing", "", ""]
+    assert manifest["quality_flags"].tolist() == flags
+    assert "quality flags: magnification 1; for processing 2" in capsys.readouterr().err
+
+
 def test_running_again_does_nothing_and_changes_nothing(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

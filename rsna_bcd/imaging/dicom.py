@@ -31,7 +31,7 @@ from rsna_bcd.imaging.decoders import (
     Words,
     decode,
 )
-from rsna_bcd.imaging.kinds import foreign_kind, may_be_a_digitised_film
+from rsna_bcd.imaging.kinds import foreign_kind, header_flags
 from rsna_bcd.imaging.mammogram import (
     EMPTY,
     FLAT,
@@ -104,7 +104,8 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
     with refusing_damaged_headers():
         presentation = presentation_of(dataset, small.pixels)
-    return Mammogram(rows, columns, small, presentation, facts, most_reduced, level)
+        flags = header_flags(dataset).flags
+    return Mammogram(rows, columns, small, presentation, facts, most_reduced, level, flags)
 
 
 def _check_preamble(content: bytes) -> None:
@@ -117,7 +118,7 @@ def _check_preamble(content: bytes) -> None:
 def _check_header(dataset: Dataset) -> UID:
     """Refuse what is no mammogram, or would not fit; return the transfer syntax."""
     kind = foreign_kind(dataset)
-    if kind and not may_be_a_digitised_film(dataset):
+    if kind:
         raise ImageError(f"{kind}, no mammogram")
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")

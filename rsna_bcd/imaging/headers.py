@@ -7,40 +7,37 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from rsna_bcd.imaging.kinds import foreign_kind, sop_class_of
+from rsna_bcd.imaging.elements import element_text
+from rsna_bcd.imaging.kinds import (
+    TAGS,
+    HeaderFlags,
+    foreign_kind,
+    header_flags,
+    presentation_intent,
+    sop_class_of,
+)
 from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.imaging.parsing import refusing_damaged_headers
+from rsna_bcd.imaging.positioning import read_laterality, read_view, view_header
+from rsna_bcd.imaging.quality import QualityFlag, join_flags
 
 Header = dict[str, str | int | float | None]
 
-# DICOM PS3.16 CID 4014, View for Mammography: codes of SNOMED CT and, in older files, SNOMED RT.
-# Its other views (caudo-cranial, exaggerated cranio-caudal, ...) do not occur in the competition.
-_VIEW_OF_CODE = {
-    "399162004": "CC", "R-10242": "CC",
-    "399368009": "MLO", "R-10226": "MLO",
-    "399260004": "ML", "R-10224": "ML",
-    "399352003": "LM", "R-10228": "LM",
-    "399099002": "LMO", "R-10230": "LMO",
-}  # fmt: skip
-# The same in words, letters only, for files whose codes are private; and the abbreviations.
-_VIEW_OF_WORDS = {
-    "craniocaudal": "CC", "cc": "CC",
-    "mediolateraloblique": "MLO", "mlo": "MLO",
-    "mediolateral": "ML", "mediallateral": "ML", "ml": "ML",
-    "lateromedial": "LM", "lm": "LM",
-    "lateromedialoblique": "LMO", "lmo": "LMO",
-    "axillarytail": "AT", "at": "AT",
-}  # fmt: skip
-# CID 4015, View Modifier for Mammography: here the axillary tail is a view of its own.
-_AXILLARY_TAIL = ("399011000", "R-102D1")
+_OLDEST = 120  # years
 _YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
+# What makes may append to the name of a model: a version of the software.
+_VERSIONS = (
+    r"[\s,;(]+(SOFTWARE|SW|VERSION|VERS?\.?|REV(ISION)?\.?|RELEASE|BUILD)[\s:.]+.*$",
+    r"[\s,;(_-]+(ADS|SW)[\s_]?\d[\d.]*\)?$",  # GE: ADS_54.11.7
+    r"[\s,;(_-]+V[A-Z]\d\d[A-Z]?\)?$",  # Siemens: VB30A
+    r"[\s,;(_-]+V?\d+(\.\d+)+[A-Z]?\)?$",  # V1.8.3, 1.8
+)
+
 _TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
-    "PresentationIntentType", "Manufacturer", "ManufacturerModelName", "PatientID", "PatientAge",
-    "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "Rows", "Columns",
-    "NumberOfFrames", "PhotometricInterpretation", "BitsStored", "ImageType", "BodyPartExamined",
-    "BreastImplantPresent",
+    *TAGS, "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Manufacturer",
+    "ManufacturerModelName", "PatientID", "PatientAge", "Rows", "Columns",
+    "PhotometricInterpretation", "BitsStored",
 ]  # fmt: skip
 
 
@@ -48,13 +45,14 @@ def read_header(path: Path) -> Header:
     """Read the header of a DICOM file with an image.
 
     Returns:
-        `patient_id, image_id` (SOP Instance UID)`, laterality` (L, R), `view` (as in the
-        competition), `view_header` (the header's own words for it), `age` (years), `implant`
-        (0, 1), `machine` (model), `manufacturer, modality, kind` (what it is if no mammogram, see
-        `foreign_kind`)`, body_part, presentation` (FOR PRESENTATION or FOR PROCESSING)`,
-        synthetic` (1: made from a tomosynthesis, else 0)`, photometric, bits_stored, rows, columns`
-        (pixels)`, frames, transfer_syntax, study_id, series_id`. What is absent, or cannot be
-        understood, is None.
+        `patient_id, image_id` (SOP Instance UID)`, laterality` (L, R), `view` (CC, MLO and others,
+        see `read_view`), `view_header` (the header's own words for it), `age` (years), `implant`
+        (0, 1), `machine` (model, see `machine_name`), `manufacturer, modality, kind` (what it is if
+        no mammogram, see `foreign_kind`)`, body_part, presentation` (FOR PRESENTATION or FOR
+        PROCESSING)`, synthetic` (1: made from a tomosynthesis, else 0)`, quality_flags` (see
+        `header_flags`; joined)`, supplemental` (1: does not decide about a breast that has standard
+        views)`, photometric, bits_stored, rows, columns` (pixels)`, frames, transfer_syntax,
+        study_id, series_id`. What is absent, or cannot be understood, is None.
 
     Raises:
         ImageError: not a DICOM file, one without an image, or a damaged one.
@@ -64,26 +62,32 @@ def read_header(path: Path) -> Header:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
+        kind = foreign_kind(dataset)
         if not dataset.get("Rows") or not dataset.get("Columns"):
-            kind = foreign_kind(dataset) or sop_class_of(dataset).name
-            raise ImageError(f"no image, but {kind or 'something without a class'}")
+            named = kind or sop_class_of(dataset).name or "something without a class"
+            raise ImageError(f"no image, but {named}")
+        flags, supplemental = header_flags(dataset) if kind is None else HeaderFlags((), False)
         return {
             "patient_id": _text(dataset, "PatientID"),
             "image_id": _text(dataset, "SOPInstanceUID"),
-            "laterality": _laterality(dataset),
-            "view": _view(dataset),
-            "view_header": _view_in_words(dataset),
+            "laterality": read_laterality(dataset).value,
+            "view": read_view(dataset).value,
+            "view_header": view_header(dataset),
             "age": _age(dataset),
-            "implant": {"YES": 1, "NO": 0}.get(_text(dataset, "BreastImplantPresent") or ""),
-            "machine": _text(dataset, "ManufacturerModelName"),
+            "implant": {"YES": 1, "NO": 0}.get(
+                element_text(dataset, "BreastImplantPresent").upper()
+            ),
+            "machine": machine_name(element_text(dataset, "ManufacturerModelName")),
             "manufacturer": _text(dataset, "Manufacturer"),
             "modality": _text(dataset, "Modality"),
-            "kind": foreign_kind(dataset),
+            "kind": kind,
             "body_part": _text(dataset, "BodyPartExamined"),
-            "presentation": _presentation(dataset),
-            "synthetic": int(_is_synthetic(dataset)),
+            "presentation": presentation_intent(dataset),
+            "synthetic": int(QualityFlag.SYNTHETIC_2D in flags),
+            "quality_flags": join_flags(flags),
+            "supplemental": int(supplemental),
             "photometric": _text(dataset, "PhotometricInterpretation"),
-            "bits_stored": dataset.get("BitsStored"),
+            "bits_stored": _number(dataset, "BitsStored"),
             "rows": int(dataset.Rows),
             "columns": int(dataset.Columns),
             "frames": int(dataset.get("NumberOfFrames") or 1),
@@ -93,55 +97,44 @@ def read_header(path: Path) -> Header:
         }
 
 
+def machine_name(model: str) -> str | None:
+    """The name of a machine's model as all its files have it, whatever software it runs.
+
+    A version behind it goes, blanks and underscores are single blanks, and case is one: words
+    begin with a capital letter (`Senographe Essential`), those of up to three letters are capitals
+    (`DS`, `2000D`). The numbers of the competition stay as they are.
+
+    Args:
+        model: `ManufacturerModelName`.
+
+    Returns:
+        None where the model has no name.
+    """
+    whole = re.sub(r"[\s_]+", " ", re.sub(r"(?<![\d])_(?!\d)", " ", model)).strip()
+    name = whole
+    for _ in range(2):  # `VB30 SP 1.2`: one may hide another
+        for version in _VERSIONS:
+            name = re.sub(version, "", name, flags=re.IGNORECASE).strip() or name
+    cased = re.sub(
+        "[^\\W\\d]+", lambda w: w[0].capitalize() if len(w[0]) > 3 else w[0].upper(), name
+    )
+    return cased or None
+
+
 def _text(dataset: Dataset, keyword: str) -> str | None:
-    return str(dataset.get(keyword) or "").strip() or None
+    return element_text(dataset, keyword) or None
 
 
-def _presentation(dataset: Dataset) -> str | None:
-    """What the pixels are for; the class tells it too (`... Storage - For Processing`)."""
-    of_class = sop_class_of(dataset).name.rpartition(" - ")[2].upper()
-    said = _text(dataset, "PresentationIntentType")
-    return said or (of_class if of_class.startswith("FOR ") else None)
-
-
-def _is_synthetic(dataset: Dataset) -> bool:
-    """Whether its type says that it was made from a tomosynthesis, as a flat image of it."""
-    kinds = dataset.get("ImageType") or ()
-    words = {kinds} if isinstance(kinds, str) else set(map(str, kinds))
-    return bool(words & {"GENERATED_2D", "TOMOSYNTHESIS", "TOMOSYNTHESIS_2D"})
-
-
-def _laterality(dataset: Dataset) -> str | None:
-    """The image's side; that of the series where it has none. B, both, is no breast."""
-    value = _text(dataset, "ImageLaterality") or _text(dataset, "Laterality")
-    return value if value in ("L", "R") else None
-
-
-def _view(dataset: Dataset) -> str | None:
-    """The view by its code, which mammograms must have (PS3.3 C.8.11.7), else by its words."""
-    for code in dataset.get("ViewCodeSequence") or []:
-        modifiers = code.get("ViewModifierCodeSequence") or []
-        if any(_text(modifier, "CodeValue") in _AXILLARY_TAIL for modifier in modifiers):
-            return "AT"
-        return _VIEW_OF_CODE.get(_text(code, "CodeValue") or "") or _view_of_words(
-            _text(code, "CodeMeaning")
-        )
-    return _view_of_words(_text(dataset, "ViewPosition"))
-
-
-def _view_of_words(words: str | None) -> str | None:
-    return _VIEW_OF_WORDS.get(re.sub(r"[^a-z]", "", (words or "").lower()))
-
-
-def _view_in_words(dataset: Dataset) -> str | None:
-    """What the header calls the view, its modifiers (magnified, rolled, ...) included."""
-    codes = list(dataset.get("ViewCodeSequence") or [])[:1]
-    codes += [m for code in codes for m in code.get("ViewModifierCodeSequence") or []]
-    words = [_text(code, "CodeMeaning") or _text(code, "CodeValue") for code in codes]
-    return ", ".join(filter(None, words)) or _text(dataset, "ViewPosition")
+def _number(dataset: Dataset, keyword: str) -> int | None:
+    value = dataset.get(keyword)
+    return int(value) if isinstance(value, int) else None
 
 
 def _age(dataset: Dataset) -> float | None:
-    """Years from an age such as `052Y` or `624M` (PS3.5 6.2, AS)."""
-    age = re.fullmatch(r"(\d{1,3})([DWMY])", _text(dataset, "PatientAge") or "")
-    return None if age is None else round(int(age[1]) * _YEARS[age[2]], 2)
+    """Years from an age such as `052Y`, `732M` or `61` (PS3.5 6.2, AS); None beyond 0 to 120.
+
+    So are `000Y` and `999Y`, which stand for an age that is not known.
+    """
+    age = re.fullmatch(r"(\d{1,4})\s*([DWMY]?)", element_text(dataset, "PatientAge").upper())
+    years = 0.0 if age is None else int(age[1]) * _YEARS[age[2] or "Y"]
+    return round(years, 2) if 0 < years <= _OLDEST else None

@@ -1,5 +1,6 @@
 """Quality flags: what a reader should know about an image before trusting a score of it."""
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -45,3 +46,13 @@ def split_flags(cell: str) -> list[QualityFlag]:
         ValueError: the cell holds text that is no flag.
     """
     return [QualityFlag(text) for text in cell.split(_SEPARATOR) if text]
+
+
+def count_flags(cells: Iterable[str]) -> dict[QualityFlag, int]:
+    """Count the images with each flag that occurs, in the order of `QualityFlag`.
+
+    Args:
+        cells: one per image, from `join_flags`.
+    """
+    counts = Counter(flag for cell in cells for flag in split_flags(cell))
+    return {flag: counts[flag] for flag in QualityFlag if counts[flag]}

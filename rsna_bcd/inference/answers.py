@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rsna_bcd.imaging.quality import split_flags
 from rsna_bcd.inference import doubts
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.scoring.ensembles import Ensemble
-from rsna_bcd.tables.answers import BreastAnswer, Decision, ImageAnswer
+from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, Decision, ImageAnswer
+from rsna_bcd.tables.views import left_out
 
 if TYPE_CHECKING:  # these need torch, which the processes that decode must not import
     from rsna_bcd.inference.examinations import Examination
@@ -46,16 +48,27 @@ def answers_of(
     )
     said_of = {str(row["prediction_id"]): row for row in breasts.to_dict("records")}
     by_image = {prediction.image_id: prediction for prediction in examination.by_image}
+    dropped = left_out(images[images["image_id"].isin(list(examination.prepared))])
     answers = []
     for breast, rows in images.groupby("prediction_id", sort=False):
         of_images = [
-            _of_image(row, headers[row["image_id"]], by_image, examination, ensemble, members, runs)
+            _of_image(
+                row,
+                headers[row["image_id"]],
+                by_image,
+                examination,
+                ensemble,
+                members,
+                runs,
+                decides=row["image_id"] not in dropped,
+            )
             for row in rows.to_dict("records")
         ]
         said = said_of[str(breast)]
         is_read = said["unread"] == 0
         probability = float(said["probability"])
-        read = [image.doubts for image in of_images if image.reason is None] if is_read else []
+        read = [image.doubts for image in of_images if image.decides] if is_read else []
+        deciding = rows[~rows["image_id"].isin(dropped)]
         first = rows.iloc[0]
         decision: Decision = "positive" if said["cancer"] else "negative"
         answers.append(
@@ -68,7 +81,14 @@ def answers_of(
                 threshold=ensemble.threshold,
                 calibrated=float(said["calibrated"]) if is_read and "calibrated" in said else None,
                 decision=decision if is_read else None,
-                doubts=doubts.of_breast(rows, read, probability, ensemble, of_all),
+                doubts=doubts.of_breast(
+                    deciding,
+                    read,
+                    probability,
+                    ensemble,
+                    of_all,
+                    views_left_out=len(deciding) < len(rows),
+                ),
                 images=of_images,
             )
         )
@@ -83,6 +103,8 @@ def _of_image(
     ensemble: Ensemble,
     members: Sequence[Sequence[Run]],
     runs: Sequence[Run],
+    *,
+    decides: bool,
 ) -> ImageAnswer:
     file = str(row["image_id"])
     prepared = examination.prepared.get(file)
@@ -98,11 +120,15 @@ def _of_image(
         "window",
     )
     found = record.get("breast_found") == 1
+    flags = split_flags(str(record.get("quality_flags") or ""))
+    kinds = doubts.of_image(row, flags, runs, breast_found=found)
+    own = kinds if decides else [kind for kind in DOUBTS if kind in {*kinds, "view left out"}]
     return ImageAnswer(
         file=file,
         view=None if pd.isna(row["view"]) else str(row["view"]),
         probability=_alone(ensemble, members, by_image[file]),
-        doubts=[] if prepared is None else doubts.of_image(row, header, runs, breast_found=found),
+        decides=prepared is not None and decides,
+        doubts=[] if prepared is None else own,
         reason=None if prepared is not None else by_image[file].reason,
         facts={key: header[key] for key in named} | {key: record.get(key) for key in of_crop},
     )

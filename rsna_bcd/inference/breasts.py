@@ -14,6 +14,7 @@ from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.inference.precision import Forward
 from rsna_bcd.inference.runs import Run
 from rsna_bcd.inference.spent import Spent
+from rsna_bcd.tables.views import left_out
 
 
 class Waiting:
@@ -56,6 +57,10 @@ class Waiting:
         self._views: dict[str, str | None] = dict(
             zip(images["image_id"], images["view"], strict=True)
         )
+        # Breasts of which images may be left out; the competition's tables have none.
+        supplemental = images[images["supplemental"]] if "supplemental" in images else images[:0]
+        mixed = images["prediction_id"].isin(supplemental["prediction_id"])
+        self._with_supplemental = images[mixed]
         expected = images[images["image_id"].isin(list(files))] if self._runs else images[:0]
         self._patient_of = dict(zip(expected["image_id"], expected["patient_id"], strict=True))
         self._to_come = expected["patient_id"].value_counts().to_dict()
@@ -103,8 +108,10 @@ class Waiting:
             `prediction_id`; (runs,) probabilities, NaN for runs that look at images, that are
             dropped, or that gave no finite value; and why one gave none.
         """
+        present = self._with_supplemental["image_id"].isin(list(self._crops))
+        dropped_images = left_out(self._with_supplemental[present])
         read = {
-            breast: [image for image in images if image in self._crops]
+            breast: [i for i in images if i in self._crops and i not in dropped_images]
             for patient in self._complete
             for breast, images in self._images[patient].items()
         }

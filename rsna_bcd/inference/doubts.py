@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from rsna_bcd.imaging.headers import machine_name
+from rsna_bcd.imaging.quality import QualityFlag
 from rsna_bcd.scoring.ensembles import Ensemble
 from rsna_bcd.tables.answers import DOUBTS
 from rsna_bcd.tables.from_headers import UNKNOWN_SIDE
@@ -15,17 +18,16 @@ if TYPE_CHECKING:  # it needs torch, which the processes that decode must not im
     from rsna_bcd.inference.runs import Run
 
 _STANDARD_VIEWS = ("CC", "MLO")
-_ANY_XRAY = ("DX", "CR")  # modalities
 
 
 def of_image(
-    row: Mapping[str, Any], header: Mapping[str, Any], runs: Sequence[Run], *, breast_found: bool
+    row: Mapping[str, Any], flags: Iterable[QualityFlag], runs: Sequence[Run], *, breast_found: bool
 ) -> list[str]:
     """Doubts about one image that could be read.
 
     Args:
         row: of the table from `images_from_headers`.
-        header: of its file.
+        flags: quality flags of its header and its pixels.
         runs: all networks; what one of them has not seen is doubtful.
         breast_found: whether the crop is of a breast, and not the whole frame.
 
@@ -37,12 +39,9 @@ def of_image(
     given = {name for run in runs if run.metadata is not None for name in run.metadata.columns}
     holds = {
         "no breast found": not breast_found,
-        "for processing": header["presentation"] == "FOR PROCESSING",
-        "synthetic 2D": header["synthetic"] == 1,
-        "not said to be a mammogram": header["modality"] in _ANY_XRAY
-        and "BREAST" not in str(header["body_part"]).upper(),
+        **{str(flag): True for flag in flags},
         "unseen machine": machine is not None
-        and any(machine not in run.seen["machine_id"] for run in runs if names_models(run)),
+        and any(_model(machine) not in _models_seen(run) for run in runs if names_models(run)),
         "unseen view": view is not None
         and any(view not in run.seen["view"] for run in runs if "view" in run.seen),
         "side unknown": row["laterality"] == UNKNOWN_SIDE,
@@ -59,15 +58,19 @@ def of_breast(
     probability: float,
     ensemble: Ensemble,
     of_model: Sequence[str] = (),
+    *,
+    views_left_out: bool = False,
 ) -> list[str]:
     """Doubts about one breast.
 
     Args:
-        images: its rows of the table, those of unreadable images included.
-        of_images: doubts about each image that could be read.
+        images: its rows of the table, those of unreadable images included, without those that do
+            not decide about it.
+        of_images: doubts about each of these that could be read.
         probability: of the blend.
         ensemble: that gave it.
         of_model: doubts about all that it says.
+        views_left_out: whether there are images that do not decide.
 
     Returns:
         Keys of `DOUBTS`, in its order.
@@ -80,6 +83,8 @@ def of_breast(
     found = {*of_model, *(kind for of_image in of_images for kind in of_image)}
     if len(of_images) < len(images):
         found.add("image not read")
+    if views_left_out:
+        found.add("view left out")
     if plateau.low <= probability <= plateau.high and plateau.low < plateau.high:
         found.add("near the threshold")
     # Of an image whose side is unknown, nobody knows which others belong to it.
@@ -91,6 +96,16 @@ def of_breast(
 def names_models(run: Run) -> bool:
     """Whether the machines that a run has seen have names, which headers have as well."""
     return any(not machine.isdigit() for machine in run.seen.get("machine_id", ()))
+
+
+def _models_seen(run: Run) -> set[str]:
+    """Models that a run was trained on; runs of before have them as their headers had."""
+    return {_model(machine) for machine in run.seen["machine_id"]}
+
+
+def _model(machine: str) -> str:
+    """A model for comparing, whatever its case, blanks and version."""
+    return re.sub(r"[\W_]+", "", machine_name(machine) or "").lower()
 
 
 def of_model(runs: Sequence[Run], *, made_up: bool) -> list[str]:

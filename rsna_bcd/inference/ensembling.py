@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rsna_bcd.scoring.ensembles import Ensemble
 from rsna_bcd.tables.predictions import to_breasts, with_unread
 from rsna_bcd.tables.sites import sites_of
+from rsna_bcd.tables.views import left_out
 
 if TYPE_CHECKING:  # these need torch, which the processes that decode must not import
     from rsna_bcd.inference.runs import Run
@@ -37,7 +38,8 @@ def predict_breasts(
         ensemble: A fitted one.
         runs: Of each of its members, the networks of its folds.
         images: All images of the breasts that are to be answered for, with `site_id` where it is
-            known; a breast of an unknown site has the global threshold.
+            known; a breast of an unknown site has the global threshold. Those that `left_out`
+            names have no part in their breast.
         by_image: From `predict_files`, probabilities in the order of all runs.
         by_breast: Likewise; none where all networks look at images.
         dropped: Positions of runs that have no say, whatever they said: all breasts are on the
@@ -75,6 +77,7 @@ def _blend(
     n_runs = sum(map(len, runs))
     read = {p.image_id: p.probabilities for p in by_image if p.probabilities is not None}
     rows = images.loc[images["image_id"].isin(read.keys())]
+    rows = rows.loc[~rows["image_id"].isin(left_out(rows))]
     of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), n_runs)
     seen = {p.prediction_id: p.probabilities for p in by_breast}
     nothing = np.full(n_runs, np.nan)

@@ -29,6 +29,7 @@ from rsna_bcd.inference.stream import (
 )
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, CropsTask, PreparedImage, prepare_images
+from rsna_bcd.tables.views import left_out
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,15 @@ def saliency_of(
         By `image_id`, (h, w) in [0, 1] over the whole crop. 1 is the largest value of the breast:
         images compare within a breast, breasts do not. Images that no run was shown are absent.
     """
+    images = examination.images
     crops: dict[str, Crop] = {i: one.pixels for i, one in examination.prepared.items()}
+    dropped = left_out(images[images["image_id"].isin(list(crops))])
+    deciding = {image_id: crop for image_id, crop in crops.items() if image_id not in dropped}
     strengths: dict[str, NDArray[np.floating[Any]]] = {}
-    for breast in examination.images["prediction_id"].unique():
+    for breast in images["prediction_id"].unique():
         maps: dict[str, list[NDArray[np.floating[Any]]]] = {}
         for run in runs:
-            for seen in look(run, examination.images, breast, crops):
+            for seen in look(run, images, breast, crops if run.unit == "image" else deciding):
                 if seen.saliency is not None:
                     maps.setdefault(seen.image_id, []).append(seen.saliency)
         means = {image_id: np.mean(of_image, axis=0) for image_id, of_image in maps.items()}

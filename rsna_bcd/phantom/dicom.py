@@ -74,6 +74,7 @@ def _dataset(
     dataset.PixelIntensityRelationship = "LOG"
     dataset.PixelIntensityRelationshipSign = 1
     dataset.LossyImageCompression = "00"
+    dataset.PartialView = "NO"  # of all that the real ones have, this alone says mammogram
     for keyword, value in header.items():
         setattr(dataset, keyword, value)
     dataset.PixelData = pixels.astype("<u2").tobytes()

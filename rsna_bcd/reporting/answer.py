@@ -86,7 +86,8 @@ def _lines(
     letters: int,
 ) -> list[tuple[str, str, _Colour]]:
     """Doubts, facts and notes: name, at most so many letters, colour; a name stands once."""
-    parts = [("in doubt", f"{kind}: {DOUBTS[kind]}", AMBER) for kind in breast.doubts]
+    kinds = {*breast.doubts, *image.doubts}
+    parts = [("in doubt", f"{kind}: {DOUBTS[kind]}", AMBER) for kind in DOUBTS if kind in kinds]
     parts += [(name, words, BRIGHT) for name, words in _facts(image, shape).items()]
     parts += [("note", note, MUTED) for note in notes]
     return [

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.reporting.answer import NO_DEVICE
-from rsna_bcd.tables.answers import DOUBTS, BreastAnswer
+from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, views_in_words
 
 _SHOWN = 40  # breasts; breasts.csv has all
-_KINDS_SHOWN = 6  # of files that are no mammogram
+_KINDS_SHOWN = 6  # of files that are no mammogram, and images that are left out
 _NO_DICOM = "not a DICOM file"
 
 
@@ -66,6 +66,8 @@ def show_answers(
     for kind, text in DOUBTS.items():
         if any(kind in answer.doubts for answer in shown):
             say(f"  {kind}: {text}.")
+    for line in _left_out(shown):
+        say(f"  {line}")
     for note in notes:
         say(f"Note: {note}")
     if failures:
@@ -74,6 +76,20 @@ def show_answers(
             say(f"  {line}")
     say(f"Tables, and what raised each score: {folder}")
     say(NO_DEVICE, "bold")
+
+
+def _left_out(answers: Sequence[BreastAnswer]) -> list[str]:
+    """The images that do not decide, and what they are."""
+    lines = []
+    for answer in answers:
+        for image in answer.images:
+            if not image.decides and image.reason is None:
+                kinds = [kind for kind in image.doubts if kind != "view left out"]
+                lines.append(
+                    f"left out of {answer.prediction_id}: {image.file} ({', '.join(kinds)})"
+                )
+    more = [f"{len(lines) - _KINDS_SHOWN} more are left out"] if len(lines) > _KINDS_SHOWN else []
+    return [*lines[:_KINDS_SHOWN], *more]
 
 
 def _table(answers: Sequence[BreastAnswer], name: str, n_all: int) -> Table:
@@ -89,10 +105,9 @@ def _table(answers: Sequence[BreastAnswer], name: str, n_all: int) -> Table:
     for column in (*(["calibrated"] if calibrates else []), "decision", "in doubt"):
         table.add_column(column, justify="right" if column == "calibrated" else "left")
     for answer in answers:
-        of_file = [image.view or "?" for image in answer.images]
         cells = [
             answer.prediction_id,
-            " ".join(of_file),
+            views_in_words(answer),
             "–" if answer.probability is None else f"{answer.probability:.3f}",
             *(["–" if answer.calibrated is None else f"{answer.calibrated:.3f}"] * calibrates),
             answer.decision or "no answer",

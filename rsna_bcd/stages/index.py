@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import track
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.quality import count_flags
 from rsna_bcd.preparation.folders import copies, files_below, read_headers
+from rsna_bcd.tables.answers import DOUBTS
 from rsna_bcd.tables.from_headers import distinct
 
 _SHOWN = 5  # of each kind in the summary; the tables have all
@@ -79,9 +81,13 @@ def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd
             what = _counted(unknown["view_header"].fillna("nothing")) if column == "view" else ""
             said = f" (the headers say {what})" if what else ""
             say(f"  {column} unknown for {len(unknown)}{said}, the first is {unknown.iloc[0].file}")
-    raw = int((table["presentation"] == "FOR PROCESSING").sum())
-    if raw:
-        say(f"  {raw} are FOR PROCESSING: detector values, not what a radiologist sees")
+    for flag, count in count_flags(table["quality_flags"]).items():
+        say(f"  {flag}: {count} ({DOUBTS[flag]})")
+    supplemental = int(table["supplemental"].sum())
+    if supplemental:
+        say(
+            f"  {supplemental} supplemental: predict leaves them out of breasts with standard views"
+        )
     if len(failures):
         say(f"{len(failures)} files left out: {_counted(failures['reason'])}. See failures.csv")
 

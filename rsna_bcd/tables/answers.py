@@ -13,6 +13,7 @@ DOUBTS = {
     "synthetic model": "trained on mammograms made by a computer: it knows nothing of real ones",
     "trained on pictures": "not on DICOM files: the threshold above all may not carry over",
     "not read": "none of its images could be read: there is no answer",
+    "view left out": "it has no part in the answer: the breast has standard views",
     "image not read": "the answer is from the other images of the breast",
     "near the threshold": "thresholds on either side did as well out of fold: the decision is open",
     "no breast found": "none stood out from the background: the whole frame was used",
@@ -55,6 +56,8 @@ class ImageAnswer:
         doubts: keys of `DOUBTS`.
         reason: why it could not be read; None where it was.
         facts: what its header says, and how its crop came about.
+        decides: whether it has part in what is said of its breast: it could be read, and is no
+            supplemental view of a breast that has standard ones.
     """
 
     file: str
@@ -63,6 +66,7 @@ class ImageAnswer:
     doubts: list[str]
     reason: str | None
     facts: dict[str, Any]
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class BreastAnswer:
         threshold: at or above which the blend is called positive.
         calibrated: of the same, where the ensemble is calibrated.
         decision: None if nothing could be read.
-        doubts: keys of `DOUBTS`, those of its images included.
+        doubts: keys of `DOUBTS`, those of the images that decide included.
         images: in the order of the table.
     """
 
@@ -95,7 +99,10 @@ class BreastAnswer:
 
 
 def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
-    """One row a breast, for `breasts.csv`; lists in one cell, parted by `; `."""
+    """One row a breast, for `breasts.csv`; lists in one cell, parted by `; `.
+
+    Views in brackets have no part in the answer.
+    """
     calibrates = any(answer.calibrated is not None for answer in answers)
     return pd.DataFrame(
         {
@@ -103,7 +110,7 @@ def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
             "patient_id": answer.patient_id,
             "examination": answer.examination,
             "laterality": answer.laterality,
-            "views": " ".join(image.view or "?" for image in answer.images),
+            "views": views_in_words(answer),
             "probability": answer.probability,
             **({"calibrated": answer.calibrated} if calibrates else {}),
             "threshold": answer.threshold,
@@ -111,6 +118,15 @@ def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
             "doubts": "; ".join(answer.doubts),
         }
         for answer in answers
+    )
+
+
+def views_in_words(answer: BreastAnswer) -> str:
+    """The views of a breast, `?` where one is unknown, in brackets where it does not decide."""
+    views = [image.view or "?" for image in answer.images]
+    return " ".join(
+        view if image.decides or image.reason is not None else f"({view})"
+        for view, image in zip(views, answer.images, strict=True)
     )
 
 
@@ -129,6 +145,7 @@ def images_table(answers: Sequence[BreastAnswer], pictures: Mapping[str, str]) -
             "laterality": answer.laterality,
             "view": image.view,
             "probability": image.probability,
+            "decides": int(image.decides),
             "doubts": "; ".join(image.doubts),
             "picture": pictures.get(image.file),
             **image.facts,

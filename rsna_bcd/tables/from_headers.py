@@ -32,8 +32,9 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
     Returns:
         One row a file, in the order of `headers`: `image_id` (the file), `prediction_id`,
         `patient_id` (of the machinery: what belongs together), `laterality` (L, R or `unknown`),
-        `view` (None where it is unknown), `age, implant, machine_id, site_id` (NA where unknown;
-        a site always is), and for people `patient` (as in the header, else the folder),
+        `view` (None where it is unknown), `supplemental` (whether it is left out where the breast
+        has standard views), `age, implant, machine_id, site_id` (NA where unknown; a site always
+        is), and for people `patient` (as in the header, else the folder),
         `patient_named` (whether the header does), `examination` (1, 2, ... of the patient).
     """
     patients = {
@@ -58,6 +59,7 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
                 "patient_id": names[patient, number],
                 "laterality": header["laterality"] if known else UNKNOWN_SIDE,
                 "view": header["view"],
+                "supplemental": bool(header.get("supplemental")),
                 "age": header["age"],
                 "implant": header["implant"],
                 "machine_id": header["machine"],

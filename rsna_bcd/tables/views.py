@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.images import VIEWS
@@ -116,3 +117,23 @@ class Views:
 def view_number(view: str | None) -> int:
     """What a network is told of a view: 0 CC, 1 MLO, 2 any other, or none known."""
     return _TOLD.index(view) if view in _TOLD else OTHER_VIEW
+
+
+def left_out(images: pd.DataFrame) -> set[str]:
+    """Images that do not decide about their breast, because it has standard views.
+
+    Args:
+        images: those that could be read: `image_id`, `prediction_id`, `view` and `supplemental`,
+            true of spot and magnification views, specimens, and views with a needle. Tables without
+            the last, such as the competition's, leave out nothing.
+
+    Returns:
+        The `image_id` of supplemental images of breasts that have another one whose view is known.
+        A breast of which there is nothing else is decided by what there is.
+    """
+    if "supplemental" not in images:
+        return set()
+    supplemental = images["supplemental"].astype(bool)
+    standard = ~supplemental & images["view"].notna()
+    breasts = set(images.loc[standard, "prediction_id"])
+    return set(images.loc[supplemental & images["prediction_id"].isin(breasts), "image_id"])

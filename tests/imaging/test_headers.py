@@ -14,15 +14,28 @@ from pydicom.sr.coding import Code
 from rsna_bcd.imaging import headers
 from rsna_bcd.imaging.headers import read_header
 from rsna_bcd.imaging.mammogram import ImageError
+from rsna_bcd.imaging.positioning import MODIFIER_VIEWS, VIEW_CODES
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
 PIXELS = np.arange(600, dtype=np.uint16).reshape(30, 20)
-# PS3.16 CID 4014 as pydicom has it.
+# PS3.16 CID 4014 and those of CID 4015 that are views of their own, as pydicom has them.
 CID_4014 = {
     "CC": codes.cid4014.CranioCaudal,
     "MLO": codes.cid4014.MedioLateralObliqueProjection,
     "ML": codes.cid4014.MedioLateralProjection,
     "LM": codes.cid4014.LateroMedial,
     "LMO": codes.cid4014.LateroMedialOblique,
+    "XCCL": codes.cid4014.CranioCaudalExaggeratedLaterally,
+    "XCCM": codes.cid4014.CranioCaudalExaggeratedMedially,
+    "FB": codes.cid4014.CaudoCranial,
+    "SIO": codes.cid4014.SuperolateralToInferomedialOblique,
+    "ISO": codes.cid4014.InferomedialToSuperolateralOblique,
+}
+CID_4015 = {
+    "AT": codes.cid4015.AxillaryTail,
+    "CV": codes.cid4015.Cleavage,
+    "TAN": codes.cid4015.Tangential,
 }
 
 
@@ -69,6 +82,8 @@ def test_all_fields(tmp_path: Path) -> None:
         "body_part": "BREAST",
         "presentation": "FOR PRESENTATION",
         "synthetic": 0,
+        "quality_flags": "",
+        "supplemental": 0,
         "photometric": "MONOCHROME2",
         "bits_stored": 12,
         "rows": 30,
@@ -82,7 +97,9 @@ def test_all_fields(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("view", "code"), CID_4014.items(), ids=CID_4014)
 def test_views_by_the_codes_of_the_standard(view: str, code: Code, tmp_path: Path) -> None:
-    ours = [value for value, its_view in headers._VIEW_OF_CODE.items() if its_view == view]
+    withdrawn = ("Y-X1770", "Y-X1771")
+    ours = [value for value, its_view in VIEW_CODES.items() if its_view == view]
+    ours = [value for value in ours if value not in withdrawn]
     schemes = ["SCT" if value.isdigit() else "SRT" for value in ours]
     assert sorted(schemes) == ["SCT", "SRT"]
     for value, scheme in zip(ours, schemes, strict=True):
@@ -93,9 +110,20 @@ def test_views_by_the_codes_of_the_standard(view: str, code: Code, tmp_path: Pat
     assert header_of(tmp_path, ViewCodeSequence=in_words)["view"] == view
 
 
+@pytest.mark.parametrize(("view", "code"), CID_4015.items(), ids=CID_4015)
+def test_modifiers_that_are_views_of_their_own(view: str, code: Code, tmp_path: Path) -> None:
+    ours = [value for value, its_view in MODIFIER_VIEWS.items() if its_view == view]
+    for value in ours:
+        assert Code(value, "SCT" if value.isdigit() else "SRT", "") == code
+        modifier = coded(value, "SCT", "in other words")
+        sequence = Sequence([coded("399162004", "SCT", "cranio-caudal", modifier)])
+        header = header_of(tmp_path, ViewCodeSequence=sequence)
+        assert (header["view"], header["supplemental"]) == (view, 0)
+
+
 @pytest.mark.parametrize(
     ("position", "view"),
-    [("CC", "CC"), ("MLO ", "MLO"), ("LMO", "LMO"), ("XCCL", None), ("", None), (None, None)],
+    [("CC", "CC"), ("MLO ", "MLO"), ("LMO", "LMO"), ("XCCL", "XCCL"), ("", None), (None, None)],
 )
 def test_views_by_position(position: str | None, view: str | None, tmp_path: Path) -> None:
     elements = {} if position is None else {"ViewPosition": position}
@@ -108,8 +136,8 @@ def test_a_code_outweighs_the_position_and_its_modifiers_are_told(tmp_path: Path
     magnified = coded("399163009", "SCT", "Magnification")
     tail = coded("399011000", "SCT", "Axillary Tail")
     for code, modifiers, view, words in [
-        ("399192008", (), None, "exaggerated"),  # CID 4014, but no view of ours
-        ("399368009", (magnified,), "MLO", "exaggerated, Magnification"),
+        ("399192008", (), "XCCL", "exaggerated"),
+        ("r-10226", (magnified,), "MLO", "exaggerated, Magnification"),
         ("399368009", (tail,), "AT", "exaggerated, Axillary Tail"),
     ]:
         sequence = Sequence([coded(code, "SCT", "exaggerated", *modifiers)])
@@ -119,7 +147,21 @@ def test_a_code_outweighs_the_position_and_its_modifiers_are_told(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("image", "series", "expected"),
-    [("L", None, "L"), (None, "R", "R"), ("L", "R", "L"), ("B", None, None), (None, None, None)],
+    [
+        ("L", None, "L"),
+        (None, "R", "R"),
+        ("L", "R", "L"),
+        ("B", None, None),
+        (None, None, None),
+        ("U", "R", "R"),
+        ("", "r", "R"),
+        ("LEFT", None, "L"),
+        ("l ", None, "L"),
+        ("B", "R", None),
+        ("Left breast", None, "L"),
+        (None, "B", None),
+        ("?", "L", "L"),
+    ],  # fmt: skip
 )
 def test_laterality(
     image: str | None, series: str | None, expected: str | None, tmp_path: Path
@@ -131,11 +173,52 @@ def test_laterality(
 
 @pytest.mark.parametrize(
     ("age", "years"),
-    [("052Y", 52), ("624M", 52), ("026W", 0.5), ("", None)],
+    [
+        ("052Y", 52),
+        ("624M", 52),
+        ("026W", 0.5),
+        ("", None),
+        ("732m", 61),
+        ("61", 61),
+        ("061", 61),
+        (" 61Y", 61),
+        ("061y", 61),
+        ("000Y", None),
+        ("999Y", None),
+        ("000D", None),
+        ("999", None),
+        ("Y", None),
+        ("61Y or so", None),
+    ],  # fmt: skip
 )
 def test_age(age: str, years: float | None, tmp_path: Path) -> None:
     found = header_of(tmp_path, PatientAge=age)["age"]
     assert found == (None if years is None else pytest.approx(years, abs=0.01))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Senographe DS VERSION ADS_54.11.7", "Senographe DS"),
+        ("Senographe DS ADS_43.10.1", "Senographe DS"),
+        ("SENOGRAPHE  ds", "Senographe DS"),
+        ("Senograph 2000D ADS_17.4.5", "Senograph 2000D"),
+        ("MAMMOMAT Inspiration", "Mammomat Inspiration"),
+        ("Mammomat_Inspiration VB30A", "Mammomat Inspiration"),
+        ("Selenia Dimensions 1.8.3.63", "Selenia Dimensions"),
+        ("SELENIA DIMENSIONS (V1.9.0)", "Selenia Dimensions"),
+        ("Selenia Dimensions Software Version 2", "Selenia Dimensions"),
+        ("3Dimensions", "3Dimensions"),
+        ("MAMMOMAT 3000 Nova", "Mammomat 3000 Nova"),  # numbers of models stay
+        ("Giotto Class 40000", "Giotto Class 40000"),
+        ("Clarity V2", "Clarity V2"),
+        ("49", "49"),
+        (" ", None),
+    ],
+)
+def test_a_model_has_one_name(model: str, name: str | None, tmp_path: Path) -> None:
+    assert headers.machine_name(model) == name
+    assert header_of(tmp_path, ManufacturerModelName=model)["machine"] == name
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:

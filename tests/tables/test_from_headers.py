@@ -8,7 +8,8 @@ from rsna_bcd.tables.from_headers import UNKNOWN_SIDE, as_file_name, distinct, i
 
 
 def header(**known: Any) -> dict[str, Any]:
-    nothing = ("patient_id", "study_id", "laterality", "view", "age", "implant", "machine")
+    nothing = ("patient_id", "study_id", "laterality", "view", "age", "implant", "machine",
+               "supplemental")  # fmt: skip
     return {**dict.fromkeys(nothing), **known}
 
 
@@ -20,7 +21,9 @@ def test_a_breast_is_one_side_of_one_study() -> None:
     table = table_of(
         {
             "a/1": header(patient_id="7", study_id="old", laterality="L", view="CC", age=61.0),
-            "a/2": header(patient_id="7", study_id="old", laterality="L", view="MLO"),
+            "a/2": header(
+                patient_id="7", study_id="old", laterality="L", view="MLO", supplemental=1
+            ),
             "a/3": header(patient_id="7", study_id="old", laterality="R", view="CC"),
             "b/1": header(patient_id="7", study_id="new", laterality="L", machine="Mammomat"),
             "b/2": header(patient_id="8", study_id="other", laterality="L", implant=1),
@@ -35,6 +38,7 @@ def test_a_breast_is_one_side_of_one_study() -> None:
     assert table["age"].fillna(0).tolist() == [61, 0, 0, 0, 0]
     assert table["machine_id"].fillna("").tolist() == ["", "", "", "Mammomat", ""]
     assert table["site_id"].isna().all()
+    assert table["supplemental"].tolist() == [False, True, False, False, False]
 
 
 def test_a_patient_called_like_anothers_examination_is_another_one() -> None:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.views import Place, Policy, Views, view_number
+from rsna_bcd.tables.views import Place, Policy, Views, left_out, view_number
 
 
 def positions(settings: Views, *views: str | None, seed: int | None = None) -> list[int | None]:
@@ -81,3 +82,17 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 
 def test_a_configuration_gives_lists() -> None:
     assert Views(order=["MLO", "CC"]) == Views(order=("MLO", "CC"))
+
+
+def test_left_out() -> None:
+    images = pd.DataFrame(
+        [
+            ("a", "1_L", "CC", False), ("b", "1_L", "CC", True), ("c", "1_L", None, True),
+            ("d", "1_R", "CC", True), ("e", "1_R", "MLO", True),  # nothing else
+            ("f", "2_L", None, False), ("g", "2_L", "CC", True),  # it may be one as well
+        ],
+        columns=["image_id", "prediction_id", "view", "supplemental"],
+    )  # fmt: skip
+    assert left_out(images) == {"b", "c"}
+    assert left_out(images[images["image_id"] != "a"]) == set()
+    assert left_out(images.drop(columns="supplemental")) == set()
