@@ -7,33 +7,49 @@ compressed frame disagree on precision or sign, the frame is right: it is what w
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.uid import UID
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
-from rsna_bcd.imaging.codestream import check_rle, holds_all_pixels, read_jpeg, read_jpeg2000
+from rsna_bcd.imaging.codestream import (
+    check_rle,
+    compression,
+    holds_all_pixels,
+    is_predicted_from_left,
+    join_fragments,
+    read_codestream,
+)
 from rsna_bcd.imaging.decoders import (
     DECODERS,
     HTJ2K,
     JPEG,
     JPEG2000,
+    JPEG_DCT,
     JPEG_HUFFMAN,
     RAW,
     RLE,
+    EncapsulatedUncompressed,
     Encoded,
     Words,
     decode,
+    refuse_partial_cosines,
 )
 from rsna_bcd.imaging.kinds import foreign_kind, may_be_a_digitised_film
 from rsna_bcd.imaging.mammogram import (
     EMPTY,
     FLAT,
+    MOST_PIXELS,
     ImageError,
     Level,
     Mammogram,
@@ -42,16 +58,29 @@ from rsna_bcd.imaging.mammogram import (
     overview_of,
     refuse_constant,
 )
-from rsna_bcd.imaging.parsing import refusing_damaged_headers
+from rsna_bcd.imaging.parsing import parse_dicom, refusing_damaged_headers
 from rsna_bcd.imaging.presentation import presentation_of
 
-# The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
-_MOST_PIXELS = 2**26
-_PREAMBLE = 128
 # Of a pixel in a compressed frame. The emptiest of real mammograms take 0.7; a flat grey takes less
 # than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
 _LEAST_BITS = 0.01
 _RAMP = 12  # pixels at the end of a row
+_MOST_ASPECT = 4  # height by width of a pixel, or the other way round
+_SQUARE = 0.01  # pixels that differ less in height and width are square
+
+_RAW_REMEDY = "convert it, e.g. with `gdcmconv --raw in.dcm out.dcm`"
+# Of transfer syntaxes that this remedy does not serve, by how their UIDs begin.
+_REMEDIES = {
+    "1.2.840.10008.1.2.4.10": "a video; export one frame of it as an uncompressed DICOM file",
+    "1.2.840.10008.1.2.4.11": "JPEG XL; export the file uncompressed (Explicit VR Little Endian)",
+    "1.2.840.10008.1.2.4.94": "the pixels are on a server; export the file uncompressed",
+    "1.2.840.10008.1.2.4.95": "the pixels are on a server; export the file uncompressed",
+    "1.2.840.10008.1.2.4.20": "JPIP; the pixels are on a server; export the file uncompressed",
+}
+_LABEL_REMEDY = "export the file again, or correct the transfer syntax"
+_MOST_SURPLUS = 2**16  # bytes behind raw pixels that are no padding; more belong to an image
+
+_CODES = ("PhotometricInterpretation", "Modality", "VOILUTFunction", "PresentationLUTShape")
 
 
 class _Samples(NamedTuple):
@@ -77,11 +106,13 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
             content; the message is the reason.
     """
     content = path.read_bytes()
-    _check_preamble(content)
+    if not content:
+        raise ImageError(EMPTY)
     with refusing_damaged_headers():
-        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset = parse_dicom(io.BytesIO(content))
         syntax = _check_header(dataset)
         encoded, samples = _check_frame(dataset, syntax)
+        aspect = _pixel_aspect(dataset)
     facts: dict[str, str | int] = {
         "transfer_syntax": str(syntax),
         "photometric": str(dataset.PhotometricInterpretation),
@@ -92,8 +123,10 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     @cache
     def level(reduced: int) -> Level:
         words, halvings, decoder = decode(encoded, decoders, reduced)
-        if syntax in JPEG_HUFFMAN:
+        if encoded.syntax in JPEG_HUFFMAN:
             _refuse_filled_up(encoded.frame, words, samples.bits)
+        elif encoded.syntax in JPEG_DCT:
+            refuse_partial_cosines(encoded, words, decoder)
         pixels = _interpret(_right_aligned(words, samples.above), samples)
         refuse_constant(pixels)
         return Level(pixels, halvings, decoder)
@@ -103,26 +136,25 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
     with refusing_damaged_headers():
         presentation = presentation_of(dataset, small.pixels)
-    return Mammogram(rows, columns, small, presentation, facts, most_reduced, level)
-
-
-def _check_preamble(content: bytes) -> None:
-    if not content:
-        raise ImageError(EMPTY)
-    if content[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
-        raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
+    return Mammogram(
+        rows, columns, small, presentation, facts, most_reduced, level, pixel_aspect=aspect
+    )
 
 
 def _check_header(dataset: Dataset) -> UID:
     """Refuse what is no mammogram, or would not fit; return the transfer syntax."""
+    for keyword in _CODES:  # padding and lower case occur
+        if isinstance(dataset.get(keyword), str):
+            setattr(dataset, keyword, dataset[keyword].value.strip(" \0\t\r\n").upper())
     kind = foreign_kind(dataset)
     if kind and not may_be_a_digitised_film(dataset):
         raise ImageError(f"{kind}, no mammogram")
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")
-    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    syntax = _transfer_syntax(dataset)
     if syntax not in RAW | RLE | JPEG | JPEG2000 | HTJ2K:
-        raise ImageError(f"transfer syntax {syntax.name or '(none)'} is not supported")
+        remedy = next((r for uid, r in _REMEDIES.items() if syntax.startswith(uid)), _RAW_REMEDY)
+        raise ImageError(f"transfer syntax {syntax.name} is not supported: {remedy}")
     required = (
         "Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel",
         "PhotometricInterpretation",
@@ -138,8 +170,8 @@ def _check_header(dataset: Dataset) -> UID:
         raise ImageError(f"photometric interpretation {dataset.PhotometricInterpretation}")
     if dataset.BitsAllocated not in (8, 16) or not 1 <= dataset.BitsStored <= dataset.BitsAllocated:
         raise ImageError(f"{dataset.BitsStored} of {dataset.BitsAllocated} bits are stored")
-    if not 0 < dataset.Rows * dataset.Columns <= _MOST_PIXELS:
-        raise ImageError(f"{dataset.Rows} x {dataset.Columns} pixels; at most {_MOST_PIXELS}")
+    if not 0 < dataset.Rows * dataset.Columns <= MOST_PIXELS:
+        raise ImageError(f"{dataset.Rows} x {dataset.Columns} pixels; at most {MOST_PIXELS}")
     return syntax
 
 
@@ -152,31 +184,96 @@ def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
         raise ImageError("the pixel data have no content")
     pixels = dataset.Rows * dataset.Columns
     if syntax in RAW:
-        needed = pixels * dataset.BitsAllocated // 8
-        if len(content) < needed:
-            raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
-        if content[needed:].strip(b"\0"):
-            raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
-        return Encoded(dataset, syntax, b"", None), header
-    frame = get_frame(content, 0, number_of_frames=1)
-    if syntax in RLE:
-        _check_amount(frame, pixels * _LEAST_BITS)
-        check_rle(frame, dataset.BitsAllocated // 8)
-        return Encoded(dataset, syntax, frame, None), header
-    stream = read_jpeg2000(frame) if syntax in JPEG2000 | HTJ2K else read_jpeg(frame)
+        frame = _raw_frame(content, pixels * dataset.BitsAllocated // 8, dataset, syntax)
+        return _encoded(dataset, dataset.BitsAllocated, ExplicitVRLittleEndian, frame), header
+    frame = join_fragments(content)
+    if compression(frame) is None:
+        return _check_rle_frame(dataset, syntax, frame), header
+    stream = read_codestream(frame)
     if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
         raise ImageError(
             f"the header says {dataset.Rows} x {dataset.Columns} pixels, the compressed frame "
             f"{stream.height} x {stream.width}"
         )
-    if syntax in JPEG_HUFFMAN:
+    frame = frame[stream.start : stream.end]
+    if stream.syntax in JPEG_HUFFMAN:
         _check_amount(frame, pixels)
     elif len(frame) * 8 < pixels * _LEAST_BITS:
         raise ImageError(f"{FLAT} are equal, or the frame of {len(frame)} bytes lacks most of them")
     if stream.components != 1 or stream.bits > 16:
         raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
     samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)
-    return Encoded(dataset, syntax, frame, stream), samples
+    allocated = 8 if stream.bits <= 8 else 16
+    return replace(_encoded(dataset, allocated, stream.syntax, frame), stream=stream), samples
+
+
+def _encoded(dataset: Dataset, allocated: int, syntax: UID, frame: bytes) -> Encoded:
+    signed = bool(dataset.get("PixelRepresentation", 0))
+    return Encoded(int(dataset.Rows), int(dataset.Columns), allocated, signed, syntax, frame)
+
+
+def _raw_frame(content: bytes, needed: int, dataset: Dataset, syntax: UID) -> bytes:
+    """Pixels that are not compressed, without the bytes behind them."""
+    if syntax == EncapsulatedUncompressed:
+        content = join_fragments(content)
+    kind = compression(content)
+    if kind and not needed <= len(content) <= needed + 1:
+        kind = compression(join_fragments(content)) or "encapsulated"
+        raise ImageError(
+            f"the transfer syntax {syntax.name} says that the pixels are not compressed, but they "
+            f"are {kind}: {_LABEL_REMEDY}"
+        )
+    if len(content) < needed:
+        raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
+    surplus = content[needed:]
+    rows, rest = divmod(len(surplus), dataset.Columns * dataset.BitsAllocated // 8)
+    more_pixels = len(surplus) > _MOST_SURPLUS or (rows > 0 and rest <= 1)
+    if more_pixels and surplus.strip(surplus[:1]):  # padding is one value
+        raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
+    return content[:needed]
+
+
+def _check_rle_frame(dataset: Dataset, syntax: UID, frame: bytes) -> Encoded:
+    """Refuse a frame that is neither RLE nor a codestream."""
+    pixels, allocated = dataset.Rows * dataset.Columns, dataset.BitsAllocated
+    if 0 <= len(frame) - pixels * allocated // 8 <= 1 and syntax not in RLE:
+        raise ImageError(
+            f"the transfer syntax {syntax.name} says that the pixels are compressed, but they "
+            f"are not: {_LABEL_REMEDY}"
+        )
+    _check_amount(frame, pixels * _LEAST_BITS)
+    check_rle(frame, allocated // 8)
+    return _encoded(dataset, allocated, RLELossless, frame)
+
+
+def _transfer_syntax(dataset: Dataset) -> UID:
+    """As the meta information says; without it, as the file was parsed."""
+    named = str(dataset.file_meta.get("TransferSyntaxUID") or "").strip(" \0")
+    if named:
+        return UID(named)
+    if dataset["PixelData"].is_undefined_length:
+        frame = join_fragments(dataset.PixelData)
+        return read_codestream(frame).syntax if compression(frame) else RLELossless
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _pixel_aspect(dataset: Dataset) -> float:
+    """Height of a pixel divided by its width, 1 where nothing usable says otherwise.
+
+    The spacings come first: PixelAspectRatio is for images without them (PS3.3 C.7.6.3.1.7).
+    """
+    for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing",
+                    "PixelAspectRatio"):  # fmt: skip
+        try:
+            height, width = (float(value) for value in dataset.get(keyword) or ())
+        except (TypeError, ValueError):
+            continue
+        if min(height, width) > 0 and 1 / _MOST_ASPECT <= height / width <= _MOST_ASPECT:
+            return height / width if abs(height / width - 1) > _SQUARE else 1.0
+    return 1.0
 
 
 def _check_amount(frame: bytes, bits: float) -> None:
@@ -189,12 +286,14 @@ def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
 
     Decoders then go on with bits of 0, the same difference from pixel to pixel until the row ends,
     and with rows of the value that prediction begins with, half of the range. That is a reason to
-    count, not to refuse: the darkest value of signed images is stored as half of the range.
+    count, not to refuse: the darkest value of signed images is stored as half of the range. With
+    other predictors than the pixel before, the rows may look like any: always count.
     """
     last = words[-1]
     slope = np.diff(last[-_RAMP:])  # of unsigned words: it wraps, as prediction does
     ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
-    if (ramp or (last == 2 ** (bits - 1)).all()) and not holds_all_pixels(frame, words, bits):
+    doubtful = ramp or (last == 2 ** (bits - 1)).all() or not is_predicted_from_left(frame)
+    if doubtful and not holds_all_pixels(frame, words, bits):
         raise ImageError("the file was cut short: its last row was never encoded")
 
 

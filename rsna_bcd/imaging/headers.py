@@ -3,13 +3,12 @@
 import re
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from rsna_bcd.imaging.kinds import foreign_kind, sop_class_of
 from rsna_bcd.imaging.mammogram import ImageError
-from rsna_bcd.imaging.parsing import refusing_damaged_headers
+from rsna_bcd.imaging.parsing import parse_dicom, refusing_damaged_headers
 
 Header = dict[str, str | int | float | None]
 
@@ -61,7 +60,7 @@ def read_header(path: Path) -> Header:
     """
     with path.open("rb") as file, refusing_damaged_headers():
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+            dataset = parse_dicom(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
         if not dataset.get("Rows") or not dataset.get("Columns"):
