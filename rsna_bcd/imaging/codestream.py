@@ -35,6 +35,10 @@ _HUFFMAN_TABLES, _SCAN_HEADER, _RESTART_INTERVAL, _END_OF_IMAGE = 0xC4, 0xDA, 0x
 _MARKER = re.compile(rb"\xff[^\x00-\x7f\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
+# Decoders of JPEG with discrete cosines replace absent bits by grey, and say nothing. Bits added
+# before the end marker are read only where others are missing: then they change pixels.
+FURTHER_BITS = b"\xaa" * 64
+
 _ITEM, _UNDEFINED = b"\xfe\xff\x00\xe0", 0xFFFFFFFF
 _START_OF_JPEG, _START_OF_JPEG2000 = b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
 _JP2 = b"\x00\x00\x00\x0cjP  "

@@ -38,7 +38,7 @@ from pydicom.uid import (
 from pydicom.uid import JPEGLossless as JPEGLosslessAnyPredictor
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.codestream import Codestream
+from rsna_bcd.imaging.codestream import FURTHER_BITS, Codestream
 from rsna_bcd.imaging.mammogram import ImageError
 
 Words = NDArray[np.integer[Any]]  # uint8 or uint16
@@ -57,9 +57,6 @@ JPEG_HUFFMAN = frozenset({JPEGLosslessSV1, JPEGLosslessAnyPredictor})
 JPEG = JPEG_DCT | JPEG_HUFFMAN | {JPEGLSLossless, JPEGLSNearLossless}
 JPEG2000 = frozenset({JPEG2000Lossless, JPEG2000Lossy})
 HTJ2K = frozenset({HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2KAny})  # its block coder is another
-
-# Decoders of JPEG with discrete cosines replace bits that are absent by grey, and say nothing.
-_FURTHER_BITS = b"\xaa" * 64
 
 
 @dataclass(frozen=True)
@@ -130,12 +127,10 @@ def decode(encoded: Encoded, chain: Sequence[str], reduced: int = 0) -> tuple[Wo
 def refuse_partial_cosines(encoded: Encoded, words: Words, decoder: str) -> None:
     """Raise if a JPEG frame with discrete cosines ended early, though it has an end marker.
 
-    Bits before the end marker are read only where bits are missing: then they change pixels.
-
     Raises:
         ImageError: they do.
     """
-    longer = replace(encoded, frame=encoded.frame[:-2] + _FURTHER_BITS + encoded.frame[-2:])
+    longer = replace(encoded, frame=encoded.frame[:-2] + FURTHER_BITS + encoded.frame[-2:])
     try:
         again, _, _ = decode(longer, [decoder])
         same = np.array_equal(again, words)
