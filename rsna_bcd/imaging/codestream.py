@@ -236,6 +236,8 @@ def read_jpeg(frame: bytes) -> Codestream:
     if header is None or not scans:
         raise ImageError("the JPEG stream has no frame header")
     marker, bits, height, width, components = header
+    if _SYNTAXES[marker] == JPEGBaseline8Bit and bits not in (8, 12):  # T.81 table B.2
+        raise ImageError(f"lossy JPEG of {bits} bits, which no standard knows: export it again")
     if interval and len(scans) == 1 and marker != 0xF7:
         units = height * width if marker == 0xC3 else -(-height // 8) * -(-width // 8)
         found = len(_RESTART.findall(frame, scans[0], end))
@@ -300,15 +302,17 @@ def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) 
     values = pixels.astype(np.int32) >> transform
     difference = values - _predicted(values, predictor, 2 ** (bits - transform - 1), rows)
     difference = (difference + 2**15) % 2**16 - 2**15
-    category = np.bincount(np.frexp(np.abs(difference).astype(np.float32))[1].ravel(), minlength=17)
-    if (lengths[category > 0] == 0).any():  # the table has no code for it
+    category = np.frexp(np.abs(difference).astype(np.float32))[1]
+    counts = np.bincount(category.ravel(), minlength=17)
+    if (lengths[counts > 0] == 0).any():  # the table has no code for it
         return False
-    extra = np.arange(17) % 16  # the only difference of category 16 needs no bits
+    costs = lengths + np.arange(17) % 16  # the only difference of category 16 needs no bits
+    tops = range(0, len(values), rows)
+    # Each restart interval is filled up to a whole byte.
+    needed = sum(-(-int(costs[category[top : top + rows]].sum()) // 8) for top in tops)
     coded = frame[start:-2]
     # FF is followed by 0 that is no code; restart markers are none either.
-    restarts = -(-len(pixels) // rows) - 1
-    available = 8 * (len(coded) - coded.count(b"\xff\x00") - 2 * restarts)
-    return bool(category @ (lengths + extra) <= available)
+    return needed <= len(coded) - coded.count(b"\xff\x00") - 2 * (len(tops) - 1)
 
 
 def _code_lengths(segment: bytes) -> dict[int, NDArray[np.int64]]:
