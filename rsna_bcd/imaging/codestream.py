@@ -100,7 +100,7 @@ def join_fragments(content: bytes) -> bytes:
             raise ImageError("the file was cut short: its frame ends within a fragment")
         fragments.append(content[at + 8 : at + 8 + length])
         at += 8 + length
-    if compression(fragments[0]) is None:  # else there is no table
+    if len(fragments) > 1 and compression(fragments[0]) is None:  # else there is no table
         del fragments[0]
     if not any(fragments):
         raise ImageError("the pixel data have no frame")

@@ -61,8 +61,8 @@ def read_picture(path: Path) -> Mammogram:
     upright = in_memory(_over(0, pixels, opacity), decoder, _upright, {})
     inverted = has_bright_background(upright.shown_overview())
     if inverted and opacity is not None:  # black would be shown white
-        bright = _over(int(pixels.max()), pixels, opacity)
-        upright = in_memory(bright, decoder, _upright, {})
+        bright = 255 if pixels.dtype == np.uint8 else int(pixels[opacity > 0].max())
+        upright = in_memory(_over(bright, pixels, opacity), decoder, _upright, {})
     return replace(
         upright,
         presentation=replace(upright.presentation, inverted=inverted),
@@ -83,16 +83,18 @@ def _decode(content: bytes) -> tuple[StoredPixels, NDArray[np.float32] | None, s
             Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "TIFF"]) as picture,
         ):
             _check(picture)
-            # TIFF files are turned by their decoders.
-            turned = picture.format == "TIFF"
-            orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
             channels, transparent, decoder = _channels(picture, content)
+            # TIFF files were turned by their decoder.
+            exif = {} if picture.format == "TIFF" else picture.getexif()
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
             if picture.format in ("JPEG", "MPO"):
                 _refuse_partial_jpeg(content)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not a picture (PNG, JPEG or TIFF), or a damaged one") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"a picture of too many pixels; at most {MOST_PIXELS}") from error
     except _REFUSALS as error:
         raise ImageError(f"a damaged picture: {error}") from error
     planes = [channels] if channels.ndim == 2 else list(cv2.split(channels))
