@@ -47,7 +47,7 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # by the orientat
 def read_picture(path: Path) -> Mammogram:
     """Read a picture; a bright background (MONOCHROME1 taken as it was) is recognised.
 
-    It is turned as its EXIF orientation says. Transparent pixels are background. Pictures of 8 bits
+    It is turned as its EXIF orientation says. Transparent pixels are black. Pictures of 8 bits
     are shown over 0 to 255. Pictures of 16 bits hold 10 to 16 bits of content, and no header says
     which: they are shown from their minimum to their maximum.
 
@@ -57,12 +57,9 @@ def read_picture(path: Path) -> Mammogram:
     content = path.read_bytes()
     if not content:
         raise ImageError(EMPTY)
-    pixels, opacity, decoder = _decode(content)
-    upright = in_memory(_over(0, pixels, opacity), decoder, _upright, {})
+    pixels, decoder = _decode(content)
+    upright = in_memory(pixels, decoder, _upright, {})
     inverted = has_bright_background(upright.shown_overview())
-    if inverted and opacity is not None:  # black would be shown white
-        bright = 255 if pixels.dtype == np.uint8 else int(pixels[opacity > 0].max())
-        upright = in_memory(_over(bright, pixels, opacity), decoder, _upright, {})
     return replace(
         upright,
         presentation=replace(upright.presentation, inverted=inverted),
@@ -75,8 +72,8 @@ def read_picture(path: Path) -> Mammogram:
     )
 
 
-def _decode(content: bytes) -> tuple[StoredPixels, NDArray[np.float32] | None, str]:
-    """Grey values (H, W); opacity (H, W) in [0, 1], None where there is none; the decoder."""
+def _decode(content: bytes) -> tuple[StoredPixels, str]:
+    """Grey values (H, W), black where they are transparent; and the decoder."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),  # on metadata that is not used
@@ -103,11 +100,10 @@ def _decode(content: bytes) -> tuple[StoredPixels, NDArray[np.float32] | None, s
     # JPEG stores grey as luminance, so the three channels agree to within rounding.
     if max(cv2.absdiff(first, middle).max(), cv2.absdiff(middle, third).max()) > 2:
         raise ImageError("a colour picture; mammograms are grey")
-    turn = _TURNS.get(orientation, np.asarray)
-    pixels = np.ascontiguousarray(turn(middle))
-    if opacity is None:
-        return pixels, None, decoder
-    return pixels, turn(opacity).astype(np.float32) / np.iinfo(opacity.dtype).max, decoder
+    if opacity is not None:
+        opaque = np.float32(np.iinfo(opacity.dtype).max)
+        middle = np.rint(middle * (opacity / opaque)).astype(middle.dtype)
+    return np.ascontiguousarray(_TURNS.get(orientation, np.asarray)(middle)), decoder
 
 
 def _check(picture: Image.Image) -> None:
@@ -162,16 +158,6 @@ def _refuse_partial_jpeg(content: bytes) -> None:
     )
     if not np.array_equal(before, after):
         raise ImageError("the file was cut short: its last rows were never encoded")
-
-
-def _over(
-    background: int, pixels: StoredPixels, opacity: NDArray[np.float32] | None
-) -> StoredPixels:
-    """Pixels over a background of one value."""
-    if opacity is None:
-        return pixels
-    mixed = pixels * opacity + np.float32(background) * (1 - opacity)
-    return np.rint(mixed).astype(pixels.dtype)
 
 
 def _upright(pixels: StoredPixels) -> Presentation:
