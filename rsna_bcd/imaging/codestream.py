@@ -270,8 +270,7 @@ def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
 
 def is_predicted_from_left(frame: bytes) -> bool:
     """Whether a JPEG lossless frame predicts each pixel from the one before, throughout rows."""
-    scans = [at for marker, at in _segments(frame) if marker == _SCAN_HEADER]
-    return frame[scans[0] + 3] == 1
+    return next(frame[at + 3] for marker, at in _segments(frame) if marker == _SCAN_HEADER) == 1
 
 
 def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) -> bool:
