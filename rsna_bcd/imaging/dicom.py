@@ -7,48 +7,20 @@ compressed frame disagree on precision or sign, the frame is right: it is what w
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-)
+from pydicom.uid import UID
 
-from rsna_bcd.imaging.codestream import (
-    check_rle,
-    compression,
-    holds_all_pixels,
-    is_predicted_from_left,
-    join_fragments,
-    read_codestream,
-)
-from rsna_bcd.imaging.decoders import (
-    DECODERS,
-    HTJ2K,
-    JPEG,
-    JPEG2000,
-    JPEG_DCT,
-    JPEG_HUFFMAN,
-    RAW,
-    RLE,
-    EncapsulatedUncompressed,
-    Encoded,
-    Words,
-    decode,
-    refuse_partial_cosines,
-)
+from rsna_bcd.imaging.codestream import Codestream
+from rsna_bcd.imaging.decoders import DECODERS, HTJ2K, JPEG, JPEG2000, RAW, RLE, Words, decode
+from rsna_bcd.imaging.frames import check_frame, refuse_partial, transfer_syntax
 from rsna_bcd.imaging.kinds import foreign_kind, may_be_a_digitised_film
 from rsna_bcd.imaging.mammogram import (
     EMPTY,
-    FLAT,
     MOST_PIXELS,
     ImageError,
     Level,
@@ -61,10 +33,6 @@ from rsna_bcd.imaging.mammogram import (
 from rsna_bcd.imaging.parsing import parse_dicom, refusing_damaged_headers
 from rsna_bcd.imaging.presentation import presentation_of
 
-# Of a pixel in a compressed frame. The emptiest of real mammograms take 0.7; a flat grey takes less
-# than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
-_LEAST_BITS = 0.01
-_RAMP = 12  # pixels at the end of a row
 _MOST_ASPECT = 4  # height by width of a pixel, or the other way round
 _SQUARE = 0.01  # pixels that differ less in height and width are square
 
@@ -72,14 +40,12 @@ _RAW_REMEDY = "convert it, e.g. with `gdcmconv --raw in.dcm out.dcm`"
 # Of transfer syntaxes that this remedy does not serve, by how their UIDs begin.
 _REMEDIES = {
     "1.2.840.10008.1.2.4.10": "a video; export one frame of it as an uncompressed DICOM file",
+    "1.2.840.10008.1.2.7": "a video; export one frame of it as an uncompressed DICOM file",
     "1.2.840.10008.1.2.4.11": "JPEG XL; export the file uncompressed (Explicit VR Little Endian)",
     "1.2.840.10008.1.2.4.94": "the pixels are on a server; export the file uncompressed",
     "1.2.840.10008.1.2.4.95": "the pixels are on a server; export the file uncompressed",
     "1.2.840.10008.1.2.4.20": "JPIP; the pixels are on a server; export the file uncompressed",
 }
-_LABEL_REMEDY = "export the file again, or correct the transfer syntax"
-_MOST_SURPLUS = 2**16  # bytes behind raw pixels that are no padding; more belong to an image
-
 _CODES = ("PhotometricInterpretation", "Modality", "VOILUTFunction", "PresentationLUTShape")
 
 
@@ -111,7 +77,8 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     with refusing_damaged_headers():
         dataset = parse_dicom(io.BytesIO(content))
         syntax = _check_header(dataset)
-        encoded, samples = _check_frame(dataset, syntax)
+        encoded = check_frame(dataset, syntax)
+        samples = _samples(dataset, encoded.stream)
         aspect = _pixel_aspect(dataset)
     facts: dict[str, str | int] = {
         "transfer_syntax": str(syntax),
@@ -123,10 +90,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     @cache
     def level(reduced: int) -> Level:
         words, halvings, decoder = decode(encoded, decoders, reduced)
-        if encoded.syntax in JPEG_HUFFMAN:
-            _refuse_filled_up(encoded.frame, words, samples.bits)
-        elif encoded.syntax in JPEG_DCT:
-            refuse_partial_cosines(encoded, words, decoder)
+        refuse_partial(encoded, words, decoder)
         pixels = _interpret(_right_aligned(words, samples.above), samples)
         refuse_constant(pixels)
         return Level(pixels, halvings, decoder)
@@ -151,7 +115,7 @@ def _check_header(dataset: Dataset) -> UID:
         raise ImageError(f"{kind}, no mammogram")
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")
-    syntax = _transfer_syntax(dataset)
+    syntax = transfer_syntax(dataset)
     if syntax not in RAW | RLE | JPEG | JPEG2000 | HTJ2K:
         remedy = next((r for uid, r in _REMEDIES.items() if syntax.startswith(uid)), _RAW_REMEDY)
         raise ImageError(f"transfer syntax {syntax.name} is not supported: {remedy}")
@@ -175,91 +139,6 @@ def _check_header(dataset: Dataset) -> UID:
     return syntax
 
 
-def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
-    """Refuse pixel data that is too short or contradicts the header; say what a word means."""
-    signed = bool(dataset.get("PixelRepresentation", 0))
-    header = _Samples(dataset.BitsStored, signed, _bits_above(dataset))
-    content = dataset.PixelData
-    if not isinstance(content, bytes):
-        raise ImageError("the pixel data have no content")
-    pixels = dataset.Rows * dataset.Columns
-    if syntax in RAW:
-        frame = _raw_frame(content, pixels * dataset.BitsAllocated // 8, dataset, syntax)
-        return _encoded(dataset, dataset.BitsAllocated, ExplicitVRLittleEndian, frame), header
-    frame = join_fragments(content)
-    if compression(frame) is None:
-        return _check_rle_frame(dataset, syntax, frame), header
-    stream = read_codestream(frame)
-    if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
-        raise ImageError(
-            f"the header says {dataset.Rows} x {dataset.Columns} pixels, the compressed frame "
-            f"{stream.height} x {stream.width}"
-        )
-    frame = frame[stream.start : stream.end]
-    if stream.syntax in JPEG_HUFFMAN:
-        _check_amount(frame, pixels)
-    elif len(frame) * 8 < pixels * _LEAST_BITS:
-        raise ImageError(f"{FLAT} are equal, or the frame of {len(frame)} bytes lacks most of them")
-    if stream.components != 1 or stream.bits > 16:
-        raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
-    samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)
-    allocated = 8 if stream.bits <= 8 else 16
-    return replace(_encoded(dataset, allocated, stream.syntax, frame), stream=stream), samples
-
-
-def _encoded(dataset: Dataset, allocated: int, syntax: UID, frame: bytes) -> Encoded:
-    signed = bool(dataset.get("PixelRepresentation", 0))
-    return Encoded(int(dataset.Rows), int(dataset.Columns), allocated, signed, syntax, frame)
-
-
-def _raw_frame(content: bytes, needed: int, dataset: Dataset, syntax: UID) -> bytes:
-    """Pixels that are not compressed, without the bytes behind them."""
-    if syntax == EncapsulatedUncompressed:
-        content = join_fragments(content)
-    kind = compression(content)
-    if kind and not needed <= len(content) <= needed + 1:
-        kind = compression(join_fragments(content)) or "encapsulated"
-        raise ImageError(
-            f"the transfer syntax {syntax.name} says that the pixels are not compressed, but they "
-            f"are {kind}: {_LABEL_REMEDY}"
-        )
-    if len(content) < needed:
-        raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
-    surplus = content[needed:]
-    rows, rest = divmod(len(surplus), dataset.Columns * dataset.BitsAllocated // 8)
-    more_pixels = len(surplus) > _MOST_SURPLUS or (rows > 0 and rest <= 1)
-    if more_pixels and surplus.strip(surplus[:1]):  # padding is one value
-        raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
-    return content[:needed]
-
-
-def _check_rle_frame(dataset: Dataset, syntax: UID, frame: bytes) -> Encoded:
-    """Refuse a frame that is neither RLE nor a codestream."""
-    pixels, allocated = dataset.Rows * dataset.Columns, dataset.BitsAllocated
-    if 0 <= len(frame) - pixels * allocated // 8 <= 1 and syntax not in RLE:
-        raise ImageError(
-            f"the transfer syntax {syntax.name} says that the pixels are compressed, but they "
-            f"are not: {_LABEL_REMEDY}"
-        )
-    _check_amount(frame, pixels * _LEAST_BITS)
-    check_rle(frame, allocated // 8)
-    return _encoded(dataset, allocated, RLELossless, frame)
-
-
-def _transfer_syntax(dataset: Dataset) -> UID:
-    """As the meta information says; without it, as the file was parsed."""
-    named = str(dataset.file_meta.get("TransferSyntaxUID") or "").strip(" \0")
-    if named:
-        return UID(named)
-    if dataset["PixelData"].is_undefined_length:
-        frame = join_fragments(dataset.PixelData)
-        return read_codestream(frame).syntax if compression(frame) else RLELossless
-    implicit, little = dataset.original_encoding
-    if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-
-
 def _pixel_aspect(dataset: Dataset) -> float:
     """Height of a pixel divided by its width, 1 where nothing usable says otherwise.
 
@@ -276,25 +155,12 @@ def _pixel_aspect(dataset: Dataset) -> float:
     return 1.0
 
 
-def _check_amount(frame: bytes, bits: float) -> None:
-    if len(frame) * 8 < bits:
-        raise ImageError(f"a frame of {len(frame)} bytes cannot hold so many pixels")
-
-
-def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
-    """Raise if a JPEG lossless frame ended early, though it has an end marker.
-
-    Decoders then go on with bits of 0, the same difference from pixel to pixel until the row ends,
-    and with rows of the value that prediction begins with, half of the range. That is a reason to
-    count, not to refuse: the darkest value of signed images is stored as half of the range. With
-    other predictors than the pixel before, the rows may look like any: always count.
-    """
-    last = words[-1]
-    slope = np.diff(last[-_RAMP:])  # of unsigned words: it wraps, as prediction does
-    ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
-    doubtful = ramp or (last == 2 ** (bits - 1)).all() or not is_predicted_from_left(frame)
-    if doubtful and not holds_all_pixels(frame, words, bits):
-        raise ImageError("the file was cut short: its last row was never encoded")
+def _samples(dataset: Dataset, stream: Codestream | None) -> _Samples:
+    """What a word means: as the frame says, else as the header says."""
+    signed = bool(dataset.get("PixelRepresentation", 0))
+    if stream is None:
+        return _Samples(dataset.BitsStored, signed, _bits_above(dataset))
+    return _Samples(stream.bits, signed if stream.signed is None else stream.signed)
 
 
 def _bits_above(dataset: Dataset) -> int:
