@@ -12,17 +12,23 @@ from typing import Any
 import cv2
 import numpy as np
 import pydicom
-from dicom_files import write_dicom
+from dicom_files import dataset_of, write_dicom
+from jpeg_lossless import encode_jpeg_lossless
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-SYNTAXES = ("raw", "rle", "jpeg", "jpeg_ls", "jpeg2000")
+SYNTAXES = (
+    "raw", "rle", "jpeg", "jpeg_ls", "jpeg2000", "jpeg_predicted", "jpeg_lossy", "deflated",
+)  # fmt: skip
 UIDS = {
     "raw": "1.2.840.10008.1.2.1",
     "rle": "1.2.840.10008.1.2.5",
     "jpeg": "1.2.840.10008.1.2.4.70",
     "jpeg_ls": "1.2.840.10008.1.2.4.80",
     "jpeg2000": "1.2.840.10008.1.2.4.90",
+    "jpeg_predicted": "1.2.840.10008.1.2.4.57",
+    "jpeg_lossy": "1.2.840.10008.1.2.4.50",
+    "deflated": "1.2.840.10008.1.2.1.99",
 }
 _BOMB = 60_000  # rows and columns
 _END = b"\xff\xd9"
@@ -45,7 +51,10 @@ class Damaged:
 
 def damaged_files(syntax: str, count: int, seed: int = 0) -> Iterator[Damaged]:
     """Yield damaged files of a syntax, every kind in its turn; same arguments, same files."""
-    kinds = _KINDS | (_COMPRESSED if syntax != "raw" else _RAW) | _OF_SYNTAX.get(syntax, {})
+    if syntax == "deflated":  # its elements are not to be found in the file
+        kinds = {kind: _KINDS[kind] for kind in _OF_DEFLATED}
+    else:
+        kinds = _KINDS | (_COMPRESSED if syntax != "raw" else _RAW) | _OF_SYNTAX.get(syntax, {})
     names = list(kinds)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -86,6 +95,8 @@ def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
     smooth = (smooth - smooth.min()) / np.ptp(smooth) + rng.normal(0, 0.01, smooth.shape)
     low = -(2 ** (bits - 1)) if dtype == np.int16 else 0
     pixels = np.rint(np.clip(smooth, 0, 1) * (2**bits - 1) + low).astype(dtype)
+    if syntax in ("jpeg_predicted", "jpeg_lossy", "deflated"):
+        return _whole_of_rare(syntax, pixels, bits, variant)
     with TemporaryDirectory() as folder:
         path = write_dicom(Path(folder) / "a.dcm", pixels, bits=bits, syntax=syntax)
         if syntax == "raw" and variant % 2:
@@ -93,6 +104,29 @@ def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
             dataset.save_as(path, implicit_vr=True)
         return pixels, path.read_bytes()
+
+
+def _whole_of_rare(
+    syntax: str, pixels: np.ndarray, bits: int, variant: int
+) -> tuple[np.ndarray, bytes]:
+    """The same of syntaxes that GDCM does not write."""
+    if syntax == "jpeg_lossy":
+        pixels, bits = (pixels >> max(bits - 8, 0)).astype(np.uint8), 8
+        ok, frame = cv2.imencode(".jpg", pixels)
+        assert ok
+        whole, pixels = frame.tobytes(), cv2.imdecode(frame, cv2.IMREAD_UNCHANGED)
+    elif syntax == "jpeg_predicted":
+        words = pixels.view(np.uint16) & 2**bits - 1 if bits > 8 else pixels
+        rows = 11 if variant % 2 else 0
+        whole = encode_jpeg_lossless(words, bits, 1 + variant % 7, restart_rows=rows)
+    dataset = dataset_of(pixels, bits)
+    if syntax != "deflated":
+        dataset.PixelData = encapsulate([whole])
+        dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return pixels, buffer.getvalue()
 
 
 Damage = Callable[[bytes, np.random.Generator], bytes]
@@ -312,7 +346,7 @@ def _jpeg_larger(whole: bytes, rng: np.random.Generator) -> bytes:
 
 def _jpeg_of(whole: bytes, size: int) -> bytes:
     frame = bytearray(_frame(whole))
-    for marker in (b"\xff\xc3", b"\xff\xf7"):
+    for marker in (b"\xff\xc3", b"\xff\xf7", b"\xff\xc0"):
         if marker in frame:
             struct.pack_into(">HH", frame, frame.index(marker) + 5, size, size)
             return _with_frame(whole, bytes(frame), Rows=size, Columns=size)
@@ -334,4 +368,7 @@ _OF_SYNTAX: dict[str, dict[str, Damage]] = {
     },
     "jpeg": _OF_JPEG,
     "jpeg_ls": _OF_JPEG,
+    "jpeg_predicted": _OF_JPEG,
+    "jpeg_lossy": _OF_JPEG,
 }
+_OF_DEFLATED = ("cut", "cut near the end", "bits of the file", "lie", "size swapped", "bomb")

@@ -1,9 +1,10 @@
-"""What a compressed frame says about itself, read without decoding it.
+"""Read the headers of a compressed frame without decoding it.
 
 Decoders written in C trust their input: a frame cut short, or a header that lies about the size,
 ends in garbage, in gigabytes or in the death of the process. Size and end are cheap to check here.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +12,36 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLSNearLossless,
+)
 
 from rsna_bcd.imaging.mammogram import ImageError
 
-# Frame headers of JPEG: SOF0 to SOF15 without DHT, JPG and DAC, and SOF55 of JPEG-LS.
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
-_HUFFMAN_TABLES, _SCAN_HEADER, _RESTART_INTERVAL = 0xC4, 0xDA, 0xDD
+# Transfer syntaxes by the frame header of JPEG (ITU T.81 B.1.1.3; F7 is of JPEG-LS). C1, extended,
+# and C2, progressive, have syntaxes of their own, and the decoders of C0.
+_SYNTAXES = {
+    0xC0: JPEGBaseline8Bit, 0xC1: JPEGBaseline8Bit, 0xC2: JPEGBaseline8Bit, 0xC3: JPEGLossless,
+    0xF7: JPEGLSNearLossless,
+}  # fmt: skip
+_OTHER_FRAME_HEADERS = frozenset(range(0xC5, 0xD0)) - {0xC8, 0xCC}  # hierarchical, arithmetic
+_HUFFMAN_TABLES, _SCAN_HEADER, _RESTART_INTERVAL, _END_OF_IMAGE = 0xC4, 0xDA, 0xDD, 0xD9
+# In coded data FF is followed by 0 (T.81) or by a byte below 80 (T.87); else it is a marker.
+_MARKER = re.compile(rb"\xff[^\x00-\x7f\xd0-\xd7\xff]")
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+
+# Decoders of JPEG with discrete cosines replace absent bits by grey, and say nothing. Bits added
+# before the end marker are read only where others are missing: then they change pixels.
+FURTHER_BITS = b"\xaa" * 64
+
+_ITEM, _UNDEFINED = b"\xfe\xff\x00\xe0", 0xFFFFFFFF
+_START_OF_JPEG, _START_OF_JPEG2000 = b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
+_JP2 = b"\x00\x00\x00\x0cjP  "
 
 
 @dataclass(frozen=True)
@@ -24,22 +49,80 @@ class Codestream:
     """The frame's own header.
 
     Attributes:
+        syntax: the transfer syntax that the frame has, whatever the file says.
         height: in pixels.
         width: in pixels.
         components: samples per pixel.
         bits: precision of a sample.
         signed: whether samples are signed; None where the format cannot say (JPEG, JPEG-LS).
         start: where the codestream begins in the frame, in bytes.
+        end: where it ends, its end marker included.
         levels: how often its resolution can be halved (JPEG 2000 only).
     """
 
+    syntax: UID
     height: int
     width: int
     components: int
     bits: int
     signed: bool | None
-    start: int = 0
+    start: int
+    end: int
     levels: int = 0
+
+
+def compression(content: bytes) -> str | None:
+    """Name the compressed format that bytes begin with, or None."""
+    if content[:4] == _ITEM:
+        return "encapsulated"
+    if content[:4] == _START_OF_JPEG2000 or content[:8] == _JP2:
+        return "JPEG 2000"
+    return "JPEG" if content[:3] == _START_OF_JPEG else None
+
+
+def join_fragments(content: bytes) -> bytes:
+    """Join the fragments of the only frame (PS3.5 A.4).
+
+    The offset table is not used: it says nothing about a single frame, and is often wrong. The
+    sequence delimiter may be absent. A frame without items is returned as it is.
+
+    Raises:
+        ImageError: no frame, or a fragment that was cut short.
+    """
+    if compression(content) != "encapsulated":
+        return content
+    fragments, at = [], 0
+    while content[at : at + 4] == _ITEM and at + 8 <= len(content):
+        (length,) = struct.unpack_from("<I", content, at + 4)
+        if length == _UNDEFINED and not fragments:  # a table without an end
+            length = max(content.find(_ITEM, at + 8) - at - 8, 0)
+        if at + 8 + length > len(content):
+            raise ImageError("the file was cut short: its frame ends within a fragment")
+        fragments.append(content[at + 8 : at + 8 + length])
+        at += 8 + length
+    if len(fragments) > 1 and compression(fragments[0]) is None:  # else there is no table
+        del fragments[0]
+    if not any(fragments):
+        raise ImageError("the pixel data have no frame")
+    return fragments[0] if len(fragments) == 1 else b"".join(fragments)
+
+
+def read_codestream(frame: bytes) -> Codestream:
+    """Read the headers of a compressed frame, and check that it is one whole image.
+
+    Bytes after its end are padding, unless another image begins there.
+
+    Raises:
+        ImageError: no codestream, one that was cut short, or several of them.
+    """
+    kind = compression(frame)
+    if kind not in ("JPEG", "JPEG 2000"):
+        raise ImageError("the frame is neither JPEG nor JPEG 2000")
+    stream = read_jpeg(frame) if kind == "JPEG" else read_jpeg2000(frame)
+    rest = frame[stream.end :]
+    if _START_OF_JPEG in rest or _START_OF_JPEG2000 in rest:
+        raise ImageError("a second image follows in the frame; one is expected")
+    return stream
 
 
 def read_jpeg2000(frame: bytes) -> Codestream:
@@ -49,13 +132,14 @@ def read_jpeg2000(frame: bytes) -> Codestream:
         ImageError: not a codestream, or one that was cut short.
     """
     at = _codestream_start(frame)
-    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 48:
+    if frame[at : at + 4] != _START_OF_JPEG2000 or len(frame) < at + 48:
         raise ImageError("the frame is not a JPEG 2000 codestream")
-    _check_end(frame)
-    _check_tiles(frame, at)
+    (capabilities,) = struct.unpack_from(">H", frame, at + 6)
     x1, y1, x0, y0 = struct.unpack_from(">IIII", frame, at + 8)
     components, depth = struct.unpack_from(">HB", frame, at + 40)
     return Codestream(
+        # Rsiz: its bit 14 stands for the block coder of high-throughput JPEG 2000.
+        syntax=HTJ2K if capabilities & 0x4000 else JPEG2000,
         height=y1 - y0,
         width=x1 - x0,
         components=components,
@@ -63,11 +147,12 @@ def read_jpeg2000(frame: bytes) -> Codestream:
         bits=(depth & 0x7F) + 1,
         signed=bool(depth & 0x80),
         start=at,
+        end=_end_of_tiles(frame, at),
         levels=_decomposition_levels(frame, at),
     )
 
 
-def _check_tiles(frame: bytes, at: int) -> None:
+def _end_of_tiles(frame: bytes, at: int) -> int:
     """Follow the tile-parts from one to the next: they end where the codestream ends (A.4.2).
 
     A tile that is missing, or one that was cut short, would be decoded as grey.
@@ -76,23 +161,31 @@ def _check_tiles(frame: bytes, at: int) -> None:
     if not width or not height:
         raise ImageError("the frame has tiles without an area")
     count = -(-(x1 - left) // width) * -(-(y1 - top) // height)
-    at += 2
-    while frame[at : at + 2] != b"\xff\x90":  # the main header ends with the first tile-part
-        if at + 4 > len(frame) or frame[at] != 0xFF:
-            raise ImageError("the frame's main header is damaged")
-        at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    at = _after_segments(frame, at + 2, b"\xff\x90")  # the first tile-part
     found = set()
     while frame[at : at + 2] == b"\xff\x90" and at + 12 <= len(frame):
         tile, length = struct.unpack_from(">HI", frame, at + 4)
         found.add(tile)
-        if length == 0:  # the last one, up to the end
-            at = frame.rindex(b"\xff\xd9")
+        if length == 0:  # the last one, up to the end, and coded data hold no FF90 or above
+            at = frame.find(b"\xff\xd9", _after_segments(frame, at + 12, b"\xff\x93"))
             break
         at += max(length, 12)
+    if at < 0 or b"\xff\xd9" not in frame[at:]:
+        raise ImageError("the file was cut short: its frame has no end marker")
     if frame[at : at + 2] != b"\xff\xd9":
         raise ImageError("the file was cut short: its frame ends within a tile")
     if len(found) != count:
         raise ImageError(f"the frame has {len(found)} of {count} tiles")
+    return at + 2
+
+
+def _after_segments(frame: bytes, at: int, marker: bytes) -> int:
+    """Skip the marker segments of a JPEG 2000 header until `marker`."""
+    while frame[at : at + 2] != marker:
+        if at + 4 > len(frame) or frame[at] != 0xFF:
+            raise ImageError("the frame's header is damaged or cut short")
+        at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    return at
 
 
 def _decomposition_levels(frame: bytes, at: int) -> int:
@@ -119,79 +212,142 @@ def read_jpeg(frame: bytes) -> Codestream:
     """Read the frame header of JPEG (ITU T.81 B.2.2) or JPEG-LS (T.87 C.2.2), and check the end.
 
     Raises:
-        ImageError: not such a frame, or one that was cut short.
+        ImageError: not such a frame, one of a rare process, or one that was cut short.
     """
     if frame[:2] != b"\xff\xd8":
         raise ImageError("the frame is not a JPEG stream")
-    _check_end(frame)
+    header, interval, scans, end = None, 0, [], 0
     for marker, at in _segments(frame):
-        if marker in _FRAME_HEADERS and at + 6 <= len(frame):
-            bits, height, width, components = struct.unpack_from(">BHHB", frame, at)
-            return Codestream(height, width, components, bits, None)
-    raise ImageError("the JPEG stream has no frame header")
+        if marker in _SYNTAXES and at + 6 <= len(frame):
+            header = (marker, *struct.unpack_from(">BHHB", frame, at))
+        elif marker in _OTHER_FRAME_HEADERS:
+            raise ImageError(
+                f"the frame is arithmetic or hierarchical JPEG (SOF{marker - 0xC0}), which no "
+                "decoder reads: export the file uncompressed"
+            )
+        elif marker == _RESTART_INTERVAL and at + 2 <= len(frame):
+            (interval,) = struct.unpack_from(">H", frame, at)
+        elif marker == _SCAN_HEADER:
+            scans.append(at)
+        elif marker == _END_OF_IMAGE:
+            end = at
+    if not end:
+        raise ImageError("the file was cut short: its frame has no end marker")
+    if header is None or not scans:
+        raise ImageError("the JPEG stream has no frame header")
+    marker, bits, height, width, components = header
+    if _SYNTAXES[marker] == JPEGBaseline8Bit and bits not in (8, 12):  # T.81 table B.2
+        raise ImageError(f"lossy JPEG of {bits} bits, which no standard knows: export it again")
+    if interval and len(scans) == 1 and marker != 0xF7:
+        units = height * width if marker == 0xC3 else -(-height // 8) * -(-width // 8)
+        found = len(_RESTART.findall(frame, scans[0], end))
+        if components == 1 and found != -(-units // interval) - 1:
+            raise ImageError(f"the frame was cut short: it has {found} restart markers")
+    return Codestream(_SYNTAXES[marker], height, width, components, bits, None, 0, end)
 
 
 def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and start of content of the segments of a JPEG stream, the first scan header last."""
+    """Marker and start of content of the segments of a JPEG stream; the end marker's end last."""
     at = 2
-    while at + 4 <= len(frame) and frame[at] == 0xFF:
-        if frame[at + 1] == 0xFF:  # any number of them may fill up before a marker (T.81 B.1.1.2)
+    while at + 2 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:  # any number of them may fill up before a marker (T.81 B.1.1.2)
             at += 1
             continue
-        marker, length = struct.unpack_from(">xBH", frame, at)
-        yield marker, at + 4
-        if marker == _SCAN_HEADER:
+        if marker == _END_OF_IMAGE:
+            yield marker, at + 2
             return
-        at += 2 + length
+        if at + 4 > len(frame):
+            return
+        yield marker, at + 4
+        at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+        if marker == _SCAN_HEADER:
+            found = _MARKER.search(frame, at)
+            if found is None:
+                return
+            at = found.start()
 
 
-def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) -> bool | None:
+def is_predicted_from_left(frame: bytes) -> bool:
+    """Whether a JPEG lossless frame predicts each pixel from the one before, throughout rows."""
+    return next(frame[at + 3] for marker, at in _segments(frame) if marker == _SCAN_HEADER) == 1
+
+
+def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) -> bool:
     """Whether a JPEG lossless frame is long enough for the pixels that were decoded from it.
 
-    Counts the bits of their codes (T.81 H.1.2): each difference from the pixel before has the code
+    Counts the bits of their codes (T.81 H.1.2): each difference from the prediction has the code
     of its category, then as many bits as the category says.
 
     Args:
-        frame: checked by `read_jpeg`.
+        frame: checked by `read_jpeg`, of one component, without bytes after its end.
         pixels: (H, W), as decoded.
         bits: precision of the frame.
-
-    Returns:
-        None where that cannot be told: restart intervals, other predictors, several tables.
     """
-    lengths = np.zeros(17, np.int64)
-    start = tables = 0
+    tables: dict[int, NDArray[np.int64]] = {}
+    interval = 0
     for marker, at in _segments(frame):
-        if marker == _RESTART_INTERVAL:
-            return None
         if marker == _HUFFMAN_TABLES:
-            tables += 1
-            (size,) = struct.unpack_from(">H", frame, at - 2)
-            counts = frame[at + 1 : at + 17]
-            categories = frame[at + 17 : at + 17 + sum(counts)]
-            if len(counts) < 16 or size != 19 + len(categories) or max(categories, default=17) > 16:
-                return None
-            lengths[list(categories)] = np.repeat(np.arange(1, 17), list(counts))
-        if marker == _SCAN_HEADER:
+            tables |= _code_lengths(frame[at : at - 2 + struct.unpack_from(">H", frame, at - 2)[0]])
+        elif marker == _RESTART_INTERVAL:
+            (interval,) = struct.unpack_from(">H", frame, at)
+        elif marker == _SCAN_HEADER:
             start = at - 2 + struct.unpack_from(">H", frame, at - 2)[0]
-            predictor, transform = frame[start - 3], frame[start - 1] & 0x0F
-            if predictor != 1 or transform:
-                return None
-    if not start or tables != 1:
-        return None
-    values = pixels.astype(np.int32)
-    before = np.empty_like(values)
-    before[:, 1:] = values[:, :-1]
-    before[1:, 0] = values[:-1, 0]
-    before[0, 0] = 2 ** (bits - 1)
-    difference = (values - before + 2**15) % 2**16 - 2**15
-    category = np.bincount(np.frexp(np.abs(difference).astype(np.float32))[1].ravel(), minlength=17)
-    if (lengths[category > 0] == 0).any():  # the table has no code for it
+            table, predictor, transform = frame[at + 2] >> 4, frame[at + 3], frame[at + 5] & 0x0F
+    lengths = tables.get(table)
+    if lengths is None:
         return False
-    extra = np.arange(17) % 16  # the only difference of category 16 needs no bits
-    coded = frame[start : frame.rindex(b"\xff\xd9")]
-    available = 8 * (len(coded) - coded.count(b"\xff\x00"))  # FF is followed by 0 that is no code
-    return bool(category @ (lengths + extra) <= available)
+    rows = interval // pixels.shape[1] or len(pixels)  # of a restart interval (H.1.1)
+    values = pixels.astype(np.int32) >> transform
+    difference = values - _predicted(values, predictor, 2 ** (bits - transform - 1), rows)
+    difference = (difference + 2**15) % 2**16 - 2**15
+    category = np.frexp(np.abs(difference).astype(np.float32))[1]
+    counts = np.bincount(category.ravel(), minlength=17)
+    if (lengths[counts > 0] == 0).any():  # the table has no code for it
+        return False
+    costs = lengths + np.arange(17) % 16  # the only difference of category 16 needs no bits
+    tops = range(0, len(values), rows)
+    # Each restart interval is filled up to a whole byte.
+    needed = sum(-(-int(costs[category[top : top + rows]].sum()) // 8) for top in tops)
+    coded = frame[start:-2]
+    # FF is followed by 0 that is no code; restart markers are none either.
+    return needed <= len(coded) - coded.count(b"\xff\x00") - 2 * (len(tops) - 1)
+
+
+def _code_lengths(segment: bytes) -> dict[int, NDArray[np.int64]]:
+    """Lengths of the codes of categories 0 to 16, 0 for no code, by table (T.81 B.2.4.2)."""
+    tables, at = {}, 0
+    while at + 17 <= len(segment):
+        counts = segment[at + 1 : at + 17]
+        categories = segment[at + 17 : at + 17 + sum(counts)]
+        if len(categories) < sum(counts) or max(categories, default=0) > 16:
+            break
+        tables[segment[at] & 0x0F] = lengths = np.zeros(17, np.int64)
+        lengths[list(categories)] = np.repeat(np.arange(1, 17), list(counts))
+        at += 17 + len(categories)
+    return tables
+
+
+def _predicted(
+    values: NDArray[np.int32], predictor: int, first: int, rows: int
+) -> NDArray[np.int32]:
+    """Predictions of JPEG lossless (T.81 table H.1), that begin again every `rows` rows."""
+    left, above, diagonal = (np.zeros_like(values) for _ in range(3))
+    left[:, 1:], above[1:], diagonal[1:, 1:] = values[:, :-1], values[:-1], values[:-1, :-1]
+    if predictor == 1:
+        predicted = left
+    elif predictor in (2, 3):
+        predicted = above.copy() if predictor == 2 else diagonal
+    elif predictor == 4:
+        predicted = left + above - diagonal
+    elif predictor == 5:
+        predicted = left + (above - diagonal >> 1)
+    else:
+        predicted = above + (left - diagonal >> 1) if predictor == 6 else left + above >> 1
+    predicted[1:, 0] = values[:-1, 0]
+    predicted[::rows, 1:] = values[::rows, :-1]
+    predicted[::rows, 0] = first
+    return predicted
 
 
 def check_rle(frame: bytes, bytes_a_pixel: int) -> None:
@@ -225,9 +381,3 @@ def _codestream_start(frame: bytes) -> int:
                 break
             at += length
     return at
-
-
-def _check_end(frame: bytes) -> None:
-    """Both families end with the bytes FF D9; zeros after it are padding, not damage."""
-    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ImageError("the file was cut short: its frame has no end marker")

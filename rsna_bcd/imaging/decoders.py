@@ -8,40 +8,53 @@ import io
 import struct
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dicomsdl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin
-from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import HTJ2K as HTJ2KAny
 from pydicom.uid import JPEG2000 as JPEG2000Lossy
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 from pydicom.uid import JPEGLossless as JPEGLosslessAnyPredictor
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.codestream import Codestream
+from rsna_bcd.imaging.codestream import FURTHER_BITS, Codestream
 from rsna_bcd.imaging.mammogram import ImageError
 
 Words = NDArray[np.integer[Any]]  # uint8 or uint16
 
-RAW = frozenset({ExplicitVRLittleEndian, ImplicitVRLittleEndian})
+EncapsulatedUncompressed = UID("1.2.840.10008.1.2.1.98")
+
+RAW = frozenset(
+    {
+        ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian,
+        ExplicitVRBigEndian, EncapsulatedUncompressed,
+    }
+)  # fmt: skip
 RLE = frozenset({RLELossless})
+JPEG_DCT = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit})
 JPEG_HUFFMAN = frozenset({JPEGLosslessSV1, JPEGLosslessAnyPredictor})
-JPEG = JPEG_HUFFMAN | {JPEGLSLossless}
+JPEG = JPEG_DCT | JPEG_HUFFMAN | {JPEGLSLossless, JPEGLSNearLossless}
 JPEG2000 = frozenset({JPEG2000Lossless, JPEG2000Lossy})
 HTJ2K = frozenset({HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2KAny})  # its block coder is another
 
@@ -51,23 +64,22 @@ class Encoded:
     """Pixel data that was checked and not yet decoded.
 
     Attributes:
-        dataset: the file, parsed.
-        syntax: its transfer syntax.
-        frame: the compressed frame; empty where the pixels are not compressed.
-        stream: what the frame says about itself; None where it says nothing (raw, RLE).
+        rows: height in pixels.
+        columns: width in pixels.
+        allocated: bits of a decoded word, 8 or 16: as the frame needs, whatever the header says.
+        signed: whether the header says that samples are signed.
+        syntax: the transfer syntax that the pixels have; little endian where not compressed.
+        frame: the codestream, without bytes before and after; or the raw pixels.
+        stream: its header; None where it has none (raw, RLE).
     """
 
-    dataset: Dataset
+    rows: int
+    columns: int
+    allocated: int
+    signed: bool
     syntax: UID
     frame: bytes
-    stream: Codestream | None
-
-    @property
-    def allocated(self) -> int:
-        """Bits of a decoded word, 8 or 16: as the frame needs, whatever the header says."""
-        if self.stream is None:
-            return int(self.dataset.BitsAllocated)
-        return 8 if self.stream.bits <= 8 else 16
+    stream: Codestream | None = None
 
 
 # It writes to stderr what it also raises.
@@ -102,8 +114,7 @@ def decode(encoded: Encoded, chain: Sequence[str], reduced: int = 0) -> tuple[Wo
         except _REFUSALS as error:
             refusals.append(f"{name}: {error}")
             continue
-        rows, columns = encoded.dataset.Rows, encoded.dataset.Columns
-        if words.shape == (-(-rows // 2**level), -(-columns // 2**level)):
+        if words.shape == (-(-encoded.rows // 2**level), -(-encoded.columns // 2**level)):
             return words.view(np.uint8 if words.itemsize == 1 else np.uint16), level, name
         refusals.append(f"{name}: returned the shape {words.shape}")
     raise ImageError(
@@ -111,6 +122,22 @@ def decode(encoded: Encoded, chain: Sequence[str], reduced: int = 0) -> tuple[Wo
         if attempts
         else f"none of the decoders {', '.join(chain)} reads {encoded.syntax.name}"
     )
+
+
+def refuse_partial_cosines(encoded: Encoded, words: Words, decoder: str) -> None:
+    """Raise if a JPEG frame with discrete cosines ended early, though it has an end marker.
+
+    Raises:
+        ImageError: they do.
+    """
+    longer = replace(encoded, frame=encoded.frame[:-2] + FURTHER_BITS + encoded.frame[-2:])
+    try:
+        again, _, _ = decode(longer, [decoder])
+        same = np.array_equal(again, words)
+    except ImageError:
+        same = False
+    if not same:
+        raise ImageError("the file was cut short: its last rows were never encoded")
 
 
 def _dicomsdl(encoded: Encoded, reduced: int) -> NDArray:
@@ -128,16 +155,16 @@ def _file_of(encoded: Encoded) -> bytes:
     def item(element: int, length: int) -> bytes:
         return struct.pack("<HHI", 0xFFFE, element, length)
 
-    header, frame, stream = encoded.dataset, encoded.frame, encoded.stream
+    frame, stream = encoded.frame, encoded.stream
     assert stream is not None
     syntax = short(0x0002, 0x0010, b"UI", encoded.syntax.encode())
     numbers = (
-        (0x0010, header.Rows),
-        (0x0011, header.Columns),
+        (0x0010, encoded.rows),
+        (0x0011, encoded.columns),
         (0x0100, encoded.allocated),
         (0x0101, stream.bits),
         (0x0102, stream.bits - 1),
-        (0x0103, int(bool(header.get("PixelRepresentation", 0)))),
+        (0x0103, int(encoded.signed)),
     )
     return b"".join(
         (
@@ -162,16 +189,23 @@ def _pydicom(plugin: str) -> Callable[[Encoded, int], NDArray]:
     """Pydicom with one of its plugins, told that all bits count: it masks by BitsStored."""
 
     def decode(encoded: Encoded, reduced: int) -> NDArray:
-        all_bits: dict[str, Any] = {
-            "bits_allocated": encoded.allocated,
-            "bits_stored": encoded.allocated,
-            "pixel_representation": 0,
-        }
-        chosen = plugin if encoded.syntax.is_compressed else ""
+        compressed = encoded.syntax.is_compressed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on odd values that the guards have let pass
             words, _ = get_decoder(encoded.syntax).as_array(
-                encoded.dataset, index=0, raw=True, decoding_plugin=chosen, **all_bits
+                encapsulate([encoded.frame], has_bot=False) if compressed else encoded.frame,
+                index=0,
+                raw=True,
+                decoding_plugin=plugin if compressed else "",
+                rows=encoded.rows,
+                columns=encoded.columns,
+                number_of_frames=1,
+                samples_per_pixel=1,
+                photometric_interpretation="MONOCHROME2",
+                bits_allocated=encoded.allocated,
+                bits_stored=encoded.allocated,
+                pixel_representation=0,
+                pixel_keyword="PixelData",
             )
         return words
 
@@ -182,7 +216,7 @@ def _openjpeg(encoded: Encoded, reduced: int) -> NDArray:
     """OpenJPEG, which comes with Pillow, given the bare codestream."""
     stream = encoded.stream
     assert stream is not None
-    picture = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(encoded.frame[stream.start :]))
+    picture = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(encoded.frame))
     if reduced:
         # Pillow expects sizes rounded to nearest, OpenJPEG rounds them up; they agree where the
         # size is a multiple. Without this, most images fail from a quarter of the size downwards.

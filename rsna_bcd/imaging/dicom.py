@@ -12,29 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.uid import UID
 
 from rsna_bcd.files import read_bytes
-from rsna_bcd.imaging.codestream import check_rle, holds_all_pixels, read_jpeg, read_jpeg2000
-from rsna_bcd.imaging.decoders import (
-    DECODERS,
-    HTJ2K,
-    JPEG,
-    JPEG2000,
-    JPEG_HUFFMAN,
-    RAW,
-    RLE,
-    Encoded,
-    Words,
-    decode,
-)
+from rsna_bcd.imaging.codestream import Codestream
+from rsna_bcd.imaging.decoders import DECODERS, HTJ2K, JPEG, JPEG2000, RAW, RLE, Words, decode
+from rsna_bcd.imaging.frames import check_frame, refuse_partial, transfer_syntax
 from rsna_bcd.imaging.kinds import foreign_kind, header_flags
 from rsna_bcd.imaging.mammogram import (
     EMPTY,
-    FLAT,
+    MOST_PIXELS,
     ImageError,
     Level,
     Mammogram,
@@ -43,16 +31,23 @@ from rsna_bcd.imaging.mammogram import (
     overview_of,
     refuse_constant,
 )
-from rsna_bcd.imaging.parsing import refusing_damaged_headers
+from rsna_bcd.imaging.parsing import parse_dicom, refusing_damaged_headers
 from rsna_bcd.imaging.presentation import presentation_of
 
-# The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
-_MOST_PIXELS = 2**26
-_PREAMBLE = 128
-# Of a pixel in a compressed frame. The emptiest of real mammograms take 0.7; a flat grey takes less
-# than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
-_LEAST_BITS = 0.01
-_RAMP = 12  # pixels at the end of a row
+_MOST_ASPECT = 4  # height by width of a pixel, or the other way round
+_SQUARE = 0.01  # pixels that differ less in height and width are square
+
+_RAW_REMEDY = "convert it, e.g. with `gdcmconv --raw in.dcm out.dcm`"
+# Of transfer syntaxes that this remedy does not serve, by how their UIDs begin.
+_REMEDIES = {
+    "1.2.840.10008.1.2.4.10": "a video; export one frame of it as an uncompressed DICOM file",
+    "1.2.840.10008.1.2.7": "a video; export one frame of it as an uncompressed DICOM file",
+    "1.2.840.10008.1.2.4.11": "JPEG XL; export the file uncompressed (Explicit VR Little Endian)",
+    "1.2.840.10008.1.2.4.94": "the pixels are on a server; export the file uncompressed",
+    "1.2.840.10008.1.2.4.95": "the pixels are on a server; export the file uncompressed",
+    "1.2.840.10008.1.2.4.20": "JPIP; the pixels are on a server; export the file uncompressed",
+}
+_CODES = ("PhotometricInterpretation", "Modality", "VOILUTFunction", "PresentationLUTShape")
 
 
 class _Samples(NamedTuple):
@@ -78,11 +73,14 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
             content; the message is the reason.
     """
     content = read_bytes(path)
-    _check_preamble(content)
+    if not content:
+        raise ImageError(EMPTY)
     with refusing_damaged_headers():
-        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset = parse_dicom(io.BytesIO(content))
         syntax = _check_header(dataset)
-        encoded, samples = _check_frame(dataset, syntax)
+        encoded = check_frame(dataset, syntax)
+        samples = _samples(dataset, encoded.stream)
+        aspect = _pixel_aspect(dataset)
     facts: dict[str, str | int] = {
         "transfer_syntax": str(syntax),
         "photometric": str(dataset.PhotometricInterpretation),
@@ -93,8 +91,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     @cache
     def level(reduced: int) -> Level:
         words, halvings, decoder = decode(encoded, decoders, reduced)
-        if syntax in JPEG_HUFFMAN:
-            _refuse_filled_up(encoded.frame, words, samples.bits)
+        refuse_partial(encoded, words, decoder)
         pixels = _interpret(_right_aligned(words, samples.above), samples)
         refuse_constant(pixels)
         return Level(pixels, halvings, decoder)
@@ -105,26 +102,25 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     with refusing_damaged_headers():
         presentation = presentation_of(dataset, small.pixels)
         flags = header_flags(dataset).flags
-    return Mammogram(rows, columns, small, presentation, facts, most_reduced, level, flags)
-
-
-def _check_preamble(content: bytes) -> None:
-    if not content:
-        raise ImageError(EMPTY)
-    if content[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
-        raise ImageError("not a DICOM file: the letters DICM are not at byte 128")
+    return Mammogram(
+        rows, columns, small, presentation, facts, most_reduced, level, flags, pixel_aspect=aspect
+    )
 
 
 def _check_header(dataset: Dataset) -> UID:
     """Refuse what is no mammogram, or would not fit; return the transfer syntax."""
+    for keyword in _CODES:  # padding and lower case occur
+        if isinstance(dataset.get(keyword), str):
+            setattr(dataset, keyword, dataset[keyword].value.strip(" \0\t\r\n").upper())
     kind = foreign_kind(dataset)
     if kind:
         raise ImageError(f"{kind}, no mammogram")
     if "PixelData" not in dataset:
         raise ImageError("no pixel data: the file was cut short, or is not an image")
-    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    syntax = transfer_syntax(dataset)
     if syntax not in RAW | RLE | JPEG | JPEG2000 | HTJ2K:
-        raise ImageError(f"transfer syntax {syntax.name or '(none)'} is not supported")
+        remedy = next((r for uid, r in _REMEDIES.items() if syntax.startswith(uid)), _RAW_REMEDY)
+        raise ImageError(f"transfer syntax {syntax.name} is not supported: {remedy}")
     required = (
         "Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel",
         "PhotometricInterpretation",
@@ -140,64 +136,33 @@ def _check_header(dataset: Dataset) -> UID:
         raise ImageError(f"photometric interpretation {dataset.PhotometricInterpretation}")
     if dataset.BitsAllocated not in (8, 16) or not 1 <= dataset.BitsStored <= dataset.BitsAllocated:
         raise ImageError(f"{dataset.BitsStored} of {dataset.BitsAllocated} bits are stored")
-    if not 0 < dataset.Rows * dataset.Columns <= _MOST_PIXELS:
-        raise ImageError(f"{dataset.Rows} x {dataset.Columns} pixels; at most {_MOST_PIXELS}")
+    if not 0 < dataset.Rows * dataset.Columns <= MOST_PIXELS:
+        raise ImageError(f"{dataset.Rows} x {dataset.Columns} pixels; at most {MOST_PIXELS}")
     return syntax
 
 
-def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
-    """Refuse pixel data that is too short or contradicts the header; say what a word means."""
-    signed = bool(dataset.get("PixelRepresentation", 0))
-    header = _Samples(dataset.BitsStored, signed, _bits_above(dataset))
-    content = dataset.PixelData
-    if not isinstance(content, bytes):
-        raise ImageError("the pixel data have no content")
-    pixels = dataset.Rows * dataset.Columns
-    if syntax in RAW:
-        needed = pixels * dataset.BitsAllocated // 8
-        if len(content) < needed:
-            raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
-        if content[needed:].strip(b"\0"):
-            raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
-        return Encoded(dataset, syntax, b"", None), header
-    frame = get_frame(content, 0, number_of_frames=1)
-    if syntax in RLE:
-        _check_amount(frame, pixels * _LEAST_BITS)
-        check_rle(frame, dataset.BitsAllocated // 8)
-        return Encoded(dataset, syntax, frame, None), header
-    stream = read_jpeg2000(frame) if syntax in JPEG2000 | HTJ2K else read_jpeg(frame)
-    if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
-        raise ImageError(
-            f"the header says {dataset.Rows} x {dataset.Columns} pixels, the compressed frame "
-            f"{stream.height} x {stream.width}"
-        )
-    if syntax in JPEG_HUFFMAN:
-        _check_amount(frame, pixels)
-    elif len(frame) * 8 < pixels * _LEAST_BITS:
-        raise ImageError(f"{FLAT} are equal, or the frame of {len(frame)} bytes lacks most of them")
-    if stream.components != 1 or stream.bits > 16:
-        raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
-    samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)
-    return Encoded(dataset, syntax, frame, stream), samples
+def _pixel_aspect(dataset: Dataset) -> float:
+    """Height of a pixel divided by its width, 1 where nothing usable says otherwise.
 
-
-def _check_amount(frame: bytes, bits: float) -> None:
-    if len(frame) * 8 < bits:
-        raise ImageError(f"a frame of {len(frame)} bytes cannot hold so many pixels")
-
-
-def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
-    """Raise if a JPEG lossless frame ended early, though it has an end marker.
-
-    Decoders then go on with bits of 0, the same difference from pixel to pixel until the row ends,
-    and with rows of the value that prediction begins with, half of the range. That is a reason to
-    count, not to refuse: the darkest value of signed images is stored as half of the range.
+    The spacings come first: PixelAspectRatio is for images without them (PS3.3 C.7.6.3.1.7).
     """
-    last = words[-1]
-    slope = np.diff(last[-_RAMP:])  # of unsigned words: it wraps, as prediction does
-    ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
-    if (ramp or (last == 2 ** (bits - 1)).all()) and not holds_all_pixels(frame, words, bits):
-        raise ImageError("the file was cut short: its last row was never encoded")
+    for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing",
+                    "PixelAspectRatio"):  # fmt: skip
+        try:
+            height, width = (float(value) for value in dataset.get(keyword) or ())
+        except (TypeError, ValueError):
+            continue
+        if min(height, width) > 0 and 1 / _MOST_ASPECT <= height / width <= _MOST_ASPECT:
+            return height / width if abs(height / width - 1) > _SQUARE else 1.0
+    return 1.0
+
+
+def _samples(dataset: Dataset, stream: Codestream | None) -> _Samples:
+    """What a word means: as the frame says, else as the header says."""
+    signed = bool(dataset.get("PixelRepresentation", 0))
+    if stream is None:
+        return _Samples(dataset.BitsStored, signed, _bits_above(dataset))
+    return _Samples(stream.bits, signed if stream.signed is None else stream.signed)
 
 
 def _bits_above(dataset: Dataset) -> int:

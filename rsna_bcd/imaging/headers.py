@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
@@ -17,7 +16,7 @@ from rsna_bcd.imaging.kinds import (
     sop_class_of,
 )
 from rsna_bcd.imaging.mammogram import ImageError
-from rsna_bcd.imaging.parsing import refusing_damaged_headers
+from rsna_bcd.imaging.parsing import parse_dicom, refusing_damaged_headers
 from rsna_bcd.imaging.positioning import read_laterality, read_view, view_header
 from rsna_bcd.imaging.quality import QualityFlag, join_flags
 
@@ -59,7 +58,7 @@ def read_header(path: Path) -> Header:
     """
     with path.open("rb") as file, refusing_damaged_headers():
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+            dataset = parse_dicom(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
         kind = foreign_kind(dataset)

@@ -19,6 +19,9 @@ StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
 # whatever the detector.
 OVERVIEW = 512
 
+# The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
+MOST_PIXELS = 2**26
+
 # How the reasons begin why a file without content is refused.
 EMPTY = "the file is empty"
 FLAT = "all pixels"
@@ -59,6 +62,7 @@ class Mammogram:
         decode: the image at a level from 0 to `most_reduced`. What comes back may be less reduced
             than asked for, where the reducing decoder refused the file.
         flags: quality flags, from the pixels and from the header.
+        pixel_aspect: height of a pixel divided by its width.
     """
 
     height: int
@@ -69,6 +73,7 @@ class Mammogram:
     most_reduced: int
     decode: Callable[[int], Level]
     flags: tuple[QualityFlag, ...] = ()
+    pixel_aspect: float = 1.0
 
     @property
     def pixels(self) -> StoredPixels:

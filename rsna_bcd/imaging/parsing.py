@@ -1,14 +1,36 @@
-"""Pydicom's parser and damaged files: what it raises becomes a reason, its remarks are dropped."""
+"""Pydicom's parser on files that deviate from the standard, or are damaged."""
 
+import io
 import logging
+import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, BinaryIO
 
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import VR
 
-from rsna_bcd.imaging.mammogram import ImageError
+from rsna_bcd.imaging.mammogram import MOST_PIXELS, ImageError
+
+_PREAMBLE = 128
+_PREFIX = b"DICM"
+# The first element of a file: of group 2, 8, 10, 18, 20 or 28 (hexadecimal), with an explicit VR in
+# either byte order, or with the length of an implicit one, below 1024.
+_GROUP, _VRS = rb"[\x02\x08\x10\x18\x20\x28]", "|".join(VR).encode()
+_FIRST_ELEMENT = re.compile(
+    rb"(%s\0..|\0%s..)(%s)|%s\0..[\0-\xff][\0-\x03]\0\0" % (_GROUP, _GROUP, _VRS, _GROUP), re.DOTALL
+)
+_META_BYTES = 4096  # within which the meta information names the transfer syntax
+_MOST_INFLATED = 2 * MOST_PIXELS + 2**24
+_DELIMITER = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
 # On bytes that are no header; anything else is a bug and stays visible.
 UNPARSABLE = (
@@ -23,6 +45,7 @@ UNPARSABLE = (
     TypeError,  # several values where one belongs
     RecursionError,  # thousands of sequences within each other
     OSError,  # a length that leads beyond the end
+    zlib.error,
 )
 
 # It logs what it also raises or what our guards report, once a file.
@@ -44,3 +67,72 @@ def refusing_damaged_headers() -> Iterator[None]:
             raise
         except UNPARSABLE as error:
             raise ImageError(f"damaged header: {error}") from error
+
+
+def parse_dicom(file: BinaryIO, **options: Any) -> Dataset:
+    """Parse a DICOM file.
+
+    Also one without preamble or meta information, if its first element is plausible (the meta
+    information is empty then); one whose pixel data lack the sequence delimiter; deflated and big
+    endian ones: words (VR OW) of big endian files are swapped to little endian.
+
+    Args:
+        file: positioned at its start.
+        options: of `pydicom.dcmread`.
+
+    Raises:
+        ImageError: not a DICOM file, or one that inflates to more than the largest image.
+        Exception: those that `refusing_damaged_headers` turns into reasons.
+    """
+    head = file.read(_META_BYTES)
+    start = _start(head)
+    file.seek(0)
+    if start not in (0, _PREAMBLE + len(_PREFIX)):  # those that pydicom finds
+        file = io.BytesIO(file.read()[start:])
+        start = 0
+    if DeflatedExplicitVRLittleEndian.encode() in head:
+        return _parse_deflated(file, start, options)
+    dataset = pydicom.dcmread(file, force=True, **options)
+    if "PixelData" not in dataset and not options.get("stop_before_pixels"):
+        file.seek(0)
+        closed = io.BytesIO(file.read() + _DELIMITER)
+        dataset = pydicom.dcmread(closed, force=True, **options)
+    if not dataset.original_encoding[1]:
+        _swap_words(dataset)
+    return dataset
+
+
+def _start(head: bytes) -> int:
+    """Where the first element is: behind preamble and prefix, or without one of them or both."""
+    standard = _PREAMBLE + len(_PREFIX)
+    if head[_PREAMBLE:standard] == _PREFIX:
+        return standard
+    starts = [0, _PREAMBLE] if head[:4] != _PREFIX else [len(_PREFIX)]
+    for start in starts:
+        if _FIRST_ELEMENT.match(head, start):
+            return start
+    raise ImageError("not a DICOM file: no preamble, and no element at its start")
+
+
+def _parse_deflated(file: BinaryIO, start: int, options: dict[str, Any]) -> Dataset:
+    """Parse a file whose data set is deflated (PS3.5 A.5), with a limit to its size."""
+    file.seek(start)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    packed = file.read()
+    wrapped = packed[:1] == b"\x78" and int.from_bytes(packed[:2]) % 31 == 0  # a header of zlib
+    inflater = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
+    content = inflater.decompress(packed, _MOST_INFLATED)
+    if not inflater.eof:
+        raise ImageError(
+            f"the deflated data were cut short, or hold more than {_MOST_INFLATED >> 20} MB"
+        )
+    dataset = pydicom.dcmread(io.BytesIO(content), force=True, **options)
+    dataset.file_meta = FileMetaDataset(meta)
+    return dataset
+
+
+def _swap_words(dataset: Dataset) -> None:
+    for element in dataset.iterall():
+        if element.VR == "OW" and isinstance(element.value, bytes):
+            words = np.frombuffer(element.value[: len(element.value) // 2 * 2], np.uint16)
+            element.value = words.byteswap().tobytes()

@@ -88,8 +88,7 @@ class PreparedImage:
             image), `transfer_syntax`, `photometric`, `bits_stored`, `window`, `quality_flags`,
             `source_height`, `source_width`, `breast_found`, the box in source pixels (`box_left,
             box_top, box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels per source
-            pixel;
-            None where stretched), `source_sha256`.
+            column; None where stretched), `source_sha256`.
     """
 
     pixels: Crop
@@ -159,7 +158,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
     """
     place = _locate(mammogram, settings)
     box, mammogram = place.box, place.mammogram
-    size, scale = _size(box, settings)
+    size, scale = _size(box, mammogram.pixel_aspect, settings)
     level = mammogram.decode(
         _fitting_level(box, size, min(settings.reduce, mammogram.most_reduced))
     )
@@ -239,12 +238,19 @@ def _down(position: float, grid: int) -> int:
     return int(np.floor(position / grid)) * grid
 
 
-def _size(box: Box, settings: CropSettings) -> tuple[tuple[int, int], float | None]:
-    """Width and height of the box's content in the crop, and crop pixels per source pixel."""
+def _size(box: Box, aspect: float, settings: CropSettings) -> tuple[tuple[int, int], float | None]:
+    """Width and height of the box's content in the crop, and crop pixels per source column.
+
+    Args:
+        box: in source pixels.
+        aspect: height of a source pixel divided by its width; the crop's pixels are square.
+        settings: of the crop.
+    """
     if settings.fit == "stretch":
         return (settings.width, settings.height), None
-    scale = min(settings.height / box.height, settings.width / box.width)
-    return (max(1, round(box.width * scale)), max(1, round(box.height * scale))), scale
+    height = box.height * aspect
+    scale = min(settings.height / height, settings.width / box.width)
+    return (max(1, round(box.width * scale)), max(1, round(height * scale))), scale
 
 
 def _fitting_level(box: Box, size: tuple[int, int], most: int) -> int:
@@ -290,8 +296,12 @@ def _resize(
     if region.dtype == np.uint8 or enlarges or exact:
         region = region.astype(np.float32)  # 256 levels are too few for rounded means
     # Averaging over areas keeps small bright spots in proportion and makes no aliases.
-    interpolation = cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA
     across, down = factors
+    if enlarges and min(factors) < 1:  # non-square pixels: one axis at a time
+        shrink = min(across, 1.0), min(down, 1.0)
+        region = cv2.resize(region, None, fx=shrink[0], fy=shrink[1], interpolation=cv2.INTER_AREA)
+        across, down = max(across, 1.0), max(down, 1.0)
+    interpolation = cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA
     resized = cv2.resize(region, None, fx=across, fy=down, interpolation=interpolation)
     return resized[: size[1], : size[0]]
 

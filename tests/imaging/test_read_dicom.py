@@ -398,9 +398,9 @@ def test_a_text_file_and_an_unknown_syntax_are_refused(tmp_path: Path) -> None:
         read_dicom(text)
     pixels, bits = KINDS["12"]
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
-    lossy, lossless = b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.70"
-    path.write_bytes(path.read_bytes().replace(lossless, lossy, 1))
-    with pytest.raises(ImageError, match=r"JPEG Baseline .* is not supported"):
+    other, lossless = b"1.2.840.10008.1.2.4.53", b"1.2.840.10008.1.2.4.70"
+    path.write_bytes(path.read_bytes().replace(lossless, other, 1))
+    with pytest.raises(ImageError, match=r"JPEG Spectral .* is not supported: .*gdcmconv --raw"):
         read_dicom(path)
 
 

@@ -245,3 +245,24 @@ def test_contrast_enhancement_spreads_the_greys_of_the_breast(bits: Any) -> None
     inside = (slice(40, 88), slice(0, 20))
     assert enhanced[inside].std() > 1.5 * plain[inside].std()
     np.testing.assert_array_equal(enhanced[:, -10:], 0)  # padding stays background
+
+
+@pytest.mark.parametrize("box", ["breast", "full"])
+@pytest.mark.parametrize("aspect", [2.0, 0.5])
+@pytest.mark.parametrize("size", [(128, 64), (640, 480)])
+def test_pixels_that_are_not_square_are_resampled(
+    size: tuple[int, int], aspect: float, box: Any
+) -> None:
+    settings = replace(SETTINGS, height=size[0], width=size[1], box=box, margin=0)
+    picture = breast_picture(400, 320)
+    half = (200, 320) if aspect == 2 else (400, 160)  # averaged in one direction
+    flat = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
+    square = crop_mammogram(mammogram_of(picture), settings)
+    prepared = crop_mammogram(replace(mammogram_of(flat), pixel_aspect=aspect), settings)
+    assert prepared.pixels.shape == square.pixels.shape
+    difference = np.abs(prepared.pixels.astype(int) - square.pixels)
+    assert difference.mean() < (6 if box == "breast" else 2.5)
+    assert prepared.record["box_height"] <= half[0]  # in source pixels
+    if box == "full":
+        across = 1 if aspect == 2 else 2  # source columns are twice as wide as pixels
+        assert prepared.record["scale"] == pytest.approx(square.record["scale"] * across)
