@@ -9,7 +9,6 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -37,13 +36,14 @@ from rsna_bcd.imaging.mammogram import (
     ImageError,
     Level,
     Mammogram,
-    StoredPixels,
     overview_level,
     overview_of,
     refuse_constant,
 )
+from rsna_bcd.imaging.padding import blackened, bright_padding
 from rsna_bcd.imaging.parsing import refusing_damaged_headers
 from rsna_bcd.imaging.presentation import presentation_of
+from rsna_bcd.imaging.samples import samples_of
 
 # The largest mammogram of the competition has 28 million pixels; a header may claim 4 billion.
 _MOST_PIXELS = 2**26
@@ -52,14 +52,6 @@ _PREAMBLE = 128
 # than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
 _LEAST_BITS = 0.01
 _RAMP = 12  # pixels at the end of a row
-
-
-class _Samples(NamedTuple):
-    """What one stored word means."""
-
-    bits: int
-    signed: bool
-    above: int = 0  # how far above the lowest bit they lie, as the header says
 
 
 def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogram:
@@ -81,7 +73,8 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     with refusing_damaged_headers():
         dataset = pydicom.dcmread(io.BytesIO(content))
         syntax = _check_header(dataset)
-        encoded, samples = _check_frame(dataset, syntax)
+        encoded = _check_frame(dataset, syntax)
+        samples = samples_of(dataset, encoded.stream)
     facts: dict[str, str | int] = {
         "transfer_syntax": str(syntax),
         "photometric": str(dataset.PhotometricInterpretation),
@@ -94,16 +87,21 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         words, halvings, decoder = decode(encoded, decoders, reduced)
         if syntax in JPEG_HUFFMAN:
             _refuse_filled_up(encoded.frame, words, samples.bits)
-        pixels = _interpret(_right_aligned(words, samples.above), samples)
+        pixels = samples.interpret(words)
         refuse_constant(pixels)
         return Level(pixels, halvings, decoder)
 
-    most_reduced = encoded.stream.levels if encoded.stream and "openjpeg" in decoders else 0
+    can_reduce = encoded.stream and samples.are_values and "openjpeg" in decoders
+    most_reduced = encoded.stream.levels if encoded.stream and can_reduce else 0
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
     with refusing_damaged_headers():
         presentation = presentation_of(dataset, small.pixels)
-    return Mammogram(rows, columns, small, presentation, facts, most_reduced, level)
+        padding = bright_padding(dataset, small.pixels, presentation)
+    mammogram = Mammogram(
+        rows, columns, small, presentation, facts, most_reduced, level, presentation.flags
+    )
+    return mammogram if padding is None else blackened(mammogram, padding)
 
 
 def _check_preamble(content: bytes) -> None:
@@ -143,10 +141,8 @@ def _check_header(dataset: Dataset) -> UID:
     return syntax
 
 
-def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
-    """Refuse pixel data that is too short or contradicts the header; say what a word means."""
-    signed = bool(dataset.get("PixelRepresentation", 0))
-    header = _Samples(dataset.BitsStored, signed, _bits_above(dataset))
+def _check_frame(dataset: Dataset, syntax: UID) -> Encoded:
+    """Refuse pixel data that is too short or contradicts the header."""
     content = dataset.PixelData
     if not isinstance(content, bytes):
         raise ImageError("the pixel data have no content")
@@ -157,12 +153,12 @@ def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
             raise ImageError(f"cut short: {len(content)} of {needed} bytes of pixels")
         if content[needed:].strip(b"\0"):
             raise ImageError(f"{len(content)} bytes of pixels, where the size needs {needed}")
-        return Encoded(dataset, syntax, b"", None), header
+        return Encoded(dataset, syntax, b"", None)
     frame = get_frame(content, 0, number_of_frames=1)
     if syntax in RLE:
         _check_amount(frame, pixels * _LEAST_BITS)
         check_rle(frame, dataset.BitsAllocated // 8)
-        return Encoded(dataset, syntax, frame, None), header
+        return Encoded(dataset, syntax, frame, None)
     stream = read_jpeg2000(frame) if syntax in JPEG2000 | HTJ2K else read_jpeg(frame)
     if (stream.height, stream.width) != (dataset.Rows, dataset.Columns):
         raise ImageError(
@@ -175,8 +171,7 @@ def _check_frame(dataset: Dataset, syntax: UID) -> tuple[Encoded, _Samples]:
         raise ImageError(f"{FLAT} are equal, or the frame of {len(frame)} bytes lacks most of them")
     if stream.components != 1 or stream.bits > 16:
         raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
-    samples = _Samples(stream.bits, signed if stream.signed is None else stream.signed)
-    return Encoded(dataset, syntax, frame, stream), samples
+    return Encoded(dataset, syntax, frame, stream)
 
 
 def _check_amount(frame: bytes, bits: float) -> None:
@@ -196,29 +191,3 @@ def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
     ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
     if (ramp or (last == 2 ** (bits - 1)).all()) and not holds_all_pixels(frame, words, bits):
         raise ImageError("the file was cut short: its last row was never encoded")
-
-
-def _bits_above(dataset: Dataset) -> int:
-    """How many bits of a word lie below its pixel, as HighBit may say (retired in DICOM)."""
-    above = int(dataset.get("HighBit") or 0) - (int(dataset.BitsStored) - 1)
-    return above if 0 < above <= dataset.BitsAllocated - dataset.BitsStored else 0
-
-
-def _right_aligned(words: Words, above: int) -> Words:
-    """Move pixels down; where the bits below are in use, the header is wrong and they stay."""
-    if not above or (words & words.dtype.type(2**above - 1)).any():
-        return words
-    shifted: Words = words >> above
-    return shifted
-
-
-def _interpret(words: Words, samples: _Samples) -> StoredPixels:
-    """Give stored words their sign: the sign bit is the highest of the bits stored (PS3.5 8.1.1).
-
-    Bits above those stored may hold anything in signed images; unsigned values are left as they
-    are, because files exist whose values exceed their BitsStored and are right.
-    """
-    if not samples.signed:
-        return words
-    shift = 16 - samples.bits
-    return (words.astype(np.uint16) << shift).view(np.int16) >> shift

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.window import MinMax, Presentation
+from rsna_bcd.imaging.window import FittedRamp, Presentation, Range
 
 StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
 
@@ -76,24 +76,16 @@ class Mammogram:
         return self.decode(0).pixels
 
     def shown_overview(self) -> NDArray[np.float32]:
-        """The overview as it is shown, (h, w) in [0, 1].
+        """The overview in which the breast is found: as it is shown, (h, w) in [0, 1].
 
         Stored values are averaged before they are windowed: at this size nobody sees the
         difference (some hundredths of a grey level), and it saves a pass over 26 million pixels.
+        A fitted ramp is widened to all values, since the skin may lie below it.
         """
-        return self.presentation.apply(self.overview.pixels)
-
-    def fitted(self, rows: slice, columns: slice) -> "Mammogram":
-        """The same image, a min-max window (if it has one) narrowed to a part of the overview."""
-        voi = self.presentation.voi
-        part = self.overview.pixels[rows, columns]
-        if not isinstance(voi, MinMax) or part.min() == part.max():
-            return self
-        extremes = self.presentation.modality(extremes_of(part))
-        if extremes[0] == extremes[1]:
-            return self
-        narrowed = voi.of(extremes)
-        return replace(self, presentation=replace(self.presentation, voi=narrowed))
+        shown, voi = self.presentation, self.presentation.voi
+        if isinstance(voi, FittedRamp):
+            shown = replace(shown, voi=Range(*voi.widest))
+        return shown.apply(self.overview.pixels)
 
 
 def in_memory(
@@ -118,7 +110,8 @@ def in_memory(
     small = overview_of(whole)
     height, width = pixels.shape
     presentation = presentation_of(small.pixels)
-    return Mammogram(height, width, small, presentation, facts, 0, cache(lambda _: whole))
+    flags = presentation.flags
+    return Mammogram(height, width, small, presentation, facts, 0, cache(lambda _: whole), flags)
 
 
 def overview_of(level: Level) -> Level:

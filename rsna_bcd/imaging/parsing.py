@@ -11,7 +11,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from rsna_bcd.imaging.mammogram import ImageError
 
 # On bytes that are no header; anything else is a bug and stays visible.
-_UNPARSABLE = (
+UNPARSABLE = (
     InvalidDicomError,
     BytesLengthException,
     EOFError,
@@ -42,5 +42,5 @@ def refusing_damaged_headers() -> Iterator[None]:
             yield
         except ImageError:
             raise
-        except _UNPARSABLE as error:
+        except UNPARSABLE as error:
             raise ImageError(f"damaged header: {error}") from error

@@ -14,10 +14,10 @@ from rsna_bcd.imaging.mammogram import (
     ImageError,
     Mammogram,
     StoredPixels,
-    extremes_of,
     in_memory,
 )
-from rsna_bcd.imaging.window import MinMax, Presentation, Range, Rescale
+from rsna_bcd.imaging.ramp import fit_ramp, widest_range
+from rsna_bcd.imaging.window import Presentation, Range, Rescale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -26,7 +26,7 @@ def read_picture(path: Path) -> Mammogram:
     """Read a picture; a bright background (MONOCHROME1 taken as it was) is recognised.
 
     Pictures of 8 bits are shown over 0 to 255. Pictures of 16 bits hold 10 to 16 bits of content,
-    and no header says which: they are shown from their minimum to their maximum.
+    and no header says which: a ramp is fitted to their tissue.
 
     Raises:
         ImageError: no picture, not grey, or without content.
@@ -45,21 +45,22 @@ def read_picture(path: Path) -> Mammogram:
         pixels = second
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"a picture of {pixels.dtype}; 8 or 16 bits without sign are expected")
-    upright = in_memory(pixels, "opencv", _upright, {})
-    inverted = has_bright_background(upright.shown_overview())
+    mammogram = in_memory(pixels, "opencv", _presentation, {})
     return replace(
-        upright,
-        presentation=replace(upright.presentation, inverted=inverted),
+        mammogram,
         facts={
             "transfer_syntax": path.suffix.lower().lstrip("."),
-            "photometric": "MONOCHROME1" if inverted else "MONOCHROME2",
+            "photometric": "MONOCHROME1" if mammogram.presentation.inverted else "MONOCHROME2",
             "bits_stored": 8 * pixels.dtype.itemsize,
             "source_sha256": hashlib.sha256(content).hexdigest(),
         },
     )
 
 
-def _upright(pixels: StoredPixels) -> Presentation:
-    """Black to white, or the range that is used; not inverted."""
-    voi = Range(0, 255) if pixels.dtype == np.uint8 else MinMax(0, 1).of(extremes_of(pixels))
-    return Presentation(Rescale(), voi, inverted=False)
+def _presentation(overview: StoredPixels) -> Presentation:
+    """Black to white, or a ramp fitted to the tissue; inverted if the background is bright."""
+    values = overview.astype(np.float32)
+    whole = Range(0, 255) if overview.dtype == np.uint8 else Range(*widest_range(values))
+    inverted = has_bright_background(whole(values))
+    voi = whole if overview.dtype == np.uint8 else fit_ramp(values, inverted=inverted)
+    return Presentation(Rescale(), voi, inverted)

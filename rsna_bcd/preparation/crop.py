@@ -158,7 +158,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
         ImageError: the pixels cannot be decoded; the message says why.
     """
     place = _locate(mammogram, settings)
-    box, mammogram = place.box, place.mammogram
+    box = place.box
     size, scale = _size(box, settings)
     level = mammogram.decode(
         _fitting_level(box, size, min(settings.reduce, mammogram.most_reduced))
@@ -200,13 +200,11 @@ class _Place:
         box: in source pixels.
         flipped: whether to flip.
         found: whether a breast stood out.
-        mammogram: the image, a min-max window narrowed to the breast.
     """
 
     box: Box
     flipped: bool
     found: bool
-    mammogram: Mammogram
 
 
 def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
@@ -215,10 +213,9 @@ def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     flipped = settings.orient and breast.chest_wall_right
     if settings.box == "full" or not breast.found:
         whole = Box(0, 0, mammogram.width, mammogram.height)
-        return _Place(whole, flipped, breast.found, mammogram)
+        return _Place(whole, flipped, breast.found)
     small, unit = breast.box, 2**mammogram.overview.reduced
     bottom, right = small.top + small.height, small.left + small.width
-    fitted = mammogram.fitted(slice(small.top, bottom), slice(small.left, right))
     # Outwards, so that rounding cuts nothing off; and onto whole pixels of every level that might
     # be decoded, so that the box is the same in all of them.
     grid = min(unit, 2**mammogram.most_reduced)
@@ -231,7 +228,7 @@ def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     box_bottom = mammogram.height if bottom == height else -_down(-(bottom + margin) * unit, grid)
     box_right, box_bottom = min(mammogram.width, box_right), min(mammogram.height, box_bottom)
     box = Box(box_left, box_top, box_right - box_left, box_bottom - box_top)
-    return _Place(box, flipped, True, fitted)
+    return _Place(box, flipped, True)
 
 
 def _down(position: float, grid: int) -> int:
