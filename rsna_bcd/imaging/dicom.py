@@ -36,6 +36,7 @@ from rsna_bcd.imaging.mammogram import (
     ImageError,
     Level,
     Mammogram,
+    as_averaged,
     overview_level,
     overview_of,
     refuse_constant,
@@ -94,9 +95,11 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     can_reduce = encoded.stream and samples.are_values and "openjpeg" in decoders
     most_reduced = encoded.stream.levels if encoded.stream and can_reduce else 0
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
+    first = level(min(most_reduced, overview_level(rows, columns)))
+    small = overview_of(first)
     with refusing_damaged_headers():
-        presentation = presentation_of(dataset, small.pixels)
+        averaged = as_averaged(first, rows, columns) if first.reduced else small.pixels
+        presentation = presentation_of(dataset, averaged)
         padding = bright_padding(dataset, small.pixels, presentation)
     mammogram = Mammogram(
         rows, columns, small, presentation, facts, most_reduced, level, presentation.flags

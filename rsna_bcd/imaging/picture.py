@@ -16,7 +16,7 @@ from rsna_bcd.imaging.mammogram import (
     StoredPixels,
     in_memory,
 )
-from rsna_bcd.imaging.ramp import fit_ramp, widest_range
+from rsna_bcd.imaging.ramp import fit_ramp, value_range
 from rsna_bcd.imaging.window import Presentation, Range, Rescale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -60,7 +60,7 @@ def read_picture(path: Path) -> Mammogram:
 def _presentation(overview: StoredPixels) -> Presentation:
     """Black to white, or a ramp fitted to the tissue; inverted if the background is bright."""
     values = overview.astype(np.float32)
-    whole = Range(0, 255) if overview.dtype == np.uint8 else Range(*widest_range(values))
+    whole = Range(0, 255) if overview.dtype == np.uint8 else Range(*value_range(values))
     inverted = has_bright_background(whole(values))
     voi = whole if overview.dtype == np.uint8 else fit_ramp(values, inverted=inverted)
     return Presentation(Rescale(), voi, inverted)

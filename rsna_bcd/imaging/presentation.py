@@ -20,7 +20,7 @@ from rsna_bcd.imaging.mammogram import ImageError, StoredPixels
 from rsna_bcd.imaging.padding import without_padding
 from rsna_bcd.imaging.parsing import UNPARSABLE
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.ramp import fit_ramp, widest_range
+from rsna_bcd.imaging.ramp import fit_ramp, value_range
 from rsna_bcd.imaging.window import (
     Linear,
     LinearExact,
@@ -123,7 +123,7 @@ def _inversion(dataset: Dataset, values: Values, valid: _Mask) -> tuple[bool, bo
         return False, False
     # The background may be padding, or beside it.
     everything = [values] if valid is None else [values, values[valid].reshape(1, -1)]
-    bright = (has_bright_background(_unit(part, widest_range(part))) for part in everything)
+    bright = (has_bright_background(_unit(part, value_range(part))) for part in everything)
     return any(bright), True
 
 
@@ -189,7 +189,7 @@ def _check_contrast(voi: ValuesOfInterest, values: Values, valid: _Mask, *, inve
     between = int((~black & ~white).sum())
     if between > _LEAST_CONTRAST * min(int(black.sum()), int(white.sum())):
         return
-    picture = _unit(-values if inverted else values, widest_range(-values if inverted else values))
+    picture = _unit(-values if inverted else values, value_range(-values if inverted else values))
     breast = breast_mask(picture if valid is None else np.where(valid, picture, np.float32(0)))
     if breast is not None:
         shown = voi(values[breast])
@@ -205,7 +205,7 @@ def _unit(values: Values, ends: tuple[float, float]) -> Values:
 
 
 def _sources(dataset: Dataset, group: str) -> Iterator[Dataset]:
-    """The header, then its functional groups of one kind (PS3.3 C.7.6.16), the frame's own first."""
+    """The header, then its functional groups of one kind (PS3.3 C.7.6.16), the frame's first."""
     yield dataset
     for keyword in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for groups in _sequence(dataset, keyword)[:1]:

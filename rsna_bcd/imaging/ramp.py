@@ -16,33 +16,29 @@ from rsna_bcd.imaging.window import FittedRamp, Values
 
 Mask = NDArray[np.bool_]
 
-# The quartiles of the tissue are at least so far apart in 255 grey levels, where the background and
-# the limits below allow it. Windows in the headers of real mammograms reach 38 to 48.
-_SPREAD = 45
-_WHITE = 99.5  # percentile of the tissue that becomes white
-_WHITE_OF_FRAME = 99.9  # the same of a whole frame, a small part of which may be tissue
-_MOST_WHITE = 0.02  # part of the tissue; images clipped by their maker hold more equal values
-_MOST_BLACK = 5  # percentile of the tissue below which it may become black: the taper at the skin
+# Distance of the tissue's quartiles in 255 grey levels: the one that is aimed at, and the least for
+# which an implant is kept within the ramp. Windows in real headers reach 38 to 48.
+_SPREAD, _LEAST_SPREAD = 40, 35
+# The end of the ramp is above this percentile of the tissue by this part of the ramp: the overview
+# has less noise, and less sharp detail, than the image.
+_TOP, _ABOVE = 99.5, 0.05
+_TOP_OF_FRAME = 99.9  # the same of a whole frame, a small part of which may be tissue
+_FENCE = 2  # distances of the quartiles below the lower one, from where values may become black
 _NARROWEST = 0.1  # of the range of all values, so that the noise of a flat phantom is not amplified
 # Implants, metal and the frames of paddles: at least this part of the breast lies this close to its
 # brightest value, as a part of the range. Of tissue, less than 1 % lies within 4 %.
 _PLATEAU_PART, _PLATEAU_DEPTH = 0.01, 0.02
 _EXTREMES = (0.05, 99.95)  # percentiles; the rest are defects and the ink of markers
 _SMOOTHING = 1.0  # standard deviation in pixels of the overview
+_PADDING_BELOW = 1  # of the range of the other values; padding may lie far below all of them
+_BACKGROUND_PART = 0.15  # of the frame; if less is background beside padding, padding is it
 
 
-def widest_range(values: Values, valid: Mask | None = None) -> tuple[float, float]:
-    """The range of all values but isolated ones.
-
-    Args:
-        values: (H, W), modality values of the overview.
-        valid: (H, W), False where there is padding; None where there is none.
-    """
-    inside = _smoothed(values) if valid is None else _smoothed(values)[valid]
-    low, high = np.percentile(inside, _EXTREMES)
+def value_range(values: Values) -> tuple[float, float]:
+    """The lowest and highest value without isolated ones; never equal unless all values are."""
+    low, high = np.percentile(values, _EXTREMES)
     if low == high:
-        inside = values if valid is None else values[valid]
-        low, high = inside.min(), inside.max()
+        low, high = values.min(), values.max()
     return float(low), float(high)
 
 
@@ -51,9 +47,9 @@ def fit_ramp(
 ) -> FittedRamp:
     """Fit a ramp to the tissue.
 
-    The upper end is the tissue's 99.5th percentile; the lower end is as far below as the quartiles
-    of the tissue stay 45 grey levels apart, but not below the background. An implant is within
-    the ramp only if that leaves the tissue its contrast.
+    The upper end is a high percentile of the tissue. The lower end is so far below that the
+    quartiles of the tissue are 40 grey levels apart, but neither below the background nor so high
+    that much tissue becomes black. An implant is within the ramp if the tissue then keeps 35.
 
     Args:
         values: (H, W), modality values of the overview, not all equal.
@@ -61,51 +57,51 @@ def fit_ramp(
         valid: (H, W), False where there is padding; None where there is none.
         discarded: the transforms of the header that are unusable, for the manifest.
     """
-    widest = widest_range(values, valid)
-    bright = _smoothed(-values if inverted else values)
-    low, high = sorted((-widest[0], -widest[1]) if inverted else widest)
-    picture = np.clip((bright - low) / (high - low), 0, 1)
+    sign = np.float32(-1 if inverted else 1)
     everywhere = np.ones(values.shape, bool) if valid is None else valid
-    found = breast_mask(picture if valid is None else np.where(valid, picture, np.float32(0)))
-    if found is None or not (found & everywhere).any():
-        inside, background, white = everywhere, low, _WHITE_OF_FRAME
-    else:
-        inside, white = found & everywhere, _WHITE
-        background = _background_edge(bright[everywhere & ~found], low)
-    black, top = _limits(bright, inside, background, high, white)
+    bright = cv2.GaussianBlur(_with_dark_padding(sign * values, valid), (0, 0), _SMOOTHING)
+    low, high = value_range(bright)
+    found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
+    tissue, percentile, background = everywhere, _TOP_OF_FRAME, low
+    if found is not None and (found & everywhere).any():
+        tissue, percentile = found & everywhere, _TOP
+        outside = everywhere & ~found
+        if outside.sum() < _BACKGROUND_PART * outside.size:
+            outside = ~found
+        darker = bright[outside & (bright < np.median(bright[tissue]))]
+        background = _upper_end_of_noise(darker) if darker.size else low
+    black, white = _limits(bright, tissue, background, _NARROWEST * (high - low), percentile)
     if inverted:
-        return FittedRamp(-top, -black, widest, discarded)
-    return FittedRamp(black, top, widest, discarded)
+        black, white, low, high = -white, -black, -high, -low
+    return FittedRamp(black, white, (low, high), discarded)
 
 
 def _limits(
-    bright: Values, inside: Mask, background: float, highest: float, white: float
+    bright: Values, inside: Mask, background: float, narrowest: float, percentile: float
 ) -> tuple[float, float]:
-    """The values that become black and white."""
-    all_of_it = bright[inside]
-    tissue = bright[inside & ~_plateau(bright, inside, background)]
-    darkest, lower, upper, top_of_tissue = np.percentile(tissue, (_MOST_BLACK, 25, 75, white))
-    width = max(255 / _SPREAD * (upper - lower), _NARROWEST * (highest - background))
-    shown, top = all_of_it, float(np.percentile(all_of_it, white))
-    if top - width > darkest and top_of_tissue > darkest:
-        shown, top = tissue, float(top_of_tissue)
-    black = min(max(background, top - width), float(darkest))
-    if top - black < _NARROWEST * (highest - background):  # hardly any contrast at all
-        middle = (top + black) / 2
-        half = _NARROWEST * (highest - background) / 2
-        black, top = max(middle - half, background), middle + half
-    if (shown >= top - (top - black) / 510).mean() > _MOST_WHITE:
-        top += _MOST_WHITE * (top - black)
-    return black, top
+    """The values that become black and white.
 
+    Args:
+        bright: (H, W), tissue brighter than background.
+        inside: (H, W), the breast.
+        background: the darkest value that may become black.
+        narrowest: the smallest width of the ramp.
+        percentile: of the values inside, which becomes almost white.
+    """
+    breast, tissue = bright[inside], bright[inside & ~_plateau(bright, inside, background)]
+    lower, upper, top_of_tissue = np.percentile(tissue, (25, 75, percentile)).tolist()
+    spread = upper - lower
+    width = max(255 / _SPREAD * spread, narrowest)
 
-def _background_edge(outside: Values, lowest: float) -> float:
-    """The upper end of the background's noise; markers and paddles are fewer than half of it."""
-    if not outside.size:
-        return lowest
-    level = np.median(outside)
-    deviation = 1.4826 * np.median(np.abs(outside - level))  # of normal noise
-    return float(level + 3 * deviation)
+    def ends(top: float) -> tuple[float, float]:
+        black = min(top - (1 - _ABOVE) * width, lower - _FENCE * spread)
+        black = max(black, min(background, lower))
+        return black, max(top + _ABOVE / (1 - _ABOVE) * (top - black), black + narrowest)
+
+    black, white = ends(float(np.percentile(breast, percentile)))
+    if 255 * spread < _LEAST_SPREAD * (white - black):
+        black, white = ends(top_of_tissue)
+    return black, white
 
 
 def _plateau(bright: Values, inside: Mask, background: float) -> Mask:
@@ -116,14 +112,25 @@ def _plateau(bright: Values, inside: Mask, background: float) -> Mask:
     if plateau.sum() < _PLATEAU_PART * inside.sum() or not rest.any():
         return np.zeros_like(inside)
     halfway = (float(np.median(bright[rest])) + top) / 2
-    count, labels = cv2.connectedComponents(
-        (plateau | inside & (bright > halfway)).astype(np.uint8)
-    )
+    candidates = plateau | inside & (bright > halfway)
+    count, labels = cv2.connectedComponents(candidates.astype(np.uint8))
     kept = np.zeros(count, bool)
     kept[labels[plateau]] = True
     found: Mask = kept[labels]
     return found if (inside & ~found).any() else np.zeros_like(inside)
 
 
-def _smoothed(values: Values) -> Values:
-    return cv2.GaussianBlur(values, (0, 0), _SMOOTHING)
+def _upper_end_of_noise(background: Values) -> float:
+    """The level of the background and three standard deviations of its noise."""
+    level = np.median(background)
+    return float(level + 3 * 1.4826 * np.median(np.abs(background - level)))
+
+
+def _with_dark_padding(bright: Values, valid: Mask | None) -> Values:
+    """Padding as a background: not brighter than all other values, nor far below them."""
+    if valid is None:
+        return bright
+    low, high = value_range(bright[valid])
+    padding = np.clip(bright, low - _PADDING_BELOW * (high - low), low)
+    filled: Values = np.where(valid, bright, padding.astype(np.float32))
+    return filled

@@ -18,7 +18,7 @@ from rsna_bcd.imaging.breast import Box, find_breast
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.imaging.decoders import DECODERS
 from rsna_bcd.imaging.dicom import read_dicom
-from rsna_bcd.imaging.mammogram import Mammogram
+from rsna_bcd.imaging.mammogram import Mammogram, centred
 from rsna_bcd.imaging.picture import read_picture
 from rsna_bcd.imaging.quality import join_flags
 
@@ -169,7 +169,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
         box.left // unit : -(-(box.left + box.width) // unit),
     ]
     factors = unit * size[0] / box.width, unit * size[1] / box.height
-    resized = _resize(_centred(region, level.reduced), size, factors, exact=settings.bits == 16)
+    resized = _resize(centred(region, level.reduced), size, factors, exact=settings.bits == 16)
     pixels = _show(resized, mammogram, settings)
     return PreparedImage(
         _pad(pixels[:, ::-1] if place.flipped else pixels, settings),
@@ -252,23 +252,6 @@ def _fitting_level(box: Box, size: tuple[int, int], most: int) -> int:
     ):
         level += 1
     return level
-
-
-def _centred(region: NDArray, reduced: int) -> NDArray:
-    """Move a reduced image to where averages over areas would be.
-
-    The low band of JPEG 2000 is sampled at even pixels (ISO 15444-1 F.4.8): after L halvings, pixel
-    n lies on source pixel 2^L n, while the mean of 2^L pixels lies (2^L - 1) / 2 further. Linear
-    interpolation makes up for it, and takes back the sharpness that the low band has over means:
-    of all 4 x 4 kernels, least squares on real mammograms chose this one, to .02.
-    """
-    if not reduced:
-        return region
-    shift = (2**reduced - 1) / 2 / 2**reduced  # in pixels of the region
-    kernel = np.array([1 - shift, shift], np.float32)
-    return cv2.sepFilter2D(
-        region, -1, kernel, kernel, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE
-    )
 
 
 def _resize(
