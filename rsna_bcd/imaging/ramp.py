@@ -57,20 +57,21 @@ def fit_ramp(
         valid: (H, W), False where there is padding; None where there is none.
         discarded: the transforms of the header that are unusable, for the manifest.
     """
-    sign = np.float32(-1 if inverted else 1)
-    everywhere = np.ones(values.shape, bool) if valid is None else valid
-    bright = cv2.GaussianBlur(_with_dark_padding(sign * values, valid), (0, 0), _SMOOTHING)
+    bright = -values if inverted else values
+    valid = np.ones(values.shape, bool) if valid is None else valid
+    bright, inside = _without_padding(bright, valid)
+    bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING)
     low, high = value_range(bright)
     found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
-    tissue, percentile, background = everywhere, _TOP_OF_FRAME, low
-    if found is not None and (found & everywhere).any():
-        tissue, percentile = found & everywhere, _TOP
-        outside = everywhere & ~found
+    if found is None or not (found & inside).any():
+        black, white = _limits(bright, inside, low, _NARROWEST * (high - low), _TOP_OF_FRAME)
+    else:
+        tissue, outside = found & inside, valid & ~found
         if outside.sum() < _BACKGROUND_PART * outside.size:
             outside = ~found
         darker = bright[outside & (bright < np.median(bright[tissue]))]
         background = _upper_end_of_noise(darker) if darker.size else low
-    black, white = _limits(bright, tissue, background, _NARROWEST * (high - low), percentile)
+        black, white = _limits(bright, tissue, background, _NARROWEST * (high - low), _TOP)
     if inverted:
         black, white, low, high = -white, -black, -high, -low
     return FittedRamp(black, white, (low, high), discarded)
@@ -126,11 +127,17 @@ def _upper_end_of_noise(background: Values) -> float:
     return float(level + 3 * 1.4826 * np.median(np.abs(background - level)))
 
 
-def _with_dark_padding(bright: Values, valid: Mask | None) -> Values:
-    """Padding as a background: not brighter than all other values, nor far below them."""
-    if valid is None:
-        return bright
+def _without_padding(bright: Values, valid: Mask) -> tuple[Values, Mask]:
+    """Padding as a background, and where the tissue may be.
+
+    Dark padding stays, but not far below all other values. Bright padding is replaced, and pixels
+    close to it are no tissue.
+    """
+    if valid.all():
+        return bright, valid
     low, high = value_range(bright[valid])
-    padding = np.clip(bright, low - _PADDING_BELOW * (high - low), low)
-    filled: Values = np.where(valid, bright, padding.astype(np.float32))
-    return filled
+    if np.median(bright[~valid]) < np.median(bright[valid]):
+        return np.maximum(bright, np.float32(low - _PADDING_BELOW * (high - low))), np.ones_like(
+            valid
+        )
+    return np.where(valid, bright, np.float32(low)), valid
