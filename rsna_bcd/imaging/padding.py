@@ -14,7 +14,7 @@ from rsna_bcd.imaging.window import Presentation
 
 _WORD = 2**16
 # Pixels of the overview around padding that are left out too: averages and wavelets mix the two.
-_MIXED = 2
+_MIXED = 3
 _BLACK = 0.02  # of [0, 1]; padding that is shown darker stays as it is
 
 

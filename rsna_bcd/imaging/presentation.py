@@ -38,6 +38,7 @@ _LEAST_CONTRAST = 0.1
 # So is one that clips more of the breast than this to black or white.
 _MOST_CLIPPED = 0.75
 _CLIPPED = 0.005  # this close to black or white
+_FEW = 0.04  # of the frame; a breast fills more
 _STEP = 3  # of the rows and columns of the overview that these checks look at
 _LARGEST = 1e9  # of slopes and windows; stored values have 16 bits
 
@@ -185,10 +186,9 @@ def _check_contrast(voi: ValuesOfInterest, values: Values, valid: _Mask, *, inve
     shown = voi(np.concatenate([sample, extremes]))
     if not shown.size or np.ptp(shown) < _LEAST_CONTRAST:
         raise UnusableError(str(voi))
-    black, white = shown <= _CLIPPED, shown >= 1 - _CLIPPED
-    between = int((~black & ~white).sum())
-    if between > _LEAST_CONTRAST * min(int(black.sum()), int(white.sum())):
-        return
+    bright = 1 - shown if inverted else shown
+    if (bright > 1 - _CLIPPED).mean() < _FEW and (bright < _CLIPPED).mean() < 1 - _FEW:
+        return  # the breast is large enough to be among the others
     picture = _unit(-values if inverted else values, value_range(-values if inverted else values))
     breast = breast_mask(picture if valid is None else np.where(valid, picture, np.float32(0)))
     if breast is not None:

@@ -18,20 +18,25 @@ Mask = NDArray[np.bool_]
 
 # Distance of the tissue's quartiles in 255 grey levels: the one that is aimed at, and the least for
 # which an implant is kept within the ramp. Windows in real headers reach 38 to 48.
-_SPREAD, _LEAST_SPREAD = 40, 35
+_SPREAD, _LEAST_SPREAD = 40, 30
 # The end of the ramp is above this percentile of the tissue by this part of the ramp: the overview
 # has less noise, and less sharp detail, than the image.
 _TOP, _ABOVE = 99.5, 0.05
+_HEADROOM = 0.2  # of the narrowest ramp, above the upper quartile: for the noise of a phantom
 _TOP_OF_FRAME = 99.9  # the same of a whole frame, a small part of which may be tissue
 _FENCE = 2  # distances of the quartiles below the lower one, from where values may become black
-_NARROWEST = 0.1  # of the range of all values, so that the noise of a flat phantom is not amplified
+# The ramp is no narrower than this part of the distance between background and tissue, so that the
+# noise of a flat phantom is not amplified.
+_NARROWEST = 0.15
 # Implants, metal and the frames of paddles: at least this part of the breast lies this close to its
 # brightest value, as a part of the range. Of tissue, less than 1 % lies within 4 %.
 _PLATEAU_PART, _PLATEAU_DEPTH = 0.01, 0.02
+_LEAST_TISSUE = 0.15  # part of the breast; in real files, implants leave .42 and more
 _EXTREMES = (0.05, 99.95)  # percentiles; the rest are defects and the ink of markers
 _SMOOTHING = 1.0  # standard deviation in pixels of the overview
-_PADDING_BELOW = 1  # of the range of the other values; padding may lie far below all of them
-_BACKGROUND_PART = 0.15  # of the frame; if less is background beside padding, padding is it
+# If less than this part of the frame is as dark as this part of the range of values, there is no
+# background but padding.
+_BACKGROUND_PART = 0.15
 
 
 def value_range(values: Values) -> tuple[float, float]:
@@ -49,7 +54,7 @@ def fit_ramp(
 
     The upper end is a high percentile of the tissue. The lower end is so far below that the
     quartiles of the tissue are 40 grey levels apart, but neither below the background nor so high
-    that much tissue becomes black. An implant is within the ramp if the tissue then keeps 35.
+    that much tissue becomes black. An implant is within the ramp if the tissue then keeps 30.
 
     Args:
         values: (H, W), modality values of the overview, not all equal.
@@ -64,21 +69,21 @@ def fit_ramp(
     low, high = value_range(bright)
     found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
     if found is None or not (found & inside).any():
-        black, white = _limits(bright, inside, low, _NARROWEST * (high - low), _TOP_OF_FRAME)
+        black, white = _limits(bright, inside, low, _TOP_OF_FRAME)
     else:
         tissue, outside = found & inside, valid & ~found
         if outside.sum() < _BACKGROUND_PART * outside.size:
             outside = ~found
         darker = bright[outside & (bright < np.median(bright[tissue]))]
         background = _upper_end_of_noise(darker) if darker.size else low
-        black, white = _limits(bright, tissue, background, _NARROWEST * (high - low), _TOP)
+        black, white = _limits(bright, tissue, background, _TOP)
     if inverted:
         black, white, low, high = -white, -black, -high, -low
     return FittedRamp(black, white, (low, high), discarded)
 
 
 def _limits(
-    bright: Values, inside: Mask, background: float, narrowest: float, percentile: float
+    bright: Values, inside: Mask, background: float, percentile: float
 ) -> tuple[float, float]:
     """The values that become black and white.
 
@@ -86,15 +91,16 @@ def _limits(
         bright: (H, W), tissue brighter than background.
         inside: (H, W), the breast.
         background: the darkest value that may become black.
-        narrowest: the smallest width of the ramp.
         percentile: of the values inside, which becomes almost white.
     """
     breast, tissue = bright[inside], bright[inside & ~_plateau(bright, inside, background)]
     lower, upper, top_of_tissue = np.percentile(tissue, (25, 75, percentile)).tolist()
-    spread = upper - lower
+    spread, highest = upper - lower, float(breast.max())
+    narrowest = _NARROWEST * max(upper - background, 0) or _NARROWEST * (highest - background)
     width = max(255 / _SPREAD * spread, narrowest)
 
     def ends(top: float) -> tuple[float, float]:
+        top = max(top, upper + _HEADROOM * narrowest)
         black = min(top - (1 - _ABOVE) * width, lower - _FENCE * spread)
         black = max(black, min(background, lower))
         return black, max(top + _ABOVE / (1 - _ABOVE) * (top - black), black + narrowest)
@@ -109,16 +115,18 @@ def _plateau(bright: Values, inside: Mask, background: float) -> Mask:
     """Implants, metal and paddles inside the breast: connected, and as bright as it gets."""
     top = float(bright[inside].max())
     plateau = inside & (bright >= top - _PLATEAU_DEPTH * (top - background))
-    rest = inside & ~plateau
-    if plateau.sum() < _PLATEAU_PART * inside.sum() or not rest.any():
-        return np.zeros_like(inside)
+    rest, area = inside & ~plateau, inside.sum()
+    nothing = np.zeros_like(inside)
+    if plateau.sum() < _PLATEAU_PART * area or not rest.any():
+        return nothing
     halfway = (float(np.median(bright[rest])) + top) / 2
     candidates = plateau | inside & (bright > halfway)
     count, labels = cv2.connectedComponents(candidates.astype(np.uint8))
     kept = np.zeros(count, bool)
     kept[labels[plateau]] = True
-    found: Mask = kept[labels]
-    return found if (inside & ~found).any() else np.zeros_like(inside)
+    # With its blurred rim.
+    found = cv2.dilate(kept[labels].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    return found if (inside & ~found).sum() >= _LEAST_TISSUE * area else nothing
 
 
 def _upper_end_of_noise(background: Values) -> float:
@@ -136,8 +144,9 @@ def _without_padding(bright: Values, valid: Mask) -> tuple[Values, Mask]:
     if valid.all():
         return bright, valid
     low, high = value_range(bright[valid])
-    if np.median(bright[~valid]) < np.median(bright[valid]):
-        return np.maximum(bright, np.float32(low - _PADDING_BELOW * (high - low))), np.ones_like(
-            valid
-        )
-    return np.where(valid, bright, np.float32(low)), valid
+    if np.median(bright[~valid]) > np.median(bright[valid]):
+        return np.where(valid, bright, np.float32(low)), valid
+    dark = valid & (bright < low + _BACKGROUND_PART * (high - low))
+    if dark.sum() < _BACKGROUND_PART * dark.size:  # the padding is the background
+        low -= high - low
+    return np.maximum(bright, np.float32(low)), np.ones_like(valid)
