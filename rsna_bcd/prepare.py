@@ -263,6 +263,9 @@ def _summarise(
         console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)
     if len(failures) > _SHOWN:
         console.print(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
+    flags = "; ".join(f"{flag} {n:,}" for flag, n in folder.flag_counts(split).items())
+    if flags:
+        console.print(f"  quality flags: {flags}", highlight=False, soft_wrap=True)
     sheet = folder.folder / f"{split}_contact_sheet.png"
     console.print(f"  to look at: {sheet}", highlight=False, soft_wrap=True)
 

@@ -39,7 +39,7 @@ _LEAST_CONTRAST = 0.1
 _MOST_CLIPPED = 0.75
 _CLIPPED = 0.005  # this close to black or white
 _FEW = 0.04  # of the frame; a breast fills more
-_STEP = 3  # of the rows and columns of the overview that these checks look at
+_STEP = 7  # these checks look at every seventh pixel of the overview
 _LARGEST = 1e9  # of slopes and windows; stored values have 16 bits
 
 _FUNCTIONS: dict[str, Callable[[float, float], ValuesOfInterest]] = {
@@ -84,7 +84,8 @@ def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
             discarded.append(str(error))
         else:
             return Presentation(modality, voi, inverted, total, position, tuple(flags))
-    flags.append(QualityFlag.NO_WINDOW)
+    if QualityFlag.WINDOW_DISCARDED not in flags:
+        flags.append(QualityFlag.NO_WINDOW)
     ramp = fit_ramp(values, inverted=inverted, valid=valid, discarded="; ".join(discarded))
     return Presentation(modality, ramp, inverted, flags=tuple(flags))
 
@@ -180,11 +181,9 @@ def _check_contrast(voi: ValuesOfInterest, values: Values, valid: _Mask, *, inve
     Raises:
         UnusableError: it shows all values alike, or hardly any of the breast's.
     """
-    sample = values[::_STEP, ::_STEP]
-    sample = sample.ravel() if valid is None else sample[valid[::_STEP, ::_STEP]]
-    extremes = np.array([values.min(), values.max()] if valid is None else [], np.float32)
-    shown = voi(np.concatenate([sample, extremes]))
-    if not shown.size or np.ptp(shown) < _LEAST_CONTRAST:
+    inside = (values if valid is None else values[valid]).ravel()
+    shown = voi(np.append(inside[::_STEP], [inside.min(), inside.max()]).astype(np.float32))
+    if np.ptp(shown) < _LEAST_CONTRAST:
         raise UnusableError(str(voi))
     bright = 1 - shown if inverted else shown
     if (bright > 1 - _CLIPPED).mean() < _FEW and (bright < _CLIPPED).mean() < 1 - _FEW:

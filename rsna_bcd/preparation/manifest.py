@@ -22,6 +22,7 @@ import fcntl
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.quality import QualityFlag, split_flags
 from rsna_bcd.preparation.crop import Record
 from rsna_bcd.preparation.writing import UNFINISHED, not_stored, stamp_of, write_whole
 from rsna_bcd.tables.images import Split
@@ -171,6 +173,12 @@ class PreparedFolder:
         for split, (images, _, _) in tables.items():
             crops = self.crop_files(split, images)
             self._delete_crops(split, {crops[i] for of, i in journal if of == split})
+
+    def flag_counts(self, split: Split) -> dict[QualityFlag, int]:
+        """The number of images of a split with each quality flag, as the manifest has them."""
+        rows = (row for row in self._read_csv("manifest.csv") if row["split"] == split)
+        counts = Counter(flag for row in rows for flag in split_flags(row["quality_flags"]))
+        return {flag: counts[flag] for flag in QualityFlag if counts[flag]}
 
     def clear(self) -> None:
         """Delete everything that runs made, to make it anew."""
