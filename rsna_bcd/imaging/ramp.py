@@ -18,10 +18,10 @@ Mask = NDArray[np.bool_]
 
 # Distance of the tissue's quartiles in 255 grey levels: the one that is aimed at, and the least for
 # which an implant is kept within the ramp. Windows in real headers reach 38 to 48.
-_SPREAD, _LEAST_SPREAD = 40, 30
+_SPREAD, _LEAST_SPREAD = 39, 30
 # The end of the ramp is above this percentile of the tissue by this part of the ramp: the overview
 # has less noise, and less sharp detail, than the image.
-_TOP, _ABOVE = 99.5, 0.05
+_TOP, _ABOVE = 99.5, 0.08
 _HEADROOM = 0.2  # of the narrowest ramp, above the upper quartile: for the noise of a phantom
 _TOP_OF_FRAME = 99.9  # the same of a whole frame, a small part of which may be tissue
 _FENCE = 2  # distances of the quartiles below the lower one, from where values may become black
@@ -53,7 +53,7 @@ def fit_ramp(
     """Fit a ramp to the tissue.
 
     The upper end is a high percentile of the tissue. The lower end is so far below that the
-    quartiles of the tissue are 40 grey levels apart, but neither below the background nor so high
+    quartiles of the tissue are 39 grey levels apart, but neither below the background nor so high
     that much tissue becomes black. An implant is within the ramp if the tissue then keeps 30.
 
     Args:
