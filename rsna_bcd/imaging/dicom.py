@@ -9,15 +9,12 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from rsna_bcd.files import read_bytes
-from rsna_bcd.imaging.codestream import Codestream
-from rsna_bcd.imaging.decoders import DECODERS, HTJ2K, JPEG, JPEG2000, RAW, RLE, Words, decode
+from rsna_bcd.imaging.decoders import DECODERS, HTJ2K, JPEG, JPEG2000, RAW, RLE, decode
 from rsna_bcd.imaging.frames import check_frame, refuse_partial, transfer_syntax
 from rsna_bcd.imaging.kinds import foreign_kind, header_flags
 from rsna_bcd.imaging.mammogram import (
@@ -26,13 +23,15 @@ from rsna_bcd.imaging.mammogram import (
     ImageError,
     Level,
     Mammogram,
-    StoredPixels,
+    as_averaged,
     overview_level,
     overview_of,
     refuse_constant,
 )
+from rsna_bcd.imaging.padding import blackened, bright_padding
 from rsna_bcd.imaging.parsing import parse_dicom, refusing_damaged_headers
 from rsna_bcd.imaging.presentation import presentation_of
+from rsna_bcd.imaging.samples import samples_of
 
 _MOST_ASPECT = 4  # height by width of a pixel, or the other way round
 _SQUARE = 0.01  # pixels that differ less in height and width are square
@@ -48,14 +47,6 @@ _REMEDIES = {
     "1.2.840.10008.1.2.4.20": "JPIP; the pixels are on a server; export the file uncompressed",
 }
 _CODES = ("PhotometricInterpretation", "Modality", "VOILUTFunction", "PresentationLUTShape")
-
-
-class _Samples(NamedTuple):
-    """What one stored word means."""
-
-    bits: int
-    signed: bool
-    above: int = 0  # how far above the lowest bit they lie, as the header says
 
 
 def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogram:
@@ -79,7 +70,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         dataset = parse_dicom(io.BytesIO(content))
         syntax = _check_header(dataset)
         encoded = check_frame(dataset, syntax)
-        samples = _samples(dataset, encoded.stream)
+        samples = samples_of(dataset, encoded.stream)
         aspect = _pixel_aspect(dataset)
     facts: dict[str, str | int] = {
         "transfer_syntax": str(syntax),
@@ -92,19 +83,24 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     def level(reduced: int) -> Level:
         words, halvings, decoder = decode(encoded, decoders, reduced)
         refuse_partial(encoded, words, decoder)
-        pixels = _interpret(_right_aligned(words, samples.above), samples)
+        pixels = samples.interpret(words)
         refuse_constant(pixels)
         return Level(pixels, halvings, decoder)
 
-    most_reduced = encoded.stream.levels if encoded.stream and "openjpeg" in decoders else 0
+    can_reduce = encoded.stream and samples.are_values and "openjpeg" in decoders
+    most_reduced = encoded.stream.levels if encoded.stream and can_reduce else 0
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    small = overview_of(level(min(most_reduced, overview_level(rows, columns))))
+    first = level(min(most_reduced, overview_level(rows, columns)))
+    small = overview_of(first)
     with refusing_damaged_headers():
-        presentation = presentation_of(dataset, small.pixels)
-        flags = header_flags(dataset).flags
-    return Mammogram(
+        averaged = as_averaged(first, rows, columns) if first.reduced else small.pixels
+        presentation = presentation_of(dataset, averaged)
+        padding = bright_padding(dataset, small.pixels, presentation)
+        flags = header_flags(dataset).flags + presentation.flags
+    mammogram = Mammogram(
         rows, columns, small, presentation, facts, most_reduced, level, flags, pixel_aspect=aspect
     )
+    return mammogram if padding is None else blackened(mammogram, padding)
 
 
 def _check_header(dataset: Dataset) -> UID:
@@ -155,37 +151,3 @@ def _pixel_aspect(dataset: Dataset) -> float:
         if min(height, width) > 0 and 1 / _MOST_ASPECT <= height / width <= _MOST_ASPECT:
             return height / width if abs(height / width - 1) > _SQUARE else 1.0
     return 1.0
-
-
-def _samples(dataset: Dataset, stream: Codestream | None) -> _Samples:
-    """What a word means: as the frame says, else as the header says."""
-    signed = bool(dataset.get("PixelRepresentation", 0))
-    if stream is None:
-        return _Samples(dataset.BitsStored, signed, _bits_above(dataset))
-    return _Samples(stream.bits, signed if stream.signed is None else stream.signed)
-
-
-def _bits_above(dataset: Dataset) -> int:
-    """How many bits of a word lie below its pixel, as HighBit may say (retired in DICOM)."""
-    above = int(dataset.get("HighBit") or 0) - (int(dataset.BitsStored) - 1)
-    return above if 0 < above <= dataset.BitsAllocated - dataset.BitsStored else 0
-
-
-def _right_aligned(words: Words, above: int) -> Words:
-    """Move pixels down; where the bits below are in use, the header is wrong and they stay."""
-    if not above or (words & words.dtype.type(2**above - 1)).any():
-        return words
-    shifted: Words = words >> above
-    return shifted
-
-
-def _interpret(words: Words, samples: _Samples) -> StoredPixels:
-    """Give stored words their sign: the sign bit is the highest of the bits stored (PS3.5 8.1.1).
-
-    Bits above those stored may hold anything in signed images; unsigned values are left as they
-    are, because files exist whose values exceed their BitsStored and are right.
-    """
-    if not samples.signed:
-        return words
-    shift = 16 - samples.bits
-    return (words.astype(np.uint16) << shift).view(np.int16) >> shift

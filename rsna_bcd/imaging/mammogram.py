@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.window import MinMax, Presentation
+from rsna_bcd.imaging.window import FittedRamp, Presentation, Range
 
 StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
 
@@ -81,24 +81,16 @@ class Mammogram:
         return self.decode(0).pixels
 
     def shown_overview(self) -> NDArray[np.float32]:
-        """The overview as it is shown, (h, w) in [0, 1].
+        """The overview in which the breast is found: as it is shown, (h, w) in [0, 1].
 
         Stored values are averaged before they are windowed: at this size nobody sees the
         difference (some hundredths of a grey level), and it saves a pass over 26 million pixels.
+        A fitted ramp is widened to all values, since the skin may lie below it.
         """
-        return self.presentation.apply(self.overview.pixels)
-
-    def fitted(self, rows: slice, columns: slice) -> "Mammogram":
-        """The same image, a min-max window (if it has one) narrowed to a part of the overview."""
-        voi = self.presentation.voi
-        part = self.overview.pixels[rows, columns]
-        if not isinstance(voi, MinMax) or part.min() == part.max():
-            return self
-        extremes = self.presentation.modality(extremes_of(part))
-        if extremes[0] == extremes[1]:
-            return self
-        narrowed = voi.of(extremes)
-        return replace(self, presentation=replace(self.presentation, voi=narrowed))
+        shown, voi = self.presentation, self.presentation.voi
+        if isinstance(voi, FittedRamp):
+            shown = replace(shown, voi=Range(*voi.widest))
+        return shown.apply(self.overview.pixels)
 
 
 def in_memory(
@@ -123,7 +115,8 @@ def in_memory(
     small = overview_of(whole)
     height, width = pixels.shape
     presentation = presentation_of(small.pixels)
-    return Mammogram(height, width, small, presentation, facts, 0, cache(lambda _: whole))
+    flags = presentation.flags
+    return Mammogram(height, width, small, presentation, facts, 0, cache(lambda _: whole), flags)
 
 
 def overview_of(level: Level) -> Level:
@@ -136,6 +129,41 @@ def overview_of(level: Level) -> Level:
         pixels = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         halvings += 1
     return Level(pixels, level.reduced + halvings, level.decoder)
+
+
+def centred(region: NDArray, reduced: int) -> NDArray:
+    """Move a reduced image to where averages over areas would be.
+
+    The low band of JPEG 2000 is sampled at even pixels (ISO 15444-1 F.4.8): after L halvings, pixel
+    n lies on source pixel 2^L n, while the mean of 2^L pixels lies (2^L - 1) / 2 further. Linear
+    interpolation makes up for it, and takes back the sharpness that the low band has over means:
+    of all 4 x 4 kernels, least squares on real mammograms chose this one, to .02.
+    """
+    if not reduced:
+        return region
+    shift = (2**reduced - 1) / 2 / 2**reduced  # in pixels of the region
+    kernel = np.array([1 - shift, shift], np.float32)
+    return cv2.sepFilter2D(
+        region, -1, kernel, kernel, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE
+    )
+
+
+def as_averaged(level: Level, height: int, width: int) -> StoredPixels:
+    """The overview as averages over the decoded image, whatever codec reduced it.
+
+    Statistics of it do not depend on the transfer syntax: the codec's own low band is displaced,
+    overshoots at edges, and has one more row or column where the size is odd.
+
+    Args:
+        level: not smaller than the overview.
+        height: of the whole image.
+        width: likewise.
+    """
+    if level.reduced:
+        pixels = centred(level.pixels, level.reduced)
+        pixels = pixels[: max(1, height >> level.reduced), : max(1, width >> level.reduced)]
+        level = replace(level, pixels=pixels)
+    return overview_of(level).pixels
 
 
 def overview_level(height: int, width: int) -> int:

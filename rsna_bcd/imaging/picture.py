@@ -23,10 +23,10 @@ from rsna_bcd.imaging.mammogram import (
     ImageError,
     Mammogram,
     StoredPixels,
-    extremes_of,
     in_memory,
 )
-from rsna_bcd.imaging.window import MinMax, Presentation, Range, Rescale
+from rsna_bcd.imaging.ramp import fit_ramp, value_range
+from rsna_bcd.imaging.window import Presentation, Range, Rescale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -50,7 +50,7 @@ def read_picture(path: Path) -> Mammogram:
 
     It is turned as its EXIF orientation says. Transparent pixels are black. Pictures of 8 bits
     are shown over 0 to 255. Pictures of 16 bits hold 10 to 16 bits of content, and no header says
-    which: they are shown from their minimum to their maximum.
+    which: a ramp is fitted to their tissue.
 
     Raises:
         ImageError: no picture, damaged, of several pages, not grey, or without content.
@@ -59,14 +59,12 @@ def read_picture(path: Path) -> Mammogram:
     if not content:
         raise ImageError(EMPTY)
     pixels, decoder = _decode(content)
-    upright = in_memory(pixels, decoder, _upright, {})
-    inverted = has_bright_background(upright.shown_overview())
+    mammogram = in_memory(pixels, decoder, _presentation, {})
     return replace(
-        upright,
-        presentation=replace(upright.presentation, inverted=inverted),
+        mammogram,
         facts={
             "transfer_syntax": path.suffix.lower().lstrip("."),
-            "photometric": "MONOCHROME1" if inverted else "MONOCHROME2",
+            "photometric": "MONOCHROME1" if mammogram.presentation.inverted else "MONOCHROME2",
             "bits_stored": 8 * pixels.dtype.itemsize,
             "source_sha256": hashlib.sha256(content).hexdigest(),
         },
@@ -161,7 +159,10 @@ def _refuse_partial_jpeg(content: bytes) -> None:
         raise ImageError("the file was cut short: its last rows were never encoded")
 
 
-def _upright(pixels: StoredPixels) -> Presentation:
-    """Black to white, or the range that is used; not inverted."""
-    voi = Range(0, 255) if pixels.dtype == np.uint8 else MinMax(0, 1).of(extremes_of(pixels))
-    return Presentation(Rescale(), voi, inverted=False)
+def _presentation(overview: StoredPixels) -> Presentation:
+    """Black to white, or a ramp fitted to the tissue; inverted if the background is bright."""
+    values = overview.astype(np.float32)
+    whole = Range(0, 255) if overview.dtype == np.uint8 else Range(*value_range(values))
+    inverted = has_bright_background(whole(values))
+    voi = whole if overview.dtype == np.uint8 else fit_ramp(values, inverted=inverted)
+    return Presentation(Rescale(), voi, inverted)

@@ -4,11 +4,13 @@ PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT) and C.7.6.3.1.2 (photometric inter
 inverted is the presentation, so inversion comes last, after the window.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rsna_bcd.imaging.quality import QualityFlag
 
 Values = NDArray[np.float32]
 
@@ -88,22 +90,21 @@ class Range:
 
 
 @dataclass(frozen=True)
-class MinMax(Range):
-    """From the smallest to the largest value, for images without a window, or with an unfit one.
+class FittedRamp(Range):
+    """A ramp fitted to the tissue of an image without a usable window; see `imaging.ramp`.
 
     Attributes:
-        unfit: what the header asked for instead; empty where it asked for nothing.
+        widest: the range of all values. The breast is searched for in this range, because the
+            ramp itself may cut off the skin.
+        discarded: the transforms of the header that are unusable; empty where it has none.
     """
 
-    unfit: str = ""
-
-    def of(self, extremes: Values) -> "MinMax":
-        """The same for other values, given the smallest and the largest in either order."""
-        return replace(self, low=float(extremes.min()), high=float(extremes.max()))
+    widest: tuple[float, float] = (0.0, 1.0)
+    discarded: str = ""
 
     def __str__(self) -> str:
-        reason = f" (unfit: {self.unfit})" if self.unfit else ""
-        return f"min-max{reason} {self.low:g} {self.high:g}"
+        reason = f" (discarded: {self.discarded})" if self.discarded else ""
+        return f"fitted{reason} {self.low:g} {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ class LookupTable:
     Attributes:
         first: the input value of the first entry; inputs below it take the first entry, inputs
             beyond the last entry take the last.
-        entries: (N,), the output values; as VOI they are already divided by the largest value
-            that their number of bits can hold.
+        entries: (N,), the output values; as VOI they are already divided by their full scale.
     """
 
     first: int
@@ -151,13 +151,17 @@ class Presentation:
         modality: stored values to modality values.
         voi: modality values to [0, 1].
         inverted: dark and bright change places at the end (MONOCHROME1).
-        windows: how many the header has; `voi` is the first of them.
+        windows: how many windows or lookup tables the header has.
+        position: which of them `voi` is, counted from 1.
+        flags: quality flags of the transforms.
     """
 
     modality: Rescale | LookupTable
     voi: ValuesOfInterest
     inverted: bool
     windows: int = 1
+    position: int = 1
+    flags: tuple[QualityFlag, ...] = ()
 
     def apply(self, stored: NDArray[np.generic]) -> Values:
         """Map stored values of any shape and type to float32 in [0, 1], tissue bright."""
@@ -165,7 +169,8 @@ class Presentation:
         return 1 - shown if self.inverted else shown
 
     def __str__(self) -> str:
-        return f"{self.voi} (1 of {self.windows})" if self.windows > 1 else str(self.voi)
+        several = f" ({self.position} of {self.windows})" if self.windows > 1 else ""
+        return f"{self.voi}{several}"
 
 
 def _unit(values: Values) -> Values:

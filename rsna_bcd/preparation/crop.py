@@ -18,7 +18,7 @@ from rsna_bcd.imaging.breast import Box, find_breast
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.imaging.decoders import DECODERS
 from rsna_bcd.imaging.dicom import read_dicom
-from rsna_bcd.imaging.mammogram import Mammogram
+from rsna_bcd.imaging.mammogram import Mammogram, centred
 from rsna_bcd.imaging.picture import read_picture
 from rsna_bcd.imaging.quality import join_flags
 
@@ -157,7 +157,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
         ImageError: the pixels cannot be decoded; the message says why.
     """
     place = _locate(mammogram, settings)
-    box, mammogram = place.box, place.mammogram
+    box = place.box
     size, scale = _size(box, mammogram.pixel_aspect, settings)
     level = mammogram.decode(
         _fitting_level(box, size, min(settings.reduce, mammogram.most_reduced))
@@ -168,7 +168,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
         box.left // unit : -(-(box.left + box.width) // unit),
     ]
     factors = unit * size[0] / box.width, unit * size[1] / box.height
-    resized = _resize(_centred(region, level.reduced), size, factors, exact=settings.bits == 16)
+    resized = _resize(centred(region, level.reduced), size, factors, exact=settings.bits == 16)
     pixels = _show(resized, mammogram, settings)
     return PreparedImage(
         _pad(pixels[:, ::-1] if place.flipped else pixels, settings),
@@ -199,13 +199,11 @@ class _Place:
         box: in source pixels.
         flipped: whether to flip.
         found: whether a breast stood out.
-        mammogram: the image, a min-max window narrowed to the breast.
     """
 
     box: Box
     flipped: bool
     found: bool
-    mammogram: Mammogram
 
 
 def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
@@ -214,10 +212,9 @@ def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     flipped = settings.orient and breast.chest_wall_right
     if settings.box == "full" or not breast.found:
         whole = Box(0, 0, mammogram.width, mammogram.height)
-        return _Place(whole, flipped, breast.found, mammogram)
+        return _Place(whole, flipped, breast.found)
     small, unit = breast.box, 2**mammogram.overview.reduced
     bottom, right = small.top + small.height, small.left + small.width
-    fitted = mammogram.fitted(slice(small.top, bottom), slice(small.left, right))
     # Outwards, so that rounding cuts nothing off; and onto whole pixels of every level that might
     # be decoded, so that the box is the same in all of them.
     grid = min(unit, 2**mammogram.most_reduced)
@@ -230,7 +227,7 @@ def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     box_bottom = mammogram.height if bottom == height else -_down(-(bottom + margin) * unit, grid)
     box_right, box_bottom = min(mammogram.width, box_right), min(mammogram.height, box_bottom)
     box = Box(box_left, box_top, box_right - box_left, box_bottom - box_top)
-    return _Place(box, flipped, True, fitted)
+    return _Place(box, flipped, True)
 
 
 def _down(position: float, grid: int) -> int:
@@ -261,23 +258,6 @@ def _fitting_level(box: Box, size: tuple[int, int], most: int) -> int:
     ):
         level += 1
     return level
-
-
-def _centred(region: NDArray, reduced: int) -> NDArray:
-    """Move a reduced image to where averages over areas would be.
-
-    The low band of JPEG 2000 is sampled at even pixels (ISO 15444-1 F.4.8): after L halvings, pixel
-    n lies on source pixel 2^L n, while the mean of 2^L pixels lies (2^L - 1) / 2 further. Linear
-    interpolation makes up for it, and takes back the sharpness that the low band has over means:
-    of all 4 x 4 kernels, least squares on real mammograms chose this one, to .02.
-    """
-    if not reduced:
-        return region
-    shift = (2**reduced - 1) / 2 / 2**reduced  # in pixels of the region
-    kernel = np.array([1 - shift, shift], np.float32)
-    return cv2.sepFilter2D(
-        region, -1, kernel, kernel, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE
-    )
 
 
 def _resize(

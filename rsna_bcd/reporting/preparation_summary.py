@@ -22,6 +22,7 @@ _SYNTAXES = {
 }
 _READ = ("split", "status", "decoder", "resolution_level", "transfer_syntax", "window")
 _REASONS = 8  # shown
+_FITTED = ("fitted", "min-max")  # windows made from the pixels; manifests of before have the latter
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PreparationSummary:
         failures: reason and number of files, the most frequent first.
         failures_left_out: files whose reason is not among them.
         whole_frames: crops in which no breast was found, so that the whole frame was kept.
-        without_window: whose header has no usable window, so that the pixels' range was taken.
+        without_window: whose header has no usable window, so that a ramp was fitted to the pixels.
         second_choice: files decoded in full by another decoder than most of their syntax.
         decoded: by syntax and decoder.
     """
@@ -98,7 +99,7 @@ def summarise(manifest: pd.DataFrame, crop: str) -> PreparationSummary:
         failures=tuple((str(reason), int(n)) for reason, n in reasons.head(_REASONS).items()),
         failures_left_out=int(reasons.iloc[_REASONS:].sum()),
         whole_frames=int(found.isin(["0", "False"]).sum()),
-        without_window=int(ok["window"].str.startswith("min-max", na=False).sum()),
+        without_window=int(ok["window"].str.startswith(_FITTED, na=False).sum()),
         second_choice=int(in_full.sum() - first.sum()),
         decoded=tuple(
             Decoded(str(row["syntax"]), str(row["decoder"]), str(row["resolution"]), row["count"])

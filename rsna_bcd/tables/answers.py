@@ -20,7 +20,7 @@ DOUBTS = {
     "no window": "the header has none: the grey scale was fitted to the tissue",
     "window discarded": "the header's window does not fit its pixels: the grey scale was fitted",
     "lookup table discarded": "the header's table is damaged: another grey scale was used",
-    "inversion contradictory": "header and pixels disagree on which end of the scale is bright",
+    "inversion contradictory": "the header contradicts itself on which end of the scale is bright",
     "orientation contradictory": "header and pixels disagree on which side the chest wall is",
     "spot compression": "shows a part of the breast under local pressure",
     "magnification": "shows a part of the breast, enlarged",

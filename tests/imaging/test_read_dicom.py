@@ -187,8 +187,63 @@ def test_the_frame_knows_better_than_the_header(
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
     if "PixelRepresentation" in claim:
         claim = {"PixelRepresentation": int(pixels.dtype.kind != "i")}
+        pixels = pixels.view(np.int16)  # an unsigned stream, then, holds two's complement
     change(path, **claim)
     np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
+
+
+@pytest.mark.parametrize("decoder", ["dicomsdl", "gdcm", "openjpeg"])
+@pytest.mark.parametrize("extended", [False, True])
+def test_an_unsigned_stream_under_a_signed_header_holds_twos_complement(
+    tmp_path: Path, decoder: str, extended: bool
+) -> None:
+    pixels, bits = KINDS["12 signed"]
+    words = pixels.view(np.uint16) if extended else pixels.view(np.uint16) & 0x0FFF
+    path = write_dicom(tmp_path / "a.dcm", words, bits=16, syntax="jpeg2000")
+    change(path, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=1)
+    mammogram = read_dicom(path, [decoder])
+    np.testing.assert_array_equal(mammogram.pixels, pixels)
+    assert mammogram.most_reduced == 0  # words of both signs cannot be averaged
+
+
+@pytest.mark.parametrize("syntax", ["raw", "jpeg2000", "rle"])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("position", [12, 14, 15])
+def test_overlays_in_unused_bits_are_masked(
+    tmp_path: Path, syntax: str, signed: bool, position: int
+) -> None:
+    pixels, bits = KINDS["12 signed" if signed else "12"]
+    overlay = RNG.integers(0, 2, pixels.shape).astype(np.uint16) << position
+    words = (pixels.view(np.uint16) & 0x0FFF) | overlay
+    path = write_dicom(tmp_path / "a.dcm", words, bits=16, syntax=syntax)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x60020100, "US", 16)
+    dataset.add_new(0x60020102, "US", position)
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, int(signed)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
+def test_overlays_below_pixels_at_the_top_are_masked(tmp_path: Path) -> None:
+    pixels, bits = KINDS["12"]
+    overlay = RNG.integers(0, 2, pixels.shape).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", (pixels << 4) | overlay, bits=bits, HighBit=15)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x60000102, "US", 0)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+
+
+@pytest.mark.parametrize("position", [0, 11, 16, 200])
+def test_an_overlay_within_the_pixel_or_beyond_the_word_is_not_believed(
+    tmp_path: Path, position: int
+) -> None:
+    pixels, bits = KINDS["12"]
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x60000102, "US", position)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
 
 
 @pytest.mark.parametrize("syntax", ["jpeg", "jpeg_ls"])

@@ -164,7 +164,9 @@ def textured(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "level"), [(900, 0), (400, 1), (250, 2), (120, 3), (60, 4)])
 def test_no_more_resolution_is_decoded_than_needed(tmp_path: Path, height: int, level: int) -> None:
-    path = write_dicom(tmp_path / "a.dcm", textured(1203, 901), bits=12, syntax="jpeg2000")
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    pixels = textured(1203, 901)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, syntax="jpeg2000", **window)
     settings = replace(SETTINGS, height=height, width=height)
     full = prepare_image(path, settings, "dicom")
     reduced = prepare_image(path, replace(settings, reduce=5), "dicom")
@@ -210,13 +212,21 @@ def test_a_reduced_crop_is_not_displaced(
         assert abs(down) < 0.2
 
 
-def test_without_a_window_the_range_within_the_breast_is_shown(tmp_path: Path) -> None:
+def test_without_a_window_the_tissue_is_shown_whatever_is_beside_it(tmp_path: Path) -> None:
     values = np.rint(breast_picture(300, 200) * 3000 + 500).astype(np.uint16)
-    values[10:20, 150:190] = 4095  # a marker beside the breast
-    prepared = prepare_image(write_dicom(tmp_path / "a.dcm", values, bits=12), SETTINGS, "dicom")
-    low, high = values[:, :110].min(), values[:, :110].max()
-    assert prepared.record["window"] == f"min-max {low} {high}"
-    assert prepared.pixels.max() == 255
+    marked = values.copy()
+    marked[10:20, 150:190] = 4095  # a marker beside the breast
+    for syntax in ("raw", "jpeg2000"):
+        plain, other = (
+            prepare_image(
+                write_dicom(tmp_path / "a.dcm", v, bits=12, syntax=syntax), SETTINGS, "dicom"
+            )
+            for v in (values, marked)
+        )
+        assert str(plain.record["window"]).startswith("fitted ")
+        assert plain.record["quality_flags"] == "no window"
+        np.testing.assert_allclose(plain.pixels, other.pixels.astype(int), atol=4)
+        assert 220 < plain.pixels.max() <= 255
 
 
 def test_16_bits_are_8_bits_with_more_steps() -> None:
