@@ -1,17 +1,31 @@
-"""Where the breast is, and which way it faces: by image analysis, nothing learned.
+"""Where the breast is, and on which side its chest wall: by image analysis, nothing learned.
 
-The background of a mammogram is its most frequent grey level, and nearly flat. Tissue is what rises
-above it; the breast is the largest connected piece of that. Markers, the edge of the collimator and
-noise are smaller or thinner. The box is a tissue box: faint skin and the axilla belong to it.
+The order of operations:
+
+1. Bright rims along the frame's edges (film, collimators) are left out.
+2. The background is the most frequent of the dark grey levels. Where it is not flat, a surface is
+   fitted to it and subtracted. Tissue rises above it.
+3. Regions that a skin line encloses are tissue, thin structures (markers, edges) are not.
+4. The breast is the largest connected piece; of two breasts beside each other both are taken.
+   Paddles that are connected with it are separated by a wider opening. A piece that is a full
+   rectangle is an exposed field, and is searched again.
+5. The side of the chest wall is the one along which the piece is longest.
+6. Below the breast, along the chest wall, a strip of abdomen is cut off.
+
+The box is a tissue box: faint skin, the axilla and the inframammary fold belong to it.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.float32]
+Side = Literal["left", "right", "top", "bottom"]
+_Mask = NDArray[np.uint8]  # 0 or 1
+_Levels = NDArray[np.uint8]
 
 _LEVELS = 256
 # A background lies at an end of the range of greys. A frame full of tissue peaks in between.
@@ -24,6 +38,34 @@ _MARGIN_LEVELS = 2
 # strokes of burned-in letters are up to .01 of it.
 _OPENING = 0.012
 _SMALLEST = 0.02  # part of the frame; the smallest breast of 2,221 real images fills .049
+
+# The strip below the breast is narrower than this part of the widest row ...
+_STRIP = 0.12
+# ... or lies behind a notch that is narrower than this, from which it widens by that factor.
+_NOTCH, _WIDENING = 0.35, 1.25
+# Below it, at most this part of the piece is cut off; a shoulder above a breast is followed by more.
+_ABDOMEN = 1 / 3
+_KEPT_BELOW = 0.02  # rows that stay below the cut, part of the breast's height
+
+_RECTANGLE = 0.93  # part of its box that a piece fills, if it is an exposed field
+_SMALLEST_IN_FIELD = 0.1  # part of the field
+_SECOND_BREAST = 0.4  # part of the larger breast's area
+# A bright rim begins within, and ends within, these parts of the frame. It is brighter than so much
+# of the range, and what is behind it is darker by this factor.
+_RIM_START, _WIDEST_RIM, _RIM_LEVEL, _RIM_DROP = 0.03, 0.12, 0.3, 0.8
+
+_STEEP = 6  # levels within which a flat background ends
+_SMALLEST_BACKGROUND = 0.01  # part of the frame
+_FITS = 5  # of the surface; it no longer changes then
+_ZERO = 64  # the level of the background, once it is flat
+_SMALLEST_HOLE = 0.005  # part of the frame
+_FAT_LEVELS = 1.5  # by which fat without contact to the frame's edge is brighter than background
+_RECTANGULAR_HULL = 0.82  # part of the rectangle around it; of half an ellipse it is .785
+
+_BAR = 0.06  # width of a paddle's bars at most, part of the longer side
+_SEPARATED = 0.85  # part of the box that is left if a paddle was separated
+_EDGE = 0.03  # depth of the edges that are compared, part of the box
+_CLEAR = 0.25  # difference between edges, in parts of their length
 
 
 @dataclass(frozen=True)
@@ -42,13 +84,36 @@ class Breast:
 
     Attributes:
         box: around the tissue; the whole frame where no breast stood out.
-        chest_wall_right: the chest wall is on the right (False where no breast stood out).
+        chest_wall: the side of the frame where the chest wall is ("left" where no breast stood
+            out).
+        side_is_clear: whether the sides differ so clearly that the pixels decide about it.
         found: whether a breast stood out from a background.
     """
 
     box: Box
-    chest_wall_right: bool
+    chest_wall: Side
+    side_is_clear: bool
     found: bool
+
+    @property
+    def chest_wall_right(self) -> bool:
+        """Whether the chest wall is on the right."""
+        return self.chest_wall == "right"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A breast in the frame: its box, and its mask within the box."""
+
+    box: Box
+    mask: _Mask
+
+
+class _Connected(NamedTuple):
+    """A connected piece of a mask: its outline, (n, 1, 2) of x and y, and its area in pixels."""
+
+    outline: NDArray[np.int32]
+    area: float
 
 
 def has_bright_background(picture: Picture) -> bool:
@@ -57,7 +122,7 @@ def has_bright_background(picture: Picture) -> bool:
     Args:
         picture: (H, W) in [0, 1].
     """
-    low, background, high = _landmarks(_histogram(picture))
+    low, background, high = _landmarks(_histogram(_levels(picture)))
     return background > high - (high - low) * _BACKGROUND_END
 
 
@@ -67,16 +132,12 @@ def find_breast(picture: Picture) -> Breast:
     Args:
         picture: (H, W) in [0, 1], tissue bright; about 512 pixels on its longer side are plenty.
     """
-    frame = Breast(Box(0, 0, picture.shape[1], picture.shape[0]), False, found=False)
-    piece = _largest_piece(picture)
+    piece = _find_piece(picture)
     if piece is None:
-        return frame
-    (left, top, width, height, area), mask = piece
-    # A breast tapers away from the chest wall, so its centre of mass leans towards the wall. This
-    # looks at the shape alone: it also holds where a collimated strip lies behind the wall.
-    columns = mask[top : top + height, left : left + width].sum(axis=0)
-    centre = float(columns @ (np.arange(width) + 0.5)) / area
-    return Breast(Box(left, top, width, height), centre > width / 2, found=True)
+        frame = Box(0, 0, picture.shape[1], picture.shape[0])
+        return Breast(frame, "left", side_is_clear=False, found=False)
+    side, is_clear = _chest_wall(piece.mask)
+    return Breast(_without_abdomen(piece, side).box, side, is_clear, found=True)
 
 
 def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
@@ -88,44 +149,341 @@ def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
     Returns:
         (H, W), True within the breast; None where none stands out from a background.
     """
-    piece = _largest_piece(picture)
-    return None if piece is None else piece[1]
-
-
-def _largest_piece(
-    picture: Picture,
-) -> tuple[tuple[int, int, int, int, int], NDArray[np.bool_]] | None:
-    """Left, top, width, height and area of the largest piece of tissue, and its mask."""
-    threshold = _tissue_threshold(picture)
-    if threshold is None:
+    piece = _find_piece(picture)
+    if piece is None:
         return None
-    tissue = _without_thin_structures(picture > threshold)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue, connectivity=4)
-    if count < 2:
+    piece = _without_abdomen(piece, _chest_wall(piece.mask)[0])
+    mask = np.zeros(picture.shape, np.bool_)
+    _part(mask, piece.box)[:] = piece.mask
+    return mask
+
+
+def _find_piece(picture: Picture) -> _Piece | None:
+    """The breast with what is connected with it below."""
+    levels = cv2.medianBlur(_levels(picture), 3)
+    inner = _within_rims(levels)
+    piece = _largest_piece(_part(levels, inner), inner)
+    if piece is not None and piece.mask.mean() > _RECTANGLE:
+        field = _shrunk(piece.box)  # its edge is neither field nor breast
+        inside = _largest_piece(_part(levels, field), field)
+        if inside is not None and inside.mask.sum() > _SMALLEST_IN_FIELD * piece.mask.sum():
+            piece = inside
+    if piece is None or piece.mask.sum() < _SMALLEST * picture.size:
         return None
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    left, top, width, height, area = map(int, stats[largest])
-    if area < _SMALLEST * picture.size:
+    return piece
+
+
+def _largest_piece(levels: _Levels, frame: Box) -> _Piece | None:
+    """The largest piece of tissue in a part of the picture.
+
+    Args:
+        levels: (h, w), of the part.
+        frame: where the part is in the picture; so is the piece that comes back.
+    """
+    tissue = _tissue(levels)
+    if tissue is None:
         return None
-    return (left, top, width, height, area), labels == largest
-
-
-def _tissue_threshold(picture: Picture) -> float | None:
-    """The level above which there is tissue, in [0, 1]; None where there is no background."""
-    histogram = _histogram(picture)
-    low, background, high = _landmarks(histogram)
-    if background > low + (high - low) * _BACKGROUND_END:
+    tissue = _without_thin_structures(_filled(tissue, levels))
+    pieces = _pieces(tissue)
+    if not pieces:
         return None
-    above = histogram[background:]
-    foot = int(np.argmax(np.append(above, 0) < _FOOT * above[0]))  # the first that is below
-    return (background + foot + _MARGIN_LEVELS) / (_LEVELS - 1)
+    largest, *others = pieces
+    mask = _drawn(largest.outline, tissue)
+    if others and _are_two_breasts(largest, others[0]):
+        mask |= _drawn(others[0].outline, tissue)
+    else:
+        mask = _without_paddle(mask)
+    left, top, width, height = cv2.boundingRect(mask)
+    box = Box(frame.left + left, frame.top + top, width, height)
+    return _Piece(box, mask[top : top + height, left : left + width])
 
 
-def _histogram(picture: Picture) -> NDArray[np.float64]:
+def _pieces(mask: _Mask) -> list[_Connected]:
+    """The connected pieces of a mask, the largest first."""
+    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return []
+    areas = [cv2.contourArea(contour) for contour in contours]
+    for area, (*_, parent) in zip(list(areas), hierarchy[0], strict=True):
+        if parent >= 0:  # a hole
+            areas[parent] -= area
+    pieces = [
+        _Connected(contour, area)
+        for contour, area, (*_, parent) in zip(contours, areas, hierarchy[0], strict=True)
+        if parent < 0
+    ]
+    return sorted(pieces, key=lambda piece: -piece.area)
+
+
+def _drawn(outline: NDArray[np.int32], mask: _Mask) -> _Mask:
+    """The part of the mask within an outline."""
+    drawn = np.zeros_like(mask)
+    cv2.drawContours(drawn, [outline], 0, 1, cv2.FILLED)
+    return drawn & mask
+
+
+def _are_two_breasts(first: _Connected, second: _Connected) -> bool:
+    """Whether two pieces are breasts beside each other: alike in size, and in the same rows.
+
+    An abdomen lies below the breast, and an edge is much smaller.
+    """
+    (_, top, _, height), (_, other_top, _, other_height) = (
+        cv2.boundingRect(piece.outline) for piece in (first, second)
+    )
+    shared = min(top + height, other_top + other_height) - max(top, other_top)
+    return (
+        shared > 0.5 * min(height, other_height) and second.area > _SECOND_BREAST * first.area
+    )
+
+
+# --- The frame ---
+
+
+def _within_rims(levels: _Levels) -> Box:
+    """The frame without bright rims along its edges.
+
+    A rim is at least as bright as most tissue, evenly so, and ends at a straight line on which the
+    picture darkens. The chest wall's edge does not: tissue darkens at another place in each row.
+    """
+    height, width = levels.shape
+    darkest, brightest, *_ = cv2.minMaxLoc(levels)
+    bright = darkest + _RIM_LEVEL * (brightest - darkest)
+    left, right = _rim(levels, bright), _rim(levels[:, ::-1], bright)
+    inner = levels[:, left : width - right].T
+    top, bottom = _rim(inner, bright), _rim(inner[:, ::-1], bright)
+    return Box(left, top, width - left - right, height - top - bottom)
+
+
+def _rim(levels: _Levels, bright: float) -> int:
+    """Width of the bright rim along the left edge; 0 where there is none."""
+    height, width = levels.shape
+    start, widest = max(2, round(_RIM_START * width)), round(_WIDEST_RIM * width)
+    near = levels[:, : 2 * widest]
+    crests = near[:, :start].max(axis=1)
+    if (crests < bright).mean() > 0.1 or (crests < 0.85 * np.median(crests)).mean() > 0.1:
+        return 0
+    # Behind the crest, the first column that is clearly darker.
+    behind = np.arange(near.shape[1])[None] > near[:, :start].argmax(axis=1)[:, None]
+    ends = behind & (near < _RIM_DROP * crests[:, None])
+    at = np.where(ends.any(axis=1), ends.argmax(axis=1), near.shape[1])
+    within = at[at <= widest]
+    if len(within) < 0.4 * height:
+        return 0
+    # The line may be tilted: it is straight, and all but a few rows lie on it.
+    rows = np.flatnonzero(at <= widest)
+    slope, offset = np.polyfit(rows, within, 1)
+    off = np.abs(within - slope * rows - offset)
+    if np.percentile(off, 80) > max(1.5, 0.006 * width):
+        return 0
+    return min(widest, int(np.percentile(within, 98)) + 2)
+
+
+# --- Tissue and background ---
+
+
+def _tissue(levels: _Levels) -> _Mask | None:
+    """What rises above the background; None where there is no background."""
+    histogram = _histogram(levels)
+    background = _background_level(histogram)
+    if background is None:
+        return None
+    foot = _foot(histogram, background)
+    if foot > _STEEP:
+        return _above_uneven_background(levels, background + foot)
+    return (levels > background + foot + _MARGIN_LEVELS).astype(np.uint8)
+
+
+def _background_level(histogram: NDArray[np.float64]) -> int | None:
+    """The most frequent dark level, if it is a peak; None for a frame full of tissue."""
+    low, mode, high = _landmarks(histogram)
+    end = low + int((high - low) * _BACKGROUND_END)
+    if mode <= end:
+        return mode
+    # A large breast has more pixels of its own most frequent level than there are of background.
+    peak = low + int(histogram[low : end + 1].argmax())
+    is_peak = histogram[peak : mode + 1].min() < 0.5 * histogram[peak]
+    share = histogram[max(0, peak - 3) : peak + 4].sum()
+    return peak if is_peak and share > _SMALLEST_BACKGROUND else None
+
+
+def _foot(histogram: NDArray[np.float64], peak: int, step: int = 1) -> int:
+    """How many levels above (or below, with a step of -1) its peak the background ends."""
+    beyond = histogram[peak:] if step > 0 else histogram[peak::-1]
+    return int(np.argmax(np.append(beyond, 0) < _FOOT * beyond[0]))
+
+
+def _above_uneven_background(levels: _Levels, end: int) -> _Mask:
+    """What rises above a background with a gradient or noise, or one as bright as fat is.
+
+    Args:
+        levels: (h, w).
+        end: the level that the brightest background has, or the darkest tissue.
+    """
+    smooth = cv2.GaussianBlur(levels.astype(np.float32), (5, 5), 0)
+    height, width = smooth.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32) / max(height, width)
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    sparse, values = terms[2::5, 2::5].reshape(-1, 6), smooth[2::5, 2::5].ravel()
+    # From below: tissue, also such that is hardly brighter, must not pull the surface up.
+    used = values <= end
+    for _ in range(_FITS):
+        surface = np.linalg.lstsq(sparse[used], values[used], rcond=None)[0]
+        rest = values - sparse @ surface
+        spread = 1.48 * float(np.median(np.abs(rest[used])))
+        used = (rest < 1.5 * spread + 0.5) & (values <= end)
+        if used.sum() < 50:
+            break
+    flat = smooth - terms @ surface.astype(np.float32)
+    histogram = _histogram(np.clip(np.rint(flat + _ZERO), 0, _LEVELS - 1).astype(np.uint8))
+    peak = _ZERO - 8 + int(histogram[_ZERO - 8 : _ZERO + 9].argmax())
+    above, below = _foot(histogram, peak), _foot(histogram, peak, -1)
+    # Noise spreads to both sides alike; what is only above the peak is fat.
+    reach = above if above <= 1.5 * below + 3 else round(1.3 * below) + 1
+    return (flat > peak - _ZERO + reach + _MARGIN_LEVELS).astype(np.uint8)
+
+
+def _filled(tissue: _Mask, levels: _Levels) -> _Mask:
+    """Fill dark regions that a skin line encloses, alone or with the chest wall.
+
+    A background touches several sides of the frame. The inside of a paddle is a rectangle, or what
+    a breast leaves of one, and as dark as the background.
+    """
+    height, width = tissue.shape
+    framed = cv2.copyMakeBorder(tissue, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    # Outlines of holes run on the tissue around them.
+    outlines, hierarchy = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    for outline, (*_, parent) in zip(outlines, hierarchy[0], strict=True):
+        left, top, across, down = cv2.boundingRect(outline)
+        sides = (left == 0) + (top == 0) + (left + across == width + 2) + (top + down == height + 2)
+        if parent < 0 or sides > 1 or across * down < _SMALLEST_HOLE * tissue.size:
+            continue
+        hull = cv2.convexHull(outline)
+        around = np.prod(cv2.minAreaRect(hull)[1])
+        if cv2.contourArea(hull) > _RECTANGULAR_HULL * around:
+            continue
+        hole = np.zeros_like(framed)
+        cv2.drawContours(hole, [outline], 0, 1, cv2.FILLED)
+        within = hole[1:-1, 1:-1] & (1 - tissue)
+        if not sides:
+            brighter = cv2.mean(levels, within)[0] - cv2.mean(levels, 1 - tissue - within)[0]
+            if brighter < _FAT_LEVELS:
+                continue
+        framed |= hole
+    return np.ascontiguousarray(framed[1:-1, 1:-1])
+
+
+# --- The shape ---
+
+
+def _without_thin_structures(mask: _Mask) -> _Mask:
+    """Open the mask with a disc; tissue at the frame's edge counts as going on beyond it."""
+    return _opened(mask, max(1, round(max(mask.shape) * _OPENING / 2)))
+
+
+def _opened(mask: _Mask, radius: int) -> _Mask:
+    disc = _disc(radius)
+    padded = cv2.copyMakeBorder(mask, *[radius] * 4, cv2.BORDER_REPLICATE)
+    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
+    return np.ascontiguousarray(opened[radius:-radius, radius:-radius])
+
+
+def _disc(radius: int) -> _Mask:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.uint8)
+
+
+def _without_paddle(mask: _Mask) -> _Mask:
+    """Separate bars of a paddle, a holder or a rim from the breast that they cross."""
+    half = np.ascontiguousarray(mask[::2, ::2])
+    radius = max(1, round(max(half.shape) * _BAR / 2))
+    opened = _opened(half, radius)
+    pieces = _pieces(opened)
+    if not pieces:
+        return mask
+    grown = cv2.dilate(_drawn(pieces[0].outline, opened), _disc(radius + 1))
+    grown = cv2.resize(grown, mask.shape[::-1], interpolation=cv2.INTER_NEAREST) & mask
+    (*_, across, down), (*_, wide, high) = cv2.boundingRect(mask), cv2.boundingRect(grown)
+    smaller = wide * high < _SEPARATED * across * down
+    return grown if smaller and grown.sum() > 0.5 * mask.sum() else mask
+
+
+def _chest_wall(mask: _Mask) -> tuple[Side, bool]:
+    """The side along which the piece is longest, and whether the difference is clear.
+
+    Args:
+        mask: (h, w), in the piece's box. It also holds where a collimated strip lies behind the
+            chest wall.
+    """
+    height, width = mask.shape
+    across, down = max(1, round(_EDGE * width)), max(1, round(_EDGE * height))
+    left, right = float(mask[:, :across].mean()), float(mask[:, -across:].mean())
+    top, bottom = float(mask[:down].mean()), float(mask[-down:].mean())
+    beside, above = abs(left - right), abs(top - bottom)
+    # An axilla may fill the upper edge of an upright mammogram.
+    if above > beside + _CLEAR and max(top, bottom) > 0.6:
+        return ("top" if top > bottom else "bottom"), True
+    if beside >= _CLEAR:
+        return ("left" if left > right else "right"), True
+    # A breast tapers away from the chest wall, so its centre of mass leans towards it.
+    centre = float(mask.sum(axis=0) @ (np.arange(width) + 0.5)) / float(mask.sum())
+    return ("right" if centre > width / 2 else "left"), False
+
+
+def _without_abdomen(piece: _Piece, side: Side) -> _Piece:
+    """Cut off the strip along the chest wall below the breast.
+
+    Which end of a breast is the lower one is only known of upright images.
+    """
+    if side in ("top", "bottom"):
+        return piece
+    box, rows = piece.box, _breast_rows(piece.mask.sum(axis=1).astype(np.float64))
+    if rows == box.height:
+        return piece
+    mask = piece.mask[:rows]
+    left, _, width, _ = cv2.boundingRect(mask)
+    return _Piece(Box(box.left + left, box.top, width, rows), mask[:, left : left + width])
+
+
+def _breast_rows(widths: NDArray[np.float64]) -> int:
+    """How many of the piece's rows belong to the breast.
+
+    The breast ends where it is narrower than _STRIP of its widest row, or at a notch, the
+    inframammary fold, from which the outline widens again towards the abdomen.
+
+    Args:
+        widths: of the rows, from the top.
+    """
+    height, first = len(widths), 0
+    while first < height - 1:
+        widest = first + int(widths[first:].argmax())
+        below, largest = widths[widest:], widths[widest]
+        widens = np.maximum.accumulate(below[::-1])[::-1] > _WIDENING * np.maximum(
+            below, 0.05 * largest
+        )
+        is_lowest = below == np.minimum.accumulate(below)
+        notches = np.flatnonzero((below < _NOTCH * largest) & widens & is_lowest)
+        ends = [*np.flatnonzero(below < _STRIP * largest)[:1]]
+        if len(notches):
+            ends.append(notches[below[notches].argmin()])
+        if not ends:
+            break
+        end = widest + int(min(ends))
+        if widths[end:].sum() <= _ABDOMEN * widths.sum():
+            return min(height, end + max(1, round(_KEPT_BELOW * end)))
+        first = max(end, first + 1)  # that was a shoulder: the breast is below
+    return height
+
+
+# --- Grey levels ---
+
+
+def _levels(picture: Picture) -> _Levels:
+    return cv2.convertScaleAbs(picture, alpha=_LEVELS - 1).astype(np.uint8, copy=False)
+
+
+def _histogram(levels: _Levels) -> NDArray[np.float64]:
     """Parts of the picture at each of 256 grey levels, smoothed over three of them."""
-    levels = np.rint(np.clip(picture, 0, 1) * (_LEVELS - 1)).astype(np.uint8)
-    counts = np.bincount(levels.ravel(), minlength=_LEVELS)
-    return np.convolve(counts / picture.size, [0.25, 0.5, 0.25], mode="same")
+    counts = cv2.calcHist([levels], [0], None, [_LEVELS], [0, _LEVELS])[:, 0].astype(np.float64)
+    return np.convolve(counts / levels.size, [0.25, 0.5, 0.25], mode="same")
 
 
 def _landmarks(histogram: NDArray[np.float64]) -> tuple[int, int, int]:
@@ -138,10 +496,11 @@ def _landmarks(histogram: NDArray[np.float64]) -> tuple[int, int, int]:
     return int(low), int(histogram.argmax()), int(high)
 
 
-def _without_thin_structures(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Open the mask with a disc; tissue at the frame's edge counts as going on beyond it."""
-    radius = max(1, round(max(mask.shape) * _OPENING / 2))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = np.pad(mask.astype(np.uint8), radius, mode="edge")
-    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
-    return np.ascontiguousarray(opened[radius:-radius, radius:-radius])
+def _part(image: NDArray[Any], box: Box) -> NDArray[Any]:
+    """A view of the part of an image in a box."""
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _shrunk(box: Box) -> Box:
+    """A box without its outermost two pixels."""
+    return Box(box.left + 2, box.top + 2, box.width - 4, box.height - 4)
