@@ -16,24 +16,25 @@ The box is a tissue box: faint skin, the axilla and the inframammary fold belong
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.float32]
-Side = Literal["left", "right", "top", "bottom"]
-_Mask = NDArray[np.uint8]  # 0 or 1
-_Levels = NDArray[np.uint8]
+from rsna_bcd.imaging.tissue import Box as Box
+from rsna_bcd.imaging.tissue import (
+    Levels,
+    Mask,
+    Picture,
+    grey_levels,
+    tissue_mask,
+    within_rims,
+)
+from rsna_bcd.imaging.tissue import has_bright_background as has_bright_background
 
-_LEVELS = 256
-# A background lies at an end of the range of greys. A frame full of tissue peaks in between.
-_BACKGROUND_END = 1 / 3
-# Where the histogram has fallen to this part of its background peak, the background ends. It falls
-# there within 1 to 6 levels in real images; the fat of a dark image reaches .03 of the peak.
-_FOOT = 0.05
-_MARGIN_LEVELS = 2
+Side = Literal["left", "right", "top", "bottom"]
+
 # Thinner structures than this part of the longer side are not the breast: collimator edges and the
 # strokes of burned-in letters are up to .01 of it.
 _OPENING = 0.012
@@ -43,39 +44,21 @@ _SMALLEST = 0.02  # part of the frame; the smallest breast of 2,221 real images 
 _STRIP = 0.12
 # ... or lies behind a notch that is narrower than this, from which it widens by that factor.
 _NOTCH, _WIDENING = 0.35, 1.25
-# Below it, at most this part of the piece is cut off; a shoulder above a breast is followed by more.
+# At most this part of the piece is cut off: more of it lies below a shoulder.
 _ABDOMEN = 1 / 3
 _KEPT_BELOW = 0.02  # rows that stay below the cut, part of the breast's height
 
-_RECTANGLE = 0.93  # part of its box that a piece fills, if it is an exposed field
+_FIELD = 0.93  # part of its box that a piece fills, if it is an exposed field
+_SMALLEST_FIELD = 16  # pixels
 _SMALLEST_IN_FIELD = 0.1  # part of the field
+_SOLID = 0.3  # part of its box that a breast fills at least: .46 in real images; a frame fills less
 _SECOND_BREAST = 0.4  # part of the larger breast's area
-# A bright rim begins within, and ends within, these parts of the frame. It is brighter than so much
-# of the range, and what is behind it is darker by this factor.
-_RIM_START, _WIDEST_RIM, _RIM_LEVEL, _RIM_DROP = 0.03, 0.12, 0.3, 0.8
-
-_STEEP = 6  # levels within which a flat background ends
-_SMALLEST_BACKGROUND = 0.01  # part of the frame
-_FITS = 5  # of the surface; it no longer changes then
-_ZERO = 64  # the level of the background, once it is flat
-_SMALLEST_HOLE = 0.005  # part of the frame
-_FAT_LEVELS = 1.5  # by which fat without contact to the frame's edge is brighter than background
-_RECTANGULAR_HULL = 0.82  # part of the rectangle around it; of half an ellipse it is .785
 
 _BAR = 0.06  # width of a paddle's bars at most, part of the longer side
 _SEPARATED = 0.85  # part of the box that is left if a paddle was separated
 _EDGE = 0.03  # depth of the edges that are compared, part of the box
+_LONGER = 0.12  # of a chest wall above or below than each side; at most .02 in real images
 _CLEAR = 0.25  # difference between edges, in parts of their length
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels: columns `left` to `left + width`, rows `top` to `top + height`."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +89,7 @@ class _Piece:
     """A breast in the frame: its box, and its mask within the box."""
 
     box: Box
-    mask: _Mask
+    mask: Mask
 
 
 class _Connected(NamedTuple):
@@ -115,15 +98,11 @@ class _Connected(NamedTuple):
     outline: NDArray[np.int32]
     area: float
 
-
-def has_bright_background(picture: Picture) -> bool:
-    """Whether the background is at the bright end, so that the picture must be inverted.
-
-    Args:
-        picture: (H, W) in [0, 1].
-    """
-    low, background, high = _landmarks(_histogram(_levels(picture)))
-    return background > high - (high - low) * _BACKGROUND_END
+    @property
+    def fill(self) -> float:
+        """The part of its box that it fills."""
+        *_, width, height = cv2.boundingRect(self.outline)
+        return self.area / (width * height)
 
 
 def find_breast(picture: Picture) -> Breast:
@@ -154,40 +133,42 @@ def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
         return None
     piece = _without_abdomen(piece, _chest_wall(piece.mask)[0])
     mask = np.zeros(picture.shape, np.bool_)
-    _part(mask, piece.box)[:] = piece.mask
+    piece.box.of(mask)[:] = piece.mask
     return mask
 
 
 def _find_piece(picture: Picture) -> _Piece | None:
     """The breast with what is connected with it below."""
-    levels = cv2.medianBlur(_levels(picture), 3)
-    inner = _within_rims(levels)
-    piece = _largest_piece(_part(levels, inner), inner)
-    if piece is not None and piece.mask.mean() > _RECTANGLE:
-        field = _shrunk(piece.box)  # its edge is neither field nor breast
-        inside = _largest_piece(_part(levels, field), field)
-        if inside is not None and inside.mask.sum() > _SMALLEST_IN_FIELD * piece.mask.sum():
+    levels = cv2.medianBlur(grey_levels(picture), 3)
+    inner = within_rims(levels)
+    piece = _largest_piece(inner.of(levels), inner)
+    if piece is not None and piece.mask.mean() > _FIELD and min(piece.mask.shape) > _SMALLEST_FIELD:
+        field = piece.box.shrunk(2)  # its edge is neither field nor breast
+        inside = _largest_piece(field.of(levels), field)
+        part = 1.0 if inside is None else inside.mask.sum() / piece.mask.sum()
+        if _SMALLEST_IN_FIELD < part < _FIELD:
             piece = inside
     if piece is None or piece.mask.sum() < _SMALLEST * picture.size:
         return None
     return piece
 
 
-def _largest_piece(levels: _Levels, frame: Box) -> _Piece | None:
+def _largest_piece(levels: Levels, frame: Box) -> _Piece | None:
     """The largest piece of tissue in a part of the picture.
 
     Args:
         levels: (h, w), of the part.
         frame: where the part is in the picture; so is the piece that comes back.
     """
-    tissue = _tissue(levels)
+    tissue = tissue_mask(levels)
     if tissue is None:
         return None
-    tissue = _without_thin_structures(_filled(tissue, levels))
+    tissue = _without_thin_structures(tissue)
     pieces = _pieces(tissue)
     if not pieces:
         return None
-    largest, *others = pieces
+    solid = [piece for piece in pieces if piece.fill > _SOLID] or pieces
+    largest, *others = solid
     mask = _drawn(largest.outline, tissue)
     if others and _are_two_breasts(largest, others[0]):
         mask |= _drawn(others[0].outline, tissue)
@@ -198,7 +179,7 @@ def _largest_piece(levels: _Levels, frame: Box) -> _Piece | None:
     return _Piece(box, mask[top : top + height, left : left + width])
 
 
-def _pieces(mask: _Mask) -> list[_Connected]:
+def _pieces(mask: Mask) -> list[_Connected]:
     """The connected pieces of a mask, the largest first."""
     contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
@@ -215,7 +196,7 @@ def _pieces(mask: _Mask) -> list[_Connected]:
     return sorted(pieces, key=lambda piece: -piece.area)
 
 
-def _drawn(outline: NDArray[np.int32], mask: _Mask) -> _Mask:
+def _drawn(outline: NDArray[np.int32], mask: Mask) -> Mask:
     """The part of the mask within an outline."""
     drawn = np.zeros_like(mask)
     cv2.drawContours(drawn, [outline], 0, 1, cv2.FILLED)
@@ -231,167 +212,26 @@ def _are_two_breasts(first: _Connected, second: _Connected) -> bool:
         cv2.boundingRect(piece.outline) for piece in (first, second)
     )
     shared = min(top + height, other_top + other_height) - max(top, other_top)
-    return (
-        shared > 0.5 * min(height, other_height) and second.area > _SECOND_BREAST * first.area
-    )
+    return shared > 0.5 * min(height, other_height) and second.area > _SECOND_BREAST * first.area
 
 
-# --- The frame ---
-
-
-def _within_rims(levels: _Levels) -> Box:
-    """The frame without bright rims along its edges.
-
-    A rim is at least as bright as most tissue, evenly so, and ends at a straight line on which the
-    picture darkens. The chest wall's edge does not: tissue darkens at another place in each row.
-    """
-    height, width = levels.shape
-    darkest, brightest, *_ = cv2.minMaxLoc(levels)
-    bright = darkest + _RIM_LEVEL * (brightest - darkest)
-    left, right = _rim(levels, bright), _rim(levels[:, ::-1], bright)
-    inner = levels[:, left : width - right].T
-    top, bottom = _rim(inner, bright), _rim(inner[:, ::-1], bright)
-    return Box(left, top, width - left - right, height - top - bottom)
-
-
-def _rim(levels: _Levels, bright: float) -> int:
-    """Width of the bright rim along the left edge; 0 where there is none."""
-    height, width = levels.shape
-    start, widest = max(2, round(_RIM_START * width)), round(_WIDEST_RIM * width)
-    near = levels[:, : 2 * widest]
-    crests = near[:, :start].max(axis=1)
-    if (crests < bright).mean() > 0.1 or (crests < 0.85 * np.median(crests)).mean() > 0.1:
-        return 0
-    # Behind the crest, the first column that is clearly darker.
-    behind = np.arange(near.shape[1])[None] > near[:, :start].argmax(axis=1)[:, None]
-    ends = behind & (near < _RIM_DROP * crests[:, None])
-    at = np.where(ends.any(axis=1), ends.argmax(axis=1), near.shape[1])
-    within = at[at <= widest]
-    if len(within) < 0.4 * height:
-        return 0
-    # The line may be tilted: it is straight, and all but a few rows lie on it.
-    rows = np.flatnonzero(at <= widest)
-    slope, offset = np.polyfit(rows, within, 1)
-    off = np.abs(within - slope * rows - offset)
-    if np.percentile(off, 80) > max(1.5, 0.006 * width):
-        return 0
-    return min(widest, int(np.percentile(within, 98)) + 2)
-
-
-# --- Tissue and background ---
-
-
-def _tissue(levels: _Levels) -> _Mask | None:
-    """What rises above the background; None where there is no background."""
-    histogram = _histogram(levels)
-    background = _background_level(histogram)
-    if background is None:
-        return None
-    foot = _foot(histogram, background)
-    if foot > _STEEP:
-        return _above_uneven_background(levels, background + foot)
-    return (levels > background + foot + _MARGIN_LEVELS).astype(np.uint8)
-
-
-def _background_level(histogram: NDArray[np.float64]) -> int | None:
-    """The most frequent dark level, if it is a peak; None for a frame full of tissue."""
-    low, mode, high = _landmarks(histogram)
-    end = low + int((high - low) * _BACKGROUND_END)
-    if mode <= end:
-        return mode
-    # A large breast has more pixels of its own most frequent level than there are of background.
-    peak = low + int(histogram[low : end + 1].argmax())
-    is_peak = histogram[peak : mode + 1].min() < 0.5 * histogram[peak]
-    share = histogram[max(0, peak - 3) : peak + 4].sum()
-    return peak if is_peak and share > _SMALLEST_BACKGROUND else None
-
-
-def _foot(histogram: NDArray[np.float64], peak: int, step: int = 1) -> int:
-    """How many levels above (or below, with a step of -1) its peak the background ends."""
-    beyond = histogram[peak:] if step > 0 else histogram[peak::-1]
-    return int(np.argmax(np.append(beyond, 0) < _FOOT * beyond[0]))
-
-
-def _above_uneven_background(levels: _Levels, end: int) -> _Mask:
-    """What rises above a background with a gradient or noise, or one as bright as fat is.
-
-    Args:
-        levels: (h, w).
-        end: the level that the brightest background has, or the darkest tissue.
-    """
-    smooth = cv2.GaussianBlur(levels.astype(np.float32), (5, 5), 0)
-    height, width = smooth.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32) / max(height, width)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    sparse, values = terms[2::5, 2::5].reshape(-1, 6), smooth[2::5, 2::5].ravel()
-    # From below: tissue, also such that is hardly brighter, must not pull the surface up.
-    used = values <= end
-    for _ in range(_FITS):
-        surface = np.linalg.lstsq(sparse[used], values[used], rcond=None)[0]
-        rest = values - sparse @ surface
-        spread = 1.48 * float(np.median(np.abs(rest[used])))
-        used = (rest < 1.5 * spread + 0.5) & (values <= end)
-        if used.sum() < 50:
-            break
-    flat = smooth - terms @ surface.astype(np.float32)
-    histogram = _histogram(np.clip(np.rint(flat + _ZERO), 0, _LEVELS - 1).astype(np.uint8))
-    peak = _ZERO - 8 + int(histogram[_ZERO - 8 : _ZERO + 9].argmax())
-    above, below = _foot(histogram, peak), _foot(histogram, peak, -1)
-    # Noise spreads to both sides alike; what is only above the peak is fat.
-    reach = above if above <= 1.5 * below + 3 else round(1.3 * below) + 1
-    return (flat > peak - _ZERO + reach + _MARGIN_LEVELS).astype(np.uint8)
-
-
-def _filled(tissue: _Mask, levels: _Levels) -> _Mask:
-    """Fill dark regions that a skin line encloses, alone or with the chest wall.
-
-    A background touches several sides of the frame. The inside of a paddle is a rectangle, or what
-    a breast leaves of one, and as dark as the background.
-    """
-    height, width = tissue.shape
-    framed = cv2.copyMakeBorder(tissue, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
-    # Outlines of holes run on the tissue around them.
-    outlines, hierarchy = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    for outline, (*_, parent) in zip(outlines, hierarchy[0], strict=True):
-        left, top, across, down = cv2.boundingRect(outline)
-        sides = (left == 0) + (top == 0) + (left + across == width + 2) + (top + down == height + 2)
-        if parent < 0 or sides > 1 or across * down < _SMALLEST_HOLE * tissue.size:
-            continue
-        hull = cv2.convexHull(outline)
-        around = np.prod(cv2.minAreaRect(hull)[1])
-        if cv2.contourArea(hull) > _RECTANGULAR_HULL * around:
-            continue
-        hole = np.zeros_like(framed)
-        cv2.drawContours(hole, [outline], 0, 1, cv2.FILLED)
-        within = hole[1:-1, 1:-1] & (1 - tissue)
-        if not sides:
-            brighter = cv2.mean(levels, within)[0] - cv2.mean(levels, 1 - tissue - within)[0]
-            if brighter < _FAT_LEVELS:
-                continue
-        framed |= hole
-    return np.ascontiguousarray(framed[1:-1, 1:-1])
-
-
-# --- The shape ---
-
-
-def _without_thin_structures(mask: _Mask) -> _Mask:
+def _without_thin_structures(mask: Mask) -> Mask:
     """Open the mask with a disc; tissue at the frame's edge counts as going on beyond it."""
     return _opened(mask, max(1, round(max(mask.shape) * _OPENING / 2)))
 
 
-def _opened(mask: _Mask, radius: int) -> _Mask:
+def _opened(mask: Mask, radius: int) -> Mask:
     disc = _disc(radius)
     padded = cv2.copyMakeBorder(mask, *[radius] * 4, cv2.BORDER_REPLICATE)
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
     return np.ascontiguousarray(opened[radius:-radius, radius:-radius])
 
 
-def _disc(radius: int) -> _Mask:
+def _disc(radius: int) -> Mask:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.uint8)
 
 
-def _without_paddle(mask: _Mask) -> _Mask:
+def _without_paddle(mask: Mask) -> Mask:
     """Separate bars of a paddle, a holder or a rim from the breast that they cross."""
     half = np.ascontiguousarray(mask[::2, ::2])
     radius = max(1, round(max(half.shape) * _BAR / 2))
@@ -406,7 +246,7 @@ def _without_paddle(mask: _Mask) -> _Mask:
     return grown if smaller and grown.sum() > 0.5 * mask.sum() else mask
 
 
-def _chest_wall(mask: _Mask) -> tuple[Side, bool]:
+def _chest_wall(mask: Mask) -> tuple[Side, bool]:
     """The side along which the piece is longest, and whether the difference is clear.
 
     Args:
@@ -417,11 +257,10 @@ def _chest_wall(mask: _Mask) -> tuple[Side, bool]:
     across, down = max(1, round(_EDGE * width)), max(1, round(_EDGE * height))
     left, right = float(mask[:, :across].mean()), float(mask[:, -across:].mean())
     top, bottom = float(mask[:down].mean()), float(mask[-down:].mean())
-    beside, above = abs(left - right), abs(top - bottom)
-    # An axilla may fill the upper edge of an upright mammogram.
-    if above > beside + _CLEAR and max(top, bottom) > 0.6:
+    # An axilla may fill the upper edge of an upright mammogram, but not without the chest wall.
+    if max(top, bottom) > max(left, right) + _LONGER and abs(top - bottom) >= _CLEAR:
         return ("top" if top > bottom else "bottom"), True
-    if beside >= _CLEAR:
+    if abs(left - right) >= _CLEAR:
         return ("left" if left > right else "right"), True
     # A breast tapers away from the chest wall, so its centre of mass leans towards it.
     centre = float(mask.sum(axis=0) @ (np.arange(width) + 0.5)) / float(mask.sum())
@@ -471,36 +310,3 @@ def _breast_rows(widths: NDArray[np.float64]) -> int:
             return min(height, end + max(1, round(_KEPT_BELOW * end)))
         first = max(end, first + 1)  # that was a shoulder: the breast is below
     return height
-
-
-# --- Grey levels ---
-
-
-def _levels(picture: Picture) -> _Levels:
-    return cv2.convertScaleAbs(picture, alpha=_LEVELS - 1).astype(np.uint8, copy=False)
-
-
-def _histogram(levels: _Levels) -> NDArray[np.float64]:
-    """Parts of the picture at each of 256 grey levels, smoothed over three of them."""
-    counts = cv2.calcHist([levels], [0], None, [_LEVELS], [0, _LEVELS])[:, 0].astype(np.float64)
-    return np.convolve(counts / levels.size, [0.25, 0.5, 0.25], mode="same")
-
-
-def _landmarks(histogram: NDArray[np.float64]) -> tuple[int, int, int]:
-    """The darkest level that occurs, the most frequent one, and the brightest one.
-
-    Darkest and brightest leave out half a percent each: dead pixels and the ink of markers.
-    """
-    cumulated = np.cumsum(histogram) / histogram.sum()
-    low, high = np.searchsorted(cumulated, [0.005, 0.995])
-    return int(low), int(histogram.argmax()), int(high)
-
-
-def _part(image: NDArray[Any], box: Box) -> NDArray[Any]:
-    """A view of the part of an image in a box."""
-    return image[box.top : box.top + box.height, box.left : box.left + box.width]
-
-
-def _shrunk(box: Box) -> Box:
-    """A box without its outermost two pixels."""
-    return Box(box.left + 2, box.top + 2, box.width - 4, box.height - 4)
