@@ -155,9 +155,11 @@ def _check(cfg: DictConfig) -> None:
     made = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     wanted = record_of(cfg, "crop")["crop"]
     assert isinstance(made, dict)
-    if made["crop"] != wanted:
+    instantiate(cfg.crop).check_algorithm()
+    crop = {"algorithm": 1, **made["crop"]}  # records from before the key existed mean 1
+    if crop != wanted:
         raise InputError(
-            f"The crops in {folder} were made with crop={made['crop']}, but crop={wanted} is "
+            f"The crops in {folder} were made with crop={crop}, but crop={wanted} is "
             f"asked for. Give yours a name (crop.name=...), or make them anew:\n"
             f"  {command} overwrite=true"
         )

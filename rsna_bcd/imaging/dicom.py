@@ -87,6 +87,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         "photometric": str(dataset.PhotometricInterpretation),
         "bits_stored": samples.bits,
         "source_sha256": hashlib.sha256(content).hexdigest(),
+        "patient_orientation": _patient_orientation(dataset),
     }
 
     @cache
@@ -104,6 +105,12 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     with refusing_damaged_headers():
         presentation = presentation_of(dataset, small.pixels)
     return Mammogram(rows, columns, small, presentation, facts, most_reduced, level)
+
+
+def _patient_orientation(dataset: Dataset) -> str:
+    """Directions of rows and columns, such as `A\\F`; empty where the header has none."""
+    value = dataset.get("PatientOrientation") or ""
+    return value if isinstance(value, str) else "\\".join(map(str, value))
 
 
 def _check_preamble(content: bytes) -> None:

@@ -12,7 +12,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.tables.datasets import columns_of, some, with_breast_ids, without
 from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS, VIEWS, Split
 
-_TAKEN = ("path", "fold", "label", "scale", "flipped")  # columns that later stages add
+_TAKEN = ("path", "fold", "label", "scale", "flipped", "rotated")  # columns that later stages add
 
 
 def map_generic(
