@@ -108,7 +108,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
 
 
 def _patient_orientation(dataset: Dataset) -> str:
-    """Directions of rows and columns, such as `A\\F`; empty where the header has none."""
+    """Directions of rows and columns, separated by a backslash; empty where there are none."""
     value = dataset.get("PatientOrientation") or ""
     return value if isinstance(value, str) else "\\".join(map(str, value))
 

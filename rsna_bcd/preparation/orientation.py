@@ -1,4 +1,4 @@
-"""How to bring the chest wall to the left: by the pixels where they are clear, else by the header."""
+"""How to bring the chest wall to the left: by clear pixels, else by the header."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def choose_orientation(breast: Breast, patient_orientation: str) -> Orientation:
 
     Args:
         breast: found in the pixels.
-        patient_orientation: of the header, such as `A\\F`; "" where there is none.
+        patient_orientation: of the header, values separated by a backslash; "" where there is none.
     """
     side, in_header = breast.chest_wall, _chest_wall_in_header(patient_orientation)
     contradicts = breast.side_is_clear and in_header not in (None, side)
