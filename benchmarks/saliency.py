@@ -93,11 +93,18 @@ def read_lesions(data: Path, images: pd.DataFrame) -> dict[str, Circles]:
     rows = rows.merge(images, on="image_id")
     width, height = (rows["scale"] * rows[f"box_{side}"] for side in ("width", "height"))
     x = rows["scale"] * (rows["center_x"] - rows["box_left"])
+    y = rows["scale"] * (rows["center_y"] - rows["box_top"])
     x = x.where(rows["flipped"] == 0, width.round() - x)
+    # Counterclockwise: what was above is on the left.
+    upright, quarter = rows["rotated"] == 0, rows["rotated"] == 90
+    turned_x = y.where(quarter, height.round() - y)
+    turned_y = (width.round() - x).where(quarter, x)
+    x, y = x.where(upright, turned_x), y.where(upright, turned_y)
+    height = height.where(upright, width)
     # Padding is equal above and below: what has a place from the crop's middle needs no height.
     rows = rows.assign(
         x=x,
-        from_middle=rows["scale"] * (rows["center_y"] - rows["box_top"]) - height.round() / 2,
+        from_middle=y - height.round() / 2,
         in_crop=rows["scale"] * rows["radius"],
     )
     return {

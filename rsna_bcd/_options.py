@@ -131,6 +131,10 @@ def _raw(cfg: DictConfig, key: str) -> Any:
     return _container(cfg)[key]
 
 
+# Keys whose absence from an older record does not mean today's default.
+_BEFORE = {"crop.algorithm": 1}
+
+
 def completed(
     existing: Mapping[str, Any], wanted: Mapping[str, Any], root: str, cfg: DictConfig | None = None
 ) -> dict[str, Any]:
@@ -172,6 +176,8 @@ def _defaults(
     cfg: DictConfig | None,
 ) -> list[Any]:
     """What a key that is not there may mean: by its YAML, by its constructor; else nothing."""
+    if name in _BEFORE:
+        return [_BEFORE[name]]
     found = []
     yaml: Any = root
     for part in name.split("."):

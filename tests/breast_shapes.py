@@ -38,3 +38,27 @@ def breast_picture(
     picture += np.random.default_rng(seed).normal(0, noise, picture.shape) if noise else 0
     picture = np.clip(picture, 0, 1).astype(np.float32)
     return picture[:, ::-1].copy() if right else picture
+
+
+def oblique_picture(
+    height: int = 400, width: int = 320, *, abdomen: float = 0.0, right: bool = False
+) -> NDArray[np.float32]:
+    """A mediolateral oblique view: axilla at the upper edge, the fold at .8 of the height.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        abdomen: width of the strip below the fold, part of the picture's; 0: none.
+        right: chest wall at the right edge.
+
+    Returns:
+        (height, width) in [0, 1]; tissue between .35 and .7 on a background of 0.
+    """
+    y, x = np.arange(height) / height, np.arange(width) / width
+    axilla = 0.3 + 0.2 * np.sin(np.clip((y - 0.15) / 0.35, 0, 1) * np.pi / 2) ** 2
+    reach = axilla * np.sqrt(np.clip(1 - np.clip((y - 0.5) / 0.3, 0, 1) ** 2, 0, 1))
+    reach = np.maximum(reach, np.where(y > 0.75, abdomen, 0))
+    distance = x[None] / np.maximum(reach, 1e-6)[:, None]
+    picture = np.where(distance < 1, 0.7 - 0.35 * distance**4, 0).astype(np.float32)
+    picture[reach == 0] = 0
+    return picture[:, ::-1].copy() if right else picture

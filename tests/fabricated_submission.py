@@ -21,7 +21,7 @@ from rsna_bcd.scoring.threshold import Threshold
 
 CROP = {
     "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64, "width": 32,
-    "box": "breast", "margin": 0.02, "orient": True, "fit": "pad",
+    "box": "breast", "margin": 0.02, "orient": True, "fit": "pad", "algorithm": 2,
 }  # fmt: skip
 NAME = "best"
 _MACHINES = (29, 49, 5)

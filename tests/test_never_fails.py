@@ -39,7 +39,7 @@ def save_run(folder: Path, seen: pd.DataFrame, network: Any, metadata: dict[str,
             "crop": {
                 "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": kind,
                 "height": 48 if kind == "TinyImages" else 64, "width": 32, "box": "breast",
-                "margin": 0.02, "orient": True, "fit": "pad",
+                "margin": 0.02, "orient": True, "fit": "pad", "algorithm": 2,
             },
             "source": "dicom", "tta": "hflip", "select": "last",
             "network": {

@@ -34,7 +34,7 @@ from rsna_bcd.tables.metadata import Metadata
 METADATA: dict[str, Any] = {"columns": ["age", "implant"]}
 CROP = {
     "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64,
-    "width": 32, "box": "breast", "margin": 0.02, "orient": True, "fit": "pad",
+    "width": 32, "box": "breast", "margin": 0.02, "orient": True, "fit": "pad", "algorithm": 2,
 }  # fmt: skip
 # Patient, side, view.
 IMAGES = [

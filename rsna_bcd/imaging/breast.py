@@ -1,39 +1,64 @@
-"""Where the breast is, and which way it faces: by image analysis, nothing learned.
+"""Where the breast is, and on which side its chest wall: by image analysis, nothing learned.
 
-The background of a mammogram is its most frequent grey level, and nearly flat. Tissue is what rises
-above it; the breast is the largest connected piece of that. Markers, the edge of the collimator and
-noise are smaller or thinner. The box is a tissue box: faint skin and the axilla belong to it.
+The order of operations:
+
+1. Bright rims along the frame's edges (film, collimators) are left out.
+2. The background is the most frequent of the dark grey levels. Where it is not flat, a surface is
+   fitted to it and subtracted. Tissue rises above it.
+3. Regions that a skin line encloses are tissue, thin structures (markers, edges) are not.
+4. The breast is the largest connected piece; of two breasts beside each other both are taken.
+   Paddles that are connected with it are separated by a wider opening. A piece that is a full
+   rectangle is an exposed field, and is searched again.
+5. The side of the chest wall is the one along which the piece is longest.
+6. Below the breast, along the chest wall, a strip of abdomen is cut off.
+
+The box is a tissue box: faint skin, the axilla and the inframammary fold belong to it.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.float32]
+from rsna_bcd.imaging.tissue import Box as Box
+from rsna_bcd.imaging.tissue import (
+    Levels,
+    Mask,
+    Picture,
+    grey_levels,
+    tissue_mask,
+    within_rims,
+)
+from rsna_bcd.imaging.tissue import has_bright_background as has_bright_background
 
-_LEVELS = 256
-# A background lies at an end of the range of greys. A frame full of tissue peaks in between.
-_BACKGROUND_END = 1 / 3
-# Where the histogram has fallen to this part of its background peak, the background ends. It falls
-# there within 1 to 6 levels in real images; the fat of a dark image reaches .03 of the peak.
-_FOOT = 0.05
-_MARGIN_LEVELS = 2
+Side = Literal["left", "right", "top", "bottom"]
+
 # Thinner structures than this part of the longer side are not the breast: collimator edges and the
 # strokes of burned-in letters are up to .01 of it.
 _OPENING = 0.012
 _SMALLEST = 0.02  # part of the frame; the smallest breast of 2,221 real images fills .049
 
+# The strip below the breast is narrower than this part of the widest row ...
+_STRIP = 0.12
+# ... or lies behind a notch that is narrower than this, from which it widens by that factor.
+_NOTCH, _WIDENING = 0.35, 1.25
+# At most this part of the piece is cut off: more of it lies below a shoulder.
+_ABDOMEN = 1 / 3
+_KEPT_BELOW = 0.02  # rows that stay below the cut, part of the breast's height
 
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels: columns `left` to `left + width`, rows `top` to `top + height`."""
+_FIELD = 0.93  # part of its box that a piece fills, if it is an exposed field
+_SMALLEST_FIELD = 16  # pixels
+_SMALLEST_IN_FIELD = 0.1  # part of the field
+_SOLID = 0.3  # part of its box that a breast fills at least: .46 in real images; a frame fills less
+_SECOND_BREAST = 0.4  # part of the larger breast's area
 
-    left: int
-    top: int
-    width: int
-    height: int
+_BAR = 0.06  # width of a paddle's bars at most, part of the longer side
+_SEPARATED = 0.85  # part of the box that is left if a paddle was separated
+_EDGE = 0.03  # depth of the edges that are compared, part of the box
+_LONGER = 0.12  # of a chest wall above or below than each side; at most .02 in real images
+_CLEAR = 0.25  # difference between edges, in parts of their length
 
 
 @dataclass(frozen=True)
@@ -42,23 +67,42 @@ class Breast:
 
     Attributes:
         box: around the tissue; the whole frame where no breast stood out.
-        chest_wall_right: the chest wall is on the right (False where no breast stood out).
+        chest_wall: the side of the frame where the chest wall is ("left" where no breast stood
+            out).
+        side_is_clear: whether the sides differ so clearly that the pixels decide about it.
         found: whether a breast stood out from a background.
     """
 
     box: Box
-    chest_wall_right: bool
+    chest_wall: Side
+    side_is_clear: bool
     found: bool
 
+    @property
+    def chest_wall_right(self) -> bool:
+        """Whether the chest wall is on the right."""
+        return self.chest_wall == "right"
 
-def has_bright_background(picture: Picture) -> bool:
-    """Whether the background is at the bright end, so that the picture must be inverted.
 
-    Args:
-        picture: (H, W) in [0, 1].
-    """
-    low, background, high = _landmarks(_histogram(picture))
-    return background > high - (high - low) * _BACKGROUND_END
+@dataclass(frozen=True)
+class _Piece:
+    """A breast in the frame: its box, and its mask within the box."""
+
+    box: Box
+    mask: Mask
+
+
+class _Connected(NamedTuple):
+    """A connected piece of a mask: its outline, (n, 1, 2) of x and y, and its area in pixels."""
+
+    outline: NDArray[np.int32]
+    area: float
+
+    @property
+    def fill(self) -> float:
+        """The part of its box that it fills."""
+        *_, width, height = cv2.boundingRect(self.outline)
+        return self.area / (width * height)
 
 
 def find_breast(picture: Picture) -> Breast:
@@ -67,16 +111,12 @@ def find_breast(picture: Picture) -> Breast:
     Args:
         picture: (H, W) in [0, 1], tissue bright; about 512 pixels on its longer side are plenty.
     """
-    frame = Breast(Box(0, 0, picture.shape[1], picture.shape[0]), False, found=False)
-    piece = _largest_piece(picture)
+    piece = _find_piece(picture)
     if piece is None:
-        return frame
-    (left, top, width, height, area), mask = piece
-    # A breast tapers away from the chest wall, so its centre of mass leans towards the wall. This
-    # looks at the shape alone: it also holds where a collimated strip lies behind the wall.
-    columns = mask[top : top + height, left : left + width].sum(axis=0)
-    centre = float(columns @ (np.arange(width) + 0.5)) / area
-    return Breast(Box(left, top, width, height), centre > width / 2, found=True)
+        frame = Box(0, 0, picture.shape[1], picture.shape[0])
+        return Breast(frame, "left", side_is_clear=False, found=False)
+    side, is_clear = _chest_wall(piece.mask)
+    return Breast(_without_abdomen(piece, side).box, side, is_clear, found=True)
 
 
 def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
@@ -88,60 +128,185 @@ def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
     Returns:
         (H, W), True within the breast; None where none stands out from a background.
     """
-    piece = _largest_piece(picture)
-    return None if piece is None else piece[1]
-
-
-def _largest_piece(
-    picture: Picture,
-) -> tuple[tuple[int, int, int, int, int], NDArray[np.bool_]] | None:
-    """Left, top, width, height and area of the largest piece of tissue, and its mask."""
-    threshold = _tissue_threshold(picture)
-    if threshold is None:
+    piece = _find_piece(picture)
+    if piece is None:
         return None
-    tissue = _without_thin_structures(picture > threshold)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue, connectivity=4)
-    if count < 2:
+    piece = _without_abdomen(piece, _chest_wall(piece.mask)[0])
+    mask = np.zeros(picture.shape, np.bool_)
+    piece.box.of(mask)[:] = piece.mask
+    return mask
+
+
+def _find_piece(picture: Picture) -> _Piece | None:
+    """The breast with what is connected with it below."""
+    levels = cv2.medianBlur(grey_levels(picture), 3)
+    inner = within_rims(levels)
+    piece = _largest_piece(inner.of(levels), inner)
+    if piece is not None and piece.mask.mean() > _FIELD and min(piece.mask.shape) > _SMALLEST_FIELD:
+        field = piece.box.shrunk(2)  # its edge is neither field nor breast
+        inside = _largest_piece(field.of(levels), field)
+        part = 1.0 if inside is None else inside.mask.sum() / piece.mask.sum()
+        if _SMALLEST_IN_FIELD < part < _FIELD:
+            piece = inside
+    if piece is None or piece.mask.sum() < _SMALLEST * picture.size:
         return None
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    left, top, width, height, area = map(int, stats[largest])
-    if area < _SMALLEST * picture.size:
-        return None
-    return (left, top, width, height, area), labels == largest
+    return piece
 
 
-def _tissue_threshold(picture: Picture) -> float | None:
-    """The level above which there is tissue, in [0, 1]; None where there is no background."""
-    histogram = _histogram(picture)
-    low, background, high = _landmarks(histogram)
-    if background > low + (high - low) * _BACKGROUND_END:
-        return None
-    above = histogram[background:]
-    foot = int(np.argmax(np.append(above, 0) < _FOOT * above[0]))  # the first that is below
-    return (background + foot + _MARGIN_LEVELS) / (_LEVELS - 1)
+def _largest_piece(levels: Levels, frame: Box) -> _Piece | None:
+    """The largest piece of tissue in a part of the picture.
 
-
-def _histogram(picture: Picture) -> NDArray[np.float64]:
-    """Parts of the picture at each of 256 grey levels, smoothed over three of them."""
-    levels = np.rint(np.clip(picture, 0, 1) * (_LEVELS - 1)).astype(np.uint8)
-    counts = np.bincount(levels.ravel(), minlength=_LEVELS)
-    return np.convolve(counts / picture.size, [0.25, 0.5, 0.25], mode="same")
-
-
-def _landmarks(histogram: NDArray[np.float64]) -> tuple[int, int, int]:
-    """The darkest level that occurs, the most frequent one, and the brightest one.
-
-    Darkest and brightest leave out half a percent each: dead pixels and the ink of markers.
+    Args:
+        levels: (h, w), of the part.
+        frame: where the part is in the picture; so is the piece that comes back.
     """
-    cumulated = np.cumsum(histogram) / histogram.sum()
-    low, high = np.searchsorted(cumulated, [0.005, 0.995])
-    return int(low), int(histogram.argmax()), int(high)
+    tissue = tissue_mask(levels)
+    if tissue is None:
+        return None
+    tissue = _without_thin_structures(tissue)
+    pieces = _pieces(tissue)
+    if not pieces:
+        return None
+    solid = [piece for piece in pieces if piece.fill > _SOLID] or pieces
+    largest, *others = solid
+    mask = _drawn(largest.outline, tissue)
+    if others and _are_two_breasts(largest, others[0]):
+        mask |= _drawn(others[0].outline, tissue)
+    else:
+        mask = _without_paddle(mask)
+    left, top, width, height = cv2.boundingRect(mask)
+    box = Box(frame.left + left, frame.top + top, width, height)
+    return _Piece(box, mask[top : top + height, left : left + width])
 
 
-def _without_thin_structures(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _pieces(mask: Mask) -> list[_Connected]:
+    """The connected pieces of a mask, the largest first."""
+    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return []
+    areas = [cv2.contourArea(contour) for contour in contours]
+    for area, (*_, parent) in zip(list(areas), hierarchy[0], strict=True):
+        if parent >= 0:  # a hole
+            areas[parent] -= area
+    pieces = [
+        _Connected(contour, area)
+        for contour, area, (*_, parent) in zip(contours, areas, hierarchy[0], strict=True)
+        if parent < 0
+    ]
+    return sorted(pieces, key=lambda piece: -piece.area)
+
+
+def _drawn(outline: NDArray[np.int32], mask: Mask) -> Mask:
+    """The part of the mask within an outline."""
+    drawn = np.zeros_like(mask)
+    cv2.drawContours(drawn, [outline], 0, 1, cv2.FILLED)
+    return drawn & mask
+
+
+def _are_two_breasts(first: _Connected, second: _Connected) -> bool:
+    """Whether two pieces are breasts beside each other: alike in size, and in the same rows.
+
+    An abdomen lies below the breast, and an edge is much smaller.
+    """
+    (_, top, _, height), (_, other_top, _, other_height) = (
+        cv2.boundingRect(piece.outline) for piece in (first, second)
+    )
+    shared = min(top + height, other_top + other_height) - max(top, other_top)
+    return shared > 0.5 * min(height, other_height) and second.area > _SECOND_BREAST * first.area
+
+
+def _without_thin_structures(mask: Mask) -> Mask:
     """Open the mask with a disc; tissue at the frame's edge counts as going on beyond it."""
-    radius = max(1, round(max(mask.shape) * _OPENING / 2))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = np.pad(mask.astype(np.uint8), radius, mode="edge")
+    return _opened(mask, max(1, round(max(mask.shape) * _OPENING / 2)))
+
+
+def _opened(mask: Mask, radius: int) -> Mask:
+    disc = _disc(radius)
+    padded = cv2.copyMakeBorder(mask, *[radius] * 4, cv2.BORDER_REPLICATE)
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
     return np.ascontiguousarray(opened[radius:-radius, radius:-radius])
+
+
+def _disc(radius: int) -> Mask:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.uint8)
+
+
+def _without_paddle(mask: Mask) -> Mask:
+    """Separate bars of a paddle, a holder or a rim from the breast that they cross."""
+    half = np.ascontiguousarray(mask[::2, ::2])
+    radius = max(1, round(max(half.shape) * _BAR / 2))
+    opened = _opened(half, radius)
+    pieces = _pieces(opened)
+    if not pieces:
+        return mask
+    grown = cv2.dilate(_drawn(pieces[0].outline, opened), _disc(radius + 1))
+    grown = cv2.resize(grown, mask.shape[::-1], interpolation=cv2.INTER_NEAREST) & mask
+    (*_, across, down), (*_, wide, high) = cv2.boundingRect(mask), cv2.boundingRect(grown)
+    smaller = wide * high < _SEPARATED * across * down
+    return grown if smaller and grown.sum() > 0.5 * mask.sum() else mask
+
+
+def _chest_wall(mask: Mask) -> tuple[Side, bool]:
+    """The side along which the piece is longest, and whether the difference is clear.
+
+    Args:
+        mask: (h, w), in the piece's box. It also holds where a collimated strip lies behind the
+            chest wall.
+    """
+    height, width = mask.shape
+    across, down = max(1, round(_EDGE * width)), max(1, round(_EDGE * height))
+    left, right = float(mask[:, :across].mean()), float(mask[:, -across:].mean())
+    top, bottom = float(mask[:down].mean()), float(mask[-down:].mean())
+    # An axilla may fill the upper edge of an upright mammogram, but not without the chest wall.
+    if max(top, bottom) > max(left, right) + _LONGER and abs(top - bottom) >= _CLEAR:
+        return ("top" if top > bottom else "bottom"), True
+    if abs(left - right) >= _CLEAR:
+        return ("left" if left > right else "right"), True
+    # A breast tapers away from the chest wall, so its centre of mass leans towards it.
+    centre = float(mask.sum(axis=0) @ (np.arange(width) + 0.5)) / float(mask.sum())
+    return ("right" if centre > width / 2 else "left"), False
+
+
+def _without_abdomen(piece: _Piece, side: Side) -> _Piece:
+    """Cut off the strip along the chest wall below the breast.
+
+    Which end of a breast is the lower one is only known of upright images.
+    """
+    if side in ("top", "bottom"):
+        return piece
+    box, rows = piece.box, _breast_rows(piece.mask.sum(axis=1).astype(np.float64))
+    if rows == box.height:
+        return piece
+    mask = piece.mask[:rows]
+    left, _, width, _ = cv2.boundingRect(mask)
+    return _Piece(Box(box.left + left, box.top, width, rows), mask[:, left : left + width])
+
+
+def _breast_rows(widths: NDArray[np.float64]) -> int:
+    """How many of the piece's rows belong to the breast.
+
+    The breast ends where it is narrower than _STRIP of its widest row, or at a notch, the
+    inframammary fold, from which the outline widens again towards the abdomen.
+
+    Args:
+        widths: of the rows, from the top.
+    """
+    height, first = len(widths), 0
+    while first < height - 1:
+        widest = first + int(widths[first:].argmax())
+        below, largest = widths[widest:], widths[widest]
+        widens = np.maximum.accumulate(below[::-1])[::-1] > _WIDENING * np.maximum(
+            below, 0.05 * largest
+        )
+        is_lowest = below == np.minimum.accumulate(below)
+        notches = np.flatnonzero((below < _NOTCH * largest) & widens & is_lowest)
+        ends = [*np.flatnonzero(below < _STRIP * largest)[:1]]
+        if len(notches):
+            ends.append(notches[below[notches].argmin()])
+        if not ends:
+            break
+        end = widest + int(min(ends))
+        if widths[end:].sum() <= _ABDOMEN * widths.sum():
+            return min(height, end + max(1, round(_KEPT_BELOW * end)))
+        first = max(end, first + 1)  # that was a shoulder: the breast is below
+    return height

@@ -77,6 +77,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         "photometric": str(dataset.PhotometricInterpretation),
         "bits_stored": samples.bits,
         "source_sha256": hashlib.sha256(content).hexdigest(),
+        "patient_orientation": _patient_orientation(dataset),
     }
 
     @cache
@@ -101,6 +102,12 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
         rows, columns, small, presentation, facts, most_reduced, level, flags, pixel_aspect=aspect
     )
     return mammogram if padding is None else blackened(mammogram, padding)
+
+
+def _patient_orientation(dataset: Dataset) -> str:
+    """Directions of rows and columns, separated by a backslash; empty where there are none."""
+    value = dataset.get("PatientOrientation") or ""
+    return value if isinstance(value, str) else "\\".join(map(str, value))
 
 
 def _check_header(dataset: Dataset) -> UID:

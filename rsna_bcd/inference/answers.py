@@ -113,6 +113,7 @@ def _of_image(
     of_crop = (
         "breast_found",
         "flipped",
+        "rotated",
         "box_left",
         "box_top",
         "box_width",

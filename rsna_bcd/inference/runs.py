@@ -1,6 +1,7 @@
 """Rebuild a trained run from its own record: the only module below the stages that knows Hydra."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rsna_bcd.errors import InputError, difference
 from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint
 from rsna_bcd.models.prediction import TTA, Batch, network_unit, predict_logits
-from rsna_bcd.preparation.crop import CropSettings
+from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
 from rsna_bcd.tables.views import Unit, Views
@@ -145,6 +146,21 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
         seen=read_seen(folder / SEEN_FILE),
     )
+
+
+def check_crop_algorithm(runs: Iterable[Run]) -> None:
+    """Check that this version of the package makes the crops that runs were trained on.
+
+    Raises:
+        InputError: another version made them.
+    """
+    for run in runs:
+        if run.crop.algorithm != ALGORITHM:
+            raise InputError(
+                f"{run.folder} was trained on crops of crop.algorithm={run.crop.algorithm}, but "
+                f"this version of rsna_bcd makes those of {ALGORITHM}: prepare again and train "
+                "again, or install the older version."
+            )
 
 
 def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:

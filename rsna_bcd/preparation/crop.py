@@ -1,7 +1,8 @@
-"""One image file to one crop: find the breast, decode what is needed, turn it, resize, window, pad.
+"""One image file to one crop: find the breast, decode what is needed, resize, window, orient, pad.
 
 A crop has the chest wall on the left and the breast at its own aspect; what is left over is padded
-with the background's 0: on the right, and in equal parts above and below.
+with the background's 0: on the right, and in equal parts above and below. An image with the chest
+wall on the right is flipped, one with the chest wall above or below is rotated.
 """
 
 from collections.abc import Sequence
@@ -18,13 +19,20 @@ from rsna_bcd.imaging.breast import Box, find_breast
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.imaging.decoders import DECODERS
 from rsna_bcd.imaging.dicom import read_dicom
-from rsna_bcd.imaging.mammogram import Mammogram, centred
+from rsna_bcd.imaging.mammogram import ImageError, Mammogram, centred
 from rsna_bcd.imaging.picture import read_picture
 from rsna_bcd.imaging.quality import join_flags
+from rsna_bcd.preparation.orientation import UPRIGHT, Orientation, choose_orientation
 
 Source = Literal["dicom", "image"]
 Record = dict[str, str | int | float | None]
 
+# Version of how the breast is found and oriented. A change of boxes or directions takes the next
+# number: networks must not see other crops than those they were trained on.
+# 1: the largest piece of tissue. 2: without the abdomen, rims and paddles; rotated if need be.
+ALGORITHM = 2
+
+_SMALLEST_SIDE = 64  # pixels; in fewer, neither a breast nor a lesion can be recognised
 _CLAHE_TILES = (8, 8)  # of the resized breast; what is usual
 
 
@@ -38,12 +46,14 @@ class CropSettings:
         width: in pixels.
         box: `breast`, or `full` for the whole frame.
         margin: added around the breast on each side, as a part of the box's longer side.
-        orient: flip where the chest wall is on the right.
+        orient: flip or rotate where the chest wall is not on the left.
         fit: `pad` keeps the aspect and pads, `stretch` fills height and width.
         reduce: how often the codec may halve the resolution, as long as it stays above the
             crop's; 0 always decodes in full.
         clahe: clip limit of contrast-limited adaptive histogram equalisation; 0 leaves it out.
         bits: of a crop's pixel, 8 or 16.
+        algorithm: version of how the breast is found and oriented; only `ALGORITHM` can be made.
+            Records from before the key existed mean 1.
     """
 
     name: str
@@ -57,6 +67,7 @@ class CropSettings:
     reduce: int = 0
     clahe: float = 0
     bits: Literal[8, 16] = 8
+    algorithm: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that make no crop."""
@@ -77,6 +88,19 @@ class CropSettings:
                 "are at least 0, bits is 8 or 16."
             )
 
+    def check_algorithm(self) -> None:
+        """Check that this version of the package makes such crops.
+
+        Raises:
+            InputError: another version made them.
+        """
+        if self.algorithm != ALGORITHM:
+            raise InputError(
+                f"crop {self.name}: crop.algorithm={self.algorithm}, but this version of rsna_bcd "
+                f"makes crops by algorithm {ALGORITHM} only. Set crop.algorithm={ALGORITHM}, or "
+                "install the older version."
+            )
+
 
 @dataclass(frozen=True)
 class PreparedImage:
@@ -87,8 +111,9 @@ class PreparedImage:
         record: for the manifest: `decoder`, `resolution_level` (how often the codec halved the
             image), `transfer_syntax`, `photometric`, `bits_stored`, `window`, `quality_flags`,
             `source_height`, `source_width`, `breast_found`, the box in source pixels (`box_left,
-            box_top, box_width, box_height`), `flipped` (0 or 1), `scale` (crop pixels per source
-            column; None where stretched), `source_sha256`.
+            box_top, box_width, box_height`), `flipped` (0 or 1), `rotated` (degrees
+            counterclockwise, 0, 90 or 270), `scale` (crop pixels per source column; None where
+            stretched), `source_sha256`. The crop is the box, flipped or rotated.
     """
 
     pixels: Crop
@@ -147,7 +172,13 @@ def read_mammogram(
     Raises:
         ImageError: the file is no image that can be used; the message says why.
     """
-    return read_dicom(path, decoders) if source == "dicom" else read_picture(path)
+    mammogram = read_dicom(path, decoders) if source == "dicom" else read_picture(path)
+    height, width = mammogram.height, mammogram.width
+    if min(height, width) < _SMALLEST_SIDE:
+        raise ImageError(
+            f"{height} x {width} pixels: the shorter side has fewer than {_SMALLEST_SIDE}"
+        )
+    return mammogram
 
 
 def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImage:
@@ -157,8 +188,8 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
         ImageError: the pixels cannot be decoded; the message says why.
     """
     place = _locate(mammogram, settings)
-    box = place.box
-    size, scale = _size(box, mammogram.pixel_aspect, settings)
+    box, rotated = place.box, place.orientation.rotated != 0
+    size, scale = _size(box, mammogram.pixel_aspect, settings, is_rotated=rotated)
     level = mammogram.decode(
         _fitting_level(box, size, min(settings.reduce, mammogram.most_reduced))
     )
@@ -171,13 +202,13 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
     resized = _resize(centred(region, level.reduced), size, factors, exact=settings.bits == 16)
     pixels = _show(resized, mammogram, settings)
     return PreparedImage(
-        _pad(pixels[:, ::-1] if place.flipped else pixels, settings),
+        _pad(place.orientation.apply(pixels), settings),
         {
             **mammogram.facts,
             "decoder": level.decoder,
             "resolution_level": level.reduced,
             "window": str(mammogram.presentation),
-            "quality_flags": join_flags(mammogram.flags),
+            "quality_flags": join_flags((*mammogram.flags, *place.orientation.flags)),
             "source_height": mammogram.height,
             "source_width": mammogram.width,
             "breast_found": int(place.found),
@@ -185,7 +216,8 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
             "box_top": box.top,
             "box_width": box.width,
             "box_height": box.height,
-            "flipped": int(place.flipped),
+            "flipped": int(place.orientation.flipped),
+            "rotated": place.orientation.rotated,
             "scale": scale,
         },
     )
@@ -197,22 +229,25 @@ class _Place:
 
     Attributes:
         box: in source pixels.
-        flipped: whether to flip.
+        orientation: how to bring the chest wall to the left.
         found: whether a breast stood out.
     """
 
     box: Box
-    flipped: bool
+    orientation: Orientation
     found: bool
 
 
 def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     """Find the breast in the overview, which is the same whatever is decoded afterwards."""
     breast = find_breast(mammogram.shown_overview())
-    flipped = settings.orient and breast.chest_wall_right
+    orientation = UPRIGHT
+    if settings.orient:
+        in_header = str(mammogram.facts.get("patient_orientation", ""))
+        orientation = choose_orientation(breast, in_header)
     if settings.box == "full" or not breast.found:
         whole = Box(0, 0, mammogram.width, mammogram.height)
-        return _Place(whole, flipped, breast.found)
+        return _Place(whole, orientation, breast.found)
     small, unit = breast.box, 2**mammogram.overview.reduced
     bottom, right = small.top + small.height, small.left + small.width
     # Outwards, so that rounding cuts nothing off; and onto whole pixels of every level that might
@@ -227,7 +262,7 @@ def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     box_bottom = mammogram.height if bottom == height else -_down(-(bottom + margin) * unit, grid)
     box_right, box_bottom = min(mammogram.width, box_right), min(mammogram.height, box_bottom)
     box = Box(box_left, box_top, box_right - box_left, box_bottom - box_top)
-    return _Place(box, flipped, True)
+    return _Place(box, orientation, True)
 
 
 def _down(position: float, grid: int) -> int:
@@ -235,19 +270,25 @@ def _down(position: float, grid: int) -> int:
     return int(np.floor(position / grid)) * grid
 
 
-def _size(box: Box, aspect: float, settings: CropSettings) -> tuple[tuple[int, int], float | None]:
-    """Width and height of the box's content in the crop, and crop pixels per source column.
+def _size(
+    box: Box, aspect: float, settings: CropSettings, *, is_rotated: bool
+) -> tuple[tuple[int, int], float | None]:
+    """Width and height of the content before it is oriented, and crop pixels per source column.
 
     Args:
         box: in source pixels.
         aspect: height of a source pixel divided by its width; the crop's pixels are square.
         settings: of the crop.
+        is_rotated: whether the content is turned by 90 degrees afterwards.
     """
+    width, height = settings.width, settings.height
+    if is_rotated:
+        width, height = height, width
     if settings.fit == "stretch":
-        return (settings.width, settings.height), None
-    height = box.height * aspect
-    scale = min(settings.height / height, settings.width / box.width)
-    return (max(1, round(box.width * scale)), max(1, round(height * scale))), scale
+        return (width, height), None
+    box_height = box.height * aspect
+    scale = min(height / box_height, width / box.width)
+    return (max(1, round(box.width * scale)), max(1, round(box_height * scale))), scale
 
 
 def _fitting_level(box: Box, size: tuple[int, int], most: int) -> int:

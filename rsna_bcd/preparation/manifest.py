@@ -36,7 +36,7 @@ from rsna_bcd.preparation.crop import Record
 from rsna_bcd.preparation.writing import UNFINISHED, not_stored, stamp_of, write_whole
 from rsna_bcd.tables.images import Split
 
-GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "scale")
+GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "rotated", "scale")
 MANIFEST_COLUMNS = (
     "split", "patient_id", "image_id", "status", "decoder", "resolution_level", "transfer_syntax",
     "photometric", "bits_stored", "window", "quality_flags", "source_height", "source_width",

@@ -109,13 +109,16 @@ def _facts(image: ImageAnswer, shape: tuple[int, ...]) -> dict[str, str]:
         *([facts["presentation"].lower()] if facts["presentation"] else []),
     ]
     box = [facts[f"box_{key}"] for key in ("height", "width", "top", "left")]
-    mirrored = ", mirrored: the chest wall is on the left" if facts["flipped"] else ""
+    turned = "mirrored" if facts["flipped"] else ""
+    if facts["rotated"]:
+        turned = f"rotated by {facts['rotated']} degrees counterclockwise"
+    oriented = f", {turned}: the chest wall is on the left" if turned else ""
     alone = image.probability
     return {
         "file": image.file,
         "header": ", ".join(map(str, said)),
         "crop": f"{shape[0]} x {shape[1]} pixels, of {box[0]} x {box[1]} at row {box[2]}, column "
-        f"{box[3]}{mirrored}; window {facts['window']}",
+        f"{box[3]}{oriented}; window {facts['window']}",
         **({} if alone is None else {"by itself": f"{alone:.3f}, this image alone"}),
         "colour": "strongest where this breast has most of it, fainter the lower its score is "
         "below the threshold; it explains a score and outlines no lesion",

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._messages import CONF
@@ -114,6 +115,7 @@ def _check_crops(cfg: DictConfig) -> None:
         if not file.is_file():
             raise InputError(f"There is no {file}. Make the crops first:\n  {command}")
     wanted = record_of(cfg, "crop")
+    instantiate(cfg.crop).check_algorithm()
     existing = completed({"crop": made["crop"]}, wanted, "train")
     differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
     if differing:

@@ -19,7 +19,7 @@ from rsna_bcd.bundling.push import check_push, push
 from rsna_bcd.bundling.wheels import build_own_wheel, collect_wheels
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint, save_safetensors
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.runs import check_crop_algorithm, load_run
 from rsna_bcd.models.exporting import fingerprint
 from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, read_ensemble
 
@@ -80,6 +80,7 @@ def _copy_models(ensemble: Ensemble, models: Path, dataset: Path) -> None:
         for k in member.folds:
             place = Path("runs") / member.name / f"fold{k}"
             run = load_run(models / place)
+            check_crop_algorithm([run])
             (dataset / place).mkdir(parents=True)
             for name in _OF_A_RUN:
                 if (run.folder / name).is_file():

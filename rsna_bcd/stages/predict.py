@@ -52,7 +52,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     """
     from rsna_bcd.inference.devices import device_named
     from rsna_bcd.inference.examinations import predict_examinations
-    from rsna_bcd.inference.runs import load_run
+    from rsna_bcd.inference.runs import check_crop_algorithm, load_run
 
     console = Console(stderr=True, markup=False)
     fitted = _ensemble(cfg)
@@ -71,6 +71,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
         for member in fitted.members
     ]
     runs = [run for member in members for run in member]
+    check_crop_algorithm(runs)
     made_up = (Path(cfg.paths.data) / "synthesize.yaml").is_file()
     notes = notes_of(fitted, runs)
     # A breast's answer does not depend on what else is in the folder.

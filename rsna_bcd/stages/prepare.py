@@ -39,6 +39,7 @@ def prepare(cfg: DictConfig) -> None:
             kept).
     """
     settings: CropSettings = instantiate(cfg.crop)
+    settings.check_algorithm()
     check_decoders(cfg.decoders)
     images = {split: _read(cfg, split) for split in _splits(cfg)}
     roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}

@@ -203,12 +203,14 @@ def _means(cfg: DictConfig, device: torch.device, started: float) -> Means:
 
 def _load_runs(ensemble: Ensemble, models: Path, device: torch.device) -> list[list[Run]]:
     """The folds of each member, in the ensemble's order."""
-    from rsna_bcd.inference.runs import load_run
+    from rsna_bcd.inference.runs import check_crop_algorithm, load_run
 
-    return [
+    runs = [
         [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
         for member in ensemble.members
     ]
+    check_crop_algorithm(_flat(runs))
+    return runs
 
 
 def _warn_of_other_sources(console: Console, runs: Sequence[Sequence[Run]], source: str) -> None:

@@ -18,7 +18,7 @@ from rsna_bcd.tables.images import (
     with_our_names,
 )
 
-_TAKEN = ("path", "fold", "label", "scale", "flipped")  # columns that later stages add
+_TAKEN = ("path", "fold", "label", "scale", "flipped", "rotated")  # columns that later stages add
 
 
 def map_generic(

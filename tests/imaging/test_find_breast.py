@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from breast_shapes import breast_picture
+from breast_shapes import breast_picture, oblique_picture
 from numpy.typing import NDArray
 
 from rsna_bcd.imaging.breast import breast_mask, find_breast, has_bright_background
@@ -139,3 +139,162 @@ def test_the_mask_fills_the_ellipse_in_the_box(right: bool) -> None:
 
 def test_a_picture_without_a_breast_has_no_mask() -> None:
     assert breast_mask(np.full((64, 64), 0.5, np.float32)) is None
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("abdomen", [0.03, 0.055])
+def test_a_strip_of_abdomen_is_cut_off(right: bool, abdomen: float) -> None:
+    picture = oblique_picture(abdomen=abdomen, right=right)
+    box = find_breast(picture).box
+    assert (box.top, box.width) == (0, pytest.approx(160, abs=4))
+    assert 318 <= box.height <= 330  # the fold is in row 320
+    mask = breast_mask(picture)
+    assert mask is not None
+    assert not mask[box.height :].any()
+
+
+def test_a_wider_abdomen_is_cut_off_at_the_fold() -> None:
+    picture = oblique_picture()
+    rows, columns = np.mgrid[:400, :320]
+    picture[np.hypot((rows - 400) / 85, columns / 60) < 1] = 0.5  # meets the breast in a notch
+    box = find_breast(picture).box
+    assert 310 <= box.height <= 330
+
+
+@pytest.mark.parametrize("abdomen", [0.0, 0.2])
+def test_a_breast_without_a_strip_is_not_cut(abdomen: float) -> None:
+    picture = oblique_picture(abdomen=abdomen)
+    bottom = np.flatnonzero(picture.any(axis=1))[-1] + 1
+    box = find_breast(picture).box
+    assert box.height == pytest.approx(bottom, abs=4)
+
+
+def test_a_shoulder_above_the_breast_does_not_make_it_an_abdomen() -> None:
+    picture = np.roll(breast_picture(half_height=0.35, reach=0.6), 40, axis=0)
+    picture[:20, :250] = 0.5  # wider than the breast, and a narrow neck between
+    picture[20:50, :40] = 0.5
+    box = find_breast(picture).box
+    assert box.top + box.height == pytest.approx(380, abs=6)
+
+
+@pytest.mark.parametrize("thickness", [4, 20])
+@pytest.mark.parametrize("sides", ["left", "right", "top", "left right top bottom"])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_bright_rims_are_left_out(thickness: int, sides: str, noise: float) -> None:
+    picture = np.maximum(breast_picture(half_height=0.35), 0.04)
+    rims = {
+        "left": np.s_[:, :thickness], "right": np.s_[:, -thickness:],
+        "top": np.s_[:thickness], "bottom": np.s_[-thickness:],
+    }  # fmt: skip
+    for side in sides.split():
+        picture[rims[side]] = 0.95
+    picture += np.random.default_rng(0).normal(0, noise, picture.shape)
+    breast = find_breast(np.clip(picture, 0, 1).astype(np.float32))
+    assert breast.found
+    assert (breast.chest_wall, breast.side_is_clear) == ("left", True)
+    wall = thickness if "left" in sides else 0
+    assert wall <= breast.box.left <= wall + 3
+    assert breast.box.left + breast.box.width == pytest.approx(160, abs=6)
+    assert breast.box.top == pytest.approx(60, abs=6)
+    assert breast.box.height == pytest.approx(280, abs=12)
+
+
+def test_a_tilted_rim_is_left_out() -> None:
+    picture = np.maximum(breast_picture(half_height=0.35), 0.04)
+    rows, columns = np.mgrid[:400, :320]
+    picture[columns > 300 + rows / 50] = 0.9
+    assert_box(picture, {"half_height": 0.35})
+
+
+@pytest.mark.parametrize("bar", [3, 8])
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_outline_of_a_paddle_is_left_out(bar: int, closed: bool) -> None:
+    picture = breast_picture(reach=0.4, half_height=0.47)
+    picture[60 : 60 + bar, 30 * closed : 260] = 0.9
+    picture[340 - bar : 340, 30 * closed : 260] = 0.9
+    picture[60:340, 260 - bar : 260] = 0.9
+    if closed:
+        picture[60:340, 30 : 30 + bar] = 0.9
+    breast = find_breast(picture)
+    assert breast.chest_wall == "left"
+    assert breast.box.width < 160  # of 128; bars reach column 260
+    assert breast.box.height == pytest.approx(376, abs=12)
+
+
+def test_a_small_breast_within_a_paddle_is_found() -> None:
+    picture = breast_picture(reach=0.22, half_height=0.2)
+    picture[60:68, :260] = picture[332:340, :260] = picture[60:340, 252:260] = 0.9
+    assert_box(picture, {"reach": 0.22, "half_height": 0.2})
+
+
+def test_an_exposed_field_is_no_breast() -> None:
+    picture = np.maximum(breast_picture(reach=0.4), 0.12)
+    picture[:, 290:] = picture[:15] = picture[-20:] = 0  # beyond the collimator
+    assert_box(picture, {"reach": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("fat", "background", "noise"),
+    [(0.08, 0.05, 0.005), (0.08, 0.05, 0.01), (0.03, 0.0, 0.0), (0.05, 0.05, 0.0)],
+)
+def test_fat_nearly_as_dark_as_the_background_belongs_to_the_breast(
+    fat: float, background: float, noise: float
+) -> None:
+    rows, columns = np.mgrid[:400, :320]
+    distance = np.hypot(columns / 160, (rows + 0.5 - 200) / 160)
+    picture = np.where(distance < 1, fat, background)
+    picture[(distance > 0.97) & (distance < 1)] = 0.1  # the skin
+    picture[distance < 0.6] = 0.5  # the gland
+    picture += np.random.default_rng(0).normal(0, noise, picture.shape)
+    assert_box(np.clip(picture, 0, 1).astype(np.float32), {}, within=8)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_background_with_a_gradient(axis: int, noise: float) -> None:
+    picture = breast_picture(reach=0.4)
+    shape = (-1, 1) if axis == 0 else (1, -1)
+    shade = np.linspace(0.02, 0.16, picture.shape[axis], dtype=np.float32).reshape(shape)
+    picture = np.where(picture == 0, shade, picture)
+    picture += np.random.default_rng(0).normal(0, noise, picture.shape)
+    assert_box(np.clip(picture, 0, 1).astype(np.float32), {"reach": 0.4}, within=8)
+
+
+def test_a_breast_that_leaves_little_background() -> None:
+    picture = breast_picture(reach=1.05, half_height=0.7)
+    breast = find_breast(picture)
+    assert breast.found
+    assert breast.chest_wall == "left"
+    assert (breast.box.width, breast.box.height) == (320, 400)
+
+
+def test_two_breasts_beside_each_other_are_both_in_the_box() -> None:
+    one = breast_picture(reach=0.3, half_height=0.35)
+    breast = find_breast(np.maximum(one, one[:, ::-1]))
+    assert breast.box.width == 320
+    assert not breast.side_is_clear
+
+
+@pytest.mark.parametrize(("turns", "side"), [(3, "top"), (1, "bottom")])
+@pytest.mark.parametrize("shape", [breast_picture(300, 400, half_height=0.45), oblique_picture()])
+def test_a_chest_wall_above_or_below(turns: int, side: str, shape: NDArray[np.float32]) -> None:
+    breast = find_breast(np.rot90(shape, turns).copy())
+    assert (breast.chest_wall, breast.side_is_clear) == (side, True)
+
+
+def test_a_specimen_has_no_clear_side() -> None:
+    rows, columns = np.mgrid[:400, :320]
+    inside = np.hypot((rows - 200) / 80, (columns - 150) / 70) < 1
+    breast = find_breast(np.where(inside, 0.6, 0.05).astype(np.float32))
+    assert breast.found
+    assert not breast.side_is_clear
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (16, 16), (20, 400), (3, 5)])
+def test_tiny_pictures_do_not_fail(shape: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).random(shape, np.float32)
+    for picture in (noise, np.zeros(shape, np.float32), noise * (np.arange(shape[1]) < 4)):
+        box = find_breast(picture.astype(np.float32)).box
+        assert box.width > 0
+        assert box.height > 0
+        breast_mask(picture.astype(np.float32))

@@ -41,7 +41,7 @@ def save_run(output: Path, network: dict[str, Any], **settings: Any) -> Path:
             "crop": {
                 "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo",
                 "height": HEIGHT, "width": WIDTH, "box": "breast", "margin": 0.01, "orient": True,
-                "fit": "pad",
+                "fit": "pad", "algorithm": 2,
             },
             "network": network, **settings,
         }  # fmt: skip

@@ -32,7 +32,7 @@ from rsna_bcd.tables.views import Views
 
 CROP: dict[str, Any] = {
     "name": "demo", "height": 64, "width": 32, "box": "breast", "margin": 0.02, "orient": True,
-    "fit": "pad",
+    "fit": "pad", "algorithm": 2,
 }  # fmt: skip
 METADATA: dict[str, Any] = {"columns": ["age", "implant", "machine_id"], "machines": [29, 49]}
 # Of each breast: its views, in the order of the table, which lists patients in turns.

@@ -12,7 +12,8 @@ from breast_shapes import breast_picture
 from dicom_files import write_dicom
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.mammogram import Mammogram, in_memory
+from rsna_bcd.imaging.mammogram import ImageError, Mammogram, in_memory
+from rsna_bcd.imaging.quality import QualityFlag
 from rsna_bcd.imaging.window import Presentation, Range, Rescale
 from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, prepare_image
 
@@ -68,6 +69,80 @@ def test_padding_is_opposite_the_chest_wall_and_in_equal_parts(shape: dict, empt
     assert pixels.shape == (128, 64)
     assert not pixels[empty].any()
     assert pixels[60:68, 0].all()
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize("box", ["breast", "full"])
+@pytest.mark.parametrize(("turns", "rotated"), [(3, 90), (1, 270)])  # chest wall above, below
+def test_a_chest_wall_above_or_below_is_rotated_to_the_left(
+    turns: int, rotated: int, box: Any, fit: Any
+) -> None:
+    upright = breast_picture(400, 320, half_height=0.45)
+    settings = replace(SETTINGS, box=box, fit=fit)
+    expected = crop_mammogram(mammogram_of(upright), settings)
+    turned = crop_mammogram(mammogram_of(np.rot90(upright, turns).copy()), settings)
+    assert (turned.record["rotated"], turned.record["flipped"]) == (rotated, 0)
+    np.testing.assert_allclose(turned.pixels.astype(int), expected.pixels, atol=1)
+    # The box is that of the source, before it is rotated.
+    assert turned.record["box_width"] == expected.record["box_height"]
+    assert turned.record["box_height"] == expected.record["box_width"]
+    assert turned.record["scale"] == expected.record["scale"]
+    as_it_was = crop_mammogram(
+        mammogram_of(np.rot90(upright, turns).copy()), replace(settings, orient=False)
+    )
+    assert as_it_was.record["rotated"] == 0
+
+
+UNCLEAR = np.maximum(*(breast_picture(reach=0.3, half_height=0.35, right=r) for r in (False, True)))
+
+
+@pytest.mark.parametrize(
+    ("picture", "header", "expected"),
+    [
+        (UNCLEAR, "A\\F", (0, 0, "")),
+        (UNCLEAR, "P\\L", (1, 0, "")),
+        (UNCLEAR, "L\\A", (0, 90, "")),
+        (UNCLEAR, "L\\P", (0, 270, "")),
+        (UNCLEAR, "p \\ fl", (1, 0, "")),
+        (UNCLEAR, "", (0, 0, "")),
+        (UNCLEAR, "X", (0, 0, "")),
+        (breast_picture(), "A\\R", (0, 0, "")),
+        (breast_picture(), "AR\\FR", (0, 0, "")),
+        (breast_picture(), "L\\F", (0, 0, "")),
+        (breast_picture(), "P\\R", (0, 0, QualityFlag.ORIENTATION_CONTRADICTORY)),
+        (breast_picture(right=True), "A\\R", (1, 0, QualityFlag.ORIENTATION_CONTRADICTORY)),
+        (breast_picture(right=True), "P\\R", (1, 0, "")),
+    ],
+)
+def test_clear_pixels_decide_about_the_orientation_else_the_header(
+    tmp_path: Path, picture: np.ndarray, header: str, expected: tuple[int, int, str]
+) -> None:
+    values = np.rint(picture * 4000).astype(np.uint16)
+    path = write_dicom(
+        tmp_path / "a.dcm", values, bits=12, WindowCenter=2000.5, WindowWidth=4001,
+        PatientOrientation=header.split("\\") if header else None,
+    )  # fmt: skip
+    record = prepare_image(path, SETTINGS, "dicom").record
+    assert (record["flipped"], record["rotated"], record["quality_flags"]) == expected
+
+
+@pytest.mark.parametrize("shape", [(63, 400), (400, 63), (20, 20)])
+@pytest.mark.parametrize("source", ["dicom", "image"])
+def test_images_of_few_pixels_are_refused(tmp_path: Path, shape: tuple, source: Any) -> None:
+    values = np.rint(breast_picture(*shape) * 200).astype(np.uint16)
+    path = tmp_path / ("a.dcm" if source == "dicom" else "a.png")
+    if source == "dicom":
+        write_dicom(path, values, bits=12)
+    else:
+        cv2.imwrite(str(path), values.astype(np.uint8))
+    with pytest.raises(ImageError, match=f"^{shape[0]} x {shape[1]} pixels: .* fewer than 64"):
+        prepare_image(path, SETTINGS, source)
+
+
+def test_crops_of_another_algorithm_are_not_made() -> None:
+    replace(SETTINGS, algorithm=2).check_algorithm()
+    with pytest.raises(InputError, match=r"crop.algorithm=1.*install the older version"):
+        SETTINGS.check_algorithm()  # what records from before the key existed mean
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])

@@ -18,8 +18,8 @@ IMAGE = ImageAnswer(
     facts={
         "view_header": None, "age": 61.0, "machine": "Mammomat", "manufacturer": None,
         "presentation": "FOR PRESENTATION", "rows": 900, "columns": 700, "breast_found": 1,
-        "flipped": 1, "box_left": 0, "box_top": 0, "box_width": 360, "box_height": 720,
-        "window": "min-max 0 4095",
+        "flipped": 1, "rotated": 0, "box_left": 0, "box_top": 0, "box_width": 360,
+        "box_height": 720, "window": "min-max 0 4095",
     },
 )  # fmt: skip
 BREAST = BreastAnswer(
