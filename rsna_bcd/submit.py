@@ -75,12 +75,14 @@ def submit(cfg: DictConfig) -> pd.DataFrame:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rsna_bcd.inference.answering import predict_all
     from rsna_bcd.inference.devices import device_named
+    from rsna_bcd.inference.freshness import check_current
     from rsna_bcd.inference.journal import open_journal
 
     console = Console(stderr=True)
     folder = Path(cfg.submission_dir)
     unread = check_unread(cfg.unread)
     ensemble = read_ensemble(Path(cfg.ensemble_json))
+    check_current(ensemble, Path(cfg.paths.models))
     test = _read_test(cfg)
     device = device_named(cfg.device)
     means = _means(cfg, device, started)
