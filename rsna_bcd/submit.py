@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -315,6 +316,7 @@ def _summary(
         else "",
         how=how,
         seconds=outcome.seconds_by_stage(runs),
+        out_of_fold=rate if math.isfinite(rate := ensemble.thresholds.recall_rate) else None,
     )
 
 
