@@ -202,11 +202,6 @@ def test_what_ranks_need_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one of 2 processes"):
         run(tmp_path, "trainer=cpu")
-    with pytest.raises(InputError, match="sync_batchnorm=false"):
-        run(
-            tmp_path, "network.backbone=test_resnet", "trainer=ddp", "trainer.accelerator=cpu",
-            "trainer.devices=2", "batch_size=4",
-        )  # fmt: skip
 
 
 @pytest.mark.slow
