@@ -5,7 +5,8 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
 
 _RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MULTIRUN = ("-m", "--multirun")
 # Failures of the file system that the user mends, not bugs: their own text names the path.
 _MENDABLE = {
@@ -57,9 +57,10 @@ def stage(
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(run)
-            received = _exit_on_signals()
+            received: list[signal.Signals] = []
             try:
-                command()
+                with _exit_on_signals(received):
+                    command()
             except (InputError, CompactHydraException, OmegaConfBaseException) as error:
                 # Hydra wraps what a constructor raises into an account of its own.
                 ours = isinstance(error.__cause__, InputError)
@@ -69,7 +70,7 @@ def stage(
                     raise
                 number = received[0] if received else signal.SIGINT
                 if _RANK not in os.environ:  # whose parent says it
-                    sys.stderr.write(f"Stopped by {number.name}. {go_on}\n")
+                    sys.stderr.write(f"Stopped by {number.name}. {go_on}".rstrip() + "\n")
                 sys.exit(128 + number)
             except OSError as error:
                 if error.errno not in _MENDABLE:
@@ -83,28 +84,36 @@ def stage(
     return decorate
 
 
-def _exit_on_signals() -> list[signal.Signals]:
-    """Have Ctrl-C and SIGTERM end this process as an exception does; those that came so far.
+@contextmanager
+def _exit_on_signals(received: list[signal.Signals]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end this process as an exception does, and note them.
 
-    Lightning would exit with 1 at the first, and with 0 at the second. Processes that are forked
-    from this one die of them as usual.
+    Lightning would exit with 1 at the first, and with 0 at the second.
     """
-    received: list[signal.Signals] = []
 
     def stop(number: int, _: Any) -> None:
         received.append(signal.Signals(number))
         raise SystemExit(128 + number)
 
-    def restore() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    for number in _SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM):
         # A shell makes jobs in the background ignore Ctrl-C: they still do.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    os.register_at_fork(after_in_child=restore)
-    return received
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            _replaced[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        _restore_signals()
+
+
+_replaced: dict[signal.Signals, Any] = {}
+
+
+def _restore_signals() -> None:
+    while _replaced:
+        signal.signal(*_replaced.popitem())
+
+
+os.register_at_fork(after_in_child=_restore_signals)  # other processes end as they did
 
 
 def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:

@@ -388,7 +388,7 @@ def _finish(run_dir: Path, metrics: dict[str, Any], end: Ending) -> None:
     console.print(end.reason, highlight=False, soft_wrap=True)
 
 
-@stage("train", go_on="Finished epochs are kept: resume=true goes on.")
+@stage("train", go_on="Finished epochs are kept: run the same command with resume=true.")
 def main(cfg: DictConfig) -> None:
     """Run the stage."""
     train(cfg)

@@ -95,6 +95,22 @@ def make(output: Path) -> Make:
     return run
 
 
+def test_learning_curves_of_the_members(make: Make, output: Path) -> None:
+    rows = {
+        "epoch": [0, 1],
+        "train_loss": [0.7, 0.6],
+        "valid_loss": [0.7, 0.65],
+        "auroc": [0.5, 0.6],
+    }
+    for fold in (0, 1):
+        file = output / "runs" / "b5" / f"fold{fold}" / "metrics.csv"
+        pd.DataFrame(rows).to_csv(file, index=False)
+    make("run=b5")
+    page = (output / "report" / "runs" / "b5" / "index.html").read_text()
+    assert page.count("Learning curves of b5: loss and scores by epoch") == 1
+    assert "fold 1, 2 epochs: the held-out loss is lowest in epoch 2" in page
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the contents: figures take most of the time."""

@@ -18,7 +18,7 @@ import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
@@ -197,6 +197,17 @@ def test_the_time_left_of_the_run_is_shown(
     first, second = (x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch "))
     assert first.endswith(" left")
     assert not second.endswith(" left")
+
+
+def test_a_run_with_a_progress_bar(output: Path) -> None:
+    cfg = configure(output, "epochs=1")
+    cfg.trainer.enable_progress_bar = True
+    OmegaConf.update(
+        cfg, "callbacks.progress", {"_target_": "rsna_bcd.models.progress.RunProgress"},
+        force_add=True,
+    )  # fmt: skip
+    train(cfg)
+    assert (Path(cfg.run_dir) / "metrics.json").exists()
 
 
 def test_lost_predictions_are_made_again(straight: Path, tmp_path: Path) -> None:

@@ -262,7 +262,9 @@ def test_ranks_that_were_killed_or_stopped_go_on_to_the_bit(tmp_path: Path) -> N
     interrupted = stopped(arguments, lambda: len(ranks_in(broken)) == 3, signal.SIGINT)
     _, said = interrupted.communicate(timeout=30)
     assert interrupted.returncode == 130
-    assert said.endswith("Stopped by SIGINT. Finished epochs are kept: resume=true goes on.\n")
+    assert said.endswith(
+        "Stopped by SIGINT. Finished epochs are kept: run the same command with resume=true.\n"
+    )
     assert "Traceback" not in said
     assert ranks_in(broken) == []
     assert not (run_dir / "metrics.json").exists()
