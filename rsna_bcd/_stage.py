@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,16 @@ def stage(
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
-            received = _exit_on_signals()
+            received: list[signal.Signals] = []
             try:
-                with errors_as_messages(name, go_on):
+                with _exit_on_signals(received), errors_as_messages(name, go_on):
                     command()
             except (KeyboardInterrupt, SystemExit) as error:
                 if isinstance(error, SystemExit) and not received:
                     raise
                 number = received[0] if received else signal.SIGINT
                 if _RANK not in os.environ:  # whose parent says it
-                    sys.stderr.write(f"Stopped by {number.name}. {go_on}\n")
+                    sys.stderr.write(f"Stopped by {number.name}. {go_on}".rstrip() + "\n")
                 sys.exit(128 + number)
 
         return main
@@ -136,28 +137,36 @@ def stage(
     return decorate
 
 
-def _exit_on_signals() -> list[signal.Signals]:
-    """Have Ctrl-C and SIGTERM end this process as an exception does; those that came so far.
+@contextmanager
+def _exit_on_signals(received: list[signal.Signals]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end this process as an exception does, and note them.
 
-    Lightning would exit with 1 at the first, and with 0 at the second. Processes that are forked
-    from this one die of them as usual.
+    Lightning would exit with 1 at the first, and with 0 at the second.
     """
-    received: list[signal.Signals] = []
 
     def stop(number: int, _: Any) -> None:
         received.append(signal.Signals(number))
         raise SystemExit(128 + number)
 
-    def restore() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    for number in _SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM):
         # A shell makes jobs in the background ignore Ctrl-C: they still do.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    os.register_at_fork(after_in_child=restore)
-    return received
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            _replaced[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        _restore_signals()
+
+
+_replaced: dict[signal.Signals, Any] = {}
+
+
+def _restore_signals() -> None:
+    while _replaced:
+        signal.signal(*_replaced.popitem())
+
+
+os.register_at_fork(after_in_child=_restore_signals)  # other processes end as they did
 
 
 def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:

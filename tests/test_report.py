@@ -95,6 +95,22 @@ def make(output: Path) -> Make:
     return run
 
 
+def test_learning_curves_of_the_members(make: Make, output: Path) -> None:
+    rows = {
+        "epoch": [0, 1],
+        "train_loss": [0.7, 0.6],
+        "valid_loss": [0.7, 0.65],
+        "auroc": [0.5, 0.6],
+    }
+    for fold in (0, 1):
+        file = output / "runs" / "b5" / f"fold{fold}" / "metrics.csv"
+        pd.DataFrame(rows).to_csv(file, index=False)
+    make("run=b5")
+    page = (output / "report" / "runs" / "b5" / "index.html").read_text()
+    assert page.count("Learning curves of b5: loss and scores by epoch") == 1
+    assert "fold 1, 2 epochs: the held-out loss is lowest in epoch 2" in page
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the contents: figures take most of the time."""
@@ -484,5 +500,6 @@ def test_a_member_whose_run_is_gone(fit: Callable[..., None], make: Make, output
 def test_members_that_lost_breasts(fit: Callable[..., None], make: Make, output: Path) -> None:
     fit("name=pair", "members=[b5,small]")
     save_run(output / "runs" / "small", oof(range(90), 0, 1))
-    with pytest.raises(InputError, match=r"small no longer predicts 10 breasts.*90_L.*overwrite"):
+    stale = r"pair was fitted before[\s\S]*small, fold 0: predictions[\s\S]*members=\[b5,small\]"
+    with pytest.raises(InputError, match=stale):
         make("name=pair")

@@ -362,6 +362,13 @@ def test_wandb_records_offline_beside_the_history(output: Path) -> None:
     assert wandb.run is None
 
 
+def test_wandb_that_is_disabled_logs_nothing(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    folder = run(output, "logger=wandb", "logger.wandb.entity=team", "epochs=1")
+    assert (folder / "metrics.json").exists()
+    assert not (folder / "wandb").exists()
+
+
 @pytest.mark.usefixtures("logged_out")
 def test_a_run_is_finished_though_wandb_cannot_show_it(
     output: Path, monkeypatch: pytest.MonkeyPatch

@@ -196,6 +196,40 @@ def test_the_command_killed_from_outside_goes_on(straight: Path, tmp_path: Path)
     check_commands(straight, tmp_path, 2)
 
 
+def stopped(arguments: list[str], ready: Callable[[], bool], how: signal.Signals) -> Any:
+    """Run until something is so, and ask the process to stop."""
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # Processes in the background of a script ignore Ctrl-C, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )  # fmt: skip
+    while process.poll() is None and not ready():
+        time.sleep(0.001)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def test_the_command_that_is_asked_to_stop_says_how_to_resume(
+    straight: Path, tmp_path: Path
+) -> None:
+    save_crops(tmp_path)
+    folder = run_of(tmp_path)
+    for how, file in (
+        (signal.SIGTERM, folder / "config.yaml"),
+        (signal.SIGINT, folder / "metrics.csv"),
+    ):
+        code, said = stopped(command(tmp_path), file.exists, how)
+        assert code == 128 + how, said
+        assert said.endswith(
+            f"Stopped by {how.name}. Finished epochs are kept: resume=true goes on.\n"
+        )
+        assert "Traceback" not in said
+        assert not (folder / "metrics.json").exists()
+    subprocess.run(command(tmp_path), check=True, stdout=subprocess.PIPE)
+    check_equal(folder, run_of(straight))
+
+
 @pytest.mark.slow
 def test_the_command_killed_12_times_goes_on(straight: Path, tmp_path: Path) -> None:
     check_commands(straight, tmp_path, 12)

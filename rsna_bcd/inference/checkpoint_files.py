@@ -4,6 +4,7 @@ Either way it is a dictionary with the `state_dict` of the training module and, 
 it there, the run's record under `config`.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     try:
         if file.suffix != ".safetensors":
-            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(
+                file, map_location="cpu", weights_only=True, mmap=True
+            )
             return checkpoint
         with safe_open(file, framework="pt", device="cpu") as content:
             state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
@@ -45,6 +48,21 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, SafetensorError) as error:
         raise InputError(f"{file} is damaged ({type(error).__name__})") from error
     return {"state_dict": state, **({} if record is None else {_RECORD: json.loads(record)})}
+
+
+def weights_hash(file: Path) -> str:
+    """SHA-256 of the weights in a checkpoint: the same of `.ckpt` and of `.safetensors`.
+
+    Raises:
+        InputError: as `read_checkpoint`.
+    """
+    digest = hashlib.sha256()
+    state = read_checkpoint(file)["state_dict"]
+    for name in sorted(state):
+        values = state[name]
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:

@@ -100,7 +100,8 @@ def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) ->
     counted = [k for k in own if not k.endswith(_COUNTER)]
     if not is_ours:  # of another's file the backbone alone is wanted
         counted = [k for k in counted if _BACKBONE in k]
-    lacking = [k for k in counted if k not in taken and not k.endswith(("mean", "std"))]
+    statistics = ("mean", "std")  # of the encoder
+    lacking = [k for k in counted if k not in taken and k.split(".")[-1] not in statistics]
     rank_zero_only(_log.info)(
         "%s: %d of %d tensors are taken%s", file, len(counted) - len(lacking), len(counted),
         "" if is_ours else " (of the backbone)",

@@ -79,6 +79,7 @@ class Sources:
         preparation: of the members' prepared folders that have a manifest.
         samples: crops to look at.
         cases: breasts to look at; None where they were not asked for.
+        histories: of each member, by fold, its scores by epoch (`metrics.csv`).
         synthetic: whether the images were made by a computer.
         resamples: of the patients, for the intervals of the main scores.
         band_resamples: for bands and groups, of which there are many.
@@ -99,6 +100,7 @@ class Sources:
     resamples: int
     band_resamples: int
     seed: int
+    histories: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

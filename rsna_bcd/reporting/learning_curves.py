@@ -47,6 +47,22 @@ def learning_figure(folds: Mapping[str, pd.DataFrame], key: str, name: str) -> s
         return to_svg(figure, key, f"Learning curves of {name}: loss and scores by epoch")
 
 
+def learning_caption(folds: Mapping[str, pd.DataFrame], name: str) -> str:
+    """Say what the figure shows: of each fold, the best epoch of the loss and of the AUROC."""
+    parts = []
+    for fold, table in folds.items():
+        said = []
+        for column, what, best in (
+            ("valid_loss", "the held-out loss is lowest", "idxmin"),
+            ("auroc", "the AUROC is highest", "idxmax"),
+        ):
+            if column in table and table[column].notna().any():
+                epoch = int(table.loc[getattr(table[column], best)(), "epoch"]) + 1
+                said.append(f"{what} in epoch {epoch}")
+        parts.append(f"{fold}, {len(table)} epochs: {', '.join(said) or 'nothing was held out'}")
+    return f"Learning curves of {name}. {'; '.join(parts)}."
+
+
 def _draw(figure: Figure, folds: Mapping[str, pd.DataFrame], colours: tuple[str, str]) -> None:
     for axes, (label, columns) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
         for (column, name), colour in zip(columns.items(), colours, strict=True):

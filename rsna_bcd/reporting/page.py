@@ -24,6 +24,7 @@ from rsna_bcd.reporting.figures_scores import (
     screening_figure,
     threshold_figure,
 )
+from rsna_bcd.reporting.learning_curves import learning_caption, learning_figure
 from rsna_bcd.reporting.performance import PUBLISHED
 from rsna_bcd.reporting.subgroups import LEAST, Subgroup
 from rsna_bcd.reporting.words import (
@@ -159,6 +160,8 @@ def draw(contents: Contents) -> dict[str, str]:
         figures["ages"] = ages_figure(c.cohort.ages_with, c.cohort.ages_without)
     if len(c.members) > 1:
         figures["correlation"] = correlation_figure([m.name for m in c.members], c.correlation)
+    for number, (name, folds) in enumerate(c.sources.histories.items()):
+        figures[f"learning_{number}"] = learning_figure(folds, f"learning-{number}", name)
     return figures
 
 
@@ -212,6 +215,7 @@ def _words(contents: Contents) -> dict[str, Any]:
         "least": LEAST,
         "folds": c.folds,
         "members": list(zip(ensemble.members, c.members, strict=True)),
+        "learning": [f"learning_{number}" for number in range(len(c.sources.histories))],
         "blend": ensemble.blend.replace("_", " "),
         "comparisons": c.comparisons,
         "preparation": c.sources.preparation,
@@ -242,6 +246,10 @@ def _readings(c: Contents) -> dict[str, str]:
         "correlation": readings.correlation([m.name for m in c.members], c.correlation),
         "baseline": readings.baseline(c.comparisons),
         "preparation": readings.preparation(c.sources.preparation),
+        **{
+            f"learning_{number}": learning_caption(folds, name)
+            for number, (name, folds) in enumerate(c.sources.histories.items())
+        },
     }
 
 

@@ -1,5 +1,6 @@
 """What became of a submission, on one screen and for machines."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 _SHOWN = 5  # failures named; the table has all
+_FACTOR, _ERRORS = 2.0, 4.0  # a share further from that out of fold, and by so many standard errors
 _NOT_NETWORKS = ("predicting", "decoding", "waiting")
 
 
@@ -29,6 +31,7 @@ class SubmissionSummary:
         why_fitted: why it is the fitted one, where a recall rate was wanted.
         sites: thresholds of sites that have one of their own.
         how: device, precision and engine of the networks.
+        out_of_fold: share that the fitted threshold calls positive out of fold; None if unknown.
         seconds: of this process: `predicting` by the clock, `decoding` of all processes together,
             `waiting` of the networks for images, and of each network.
     """
@@ -48,6 +51,7 @@ class SubmissionSummary:
     sites: Mapping[str, float]
     how: str
     seconds: Mapping[str, float]
+    out_of_fold: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -62,11 +66,34 @@ class SubmissionSummary:
         return [
             f"{self.breasts:,} breasts, {self.images:,} images: {self.positive:,} called positive "
             f"({self.positive / max(1, self.breasts):.1%}).",
+            *self._doubtful_share(),
             *self._failed(failures),
             *([f"Given up for the budget: {self.shed}."] if self.shed else []),
             *([f"Gave no finite value, and has no say: {self.silent}."] if self.silent else []),
             self._threshold(),
             self._time(),
+        ]
+
+    def _doubtful_share(self) -> list[str]:
+        """A warning where none, all, or an improbable share of the breasts is called positive."""
+        read = self.breasts - self.unread
+        expected = self.out_of_fold
+        if self.positive in (0, self.breasts):
+            found = "no breast is called positive" if not self.positive else "every breast is"
+        elif expected is None or not read:
+            return []
+        else:
+            share = self.positive / read
+            chance = _ERRORS * math.sqrt(expected * (1 - expected) / read)
+            is_far = not expected / _FACTOR <= share <= expected * _FACTOR
+            if not is_far or abs(share - expected) <= chance:
+                return []
+            found = f"{share:.1%} of the breasts are called positive"
+        usual = "" if expected is None else f", {expected:.1%} were out of fold"
+        return [
+            f"WARNING: {found}{usual}. Check that the images are like those of the training "
+            "(source=, views and machines in failures.csv), or let the share decide: fit the "
+            "ensemble with threshold=recall_rate."
         ]
 
     def _failed(self, failures: pd.DataFrame) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -47,6 +47,8 @@ class Member:
         weight: In the blend.
         ranks: Where a probability stands among the member's out-of-fold ones; None but under
             `rank_mean`.
+        hashes: By fold, SHA-256 of the predictions and of the weights that it was fitted to
+            (`inference.freshness`); empty in ensembles of before they were kept.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Member:
     select: Select
     weight: float
     ranks: Ranks | None = None
+    hashes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Ensemble:
             share on new rows. Under `calibration` `brier` and `ece` (a `CalibrationError`), each of
             what was `blended` (but for ranks, which are no probabilities) and, cross-fitted,
             `calibrated`.
+        command: That fits it again; without `paths.output`.
     """
 
     name: str
@@ -103,6 +107,7 @@ class Ensemble:
     breasts: int
     positives: int
     score: Mapping[str, Any]
+    command: str = ""
 
     def combine(self, probabilities: ArrayLike, taking_part: ArrayLike | None = None) -> Floats:
         """Blend breast-level probabilities.

@@ -19,6 +19,7 @@ from rsna_bcd.bundling.push import check_push, push
 from rsna_bcd.bundling.wheels import build_own_wheel, collect_wheels
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint, save_safetensors
+from rsna_bcd.inference.freshness import check_current
 from rsna_bcd.inference.runs import check_crop_algorithm, load_run
 from rsna_bcd.models.exporting import fingerprint
 from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, read_ensemble
@@ -42,6 +43,7 @@ def bundle(cfg: DictConfig) -> Path:
     models = Path(cfg.paths.models)
     ensemble_file = models / "ensembles" / cfg.name / FILE_NAME
     ensemble = read_ensemble(ensemble_file)
+    check_current(ensemble, models)
     slug = slug_of(cfg.title)
     folder = Path(cfg.bundle_dir)
     unfinished = folder.with_name(f"{folder.name}.part")

@@ -1,5 +1,6 @@
 """`python -m rsna_bcd.ensemble`: out-of-fold predictions to a blend and an honest threshold."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from rsna_bcd._messages import CONF
 from rsna_bcd._stage import record_of, settle, write_record
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.inference.freshness import fold_hashes
 from rsna_bcd.scoring.blend import Blend, blend
 from rsna_bcd.scoring.bootstrap import Interval, Score, score_bootstraps
 from rsna_bcd.scoring.calibration import Method
@@ -79,6 +82,7 @@ def ensemble(cfg: DictConfig) -> Ensemble:
         breasts=len(oof),
         positives=int(labels.sum()),
         score=_score(oof, recipe, fitted, held_out, sites, cfg),
+        command=_command(cfg, names),
     )
     # Never the old thresholds beside new rows, should writing fail in between.
     (folder / FILE_NAME).unlink(missing_ok=True)
@@ -87,6 +91,17 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     write_record(folder / "config.yaml", record)
     _show(result, folder)
     return result
+
+
+def _command(cfg: DictConfig, names: list[str]) -> str:
+    """The command that fits this ensemble again: its settings that are not the defaults."""
+    defaults = OmegaConf.load(Path(CONF) / "ensemble.yaml")
+    words = [f"name={cfg.name}", f"members=[{','.join(names)}]"]
+    for key in _SETTINGS:
+        if key not in ("name", "members") and cfg[key] != OmegaConf.select(defaults, key):
+            value = "null" if cfg[key] is None else str(cfg[key]).replace(" ", "")
+            words.append(f"{key}={value}")
+    return " ".join(["python -m rsna_bcd.ensemble", *map(shlex.quote, words)])
 
 
 def _recipe(cfg: DictConfig, names: list[str]) -> Recipe:
@@ -233,7 +248,8 @@ def _member(run: Path, oof: pd.DataFrame) -> Member:
                 f"-> {file.parent.name}):\n{differing}\nTrain them alike, or give each its name."
             )
     settings = _settings(files[0])
-    return Member(name=run.name, folds=folds, weight=1.0, **settings)
+    hashes = fold_hashes(run, folds, settings["select"])
+    return Member(name=run.name, folds=folds, weight=1.0, hashes=hashes, **settings)
 
 
 def _record(record_file: Path) -> dict[Any, Any]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
+from rsna_bcd.inference.freshness import check_current
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
 from rsna_bcd.scoring.decisions import confusion
 from rsna_bcd.scoring.ensembles import FILE_NAME, read_ensemble
@@ -36,6 +37,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             other, or the labels are all alike.
     """
     folder = Path(cfg.paths.output) / "submissions" / str(cfg.name)
+    _check_current(cfg, folder)
     solution = read_solution(Path(cfg.solution))
     if solution["label"].nunique() < 2:
         raise InputError(f"{cfg.solution} has breasts of one class only: nothing can be scored.")
@@ -69,6 +71,25 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     text = json.dumps(evaluation, indent=2, default=asdict) + "\n"  # an Interval becomes a dict
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
     return evaluation
+
+
+def _check_current(cfg: DictConfig, folder: Path) -> None:
+    """Refuse a submission of other networks, or of another threshold, than there are now."""
+    file = Path(cfg.paths.output) / "ensembles" / str(cfg.name) / FILE_NAME
+    if not file.is_file():
+        return
+    check_current(read_ensemble(file), Path(cfg.paths.output))
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        return
+    from rsna_bcd.inference.journal import hash_of  # with torch, which takes seconds
+
+    asked = json.loads(summary.read_text(encoding="utf-8")).get("asked", {})
+    if asked.get("ensemble") not in (None, hash_of(file.read_bytes())):
+        raise InputError(
+            f"{folder} was predicted before {file} was fitted. Predict again:\n"
+            f"  python -m rsna_bcd.submit name={cfg.name} paths.output={cfg.paths.output}"
+        )
 
 
 def _baseline(cfg: DictConfig) -> pd.Series:

@@ -52,10 +52,12 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     """
     from rsna_bcd.inference.devices import device_named
     from rsna_bcd.inference.examinations import predict_examinations
+    from rsna_bcd.inference.freshness import check_current
     from rsna_bcd.inference.runs import check_crop_algorithm, load_run
 
     console = Console(stderr=True, markup=False)
     fitted = _ensemble(cfg)
+    check_current(fitted, Path(cfg.paths.models))
     inputs = _inputs(cfg)
     files, skipped = _files(inputs)
     headers, failures = _mammograms(files, inputs, console, skipped)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
+from rsna_bcd.inference.freshness import check_current
 from rsna_bcd.preparation.writing import write_whole
 from rsna_bcd.reporting.cohort import sample_images
 from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
@@ -66,6 +67,7 @@ def report(cfg: DictConfig) -> Contents:
             preparation=read_manifests(list(dict.fromkeys(folders))),
             samples=_samples(cfg, images, oof, folders[0]),
             cases=_cases(cfg, ensemble, oof, members, output),
+            histories=_histories(ensemble, output),
             synthetic=(Path(cfg.paths.data) / "synthesize.yaml").is_file(),
             resamples=cfg.resamples,
             band_resamples=cfg.band_resamples,
@@ -96,7 +98,9 @@ def _check(cfg: DictConfig) -> None:
 
 def _of_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
     folder = output / "ensembles" / str(cfg.name)
-    return read_ensemble(folder / FILE_NAME), read_ensemble_oof(folder / "oof.csv")
+    ensemble = read_ensemble(folder / FILE_NAME)
+    check_current(ensemble, output)
+    return ensemble, read_ensemble_oof(folder / "oof.csv")
 
 
 def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
@@ -170,6 +174,17 @@ def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, N
                 f"such as {lacking.iloc[0]}. Fit the ensemble again, with overwrite=true."
             )
         found[member.name] = probabilities.loc[oof["prediction_id"]].to_numpy(np.float64)
+    return found
+
+
+def _histories(ensemble: Ensemble, output: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """The learning curves of each member, by fold; a run that left none is absent."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for member in ensemble.members:
+        for fold in member.folds:
+            file = output / "runs" / member.name / f"fold{fold}" / "metrics.csv"
+            if file.is_file():
+                found.setdefault(member.name, {})[f"fold {fold}"] = pd.read_csv(file)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -78,12 +79,14 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rsna_bcd.inference.answering import predict_all
     from rsna_bcd.inference.devices import device_named
+    from rsna_bcd.inference.freshness import check_current
     from rsna_bcd.inference.journal import open_journal
 
     console = Console(stderr=True, markup=False)
     folder = Path(cfg.submission_dir)
     unread = check_unread(cfg.unread)
     ensemble = read_ensemble(Path(cfg.ensemble_json))
+    check_current(ensemble, Path(cfg.paths.models))
     test = _read_test(cfg)
     device = device_named(cfg.device)
     means = _means(cfg, device, started)
@@ -321,6 +324,7 @@ def _summary(
         else "",
         how=how,
         seconds=outcome.seconds_by_stage(runs),
+        out_of_fold=rate if math.isfinite(rate := ensemble.thresholds.recall_rate) else None,
     )
 
 

@@ -120,7 +120,9 @@ def _train(cfg: DictConfig) -> None:
         if not end.is_finished:
             raise InputError(f"{run_dir}: {end.reason}")
         oof = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else None
-        scores = {} if oof is None else _scores(oof)
+        scores: dict[str, Any] = {}
+        if oof is not None:
+            scores = {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
         _finish(run_dir, {**_facts(data, trainer, record), **scores}, end)
         if oof is not None and wandb.run is not None:  # last: the run is finished without it
             _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
@@ -128,9 +130,9 @@ def _train(cfg: DictConfig) -> None:
     except InputError as error:  # from a worker process, it comes wrapped in a traceback
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
     except RuntimeError as error:
-        if (remedy := shared_memory_failure(error)) is None:
-            raise
-        raise InputError(f"{remedy} Finished epochs are kept: resume=true.") from error
+        if remedy := shared_memory_failure(error):
+            raise InputError(f"{remedy} Finished epochs are kept: resume=true.") from error
+        raise
     finally:  # else the next job of a sweep goes on logging into this one's run
         if wandb.run is not None:
             wandb.finish(exit_code=exit_code)
@@ -256,17 +258,12 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     settle(run_dir / "config.yaml", record, overwrite=False, root="train", cfg=cfg)
     if is_finished:
         lost = [name for name in _tables(cfg) if not (run_dir / name).exists()]
-        if not lost:
-            text = f"{run_dir} is finished already; overwrite=true trains it afresh."
-            rank_zero_only(print)(text)
-            return True
-        if not has_last:
-            raise InputError(
-                f"{run_dir} has lost {' and '.join(lost)}, and checkpoints/last.ckpt to predict "
-                "with. Train it again with overwrite=true."
-            )
-        rank_zero_only(print)(f"{run_dir} has lost {' and '.join(lost)}: it is predicted again.")
-        return False
+        state = f"has lost {' and '.join(lost)}" if lost else "is finished already"
+        if lost and not has_last:
+            raise InputError(f"{run_dir} {state}, and checkpoints/last.ckpt: overwrite=true.")
+        remedy = ": it is predicted again." if lost else "; overwrite=true trains it afresh."
+        rank_zero_only(print)(f"{run_dir} {state}{remedy}")
+        return not lost
     if has_last and not cfg.resume:
         raise InputError(
             f"{run_dir} holds an unfinished run. Go on with resume=true, or start afresh with "
@@ -300,8 +297,8 @@ def _workers(cfg: DictConfig) -> int:
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overwrite: bool) -> None:
     """Clear the folder if asked, and write the record: all guards have passed."""
-    # hpc_ckpt_*: what Lightning saves when SLURM asks for the machine, and would resume from.
-    found = [run_dir / name for name in _RESULTS] + list(run_dir.glob("hpc_ckpt_*"))
+    found = [run_dir / name for name in _RESULTS]
+    found += run_dir.glob("hpc_ckpt_*")  # saved by Lightning for SLURM, and resumed from
     for path in found if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_record(run_dir / "config.yaml", record)
@@ -330,10 +327,6 @@ def _predict_held_out(
     oof = with_unread(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
     rank_zero_only(write_csv)(oof, Path(cfg.run_dir) / "oof.csv")
     return oof
-
-
-def _scores(oof: pd.DataFrame) -> dict[str, Any]:
-    return {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
 
 
 def _show_in_wandb(

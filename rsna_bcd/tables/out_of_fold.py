@@ -16,14 +16,15 @@ _EQUAL = 1e-6  # between a breast's probability and that of its images, each wri
 
 
 def trained_folds(run: Path) -> list[int]:
-    """The folds of a run that were started, ascending; `fold=all` has no out-of-fold rows.
+    """The folds of a run that have a folder, ascending; `fold=all` has no out-of-fold rows.
 
-    A folder without `config.yaml` is none: training was refused there.
+    One without `config.yaml` is among them: whether its training was refused or its record was
+    lost, whoever pools the run must hear of it.
     """
     return sorted(
         int(number)
-        for record in run.glob("fold*/config.yaml")
-        if (number := record.parent.name.removeprefix("fold")).isdecimal()
+        for folder in run.glob("fold*")
+        if folder.is_dir() and (number := folder.name.removeprefix("fold")).isdecimal()
     )
 
 
@@ -46,6 +47,11 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
     tables = []
     for fold in wanted:
         folder = run / f"fold{fold}"
+        if folder.is_dir() and not (folder / "config.yaml").is_file():
+            raise InputError(
+                f"{folder} has no config.yaml: fold {fold} of {run.name} was never trained, or its "
+                f"record was lost. {_train(run.name, fold)} Or delete the folder, to leave it out."
+            )
         if not (folder / "metrics.json").is_file():  # what training writes last
             started = folder.is_dir()
             state = "is not finished" if started else "was not trained"

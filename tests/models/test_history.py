@@ -16,6 +16,7 @@ def epoch(history: History, number: int, *, validated: bool, metrics: dict[str, 
     trainer: Any = SimpleNamespace(
         callback_metrics=metrics, optimizers=[SimpleNamespace(param_groups=groups)],
         current_epoch=number, global_step=4 * number, max_epochs=3, print=lambda _: None,
+        max_steps=-1, is_last_batch=True, should_stop=False,
     )  # fmt: skip
     module: Any = None
     if number == 0:

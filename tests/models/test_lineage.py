@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference.checkpoint_files import save_safetensors
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
 
 
@@ -56,3 +57,14 @@ def test_a_choice_on_the_held_out_patients_is_inherited(choice: dict[str, Any]) 
     elsewhere = record(**choice, dataset={"name": "vindr"})
     assert not is_optimistic(record(starts_from=[elsewhere]))
     assert not is_optimistic(record(fold="all", starts_from=[record(**choice)]))
+
+
+def test_our_own_safetensors_have_seen_their_patients(tmp_path: Path) -> None:
+    """As a bundle has them; their file may have any name."""
+    run = record(select="best")
+    file = tmp_path / "weights.safetensors"
+    save_safetensors({"config": run, "state_dict": {"a": torch.zeros(1)}}, file)
+    (entry,) = starts_from(file)
+    assert (entry["name"], entry["fold"], entry["select"]) == ("x", 0, "best")
+    with pytest.raises(InputError, match="has learnt from patients of rsna"):
+        check_unseen(record(fold=1, starts_from=[entry]))

@@ -1,6 +1,8 @@
 """What a network may start from, what is taken, and what is refused."""
 
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,8 @@ def test_what_a_run_lacks_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
     file = save_run(ImageClassifier(TINY, pretrained=False, auxiliary=["density"]), tmp_path)
     with caplog.at_level(logging.INFO):
         network = ImageClassifier(TINY, checkpoint_path=file, pooling="gem", auxiliary=["age"])
-    named = caplog.messages[0].split(": ")[1].split(", ")
+    assert re.search(r"last.ckpt: \d+ of \d+ tensors are taken$", caplog.messages[0])
+    named = caplog.messages[1].split(": ")[1].split(", ")
     assert named == ["pool.p", "auxiliary.age.weight", "auxiliary.age.bias"]
     assert network.pool.p == 3
 
@@ -151,3 +154,90 @@ def test_the_record_of_a_run_is_found(tmp_path: Path) -> None:
     record = {"name": "x", "fold": 0, "dataset": {"name": "d"}, "folds": {"strategy": "s"}}
     torch.save({"state_dict": {}, "config": record}, tmp_path / "last.ckpt")
     assert record_in(tmp_path / "last.ckpt") == record
+
+
+def wrap(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def zeros(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda s: wrap(s, "module."),
+        lambda s: wrap(s, "model."),
+        lambda s: wrap(s, "encoder."),
+        lambda s: wrap(s, "backbone."),
+        lambda s: wrap(s, "module.encoder.backbone."),
+        lambda s: wrap(s, "_orig_mod.model."),
+        lambda s: {"model": s},
+        lambda s: {"state_dict": wrap(s, "model."), "epoch": 3, "optimizer": {"state": {}}},
+        lambda s: {"model": {"state_dict": wrap(s, "module.")}},
+        lambda s: {"model": zeros(s), "model_ema": wrap(s, "module.")},
+        lambda s: {"state_dict": zeros(s), "state_dict_ema": s},
+        lambda s: {"student": zeros(s), "teacher": s},
+        lambda s: {"state_dict": wrap(s, "net.") | {"head.weight": torch.zeros(2, 2)}},
+        lambda s: {**s, "epoch": 7},
+    ],
+)
+def test_weights_are_found_wherever_they_are_kept(
+    pack: Any, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = torch.load(weights, weights_only=True)
+    torch.save(pack(state), weights)
+    with caplog.at_level(logging.INFO):
+        network = ImageClassifier(TINY, checkpoint_path=weights)
+    found = network.backbone.state_dict()
+    for key in ("bn1.weight", "blocks.1.0.conv_pwl.weight"):
+        if key in found:
+            assert torch.equal(found[key], state[key])
+    assert torch.allclose(found["conv_stem.weight"], state["conv_stem.weight"].sum(1, keepdim=True))
+    taken, all_of_them = re.search(r"(\d+) of (\d+) tensors are taken", caplog.text).groups()  # type: ignore[union-attr]
+    assert taken == all_of_them
+
+
+@pytest.mark.parametrize(("lost", "is_taken"), [(2, True), (20, False)])
+def test_nine_tenths_of_the_tensors_must_be_there(
+    lost: int, is_taken: bool, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = torch.load(weights, weights_only=True)
+    parts = [k for k in state if k.startswith("blocks.") and "num_batches" not in k]
+    for key in parts[-lost:]:
+        del state[key]
+    torch.save({"model": wrap(state, "module.")}, weights)
+    with caplog.at_level(logging.INFO):
+        if is_taken:
+            ImageClassifier(TINY, checkpoint_path=weights)
+            assert f"begin afresh: backbone.{parts[-lost]}" in caplog.text
+            return
+        with pytest.raises(InputError, match=rf"\d+ of \d+ tensors fit.*{lost} missing"):
+            ImageClassifier(TINY, checkpoint_path=weights)
+
+
+def test_a_deeper_network_is_not_taken_for_a_shallow_one(weights: Path) -> None:
+    """It has all names and shapes of the shallow one, and more."""
+    state = torch.load(weights, weights_only=True)
+    more = {f"blocks.9.{key}": value for key, value in state.items()}
+    torch.save(state | more, weights)
+    with pytest.raises(InputError, match="unknown"):
+        ImageClassifier(TINY, checkpoint_path=weights)
+
+
+def test_weights_that_are_not_finite_are_refused(weights: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    state["bn1.weight"][0] = float("inf")
+    torch.save(state, weights)
+    with pytest.raises(InputError, match=r"not finite \(backbone.bn1.weight\)"):
+        ImageClassifier(TINY, checkpoint_path=weights)
+
+
+def test_the_record_inside_safetensors_is_found(tmp_path: Path) -> None:
+    record = {"name": "x", "fold": 0, "dataset": {"name": "d"}, "folds": {"strategy": "s"}}
+    file = tmp_path / "last.safetensors"
+    save_file({"a": torch.zeros(1)}, file, {"config": json.dumps(record)})
+    assert record_in(file) == record
+    save_file({"a": torch.zeros(1)}, file)
+    assert record_in(file) is None

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 
 from rsna_bcd.reporting.submission_summary import SubmissionSummary
 
@@ -78,3 +79,28 @@ def test_whatever_did_not_go_well_is_said() -> None:
 def test_thresholds_of_sites_and_why_a_rate_is_not_kept() -> None:
     summary = replace(PLAIN, sites={"1": 0.3}, why_fitted="too few breasts")
     assert summary.lines(NONE)[2] == "Threshold 0.2500, site 1 0.3000, as fitted: too few breasts."
+
+
+@pytest.mark.parametrize(
+    ("positive", "out_of_fold", "part"),
+    [
+        (0, 0.03, "no breast is called positive, 3.0% were out of fold"),
+        (200, 0.03, "every breast is, 3.0% were out of fold"),
+        (0, None, "no breast is called positive. Check"),
+        (60, 0.03, "30.0% of the breasts are called positive, 3.0% were"),
+        (20, 0.5, "10.0% of the breasts are called positive, 50.0% were"),
+    ],
+)
+def test_an_improbable_share_is_warned_of(
+    positive: int, out_of_fold: float | None, part: str
+) -> None:
+    lines = replace(PLAIN, positive=positive, out_of_fold=out_of_fold).lines(NONE)
+    assert lines[1].startswith("WARNING: ")
+    assert part in lines[1]
+    assert "source=" in lines[1]
+
+
+@pytest.mark.parametrize(("positive", "out_of_fold"), [(5, 0.03), (11, 0.03), (1, 0.02), (5, None)])
+def test_a_share_within_chance_is_not(positive: int, out_of_fold: float | None) -> None:
+    lines = replace(PLAIN, positive=positive, out_of_fold=out_of_fold).lines(NONE)
+    assert lines[1] == "No failures."

@@ -33,8 +33,10 @@ def test_absent_and_unfinished_runs_name_the_command(tmp_path: Path) -> None:
     run = save_run(tmp_path / "b5", oof(range(4), 0))
     with pytest.raises(InputError, match="Fold 1 of b5 was not trained.*fold=1`"):
         read_run(run, [1])
-    (run / "fold3").mkdir()  # what a training that was refused leaves behind
-    assert len(read_run(run)) == 4
+    (run / "fold3").mkdir()  # of a training that was refused, or the record was lost
+    with pytest.raises(InputError, match="fold3 has no config.yaml: .*Or delete the folder"):
+        read_run(run)
+    assert len(read_run(run, [0])) == 4
     (run / "fold3" / "config.yaml").touch()
     with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3 resume=true"):
         read_run(run)
