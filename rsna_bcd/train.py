@@ -1,6 +1,5 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -15,7 +14,6 @@ from typing import Any, get_args
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -33,10 +31,10 @@ from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
+from rsna_bcd.models.memory import keep_freed_memory, out_of_memory
 from rsna_bcd.models.prediction import TTA
 from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
-from rsna_bcd.models.tracking import ID_FILE
-from rsna_bcd.reporting.wandb_results import log_results
+from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
     OOF_IMAGE_COLUMNS,
@@ -62,7 +60,6 @@ _NEUTRAL = {
     "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_model_summary",
     "enable_progress_bar", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
 }  # fmt: skip
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # What takes its settings from keys of the root, and must not have others.
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
 _RESULTS = (
@@ -92,13 +89,12 @@ def train(cfg: DictConfig) -> None:
         return
     end_with_parent()
     _quieten_lightning()
-    _keep_freed_memory()
+    keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     classifier: Classifier = instantiate(cfg.classifier)
     _synchronise_norms(classifier, cfg.trainer)
     data: CropDataModule = instantiate(cfg.data, workers=_workers(cfg), unit=classifier.unit)
     data.setup()
-    last = run_dir / "checkpoints" / "last.ckpt"
     _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite)
     exit_code = 1
     try:
@@ -106,20 +102,17 @@ def train(cfg: DictConfig) -> None:
         trainer.callbacks.insert(0, Record(record))  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
-        # What another rank is about to delete must not be seen by this one.
-        checkpoint = last if cfg.resume and not cfg.overwrite and last.exists() else None
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        _fit(trainer, classifier, data, cfg)
         oof = _predict_held_out(trainer, classifier, data, cfg) if len(data.expected) else None
         scores = {} if oof is None else _scores(oof)
         _finish(run_dir, {**_facts(data, trainer, record), **scores})
-        if oof is not None and wandb.run is not None:  # last: the run is finished without it
+        if oof is not None and wandb_run() is not None:  # last: the run is finished without it
             _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
         exit_code = 0
     except InputError as error:  # from a worker process, it comes wrapped in a traceback
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
     finally:  # else the next job of a sweep goes on logging into this one's run
-        if wandb.run is not None:
-            wandb.finish(exit_code=exit_code)
+        finish_wandb(exit_code)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -228,6 +221,10 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
         "source": prepared.source,
         "trainer": trainer,
     }
+    own = Path(cfg.run_dir) / "config.yaml"
+    if not own.is_file() or "micro_batch" in OmegaConf.load(own):  # older records lack it
+        ranks = started_outside() or _n_ranks_to_start(cfg.trainer) or 1
+        record["micro_batch"] = cfg.batch_size // ranks  # what BatchNorm and mix see
     start = record["network"].get("checkpoint_path")  # the one that is loaded
     if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
         record["starts_from"] = runs
@@ -289,18 +286,6 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message=f".*{remark}")
 
 
-def _keep_freed_memory() -> None:
-    """Stop glibc from handing every large block that is freed back to the kernel.
-
-    A step on the processor frees and allocates the same tensors again and again; faulting their
-    pages in anew took 30 to 45 % of its time (tf_efficientnet_lite0, 16 images of 512 x 288).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # not on other C libraries
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
-
-
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overwrite: bool) -> None:
     """Clear the folder if asked, and write the record: all guards have passed."""
@@ -310,6 +295,21 @@ def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overw
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_record(run_dir / "config.yaml", record)
     write_seen(seen_values(images), run_dir / SEEN_FILE)
+
+
+def _fit(
+    trainer: pl.Trainer, classifier: Classifier, data: CropDataModule, cfg: DictConfig
+) -> None:
+    """Train; where a batch does not fit into memory, say which would."""
+    last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
+    # What another rank is about to delete must not be seen by this one.
+    checkpoint = last if cfg.resume and not cfg.overwrite and last.exists() else None
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return
+    except torch.OutOfMemoryError:
+        pass  # measured below: here the exception still holds what the step took
+    raise out_of_memory(classifier, trainer, data.train_dataloader(), cfg.batch_size)
 
 
 def _predict_held_out(
@@ -345,8 +345,10 @@ def _show_in_wandb(
     oof: pd.DataFrame, data: CropDataModule, scores: dict[str, Any], folder: Path
 ) -> None:
     """Curves, and the hardest breasts with their pictures."""
+    from rsna_bcd.reporting.wandb_results import log_results  # deferred: needs W&B
+
     images = data.held_out_images
-    log_results(wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
+    log_results(wandb_run(), oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
 
 
 def _facts(data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import netrc
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import WandbLogger
@@ -42,6 +44,18 @@ def wandb_logger(
         tags=[str(tag) for tag in tags],
         id=_id(folder / ID_FILE),
     )
+
+
+def wandb_run() -> Any:
+    """The run of W&B that a logger has begun; None without one, and where W&B is not installed."""
+    wandb = sys.modules.get("wandb")  # imported by the logger
+    return None if wandb is None else wandb.run
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the run of W&B, if there is one: else the next run of this process would log into it."""
+    if wandb_run() is not None:
+        sys.modules["wandb"].finish(exit_code=exit_code)
 
 
 @rank_zero_only  # which alone logs; several would write the file at once

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.breast import Box, find_breast
 from rsna_bcd.imaging.crops import Crop
-from rsna_bcd.imaging.decoders import DECODERS
-from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import Mammogram
 from rsna_bcd.imaging.picture import read_picture
 
@@ -113,7 +111,7 @@ def prepare_image(
     path: Path,
     settings: CropSettings,
     source: Source,
-    decoders: Sequence[str] = tuple(DECODERS),
+    decoders: Sequence[str] | None = None,
 ) -> PreparedImage:
     """Make the crop of one file.
 
@@ -138,15 +136,23 @@ def prepare_images(task: CropsTask) -> list[PreparedImage]:
     return [crop_mammogram(mammogram, settings) for settings in task.settings]
 
 
-def read_mammogram(
-    path: Path, source: Source, decoders: Sequence[str] = tuple(DECODERS)
-) -> Mammogram:
+def read_mammogram(path: Path, source: Source, decoders: Sequence[str] | None = None) -> Mammogram:
     """Read one file.
+
+    Args:
+        path: of the file.
+        source: how to read it.
+        decoders: for DICOM, see `read_dicom`; None for all of them.
 
     Raises:
         ImageError: the file is no image that can be used; the message says why.
     """
-    return read_dicom(path, decoders) if source == "dicom" else read_picture(path)
+    if source == "image":
+        return read_picture(path)
+    # Deferred: a machine that reads no DICOM, such as one for training, needs no DICOM decoders.
+    from rsna_bcd.imaging.dicom import read_dicom
+
+    return read_dicom(path) if decoders is None else read_dicom(path, decoders)
 
 
 def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImage:
