@@ -97,7 +97,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log its parts."""
         batch = self._mix(batch, (self._seed, self._draw(batch_idx)))
-        losses = self.criterion(outputs_of(self._trained(), batch), batch)
+        losses = self.criterion(outputs_of(self.trained_network(), batch), batch)
         several = len(losses) > len(("loss", "total", "label"))
         for name in losses.keys() - {"loss"} if several else {"total"}:
             self.log(
@@ -112,7 +112,7 @@ class Classifier(pl.LightningModule):
         accumulated = self.trainer.accumulate_grad_batches
         return self.global_step * accumulated + batch_idx % accumulated
 
-    def _trained(self) -> Any:
+    def trained_network(self) -> Any:
         """The network as it is trained, compiled at its first use."""
         if not self._compile:
             return self.network

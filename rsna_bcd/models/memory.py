@@ -72,6 +72,9 @@ class TrainingStep:
         optimizer: of its parameters.
         precision: as Lightning names it: `32-true`, `bf16-mixed` or `16-mixed`.
         clip: largest norm of the gradient; None leaves it alone.
+
+    Attributes:
+        optimizer: as given.
     """
 
     def __init__(
@@ -82,7 +85,8 @@ class TrainingStep:
         precision: str,
         clip: float | None = None,
     ) -> None:
-        self._network, self._criterion, self._optimizer = network, criterion, optimizer
+        self._network, self._criterion = network, criterion
+        self.optimizer = optimizer
         self._dtype = _AUTOCAST.get(precision)
         self._clip = clip
         parameter = optimizer.param_groups[0]["params"][0]
@@ -95,13 +99,13 @@ class TrainingStep:
         autocast = torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext()
         with autocast:
             loss: Tensor = self._criterion(outputs_of(self._network, batch), batch)["loss"]
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         if self._clip:
-            self._scaler.unscale_(self._optimizer)
-            parameters = itertools.chain(*(g["params"] for g in self._optimizer.param_groups))
+            self._scaler.unscale_(self.optimizer)
+            parameters = itertools.chain(*(g["params"] for g in self.optimizer.param_groups))
             clip_grad_norm_(parameters, self._clip)
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
         return loss.detach()
 
@@ -115,7 +119,7 @@ class TrainingStep:
                 torch.cuda.synchronize(self._device)
         except torch.OutOfMemoryError:
             fits = False
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         _free_memory()
         return fits
 
