@@ -12,7 +12,7 @@ PUSH ?= create
 BUNDLED = $(or $(strip $(if $(NAME),name=$(NAME)) $(ARGS)),paths=demo name=demo)
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-slow lint types prepare train ensemble report submission kaggle \
-	kaggle-push lock clean
+	kaggle-push gpu-pack lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,12 @@ kaggle: env ## NAME=best (or the demo): offline dataset and notebook, and their 
 
 kaggle-push: env ## NAME=best ARGS='owner=me': send them to Kaggle; later PUSH=version as well
 	$(RUN) rsna_bcd.bundle $(BUNDLED) push=$(PUSH)
+
+# The crops of DATA, the weights in WEIGHTS, missing packages and the source tree, for a machine
+# without a network; ARGS as in benchmarks/gpu_pack.py.
+gpu-pack: env ## DATA=data/rsna640 WEIGHTS=...: archives for a GPU without a network
+	$(BIN)/python benchmarks/gpu_pack.py data=$(DATA) $(if $(OUT),output=$(OUT)) \
+		$(if $(WEIGHTS),weights=$(WEIGHTS)) $(ARGS)
 
 lock: env ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra sweep --extra export --universal \

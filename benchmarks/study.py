@@ -1,95 +1,173 @@
-"""What works on real pixels: the plain recipe, one factor changed at a time.
+"""A study: named variants of a recipe, each compared with a reference over the same breasts.
 
-    python benchmarks/study.py --data data/rsna640 --weights tf_efficientnet_lite0.pth --fold 0
+    python benchmarks/study.py benchmarks/studies/small.yaml data=output/small output=output/study
+    python benchmarks/study.py benchmarks/studies/gpu.yaml data=<crops> output=... minutes=8
+    OMP_NUM_THREADS=1 nice python benchmarks/study.py benchmarks/studies/processor.yaml data=... \
+        output=... jobs=1
 
-reads pictures in the competition's layout, makes the crops, trains each variant that is not there
-yet (about 20 minutes each on one core at `--side 256`, twice that at 384), and prints all against
-the plain recipe, with intervals by patient. It can be stopped at any moment: the same command goes
-on. The best combination is one more variant: `--combine crop sampling ...`.
+The YAML file names variants, folds, seeds and crops. `data` has crops (`prepared/` and `folds/`),
+or images, of which crops are made in `output`. Runs are trained by `rsna_bcd.train` in `jobs`
+processes side by side, which import it once; each run's folder is the one that the command leaves.
+Stopped at any moment, or by `minutes`, the same command resumes. See docs/study.md.
 """
 
-import argparse
-import subprocess
+import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import OmegaConf
+from pool import run_tasks
+from rich.console import Console
+from study_config import Place, Study, compose_run, needed_runs, read_study
+from study_crops import make_crops
+from study_runs import Task, do_run, is_done
+from study_table import as_markdown, study_table
 
-from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError
 
-PLAIN = "plain"
-_BREAST = (
-    "network=effnetv2_s_attention", "network.backbone=tf_efficientnet_lite0", "network.dropout=0.2",
-    "network.drop_path_rate=null", "network.pooling=avg", "batch_size=8", "views.most=2",
-)  # fmt: skip
-_TWO_VIEWS = ("network=convnext_small_two_view", *_BREAST[1:])
-VARIANTS: dict[str, tuple[str, ...]] = {  # what is asked most often first
-    PLAIN: (),
-    "crop": (),  # the breast alone, as many pixels
-    "sampling": ("negatives_per_positive=1",),
-    "heavy_augmentation": ("augment=heavy",),
-    "attention": _BREAST,
-    "gem": ("network.pooling=gem",),
-    "ranking": ("loss=ranking",),
-    "averaged_weights": ("ema.decay=0.99",),
-    "longer": ("epochs=10",),
-    "higher_rate": ("learning_rate=1e-3",),
-    "lower_rate": ("learning_rate=1e-4",),
-    "two_views": _TWO_VIEWS,
-    "focal": ("loss=focal",),
-    "mixup": ("mix.probability=0.5",),
-    "mirrored_look": ("tta=hflip",),
-    "light_augmentation": ("augment=light",),
-    "max": ("network.pooling=max",),
-    "doubtful_positives": ("loss.positive_target=0.9",),
-}
-_PLAIN_CROP, _BREAST_CROP = "full384", "h512_wide"
+_ARGUMENTS = {"data", "output", "device", "jobs", "minutes", "weights", "resamples", "only"}
 
 
-def crop(name: str, side: int) -> tuple[str, ...]:
-    """The overrides for a crop with as many pixels as a square of `side`, or nearly."""
-    own = OmegaConf.load(Path(CONF) / "crop" / f"{name}.yaml")
-    height, width = (round(length * side / 384 / 8) * 8 for length in (own.height, own.width))
-    size = f"crop.height={height}", f"crop.width={width}"
-    return f"crop={name}", f"crop.name={name}_at{side}", *size
+def run_study(
+    config: Path,
+    data: Path,
+    output: Path,
+    *,
+    device: str = "cpu",
+    deadline: float | None = None,
+    jobs: int | None = None,
+    weights: Path | None = None,
+    only: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Train and predict what is missing, and write the table of what is complete.
+
+    Args:
+        config: the study's YAML file.
+        data: folder of crops or of a data set, see `study_crops.make_crops`.
+        output: folder of runs; gets `study.csv` and `study.md`.
+        device: cpu, cuda (in bf16-mixed) or cuda:<n>.
+        deadline: in seconds of `time.monotonic()`; None: until all is done.
+        jobs: processes that train side by side; None: 1 on the processor, half as many as cores on
+            a GPU, at most 8; 0: this process, which cannot stop within a run.
+        weights: folder of the files that overrides name as {weights}; None: `weights/` in `data`,
+            or beside it.
+        only: names of variants, besides the reference; empty: all.
+
+    Returns:
+        The table (`study_table.COLUMNS`); `attrs["failed"]` has the reasons of runs that failed.
+
+    Raises:
+        InputError: the study, the data or an override is invalid, or a finished run was trained by
+            other overrides.
+    """
+    study = _only(read_study(config), only)
+    if jobs is None:
+        jobs = 1 if device == "cpu" else max(1, min(8, _cores() // 2))
+    data, output = data.resolve(), output.resolve()
+    place = Place(data, output, _weights(weights, data), _how(device, jobs))
+    runs = needed_runs(study, "cpu" if device == "cpu" else "gpu")
+    first = {run.variant: run for run in reversed(runs)}
+    configurations = {name: compose_run(run, study, place) for name, run in first.items()}
+    make_crops(study, data, output, list(configurations.values()))
+    tasks = [Task(run, study, place) for run in runs]
+    ahead = [task for task in tasks if not is_done(task)]
+    console = Console(stderr=True, highlight=False)
+    console.print(
+        f"{len(tasks)} runs, {len(tasks) - len(ahead)} done; {jobs} at a time on {device}"
+    )
+    failed: list[str] = []
+    begin, done = time.monotonic(), 0
+    outcomes = run_tasks(do_run, ahead, jobs=jobs, deadline=deadline, log_folder=output / "logs")
+    for outcome in outcomes:
+        run, done = outcome.task.run, done + 1
+        if outcome.error is not None:
+            failed.append(f"{run.name}, fold {run.fold}: {outcome.error}")
+        state = f"{outcome.value:.1f} s" if outcome.error is None else "failed: " + outcome.error
+        passed = time.monotonic() - begin
+        console.print(f"{done}/{len(ahead)}  {passed:6.0f} s  {run.name} fold {run.fold}  {state}")
+    prepared = {name: Path(cfg.prepared_dir) for name, cfg in configurations.items()}
+    table = study_table(study, tasks, output, prepared)
+    remarks = [f"Failed: {reason}" for reason in failed]
+    table.to_csv(output / "study.csv", index=False)
+    (output / "study.md").write_text(as_markdown(study, table, remarks), encoding="utf-8")
+    table.attrs["failed"] = failed
+    return table
 
 
-def run(stage: str, *overrides: str) -> None:
-    """Run a stage to its end."""
-    subprocess.run([sys.executable, "-m", f"rsna_bcd.{stage}", *overrides], check=True)
+def _only(study: Study, names: Sequence[str]) -> Study:
+    """The study with fewer variants: those named, those they start from, and the reference."""
+    if not names:
+        return study
+    unknown = set(names) - study.variants.keys()
+    if unknown:
+        raise InputError(f"only={','.join(sorted(unknown))}: the study has no such variant.")
+    kept = {study.reference, *names}
+    for name in names:
+        variant = study.variants[name]
+        kept |= {*variant.ensemble, *([variant.of] if variant.of else [])}
+    variants = {name: v for name, v in study.variants.items() if name in kept}
+    return Study(**{**vars(study), "variants": variants})
 
 
-def main() -> None:
-    """Prepare, train what is absent, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("output/study"))
-    parser.add_argument("--fold", type=int, nargs="+", default=[0])
-    parser.add_argument("--side", type=int, default=384, help="of the square crop, in pixels")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--combine", nargs="+", default=[], choices=list(VARIANTS))
-    parser.add_argument("--overrides", nargs="*", default=[], help="of train, for all variants")
-    arguments = parser.parse_args()
-    paths = f"paths.data={arguments.data}", f"paths.output={arguments.output}"
-    variants = {name: VARIANTS[name] for name in arguments.only}
-    if arguments.combine:
-        together = [override for name in arguments.combine for override in VARIANTS[name]]
-        variants["_and_".join(arguments.combine)] = tuple(together)
-    crops = {name: crop(name, arguments.side) for name in (_PLAIN_CROP, _BREAST_CROP)}
-    layout = "dataset.name=study", "source=image", "splits=[train]"
-    for overrides in crops.values():
-        run("prepare", *paths, *layout, *overrides)
-    for fold in arguments.fold:  # a whole fold before the next: the table is of use early
-        for name, overrides in variants.items():
-            run(
-                "train", *paths, "experiment=baseline", "dataset.name=study", f"name={name}",
-                f"fold={fold}", f"checkpoint_path={arguments.weights}", "resume=true",
-                *crops[_BREAST_CROP if "crop" in name.split("_and_") else _PLAIN_CROP],
-                *overrides, *arguments.overrides,
-            )  # fmt: skip
-    run("compare", *paths, f"reference={PLAIN}", f"csv={arguments.output / 'study.csv'}")
+def _how(device: str, jobs: int) -> tuple[str, ...]:
+    """Overrides that say how to train here, and decide nothing about the result."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise InputError(f"device={device}: choose cpu, cuda or cuda:<number>.")
+    # A process that trains on a processor reads by itself: the step takes the time, not reading.
+    workers = 0 if kind == "cpu" else max(0, min(4, _cores() // max(jobs, 1) - 1))
+    return (
+        *([f"trainer.devices=[{number}]"] if number else []),
+        "+trainer.enable_progress_bar=false",
+        "~callbacks.progress",
+        "resume=true",
+        "crops_in_memory=true",
+        f"workers={workers}",
+    )
+
+
+def _weights(folder: Path | None, data: Path) -> Path | None:
+    """The folder of weights: as given, or in the data's folder or beside it."""
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"weights={folder} is not a folder.")
+    candidates = [data / "weights", data.parent / "weights"] if folder is None else [folder]
+    return next((path.resolve() for path in candidates if path.is_dir()), None)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the study of the command line; the exit code is 1 where a run failed."""
+    if not arguments or "=" in arguments[0]:
+        sys.exit(f"error: name a study first.\n{__doc__}")
+    cfg = OmegaConf.from_dotlist(list(arguments[1:]))
+    unknown = set(map(str, cfg)) - _ARGUMENTS
+    if unknown or not {"data", "output"} <= set(cfg):
+        known = ", ".join(f"{name}=" for name in sorted(_ARGUMENTS))
+        sys.exit(f"error: give data= and output=; known are {known}")
+    deadline = None if "minutes" not in cfg else time.monotonic() + 60 * float(cfg.minutes)
+    only = str(cfg.get("only", "")).split(",") if cfg.get("only") else []
+    try:
+        table = run_study(
+            Path(arguments[0]),
+            Path(str(cfg.data)),
+            Path(str(cfg.output)),
+            device=str(cfg.get("device", "cpu")),
+            deadline=deadline,
+            jobs=None if "jobs" not in cfg else int(cfg.jobs),
+            weights=None if "weights" not in cfg else Path(str(cfg.weights)),
+            only=only,
+        )
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write((Path(str(cfg.output)) / "study.md").read_text(encoding="utf-8"))
+    return 1 if table.attrs["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -33,6 +33,7 @@ def collect_wheels(
     from_source: Collection[str],
     wheelhouse: Path | None,
     before: Path | None = None,
+    platforms: Sequence[str] = (),
 ) -> list[Path]:
     """Fetch wheels at the versions and hashes of the lock.
 
@@ -44,6 +45,7 @@ def collect_wheels(
             built here.
         wheelhouse: a folder of the published files, instead of the registry.
         before: a folder of an earlier time; if it was for the same list, its wheels are taken.
+        platforms: tags of the machine, such as manylinux_2_28_x86_64; empty: those of this one.
 
     Returns:
         All wheels in the folder.
@@ -59,7 +61,8 @@ def collect_wheels(
     else:
         sources = wanted.keys() & set(from_source)
         place = [] if wheelhouse is None else ["--no-index", "--find-links", str(wheelhouse)]
-        ready = ["download", "--only-binary", ":all:", "--python-version", python, "--dest"]
+        machine = ["--python-version", python, *(f"--platform={tag}" for tag in platforms)]
+        ready = ["download", "--only-binary", ":all:", *machine, "--dest"]
         _pip([*ready, str(folder), *place], wanted, wanted.keys() - sources)
         _pip(["wheel", "--no-build-isolation", "--wheel-dir", str(folder), *place], wanted, sources)
     (folder / LIST).write_text(text, encoding="utf-8")

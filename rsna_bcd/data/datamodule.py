@@ -1,7 +1,7 @@
 """One fold of a prepared folder as training and validation batches."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from rsna_bcd.data.breasts import collate_breasts
 from rsna_bcd.data.dataset import BreastDataset, CropDataset, Known
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import Crop, read_crops
 from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.metadata import Metadata
@@ -43,6 +44,7 @@ class CropDataModule(pl.LightningDataModule):
         metadata: columns that the network is given; None for none.
         targets: columns that the network is taught besides (`tables.targets`).
         positives_per_batch: see `EpochSampler`.
+        crops_in_memory: decode every crop once and keep it: for folders that fit.
 
     Attributes:
         training: training samples that could be read, one row a sample, with `prediction_id,
@@ -79,6 +81,7 @@ class CropDataModule(pl.LightningDataModule):
         metadata: Metadata | None = None,
         targets: Sequence[str] = (),
         positives_per_batch: int = 0,
+        crops_in_memory: bool = False,
     ) -> None:
         super().__init__()
         self._folder = Path(folder)
@@ -94,6 +97,8 @@ class CropDataModule(pl.LightningDataModule):
         self._metadata = metadata
         self._targets = tuple(targets)
         self._positives_per_batch = positives_per_batch
+        self._keeps_crops = crops_in_memory
+        self._in_memory: Mapping[Path, Crop] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the tables and check them; the second call does nothing.
@@ -120,6 +125,8 @@ class CropDataModule(pl.LightningDataModule):
         self._check_training()
         breasts = self.training.drop_duplicates("prediction_id")
         self.prior = float(breasts["label"].mean())
+        if self._keeps_crops:  # before workers are forked, which share the memory
+            self._in_memory = read_crops(self._folder / path for path in rows["path"].dropna())
 
     @property
     def batches_per_epoch(self) -> int:
@@ -148,9 +155,10 @@ class CropDataModule(pl.LightningDataModule):
         images = self.training_images if training else self.held_out_images
         known = self._training_known if training else self._held_out_known
         augment = self._augment if training else None
+        rest = (augment, self._seed, known, self._in_memory)
         if self._unit == "image":
-            return CropDataset(samples, self._folder, augment, self._seed, known)
-        return BreastDataset(samples, images, self._folder, self._views, augment, self._seed, known)
+            return CropDataset(samples, self._folder, *rest)
+        return BreastDataset(samples, images, self._folder, self._views, *rest)
 
     def _samples(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, Known]:
         """The samples that can be read, and what is known of them besides their pixels."""

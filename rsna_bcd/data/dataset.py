@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.breasts import Sample, breast_sample
-from rsna_bcd.imaging.crops import as_training_input, read_crop
+from rsna_bcd.imaging.crops import Crop, as_training_input, read_crop
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views
 
@@ -66,6 +66,7 @@ class CropDataset(Dataset[Sample]):
         augment: None for validation.
         seed: of the augmentation.
         known: of each row of `images`.
+        in_memory: crops that need not be read from disk, by file.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class CropDataset(Dataset[Sample]):
         augment: Augmentation | None,
         seed: int,
         known: Known = _NOTHING,
+        in_memory: Mapping[Path, Crop] | None = None,
     ) -> None:
-        self._crops = _Crops(images, folder, augment, seed)
+        self._crops = _Crops(images, folder, augment, seed, in_memory or {})
         self._labels = images["label"].to_numpy(np.float32)
         self._known = known
 
@@ -117,6 +119,7 @@ class BreastDataset(Dataset[Sample]):
         augment: None for validation.
         seed: of the augmentation and of the choice of images.
         known: of each row of `breasts`.
+        in_memory: crops that need not be read from disk, by file.
     """
 
     def __init__(
@@ -128,8 +131,9 @@ class BreastDataset(Dataset[Sample]):
         augment: Augmentation | None,
         seed: int,
         known: Known = _NOTHING,
+        in_memory: Mapping[Path, Crop] | None = None,
     ) -> None:
-        self._crops = _Crops(images, folder, augment, seed)
+        self._crops = _Crops(images, folder, augment, seed, in_memory or {})
         self._labels = breasts["label"].to_numpy(np.float32)
         self._views = views
         self._known = known
@@ -180,15 +184,23 @@ class _Crops:
     """The crops of a table, augmented where they are for training."""
 
     def __init__(
-        self, images: pd.DataFrame, folder: Path, augment: Augmentation | None, seed: int
+        self,
+        images: pd.DataFrame,
+        folder: Path,
+        augment: Augmentation | None,
+        seed: int,
+        in_memory: Mapping[Path, Crop],
     ) -> None:
         self._files = [folder / path for path in images["path"]]
+        self._in_memory = in_memory
         self._augment = augment
         self._seed = seed
 
     def read(self, epoch: int, row: int) -> NDArray[np.uint8] | NDArray[np.float32]:
         """One crop as the training input."""
-        pixels = as_training_input(read_crop(self._files[row]))
+        file = self._files[row]
+        kept = self._in_memory.get(file)
+        pixels = as_training_input(read_crop(file) if kept is None else kept.copy())
         if self._augment is not None:
             pixels = self._augment(pixels, (self._seed, epoch, row))
         return pixels

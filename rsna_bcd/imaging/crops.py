@@ -1,5 +1,8 @@
 """Prepared crops from disk."""
 
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,10 @@ def read_crop(file: Path) -> Crop:
     Raises:
         InputError: the file is absent or damaged, or is not an image of one channel.
     """
-    pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)  # None instead of an exception
+    # WebP has no grey images: those of equal channels are read as one.
+    is_webp = file.suffix.lower() == ".webp"
+    flags = cv2.IMREAD_GRAYSCALE if is_webp else cv2.IMREAD_UNCHANGED
+    pixels = cv2.imread(str(file), flags)  # None instead of an exception
     if pixels is None:
         raise InputError(f"{file} is absent or damaged. Delete it and run prepare again.")
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 2:
@@ -44,3 +50,29 @@ def read_crop(file: Path) -> Crop:
             "Delete it and run prepare again."
         )
     return pixels  # type: ignore[return-value]  # the dtype was checked above
+
+
+def read_crops(files: Iterable[Path]) -> Mapping[Path, Crop]:
+    """Read many crops into memory, once per process as long as the files do not change.
+
+    Returns:
+        The crops by file. The arrays are read-only: other callers have the same ones.
+
+    Raises:
+        InputError: as `read_crop`.
+    """
+    stamps = []
+    for file in files:
+        status = file.stat()
+        stamps.append((file, status.st_size, status.st_mtime_ns))
+    return _read_crops(tuple(sorted(stamps)))
+
+
+@lru_cache(maxsize=2)  # folders of crops, e.g. of two sizes
+def _read_crops(stamps: tuple[tuple[Path, int, int], ...]) -> Mapping[Path, Crop]:
+    files = [file for file, _, _ in stamps]
+    with ThreadPoolExecutor() as threads:  # OpenCV decodes outside the GIL
+        crops = dict(zip(files, threads.map(read_crop, files), strict=True))
+    for crop in crops.values():
+        crop.flags.writeable = False
+    return crops

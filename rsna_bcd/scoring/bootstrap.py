@@ -144,11 +144,15 @@ def paired_difference(
     scores = {"first": Score(metric, first), "second": Score(metric, second)}
     values = _resampled(scores, labels, patient, n_patients, n, seed)
     differences = values["second"] - values["first"]
+    value = _plain(scores["second"], labels) - _plain(scores["first"], labels)
+    return Difference(value, *percentiles(differences), p_value=two_sided_p(differences))
+
+
+def two_sided_p(differences: Floats) -> float:
+    """The p-value of "there is no difference", from resampled ones (n,); NaN are left out."""
     defined = differences[np.isfinite(differences)]
     side = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    p_value = min(1.0, 2 * (side + 1) / (len(defined) + 1))
-    value = _plain(scores["second"], labels) - _plain(scores["first"], labels)
-    return Difference(value, *percentiles(differences), p_value=p_value)
+    return min(1.0, 2 * (side + 1) / (len(defined) + 1))
 
 
 def percentiles(values: Floats) -> tuple[float, float]:

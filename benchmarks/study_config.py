@@ -1,0 +1,276 @@
+"""What a study consists of: its YAML file, and the runs that it needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError
+
+FLIPS = ("hflip", "vflip", "both")
+HEADS = ("attention",)
+INPUTS = ("mean", "max", "min", "CC", "MLO", "other", "age")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table; exactly one of its kinds is set.
+
+    Attributes:
+        name: of the row, and of its runs (`<name>_s<seed>`).
+        overrides: of `rsna_bcd.train`: the variant is trained.
+        flips: of `FLIPS`: the logits of the images and of these flips of them are averaged.
+        head: of `HEADS`: trained on stored features of the images.
+        stack: of `INPUTS`: a cross-fitted logistic regression on out-of-fold predictions.
+        ensemble: names of trained variants, whose probabilities are averaged.
+        of: the trained variant that flips, a head or a stack start from.
+        other_breast: the head sees the images of the other breast as well.
+        seeds: of an ensemble: averaged over these; empty: one ensemble per seed of the study.
+    """
+
+    name: str
+    overrides: tuple[str, ...] | None = None
+    flips: tuple[str, ...] = ()
+    head: str | None = None
+    stack: tuple[str, ...] = ()
+    ensemble: tuple[str, ...] = ()
+    of: str | None = None
+    other_breast: bool = False
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether it needs the network or the features of a trained run."""
+        return bool(self.flips or self.head)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its YAML file has it.
+
+    Attributes:
+        dataset: name of the prepared data set.
+        source: of the images where crops have to be made first: dicom or image.
+        folds: held out one after the other.
+        seeds: of each variant.
+        reference: name of the variant that the others are compared with.
+        base: overrides of `rsna_bcd.train` for all trained variants.
+        variants: by name, in the order of the table.
+        resamples: of the patients, for intervals and p-values.
+        keep_checkpoints: false: only of runs that another variant starts from.
+        synthesize: overrides of `rsna_bcd.synthesize`, for a data folder that does not exist.
+        prepare: further overrides of `rsna_bcd.prepare`.
+        patients: crops that are resized from larger ones are those of this many patients, half of
+            them with cancer where there are so many; None: of all.
+    """
+
+    dataset: str
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    reference: str
+    base: tuple[str, ...]
+    variants: Mapping[str, Variant]
+    source: str = "image"
+    resamples: int = 5000
+    keep_checkpoints: bool = True
+    synthesize: tuple[str, ...] = ()
+    prepare: tuple[str, ...] = ()
+    patients: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one variant, and what is predicted with it.
+
+    Attributes:
+        variant: its name.
+        seed: of the training.
+        fold: held out.
+        overrides: of `rsna_bcd.train`, those that decide about the result; may contain {weights}.
+        predicted: variants that start from it.
+    """
+
+    variant: str
+    seed: int
+    fold: int
+    overrides: tuple[str, ...]
+    predicted: tuple[Variant, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The `name` of the run."""
+        return run_name(self.variant, self.seed)
+
+
+def run_name(variant: str, seed: int) -> str:
+    """The folder of a variant's runs of one seed."""
+    return f"{variant}_s{seed}"
+
+
+def read_study(file: Path) -> Study:
+    """Read and check a study.
+
+    Raises:
+        InputError: the file is absent, or a key or a name in it is unknown.
+    """
+    if not file.is_file():
+        raise InputError(f"There is no study {file}. Choose one of benchmarks/studies/.")
+    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    known = set(Study.__dataclass_fields__)
+    required = {"dataset", "folds", "seeds", "reference", "base", "variants"}
+    if not isinstance(content, dict) or not required <= content.keys() <= known:
+        raise InputError(
+            f"{file} must have the keys {', '.join(sorted(required))} and may have "
+            f"{', '.join(sorted(known - required))}."
+        )
+    base = tuple(map(str, content["base"]))
+    variants: dict[str, Variant] = {}
+    for name, value in content["variants"].items():
+        variants[str(name)] = _variant(file, str(name), value, base, variants)
+    lists = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in content.items()
+        if key not in ("base", "variants")
+    }
+    study = Study(**lists, base=base, variants=variants)
+    if study.reference not in variants or variants[study.reference].overrides is None:
+        raise InputError(f"{file}: reference={study.reference} is not a trained variant.")
+    if not study.folds or not study.seeds:
+        raise InputError(f"{file}: folds and seeds must name one each at least.")
+    return study
+
+
+def _variant(
+    file: Path, name: str, value: Any, base: Sequence[str], before: Mapping[str, Variant]
+) -> Variant:
+    """Make a variant of the list or the mapping in a study's file."""
+    value = {"overrides": value or []} if value is None or isinstance(value, list) else dict(value)
+    if "combine" in value:  # all that these change, one after the other
+        names = value.pop("combine")
+        _check_names(file, f"{name}.combine", names, before)
+        value["overrides"] = [o for n in names for o in before[n].overrides or ()]
+    kinds = [kind for kind in ("overrides", "flips", "head", "stack", "ensemble") if kind in value]
+    unknown = value.keys() - set(Variant.__dataclass_fields__)
+    if len(kinds) != 1 or unknown:
+        raise InputError(
+            f"{file}: {name} must be a list of overrides, or have one of combine, flips, head, "
+            f"stack and ensemble{', and not ' + ', '.join(unknown) if unknown else ''}."
+        )
+    if kinds == ["overrides"]:
+        own = tuple(map(str, value["overrides"]))
+        return Variant(name, overrides=own)
+    sources = value["ensemble"] if kinds == ["ensemble"] else [value.get("of")]
+    _check_names(file, name, sources, before)
+    for kind, choices in (("flips", FLIPS), ("stack", INPUTS), ("head", HEADS)):
+        given = value.get(kind, [])
+        wrong = set([given] if isinstance(given, str) else given) - set(choices)
+        if wrong:
+            raise InputError(
+                f"{file}: {name}.{kind} has {', '.join(sorted(wrong))}; choose of "
+                f"{', '.join(choices)}."
+            )
+    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return Variant(name, **lists)
+
+
+def _check_names(file: Path, where: str, names: Any, before: Mapping[str, Variant]) -> None:
+    """Check that all are trained variants from further up in the file."""
+    for name in names:
+        if name not in before or before[name].overrides is None:
+            raise InputError(f"{file}: {where} names {name}, which no trained variant above is.")
+
+
+def needed_runs(study: Study, trainer: str) -> list[Run]:
+    """All runs of a study: seed after seed, and of a seed fold after fold.
+
+    So the table is of use early: after the first fold of the first seed it has all rows.
+
+    Args:
+        study: with its variants.
+        trainer: of `conf/trainer/`.
+    """
+    seeds: dict[str, set[int]] = {}
+    for variant in study.variants.values():
+        sources = variant.ensemble or (variant.of or variant.name,)
+        for source in sources:
+            seeds.setdefault(source, set()).update(variant.seeds or study.seeds)
+    ordered = [*study.seeds, *sorted(set().union(*seeds.values()) - set(study.seeds))]
+    runs = []
+    for seed in ordered:
+        for fold in study.folds:
+            for name, variant in study.variants.items():
+                if variant.overrides is None or seed not in seeds[name]:
+                    continue
+                predicted = tuple(
+                    v
+                    for v in study.variants.values()
+                    if v.is_predicted and v.of == name and seed in study.seeds
+                )
+                overrides = last_of_each([f"trainer={trainer}", *study.base, *variant.overrides])
+                runs.append(Run(name, seed, fold, tuple(overrides), predicted))
+    return runs
+
+
+def last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Overrides of which the last one of a key counts, in its place: Hydra takes a group once."""
+    by_key: dict[str, str] = {}
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        by_key.pop(key, None)
+        by_key[key] = override
+    # Groups first: an experiment, a crop or a network is chosen before its keys are set.
+    return sorted(by_key.values(), key=lambda override: "." in override.split("=", 1)[0])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how runs are trained, which decides nothing about their result.
+
+    Attributes:
+        data: folder of the data.
+        output: folder of runs and predictions.
+        weights: folder of the files that overrides name as {weights}; None: there is none.
+        overrides: of `rsna_bcd.train`.
+    """
+
+    data: Path
+    output: Path
+    weights: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
+    """The configuration of `rsna_bcd.train` for a run.
+
+    Raises:
+        InputError: an override is not one of `rsna_bcd.train`, or needs weights that are absent.
+    """
+    overrides = last_of_each([*run.overrides, *place.overrides])
+    if place.weights is not None:
+        overrides = [o.replace("{weights}", str(place.weights)) for o in overrides]
+    elif any("{weights}" in override for override in overrides):
+        raise InputError(
+            f"Variant {run.variant} starts from weights, but there is no folder weights/ in "
+            f"{place.data} or beside it. Say weights=<folder>."
+        )
+    try:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose("train", overrides)
+        cfg.name, cfg.seed, cfg.fold = run.name, run.seed, run.fold
+        cfg.dataset.name = study.dataset
+        cfg.paths.data, cfg.paths.output = str(place.data), str(place.output)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"Variant {run.variant}: {error}") from error
+    return cfg
+
+
+def definition(variant: Variant) -> dict[str, Any]:
+    """All that decides about the predictions of a variant, as plain types."""
+    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(asdict(variant)))  # type: ignore[assignment]
+    return content

@@ -1,0 +1,148 @@
+"""The crops of a study: there already, resized from larger ones, or prepared from the images."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from study_config import Study
+
+from rsna_bcd._stage import record_of, write_record
+from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import read_crop
+
+_SIZE = ("name", "height", "width")
+
+
+def make_crops(
+    study: Study, data: Path, output: Path, configurations: Sequence[DictConfig]
+) -> Path:
+    """Make the crops that runs need and that are not there.
+
+    Args:
+        study: names the data set.
+        data: a folder with `prepared/` and `folds/`, as `prepare` and `gpu_pack` leave them; or a
+            data set's own, with images, of which crops are made in `output`; or one that does not
+            exist and that the study synthesizes.
+        output: gets crops that are made.
+        configurations: of `train`, for each run.
+
+    Returns:
+        `data`, for absent folders the synthesized one.
+
+    Raises:
+        InputError: there is nothing to make crops from.
+    """
+    is_prepared = (data / "prepared").is_dir()
+    if not data.exists() and study.synthesize:
+        run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
+    if not data.is_dir():
+        raise InputError(f"There is no folder {data}. Point data= at crops or at a data set.")
+    if is_prepared and data.resolve() != output.resolve():
+        _link(data, output)
+    wanted = {str(cfg.crop.name): cfg for cfg in configurations}
+    for cfg in wanted.values():
+        folder = Path(cfg.prepared_dir)
+        if (folder / "config.yaml").is_file() and (folder / "train.csv").is_file():
+            continue  # training checks that it was made with these settings
+        if is_prepared:
+            _resize(_larger(cfg, folder), folder, record_of(cfg, "crop")["crop"], study.patients)
+        else:
+            overrides = [f"crop.{key}={quoted(value)}" for key, value in cfg.crop.items()]
+            run_stage(
+                "prepare", f"paths.data={quoted(data)}", f"paths.output={quoted(output)}",
+                f"dataset.name={study.dataset}", f"source={study.source}", "splits=[train]",
+                *(o for o in overrides if not o.startswith("crop._target_")), *study.prepare,
+            )  # fmt: skip
+    return data
+
+
+def _link(data: Path, output: Path) -> None:
+    """Let stages that are given `paths.output=<output>` find crops and folds."""
+    for kind in ("folds", "prepared"):
+        for source in sorted((data / kind).iterdir()):
+            entries = sorted(source.iterdir()) if kind == "prepared" else [source]
+            for entry in entries:
+                target = output / entry.relative_to(data)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    target.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+
+
+def _larger(cfg: DictConfig, folder: Path) -> Path:
+    """The smallest prepared folder that differs in its size alone and is not smaller."""
+    wanted = record_of(cfg, "crop")["crop"]
+    found = []
+    for record in folder.parent.glob("*/config.yaml"):
+        made: Any = OmegaConf.to_container(OmegaConf.load(record))
+        crop = made["crop"]
+        alike = {k: v for k, v in crop.items() if k not in _SIZE}
+        fits = crop["height"] >= wanted["height"] and crop["width"] >= wanted["width"]
+        is_like = fits and alike == {k: v for k, v in wanted.items() if k not in _SIZE}
+        if is_like and "resized_from" not in made:
+            found.append((crop["height"] * crop["width"], record.parent))
+    if not found:
+        raise InputError(
+            f"{folder} does not exist, and no crops beside it are like it and larger. Prepare them:"
+            f"\n  python -m rsna_bcd.prepare dataset.name={cfg.dataset.name} "
+            f"crop.name={wanted['name']} crop.height={wanted['height']} "
+            f"crop.width={wanted['width']} paths.output={cfg.paths.output} paths.data=..."
+        )
+    return min(found)[1]
+
+
+def _resize(source: Path, target: Path, crop: dict[str, Any], patients: int | None) -> None:
+    """Make a prepared folder of the crops of another, by area interpolation.
+
+    It is marked (`resized_from`): the shape may differ from the source's by a pixel of padding, and
+    pixels were interpolated twice.
+    """
+    table = pd.read_csv(source / "train.csv", dtype=str)
+    if patients is not None:
+        table = table[table["patient_id"].isin(_sample(table, patients))]
+    rows = table[table["path"].notna()]
+    paths = rows["path"].str.replace(r"\.\w+$", ".png", regex=True)
+
+    def make(old: str, new: str) -> None:
+        pixels = read_crop(source / old)
+        (target / new).parent.mkdir(parents=True, exist_ok=True)
+        size = (crop["width"], crop["height"])
+        if not cv2.imwrite(
+            str(target / new), cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        ):
+            raise InputError(f"{target / new} cannot be written. Make room on the disk.")
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(make, rows["path"], paths))
+    table.assign(path=paths).to_csv(target / "train.csv", index=False)
+    made: Any = OmegaConf.to_container(OmegaConf.load(source / "config.yaml"))
+    resized_from = {"name": made["crop"]["name"], "patients": patients}
+    write_record(target / "config.yaml", {**made, "crop": crop, "resized_from": resized_from})
+
+
+def _sample(table: pd.DataFrame, patients: int) -> pd.Series:
+    """Ids of the first patients with and without cancer, half and half where there are enough."""
+    cancer = table.groupby("patient_id", sort=False)["cancer"].max().astype(float)
+    positive, negative = (cancer.index[part] for part in (cancer > 0, cancer == 0))
+    n_positive = max(min(patients // 2, len(positive)), patients - len(negative))
+    return pd.Series([*positive[:n_positive], *negative[: patients - n_positive]])
+
+
+def run_stage(stage: str, *overrides: str) -> None:
+    """Run a stage to its end."""
+    command = [sys.executable, "-m", f"rsna_bcd.{stage}", *overrides]
+    if subprocess.run(command, check=False).returncode:
+        raise InputError(f"rsna_bcd.{stage} failed, as its message above says.")
+
+
+def quoted(value: Any) -> Any:
+    """A value as Hydra's grammar takes it."""
+    if isinstance(value, (str, Path)):
+        escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value).lower() if isinstance(value, bool) else value

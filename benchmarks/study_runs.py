@@ -1,0 +1,166 @@
+"""Train a run of a study, and predict what other variants make of it."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from study_config import Place, Run, Study, Variant, compose_run, definition, run_name
+
+from rsna_bcd.errors import InputError
+
+RECORD = "study.json"  # in the folder of a run, or beside predictions: what was asked, and seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run, with all that a process must know to do it.
+
+    Attributes:
+        run: the run.
+        study: which it belongs to.
+        place: where and how it is trained.
+    """
+
+    run: Run
+    study: Study
+    place: Place
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, as `rsna_bcd.train` has it."""
+        return run_folder(self.place.output, self.run.name, self.run.fold)
+
+    def predicted_csv(self, variant: Variant) -> Path:
+        """The out-of-fold table of a variant that is predicted with the run."""
+        folder = self.place.output / "predicted" / run_name(variant.name, self.run.seed)
+        return folder / f"fold{self.run.fold}.csv"
+
+
+def run_folder(output: Path, name: str, fold: int) -> Path:
+    """The folder of a run."""
+    return output / "runs" / name / f"fold{fold}"
+
+
+def is_trained(task: Task) -> bool:
+    """Whether a run is finished, by the overrides that the study has now.
+
+    Raises:
+        InputError: it was trained with others.
+    """
+    folder, record = task.folder, task.folder / RECORD
+    if not (folder / "metrics.json").is_file() or not record.is_file():
+        return False
+    before, now = json.loads(record.read_text())["overrides"], list(task.run.overrides)
+    if before != now:
+        changed = sorted(set(before) ^ set(now))
+        raise InputError(
+            f"{folder} was trained with other overrides ({', '.join(changed)}). Choose another "
+            f"name for the variant {task.run.variant}, another output=, or delete the folder."
+        )
+    return True
+
+
+def is_predicted(task: Task, variant: Variant) -> bool:
+    """Whether the predictions of a variant are there, made as the study has it now."""
+    csv = task.predicted_csv(variant)
+    record = csv.with_suffix(".json")
+    if not csv.is_file() or not record.is_file():
+        return False
+    is_newer = csv.stat().st_mtime_ns >= (task.folder / "oof.csv").stat().st_mtime_ns
+    same: bool = json.loads(record.read_text())["variant"] == definition(variant)
+    return is_newer and same
+
+
+def is_done(task: Task) -> bool:
+    """Whether nothing of a task is left to do."""
+    return is_trained(task) and all(is_predicted(task, v) for v in task.run.predicted)
+
+
+def do_run(task: Task) -> float:
+    """Train a run that is not finished, and predict what is not predicted; return the seconds."""
+    from rsna_bcd.train import train  # heavy: imported once per process
+
+    begin = time.monotonic()
+    run, folder = task.run, task.folder
+    cfg = compose_run(run, task.study, task.place)
+    if not is_trained(task):
+        train(cfg)  # returns at once if the command has finished it
+        _write(folder / RECORD, {"overrides": list(run.overrides)}, time.monotonic() - begin)
+    for variant in run.predicted:
+        if not is_predicted(task, variant):
+            started = time.monotonic()
+            csv = task.predicted_csv(variant)
+            _predict(cfg, variant, folder, csv)
+            content = {"variant": definition(variant)}
+            _write(csv.with_suffix(".json"), content, time.monotonic() - started)
+    if not task.study.keep_checkpoints and not run.predicted:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return time.monotonic() - begin
+
+
+def _write(file: Path, content: dict[str, Any], seconds: float) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**content, "seconds": round(seconds, 3)}) + "\n")
+
+
+def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None:
+    """Write the out-of-fold table of a variant that starts from a trained run."""
+    import torch
+    from hydra.utils import instantiate
+
+    from rsna_bcd.inference.runs import load_run
+
+    device = "cpu" if cfg.trainer.accelerator == "cpu" else "cuda"
+    run = load_run(folder, torch.device(device))
+    data = instantiate(cfg.data, workers=cfg.workers, unit=run.unit)
+    data.setup()
+    if variant.flips:
+        probability = _flipped(run.network, data, variant, device)
+        _write_oof(cfg, data, data.held_out, run.unit, probability, csv)
+        return
+    if run.unit != "image" or run.network.inputs:
+        raise InputError(f"{variant.name} starts from {variant.of}, which must see images alone.")
+    from study_heads import attention_head, features_of
+
+    features = features_of(run.network, data, folder, Path(cfg.prepared_dir), device)
+    probability = attention_head(features, data, other_breast=variant.other_breast, seed=cfg.seed)
+    breasts = data.held_out_images.drop_duplicates("prediction_id")
+    _write_oof(cfg, data, breasts, "breast", probability, csv)
+
+
+def _flipped(network: Any, data: Any, variant: Variant, device: str) -> NDArray[np.float64]:
+    """Probabilities of the held-out samples: logits of an image and its flips, averaged."""
+    from rsna_bcd.models.prediction import predict_logits
+
+    axes = {"hflip": (-1,), "vflip": (-2,), "both": (-1, -2)}
+    logits = []
+    for batch in data.val_dataloader():
+        there = {name: tensor.to(device) for name, tensor in batch.items()}
+        images = [there["image"], *(there["image"].flip(axes[flip]) for flip in variant.flips)]
+        passes = [predict_logits(network, {**there, "image": image}, "none") for image in images]
+        logits.append((sum(passes) / len(passes)).double().sigmoid().cpu().numpy())
+    return np.concatenate(logits)
+
+
+def _write_oof(
+    cfg: DictConfig,
+    data: Any,
+    samples: pd.DataFrame,
+    unit: str,
+    probability: NDArray[np.float64],
+    csv: Path,
+) -> None:
+    """Write probabilities of held-out images or breasts as the `oof.csv` of a run."""
+    from rsna_bcd.tables.predictions import OOF_COLUMNS, logit, to_breasts, with_unread, write_csv
+
+    logits = logit(pd.Series(probability)).to_numpy()
+    samples = samples.assign(probability=probability, logit=logits)
+    breasts = to_breasts(samples, cfg.breast_rule) if unit == "image" else samples.assign(unread=0)
+    write_csv(with_unread(breasts[list(OOF_COLUMNS)], data.expected, data.prior), csv)
