@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {  # seconds; the checks end within 90 s of the start, and all within 9 minutes
-    "checks": 75, "throughput": 140, "study": 150, "inference": 65, "loader": 40, "memory": 50,
+    "checks": 75, "throughput": 125, "study": 130, "inference": 80, "loader": 65, "memory": 45,
 }  # fmt: skip
 GRACE = 5  # seconds between asking a step to end and killing it
 _KEYS = {"steps", "pack", "output", "device", "seconds", "jobs", "overwrite"}
@@ -75,48 +75,49 @@ class Context:
 
 def checks(context: Context) -> Iterator[Row]:
     """The tests of `tests/gpu`, file by file, side by side on a machine with many cores."""
-    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    folder = ROOT / "tests" / "gpu"
+    compiling = folder / "test_compile.py"
+    units = [str(file) for file in sorted(folder.glob("test_*.py")) if file != compiling]
+    # Each in a process, for compiling takes longest.
+    names = ("lite0", "effnet_b5", "convnext_small")
+    units = [*(f"{compiling}::test_a_compiled_step[{name}]" for name in names), *units]
     environment = {**os.environ, "RSNA_BCD_GPU_CHECKS": context.device}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(context.folder / "inductor")
-    lines: SimpleQueue[tuple[Path, str | None]] = SimpleQueue()
+    lines: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
 
-    def run(waiting: list[Path]) -> None:
+    def log_of(unit: str) -> Path:
+        return context.folder / f"{re.sub(r'[^a-z0-9]+', '_', Path(unit).name)}.log"
+
+    def run() -> None:
         while waiting:
-            file = waiting.pop(0)
+            unit = waiting.pop(0)
             command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rsfE", "--tb=short"]
-            with (context.folder / f"{file.stem}.log").open("w") as log:
+            with log_of(unit).open("w") as log:
                 process = subprocess.Popen(
-                    [*command, "-p", "no:cacheprovider", str(file)], cwd=ROOT, env=environment,
+                    [*command, "-p", "no:cacheprovider", unit], cwd=ROOT, env=environment,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 )  # fmt: skip
                 assert process.stdout is not None
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
-                    lines.put((file, line))
+                    lines.put((unit, line))
                 process.wait()
-            lines.put((file, None))
+            lines.put((unit, None))
 
-    waiting, running = list(files), len(files)
-    for _ in range(min(len(files), max(1, context.cores // 2))):
-        Thread(target=run, args=(waiting,), daemon=True).start()
-    seen: set[str] = set()
+    waiting, running, told = list(units), len(units), set()
+    for _ in range(min(len(units), max(1, context.cores // 2))):
+        Thread(target=run, daemon=True).start()
     while running:
-        file, line = lines.get()
+        unit, line = lines.get()
         if line is None:
             running -= 1
-            if not any(name.startswith(f"{file.stem}: ") for name in seen):
-                log = context.folder / f"{file.stem}.log"
-                yield {"name": file.stem, "error": f"no test was run, see {log}"}
-            continue
-        found = re.search(r"::(\S.*?) (PASSED|FAILED|ERROR|SKIPPED)(?: \((.*)\))?", line)
-        if found and not line.startswith(("FAILED", "ERROR", "SKIPPED")):
-            name = f"{file.stem}: {found[1]}"
-            seen.add(name)
-            outcome = found[2].lower()
-            row = {"name": name, "outcome": outcome}
-            if outcome in ("failed", "error"):
-                row["error"] = f"see {context.folder / f'{file.stem}.log'}"
+            if unit not in told:
+                yield {"name": Path(unit).name, "error": f"no test was run, see {log_of(unit)}"}
+        elif found := re.match(r"\S+/(test_\w+)\.py::(\S.*?) (PASSED|FAILED|ERROR|SKIPPED)", line):
+            told.add(unit)
+            row = {"name": f"{found[1]}: {found[2]}", "outcome": found[3].lower()}
+            if found[3] in ("FAILED", "ERROR"):
+                row["error"] = f"see {log_of(unit)}"
             yield row
 
 
@@ -136,24 +137,28 @@ def memory(context: Context) -> Iterator[Row]:
 
 def study(context: Context) -> Iterator[Row]:
     """Paired differences of the study's variants."""
-    from crops import synthetic_crops
+    from crops import crop_settings, synthetic_crops
     from omegaconf import OmegaConf
     from study import run_study
 
-    kind = "gpu" if not context.small else "small"
-    config = ROOT / "benchmarks" / "studies" / f"{kind}.yaml"
-    data = None if context.pack is None else context.pack / "crops"
-    if data is None or context.small:
-        data = context.folder / "study_crops"
-        dataset = str(OmegaConf.load(config).dataset)
-        synthetic_crops(data, dataset, "h512_wide", patients=48 if context.small else 400)
+    data = context.pack
+    if data is None or context.small:  # what the study needs, made here
+        config = ROOT / "benchmarks" / "studies" / "small.yaml"
+        data, crop = context.folder / "study_crops", crop_settings("h512_wide")
+        patients = int(OmegaConf.load(config).patients)
+        if context.pack is None:
+            synthetic_crops(data, str(OmegaConf.load(config).dataset), crop, patients)
+        else:
+            data = context.pack
+    else:
+        config = ROOT / "benchmarks" / "studies" / "gpu.yaml"
     table = run_study(
         config, data, context.folder / "study",
         device=context.device, deadline=context.deadline - 15, jobs=context.jobs,
     )  # fmt: skip
     for record in json.loads(table.to_json(orient="records")):
-        name = " ".join(str(record[key]) for key in list(record)[:1])
-        yield {"name": name, **record}
+        row = {"name": record.pop("variant"), **record}
+        yield {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
     for reason in table.attrs.get("failed", []):
         yield {"name": reason.split(":")[0], "error": reason}
 
@@ -411,6 +416,7 @@ def main(arguments: Sequence[str]) -> int:
     machine = machine_facts(given.get("device", "auto"))
     folder = output / re.sub(r"\W+", "-", machine["device"].lower()).strip("-")
     folder.mkdir(exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # what steps share
     print(machine["about"])
     if machine["kind"] == "cpu":
         print("No GPU is used: tiny networks on the processor. Speeds mean nothing.")

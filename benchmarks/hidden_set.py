@@ -27,7 +27,8 @@ def make_table(folder: Path, files: list[Path], images: int) -> Path:
 
     Args:
         folder: where to.
-        files: DICOM files; image n is a link to the n-th, and after the last to the first again.
+        files: DICOM files or pictures; image n is a link to the n-th, and after the last to the
+            first again.
         images: how many; a patient has four.
 
     Returns:
@@ -48,9 +49,10 @@ def make_table(folder: Path, files: list[Path], images: int) -> Path:
     )
     table["prediction_id"] = table["patient_id"].astype(str) + "_" + table["laterality"]
     for number, row in enumerate(table.itertuples()):
-        link = folder / "test_images" / str(row.patient_id) / f"{row.image_id}.dcm"
+        file = files[number % len(files)].resolve()
+        link = folder / "test_images" / str(row.patient_id) / f"{row.image_id}{file.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(files[number % len(files)].resolve())
+        link.symlink_to(file)
     table.to_csv(folder / "test.csv", index=False)
     sample = table[["prediction_id"]].drop_duplicates().assign(cancer=0.02)
     sample.to_csv(folder / "sample_submission.csv", index=False)

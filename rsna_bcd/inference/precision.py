@@ -54,7 +54,7 @@ class Forward:
         self._run = run
         self.device = device_of(run)
         self._dtype = _AUTOCAST.get(settled(precision, self.device.type))
-        self._limit = MemoryLimit()
+        self.limit = MemoryLimit()
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float64], str | None]:
         """Predict a batch.
@@ -75,7 +75,7 @@ class Forward:
             pays = max(1, _PIXELS_AT_ONCE // batch["image"][0].numel())
         values = np.full(size, np.nan)
         reason: str | None = None
-        for part, logits in self._limit.split(self._predict, batch, pays):
+        for part, logits in self.limit.split(self._predict, batch, pays):
             if logits is None:
                 reason = f"{self._name} needs more memory than {self.device} has"
                 continue
