@@ -74,11 +74,12 @@ kaggle: env ## NAME=best (or the demo): offline dataset and notebook, and their 
 kaggle-push: env ## NAME=best ARGS='owner=me': send them to Kaggle; later PUSH=version as well
 	$(RUN) rsna_bcd.bundle $(BUNDLED) push=$(PUSH)
 
-# The crops of DATA, the weights in WEIGHTS, missing packages and the source tree, for a machine
-# without a network; ARGS as in benchmarks/gpu_pack.py.
+# Without `env`, for a machine without a network: the Python of .venv if there is one.
 gpu: ## PACK=folder: prove everything on a GPU, in 9 minutes, offline; small on a processor
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(PACK),pack=$(PACK)) $(ARGS)
 
+# The crops of DATA, the weights in WEIGHTS, missing packages and the source tree, for a machine
+# without a network; ARGS as in benchmarks/gpu_pack.py.
 gpu-pack: env ## DATA=data/rsna640 WEIGHTS=...: archives for a GPU without a network
 	$(BIN)/python benchmarks/gpu_pack.py data=$(DATA) $(if $(OUT),output=$(OUT)) \
 		$(if $(WEIGHTS),weights=$(WEIGHTS)) $(ARGS)

@@ -61,8 +61,8 @@ def synthetic_crops(
     for number in range(distinct):
         pixels = smooth_noise(generator, crop["height"], crop["width"])
         if number % 2:
-            middle = np.s_[crop["height"] // 2 :][: crop["height"] // 8]
-            pixels[middle] = np.minimum(pixels[middle], 195) + np.uint8(60)
+            top, height = crop["height"] // 2, crop["height"] // 8
+            pixels[top : top + height] = np.minimum(pixels[top : top + height], 195) + np.uint8(60)
         file = folder / "train" / f"{number}.png"
         cv2.imwrite(str(file), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     rows = []

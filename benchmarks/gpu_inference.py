@@ -14,26 +14,23 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 from crops import smooth_noise, synthetic_crops
-from gpu_throughput import EXPERIMENTS, Row, composed, overrides
+from gpu import EXPERIMENTS, MEMBERS, Context, Row
+from gpu_throughput import composed, overrides
 from hidden_set import NAME, make_ensemble, make_table
 from omegaconf import OmegaConf
 
-if TYPE_CHECKING:
-    from gpu import Context
-
 HIDDEN = 32_000  # images of the competition's hidden test set, about
-MEMBERS = ("effnet_b5", "convnext_small")
 _DECODERS = ("pydicom", "gdcm", "dicomsdl")
 
 
-def inference(context: "Context") -> Iterator[Row]:
+def inference(context: Context) -> Iterator[Row]:
     """Per network: decoding on all cores, the network alone, and `submit`, in seconds per image."""
     folder = Path(tempfile.mkdtemp(prefix="inference_"))
     try:
@@ -65,7 +62,7 @@ def _files(folder: Path, small: bool) -> tuple[list[Path], tuple[str, str]]:
     return files, ("image", f"PNG of {height} x {width}, {why}")
 
 
-def _member(name: str, folder: Path, files: list[Path], source: str, context: "Context") -> Row:
+def _member(name: str, folder: Path, files: list[Path], source: str, context: Context) -> Row:
     """Figures of a network, the only one of an ensemble."""
     from rsna_bcd.inference.runs import load_run
 
@@ -125,17 +122,17 @@ def _decoding_seconds(files: list[Path], crop: Any, source: Any, cores: int, num
             if result.value is None:
                 raise RuntimeError(result.reason)
             moments.append(time.perf_counter())
-    return _slope(moments)
+    return slope(moments)
 
 
-def _slope(moments: list[float]) -> float:
+def slope(moments: list[float]) -> float:
     """Seconds per event, the first quarter of the events left out."""
     first = len(moments) // 4
     return (moments[-1] - moments[first]) / max(1, len(moments) - 1 - first)
 
 
 def _submit(
-    folder: Path, files: list[Path], images: int, source: str, context: "Context"
+    folder: Path, files: list[Path], images: int, source: str, context: Context
 ) -> tuple[float, float, str]:
     """Run `submit`: seconds until its first prediction, seconds per image then, and its own words.
 
@@ -160,10 +157,10 @@ def _submit(
     if stage.returncode:
         raise RuntimeError(f"submit ended with exit code {stage.returncode}, see {log}")
     summary = json.loads((journal.parent / "summary.json").read_text())
-    return moments[0] - begin, _slope(moments), str(summary["how"])
+    return moments[0] - begin, slope(moments), str(summary["how"])
 
 
-def loader(context: "Context") -> Iterator[Row]:
+def loader(context: Context) -> Iterator[Row]:
     """Train two epochs from crops on disk; the second epoch's images/s and wait for data."""
     from rsna_bcd.train import train
 

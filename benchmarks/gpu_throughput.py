@@ -17,19 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from gpu import EXPERIMENTS, Context, Row
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsna_bcd.models.memory import TrainingStep
 from rsna_bcd.models.prediction import Batch, outputs_of
 
-if TYPE_CHECKING:
-    from gpu import Context
-
-Row = dict[str, Any]
-EXPERIMENTS = ("lite0", "effnet_b5", "convnext_small")
 COMPILED, OURS, BARE, FLOAT32 = "ours, compiled", "ours", "bare loop", "float32 eager"
 BARE_COMPILED = "bare loop, compiled"
 WAYS = (COMPILED, BARE_COMPILED, OURS, BARE, FLOAT32)
@@ -153,7 +149,7 @@ def peak_tflops(device_name: str) -> float | None:
 # Throughput
 
 
-def throughput(context: "Context") -> Iterator[Row]:
+def throughput(context: Context) -> Iterator[Row]:
     """Rows of experiment and pipeline; each experiment in a process, which compiles beside others.
 
     They are measured one after the other, pipelines in turns (A B C A B C ...).
@@ -167,7 +163,7 @@ def throughput(context: "Context") -> Iterator[Row]:
             yield from _measured(name, worker, context)
 
 
-def _start_worker(name: str, context: "Context") -> "subprocess.Popen[str]":
+def _start_worker(name: str, context: Context) -> "subprocess.Popen[str]":
     log = (context.folder / f"throughput_{name}.log").open("w")
     request = json.dumps([name, context.small])
     return subprocess.Popen(
@@ -176,7 +172,7 @@ def _start_worker(name: str, context: "Context") -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def _measured(name: str, worker: "subprocess.Popen[str]", context: "Context") -> Iterator[Row]:
+def _measured(name: str, worker: "subprocess.Popen[str]", context: Context) -> Iterator[Row]:
     assert worker.stdin is not None
     assert worker.stdout is not None
     if worker.stdout.readline():  # it has compiled
@@ -344,7 +340,7 @@ class _Loop:
 # Memory
 
 
-def memory(context: "Context") -> Iterator[Row]:
+def memory(context: Context) -> Iterator[Row]:
     """The memory of each experiment's step at two batch sizes, and the micro-batches within it."""
     device = torch.device("cpu" if context.small else "cuda")
     total = CAPS[-1] if context.small else torch.cuda.get_device_properties(0).total_memory / 2**30

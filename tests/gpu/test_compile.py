@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from gpu import EXPERIMENTS
 from gpu_throughput import (
-    EXPERIMENTS,
     composed,
     make_classifier,
     make_step,
