@@ -162,6 +162,8 @@ def study(context: Context) -> Iterator[Row]:
         yield {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
     for reason in table.attrs.get("failed", []):
         yield {"name": reason.split(":")[0], "error": reason}
+    if (table["missing"] > 0).any():  # the same call resumes
+        yield {"state": "stopped"}
 
 
 def inference(context: Context) -> Iterator[Row]:
@@ -262,6 +264,9 @@ def run_step(step: str, command: Sequence[str], limit: float, results: Results, 
             state = "failed" if process.wait() or failed else "finished"
         else:
             row = json.loads(line)
+            if "state" in row:  # it has ended by itself before all was done
+                state = row["state"]
+                break
             failed = failed or "error" in row
             results.add(step, row)
             print(f"  {shown(row)}", flush=True)

@@ -364,8 +364,8 @@ def _memory_row(name: str, small: bool, device: torch.device, total: float) -> R
     row: Row = {
         "crop": f"{cfg.crop.height} x {cfg.crop.width}",
         "images_per_sample": images_per_sample(cfg, unit),
-        "gib_fixed": round(line[0], 3),
-        "gib_per_sample": round(line[1], 3),
+        "gib_fixed": float(f"{line[0]:.3g}"),
+        "gib_per_sample": float(f"{line[1]:.3g}"),
         "of_the_experiment": int(cfg.batch_size),
     }
     is_measured = device.type == "cuda" and name in EXPERIMENTS

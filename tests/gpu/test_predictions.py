@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_throughput import composed, make_classifier, overrides, random_batch
+from hidden_set import with_batch_statistics
 from torch import Tensor, nn
 
 from rsna_bcd.inference.precision import Forward
@@ -27,11 +28,7 @@ def made_network(name: str, device: torch.device, small: bool) -> tuple[Any, dic
     """An experiment's network with the statistics of a batch, and that batch, 256 x 128."""
     cfg = composed(*overrides(name, small), "crop.height=256", "crop.width=128")
     network, batch = make_classifier(cfg).network, random_batch(cfg, "image", 8)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network.to(device).train()(batch["image"].to(device) / 255)
+    with_batch_statistics(network.to(device), batch["image"].to(device) / 255)
     return network.eval(), {"image": batch["image"]}
 
 

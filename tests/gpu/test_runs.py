@@ -122,6 +122,6 @@ def test_submit_decides_as_the_processor_does(tmp_path: Path, device: torch.devi
     expected, found = (
         submitted(f"{i}_on_{kind}", kind, threshold) for i, kind in enumerate(("cpu", device.type))
     )
-    assert np.abs(expected["probability"] - found["probability"]).max() < 1e-3
+    assert np.abs(expected["probability"] - found["probability"]).max() < 5e-3
     assert 6 <= expected["cancer"].sum() <= len(expected) - 6
     assert expected["cancer"].equals(found["cancer"])
