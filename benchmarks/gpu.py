@@ -162,7 +162,7 @@ def study(context: Context) -> Iterator[Row]:
         yield {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
     for reason in table.attrs.get("failed", []):
         yield {"name": reason.split(":")[0], "error": reason}
-    if (table["missing"] > 0).any():  # the same call resumes
+    if (table["missing"] != "").any():  # the same call resumes
         yield {"state": "stopped"}
 
 
