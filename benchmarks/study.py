@@ -67,18 +67,18 @@ def run_study(
     if jobs is None:
         jobs = 1 if device == "cpu" else max(1, min(8, _cores() // 2))
     data, output = data.resolve(), output.resolve()
-    place = Place(data, output, _weights(weights, data), _how(device, jobs))
+    place = Place(data, output, _weights(weights, data), device != "cpu", _how(device, jobs))
     runs = needed_runs(study, "cpu" if device == "cpu" else "gpu")
     first = {run.variant: run for run in reversed(runs)}
     configurations = {name: compose_run(run, study, place) for name, run in first.items()}
-    make_crops(study, data, output, list(configurations.values()))
-    tasks = [Task(run, study, place) for run in runs]
+    absent = make_crops(study, data, output, configurations)
+    tasks = [Task(run, study, place) for run in runs if run.variant not in absent]
     ahead = [task for task in tasks if not is_done(task)]
     console = Console(stderr=True, highlight=False)
     console.print(
         f"{len(tasks)} runs, {len(tasks) - len(ahead)} done; {jobs} at a time on {device}"
     )
-    failed: list[str] = []
+    failed = [f"{variant}: {reason}" for variant, reason in absent.items()]
     begin, done = time.monotonic(), 0
     outcomes = run_tasks(do_run, ahead, jobs=jobs, deadline=deadline, log_folder=output / "logs")
     for outcome in outcomes:
@@ -88,8 +88,11 @@ def run_study(
         state = f"{outcome.value:.1f} s" if outcome.error is None else "failed: " + outcome.error
         passed = time.monotonic() - begin
         console.print(f"{done}/{len(ahead)}  {passed:6.0f} s  {run.name} fold {run.fold}  {state}")
-    prepared = {name: Path(cfg.prepared_dir) for name, cfg in configurations.items()}
-    table = study_table(study, tasks, output, prepared)
+    prepared = {
+        name: Path(cfg.prepared_dir) for name, cfg in configurations.items() if name not in absent
+    }
+    see_other = [name for name, cfg in configurations.items() if cfg.views.other_breast]
+    table = study_table(study, tasks, output, prepared, see_other)
     remarks = [f"Failed: {reason}" for reason in failed]
     table.to_csv(output / "study.csv", index=False)
     (output / "study.md").write_text(as_markdown(study, table, remarks), encoding="utf-8")

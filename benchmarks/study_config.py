@@ -15,6 +15,7 @@ from rsna_bcd.errors import InputError
 
 FLIPS = ("hflip", "vflip", "both")
 HEADS = ("attention",)
+_NEEDS_EPOCHS = ("select=", "patience=")  # the checkpoint of an epoch other than the last
 INPUTS = ("mean", "max", "min", "CC", "MLO", "other", "age")
 
 
@@ -237,11 +238,14 @@ class Place:
         output: folder of runs and predictions.
         weights: folder of the files that overrides name as {weights}; None: there is none.
         overrides: of `rsna_bcd.train`.
+        saves_once: keep the checkpoint of the last epoch alone: a run takes seconds, writing after
+            each of its epochs would take as long, and one that is stopped begins again.
     """
 
     data: Path
     output: Path
     weights: Path | None = None
+    saves_once: bool = False
     overrides: tuple[str, ...] = ()
 
 
@@ -252,6 +256,8 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
         InputError: an override is not one of `rsna_bcd.train`, or needs weights that are absent.
     """
     overrides = last_of_each([*run.overrides, *place.overrides])
+    if place.saves_once and not any(o.startswith(_NEEDS_EPOCHS) for o in run.overrides):
+        overrides += ["callbacks.last.every_n_epochs=${epochs}", "~callbacks.best"]
     if place.weights is not None:
         overrides = [o.replace("{weights}", str(place.weights)) for o in overrides]
     elif any("{weights}" in override for override in overrides):

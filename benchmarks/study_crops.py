@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ _SIZE = ("name", "height", "width")
 
 
 def make_crops(
-    study: Study, data: Path, output: Path, configurations: Sequence[DictConfig]
-) -> Path:
-    """Make the crops that runs need and that are not there.
+    study: Study, data: Path, output: Path, configurations: Mapping[str, DictConfig]
+) -> dict[str, str]:
+    """Make the crops that variants need and that are not there.
 
     Args:
         study: names the data set.
@@ -30,36 +30,41 @@ def make_crops(
             data set's own, with images, of which crops are made in `output`; or one that does not
             exist and that the study synthesizes.
         output: gets crops that are made.
-        configurations: of `train`, for each run.
+        configurations: of `train`, by variant.
 
     Returns:
-        `data`, for absent folders the synthesized one.
+        The variants whose crops cannot be had, each with the reason.
 
     Raises:
-        InputError: there is nothing to make crops from.
+        InputError: there is no data, or the crops of the reference cannot be had.
     """
-    is_prepared = (data / "prepared").is_dir()
     if not data.exists() and study.synthesize:
         run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
     if not data.is_dir():
         raise InputError(f"There is no folder {data}. Point data= at crops or at a data set.")
+    is_prepared = (data / "prepared").is_dir()
     if is_prepared and data.resolve() != output.resolve():
         _link(data, output)
-    wanted = {str(cfg.crop.name): cfg for cfg in configurations}
-    for cfg in wanted.values():
+    absent: dict[str, str] = {}
+    for variant, cfg in configurations.items():
         folder = Path(cfg.prepared_dir)
         if (folder / "config.yaml").is_file() and (folder / "train.csv").is_file():
             continue  # training checks that it was made with these settings
-        if is_prepared:
-            _resize(_larger(cfg, folder), folder, record_of(cfg, "crop")["crop"], study.patients)
-        else:
+        if not is_prepared:
             overrides = [f"crop.{key}={quoted(value)}" for key, value in cfg.crop.items()]
             run_stage(
                 "prepare", f"paths.data={quoted(data)}", f"paths.output={quoted(output)}",
                 f"dataset.name={study.dataset}", f"source={study.source}", "splits=[train]",
                 *(o for o in overrides if not o.startswith("crop._target_")), *study.prepare,
             )  # fmt: skip
-    return data
+            continue
+        try:
+            _resize(_larger(cfg, folder), folder, record_of(cfg, "crop")["crop"], study.patients)
+        except InputError as error:
+            if variant == study.reference:
+                raise
+            absent[variant] = str(error)
+    return absent
 
 
 def _link(data: Path, output: Path) -> None:

@@ -23,8 +23,10 @@ from rsna_bcd.tables.predictions import read_oof, read_oof_images
 
 COLUMNS = (
     "variant", "seeds", "folds", "breasts", "positives", "auroc", "low", "high", "difference",
-    "difference_low", "difference_high", "p", "p_holm", "minutes", "missing",
+    "difference_low", "difference_high", "p", "p_holm", "minutes", "missing", "remark",
 )  # fmt: skip
+
+_LEAK = 0.1  # how far from one half an AUROC may be that should be one half
 
 Folds = dict[int, pd.DataFrame]  # the out-of-fold rows of one seed, by fold
 
@@ -43,7 +45,11 @@ class Scored:
 
 
 def study_table(
-    study: Study, tasks: Sequence[Task], output: Path, prepared: Mapping[str, Path]
+    study: Study,
+    tasks: Sequence[Task],
+    output: Path,
+    prepared: Mapping[str, Path],
+    see_other: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Score what is complete.
 
@@ -56,7 +62,8 @@ def study_table(
         study: what was asked for.
         tasks: all runs of it.
         output: folder of runs and predictions.
-        prepared: the folder of crops of each trained variant, for the ages of a stack.
+        prepared: the folder of crops of each trained variant.
+        see_other: trained variants that see the patient's other breast.
 
     Returns:
         `COLUMNS`, one row per variant in the order of the study, the reference first.
@@ -78,8 +85,34 @@ def study_table(
     names = [study.reference, *(name for name in study.variants if name != study.reference)]
     reference = scored[study.reference]
     rows = [_row(study, name, scored[name], reference) for name in names]
-    table = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
+    columns = [column for column in COLUMNS if column not in ("p_holm", "remark")]
+    table = pd.DataFrame(rows, columns=columns).assign(remark="")
+    leak = other_breast_leak(read_images(prepared[study.reference] / "train.csv", "train"))
+    if abs(leak - 0.5) > _LEAK:
+        leaks = table["variant"].isin(
+            [n for n, v in study.variants.items() if n in see_other or _sees_other(v)]
+        )
+        table.loc[leaks, "p"] = np.nan
+        table.loc[leaks, "remark"] = (
+            "not comparable: whether the other breast is in the data tells the label by itself "
+            f"(AUROC {leak:.2f})"
+        )
     return table.assign(p_holm=holm(table["p"]))[list(COLUMNS)]
+
+
+def _sees_other(variant: Variant) -> bool:
+    return variant.other_breast or "other" in variant.stack
+
+
+def other_breast_leak(images: pd.DataFrame) -> float:
+    """AUROC of "the patient's other breast is not in the table", by breast.
+
+    One half where it tells nothing. Data of which only some breasts were published may tell all: a
+    variant that sees the other breast then learns whether it is there.
+    """
+    breasts = images.groupby(["patient_id", "prediction_id"], as_index=False)["cancer"].max()
+    alone = breasts.groupby("patient_id")["prediction_id"].transform("size") == 1
+    return auroc(breasts["cancer"], alone.astype(float))
 
 
 def _read(study: Study, tasks: Sequence[Task]) -> dict[str, Scored]:
@@ -322,4 +355,6 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
     absent = table[table["missing"] != ""]
     for _, row in absent.iterrows():
         lines.append(f"Missing: {row['variant']}, {row['missing']}.")
+    for remark, rows in table[table["remark"] != ""].groupby("remark"):
+        lines.append(f"{', '.join(rows['variant'])}: {remark}.")
     return "\n".join([*lines, *remarks]) + "\n"

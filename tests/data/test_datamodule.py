@@ -202,3 +202,16 @@ def test_a_resumed_run_sees_the_samples_of_a_straight_one(output: Path, tmp_path
         first = samples(output, checkpoint, workers=workers, epochs=2)
         rest = samples(output, checkpoint, workers=workers, epochs=4)
         assert first + rest == straight
+
+
+def test_crops_in_memory_give_the_same_batches(output: Path) -> None:
+    kept, read = make(output, crops_in_memory=True), make(output)
+    for data in (kept, read):
+        data.setup()
+    for one, other in (
+        (kept.train_dataloader(), read.train_dataloader()),
+        (kept.val_dataloader(), read.val_dataloader()),
+    ):
+        for first, second in zip(one, other, strict=True):
+            assert first.keys() == second.keys()
+            assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,225 @@
+"""A study end to end: the runs are the command's, it resumes, and stops at its deadline."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import study_runs
+import torch
+from fabricated_crops import save_crops
+from hydra import compose, initialize_config_dir
+from study import run_study
+from study_config import Place, compose_run, last_of_each, needed_runs, read_study
+from study_heads import _bags
+
+import rsna_bcd.train
+from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError
+from rsna_bcd.train import train
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+STUDY = """
+dataset: rsna
+folds: [0, 1]
+seeds: [3]
+reference: plain
+resamples: 50
+base: [crop=demo, crop.height=64, crop.width=32, network=test_resnet, augment=flips, epochs=1,
+  batch_size=8, negatives_per_positive=null]
+variants:
+  plain: []
+  mirrored: [tta=hflip]
+  flips: {of: plain, flips: [hflip]}
+  head: {of: plain, head: attention}
+  both_breasts: {of: plain, head: attention, other_breast: true}
+  stack: {of: plain, stack: [mean, max, other, age]}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops, and a study that has been run on them."""
+    folder = tmp_path_factory.mktemp("study")
+    save_crops(folder / "data")
+    (folder / "study.yaml").write_text(STUDY)
+    run(folder)
+    return folder
+
+
+def run(folder: Path, **changes: Any) -> pd.DataFrame:
+    settings: dict[str, Any] = {"jobs": 0, **changes}
+    return run_study(folder / "study.yaml", folder / "data", folder / "out", **settings)
+
+
+def test_runs_are_those_of_the_command(folder: Path, tmp_path: Path) -> None:
+    save_crops(tmp_path)
+    overrides = [
+        *("crop=demo", "crop.height=64", "crop.width=32", "network=test_resnet", "augment=flips"),
+        *("epochs=1", "batch_size=8", "negatives_per_positive=null", "name=plain_s3", "seed=3"),
+        *("fold=1", "workers=0", "trainer=cpu", f"paths.output={tmp_path}"),
+    ]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        train(compose("train", overrides))
+    for name in ("oof.csv", "oof_images.csv", "config.yaml", "metrics.json", "seen.json"):
+        place = Path("runs") / "plain_s3" / "fold1" / name
+        assert (folder / "out" / place).read_bytes() == (tmp_path / place).read_bytes()
+
+
+def test_flips_without_training_are_what_tta_gives(folder: Path) -> None:
+    for fold in (0, 1):
+        own = pd.read_csv(folder / f"out/predicted/flips_s3/fold{fold}.csv")
+        trained = pd.read_csv(folder / f"out/runs/mirrored_s3/fold{fold}/oof.csv")
+        pd.testing.assert_frame_equal(own, trained, rtol=0, atol=1e-6)
+        head = pd.read_csv(folder / f"out/predicted/head_s3/fold{fold}.csv")
+        columns = ["prediction_id", "patient_id", "fold", "label", "unread"]
+        assert head[columns].equals(trained[columns])
+
+
+def test_a_second_call_trains_nothing_and_gives_the_same_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "out" / "study.csv").read_bytes()
+    monkeypatch.setattr(study_runs, "do_run", None)
+    monkeypatch.setattr(rsna_bcd.train, "train", None)
+    table = run(folder)
+    assert (folder / "out" / "study.csv").read_bytes() == before
+    assert table["variant"].tolist() == list(read_study(folder / "study.yaml").variants)
+    assert (table["missing"] == "").all()
+    assert table["breasts"].tolist() == [16] * 6
+    assert np.isfinite(table["difference"][1:]).all()
+    text = (folder / "out" / "study.md").read_text()
+    assert "Reference: plain. Up to 16 breasts, 4 with cancer" in text
+
+
+def test_what_was_lost_is_made_again(folder: Path) -> None:
+    lost = folder / "out" / "predicted" / "head_s3" / "fold0.csv"
+    content = lost.read_bytes()
+    lost.unlink()
+    assert "fold 0" in run(folder, deadline=time.monotonic() - 1)["missing"][3]
+    assert not lost.exists()
+    run(folder)
+    assert lost.read_bytes() == content
+
+
+def test_at_the_deadline_the_table_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
+    table = run_study(
+        folder / "study.yaml",
+        folder / "data",
+        tmp_path / "out",
+        deadline=time.monotonic() - 1,
+        jobs=0,
+    )
+    assert table["auroc"].isna().all()
+    assert (table["missing"] == "seed 3: fold 0,1").all()
+    assert not (tmp_path / "out" / "runs").exists()
+    assert (tmp_path / "out" / "study.md").is_file()
+
+
+def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
+    file = folder / "study.yaml"
+    file.write_text(STUDY.replace("[tta=hflip]", "[tta=hflip, epochs=2]"))
+    try:
+        with pytest.raises(InputError, match=r"trained with other overrides \(epochs=1, epochs=2"):
+            run(folder)
+    finally:
+        file.write_text(STUDY)
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(folder: Path, tmp_path: Path) -> None:
+    file = folder / "failing.yaml"
+    file.write_text(STUDY.split("  flips")[0].replace("tta=hflip", "tta=sideways"))
+    table = run_study(file, folder / "data", folder / "out", jobs=0)
+    assert len(table.attrs["failed"]) == 2
+    assert "choose none or hflip" in table.attrs["failed"][0]
+    assert table["missing"].tolist() == ["", "seed 3: fold 0,1"]
+
+
+def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "study.yaml"
+    text = STUDY.split("  mirrored")[0].replace("64, crop.width=32", "32, crop.width=16")
+    text = text.replace("crop=demo", "crop=demo, crop.name=small").replace("[0, 1]", "[0]")
+    large = "  large: [crop.name=large, crop.height=128, crop.width=64]\n"
+    file.write_text(f"{text}{large}patients: 6\n")
+    table = run_study(file, folder / "data", tmp_path / "out", deadline=0.0, jobs=0)
+    assert "large: " in table.attrs["failed"][0]
+    made = tmp_path / "out" / "prepared" / "rsna" / "small"
+    images = pd.read_csv(made / "train.csv")
+    assert images["patient_id"].nunique() == 6
+    assert images.groupby("patient_id")["cancer"].max().sum() == 3
+    assert "resized_from" in (made / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("reference: none", "reference=none is not a trained variant"),
+        ("folds: []", "must name one each"),
+        ("more: 1", "must have the keys"),
+        ("variants: {plain: {of: plain}}", "must be a list of overrides"),
+        ("variants: {plain: [], f: {of: plain, flips: [left]}}", "f.flips has left; choose of"),
+        ("variants: {plain: [], f: {of: later, flips: [hflip]}}", "names later"),
+        ("variants: {plain: [], f: {combine: [later]}}", "f.combine names later"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path: Path, change: str, message: str) -> None:
+    key = change.split(":")[0]
+    lines = [line for line in STUDY.strip().splitlines() if not line.startswith(f"{key}:")]
+    if key == "variants":
+        lines = [line for line in lines if not line.startswith("  ") or "batch_size" in line]
+    file = tmp_path / "study.yaml"
+    file.write_text("\n".join([*lines, change]))
+    with pytest.raises(InputError, match=message):
+        read_study(file)
+
+
+def test_an_override_that_does_not_exist_stops_the_study_at_once(folder: Path) -> None:
+    file = folder / "mistaken.yaml"
+    file.write_text(STUDY.replace("[tta=hflip]", "[epoch=2]"))
+    with pytest.raises(InputError, match="Variant mirrored: .*epoch"):
+        run_study(file, folder / "data", folder / "out", jobs=0)
+
+
+def test_of_two_overrides_of_a_key_the_later_counts_and_groups_come_first() -> None:
+    overrides = ["a.b=1", "crop=x", "+c.d=1", "crop=y", "a.b=2", "c.d=3"]
+    assert last_of_each(overrides) == ["crop=y", "a.b=2", "c.d=3"]
+
+
+@pytest.mark.parametrize("name", ["small", "processor", "plain", "gpu"])
+def test_a_study_in_the_project_has_valid_overrides(name: str) -> None:
+    study = read_study(STUDIES / f"{name}.yaml")
+    place = Place(Path("data"), Path("output"), Path("weights"), saves_once=True)
+    first = {run.variant: run for run in reversed(needed_runs(study, "gpu"))}
+    # All overrides of a study in one configuration; groups of networks each by itself.
+    for run in first.values():
+        if run.variant == study.reference or any(o.startswith("network=") for o in run.overrides):
+            cfg = compose_run(run, study, place)
+            assert cfg.name == f"{run.variant}_s{study.seeds[0]}"
+            assert cfg.callbacks.last.every_n_epochs == cfg.epochs
+            assert "best" not in cfg.callbacks
+
+
+def test_bags_hold_the_images_of_a_breast_and_those_of_the_other() -> None:
+    images = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c"],
+            "prediction_id": ["1_L", "1_R", "1_L"],
+            "patient_id": "1",
+            "view": ["CC", "MLO", "MLO"],
+        }
+    )
+    features = np.arange(8, dtype=np.float32).reshape(4, 2)
+    stored = {"image_id": np.array(["c", "x", "a", "b"]), "features": features}
+    own = _bags(stored, images, other_breast=False)
+    assert own["mask"].tolist() == [[True, True], [True, False]]
+    assert own["features"][0].tolist() == [[4, 5], [0, 1]]  # a, c
+    assert not own["other"].any()
+    both = _bags(stored, images, other_breast=True)
+    assert both["mask"].all()
+    assert both["other"].tolist() == [[False, False, True], [False, True, True]]
+    assert torch.equal(both["features"][0, 2], torch.tensor([6.0, 7.0]))  # b
+    assert both["view"].tolist() == [[0, 1, 1], [1, 0, 1]]
