@@ -1,6 +1,9 @@
-"""Training steps on one GPU, from crops in memory: speed, share of the peak, memory.
+"""Training steps from crops in memory: speed, share of the GPU's peak, memory.
 
-Steps `throughput` and `memory` of `gpu.py`; the processor runs tiny networks instead.
+Steps `throughput` and `memory` of `gpu.py`; without a GPU they have tiny networks. By itself, for
+what the trainer costs on a processor:
+
+    python benchmarks/gpu_throughput.py lite0 trainer=cpu batch_size=8 < /dev/null
 """
 
 import atexit
@@ -165,9 +168,8 @@ def throughput(context: Context) -> Iterator[Row]:
 
 def _start_worker(name: str, context: Context) -> "subprocess.Popen[str]":
     log = (context.folder / f"throughput_{name}.log").open("w")
-    request = json.dumps([name, context.small])
     return subprocess.Popen(
-        [sys.executable, __file__, request],
+        [sys.executable, __file__, name, *(["small"] if context.small else [])],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
     )  # fmt: skip
 
@@ -188,31 +190,44 @@ def _measured(name: str, worker: "subprocess.Popen[str]", context: Context) -> I
         }
 
 
-def work(name: str, small: bool, answer: Any, wait: Callable[[], Any]) -> None:
-    """Compile, wait for the turn, measure all pipelines of an experiment, write rows."""
+def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> None:
+    """Compile, wait for the turn, measure all pipelines of an experiment, write rows.
+
+    Args:
+        name: of the experiment.
+        more: overrides of `train`; or `small`, for tiny networks on the processor.
+        answer: gets a line when all is compiled, and then the rows.
+        wait: returns when it is this process's turn.
+    """
     import rsna_bcd.train
     from rsna_bcd.models.memory import keep_freed_memory
 
     rsna_bcd.train._quieten_lightning()
     keep_freed_memory()
+    small = more == ["small"]
+    device = torch.device("cpu" if small or "trainer=cpu" in more else "cuda")
     if small:  # a C++ compiler takes minutes for what is measured on a GPU only
         torch.compile = partial(torch.compile, backend="aot_eager")
-    device = torch.device("cpu" if small else "cuda")
-    loops = {way: _Loop(name, way, small, device) for way in (COMPILED, OURS, FLOAT32)}
-    loops[BARE_COMPILED], loops[BARE] = loops[COMPILED], loops[OURS]
-    compile_seconds = loops[COMPILED].warm_up()
+    settings = overrides(name, small) + ([] if small else more)
+    is_compiled = small or device.type == "cuda"
+    loops = {way: _Loop(settings, way, device) for way in (OURS, FLOAT32)}
+    loops[BARE], compile_seconds = loops[OURS], 0.0
+    if is_compiled:
+        loops[COMPILED] = loops[BARE_COMPILED] = _Loop(settings, COMPILED, device)
+        compile_seconds = loops[COMPILED].warm_up()
     print("ready", file=answer, flush=True)
     wait()
-    rounds, steps = (2, 2) if small else (3, 10)
-    turns: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    rounds, steps = (2, 2) if small else (3, 10) if device.type == "cuda" else (10, 4)
+    ways = [way for way in WAYS if way in loops]
+    turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     errors: dict[str, str] = {}
     for _ in range(rounds):
-        for way in (way for way in WAYS if way not in errors):
+        for way in (way for way in ways if way not in errors):
             try:
                 turns[way].append(loops[way].turn(way in (COMPILED, OURS), steps))
             except torch.OutOfMemoryError as error:
                 errors[way] = str(error).split("\n")[0]
-    for way in WAYS:
+    for way in ways:
         row = loops[way].row(turns[way]) if way not in errors else {"error": errors[way]}
         if way in (COMPILED, OURS) and turns[way] and way not in errors:
             bare = BARE_COMPILED if way == COMPILED else BARE
@@ -226,7 +241,7 @@ def work(name: str, small: bool, answer: Any, wait: Callable[[], Any]) -> None:
 class _Loop:
     """An experiment's network, trained through Lightning or in a bare loop."""
 
-    def __init__(self, name: str, way: str, small: bool, device: torch.device) -> None:
+    def __init__(self, settings: list[str], way: str, device: torch.device) -> None:
         more = {
             COMPILED: ["compile=true"],
             OURS: [],
@@ -236,7 +251,7 @@ class _Loop:
         quiet += ["+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false"]
         output = tempfile.mkdtemp(prefix="throughput_")
         atexit.register(shutil.rmtree, output, ignore_errors=True)
-        self._cfg = composed(*overrides(name, small), *more, *quiet, f"paths.output={output}")
+        self._cfg = composed(*settings, *more, *quiet, f"paths.output={output}")
         self._device, self._compiled = device, way == COMPILED
         self._classifier = make_classifier(self._cfg)
         self._batch = random_batch(self._cfg, self._classifier.unit, self._cfg.batch_size)
@@ -430,4 +445,4 @@ def samples_within(capacity: float, line: tuple[float, float]) -> int:
 if __name__ == "__main__":
     protocol = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print to stdout
-    work(*json.loads(sys.argv[1]), protocol, sys.stdin.readline)
+    work(sys.argv[1], sys.argv[2:], protocol, sys.stdin.readline)
