@@ -83,6 +83,7 @@ def checks(context: Context) -> Iterator[Row]:
     # Each in a process, for compiling takes longest.
     units = [*(f"{compiling}::test_a_compiled_step[{name}]" for name in EXPERIMENTS), *units]
     environment = {**os.environ, "RSNA_BCD_GPU_CHECKS": context.device}
+    environment["RSNA_BCD_GPU_PACK"] = str(context.pack or "")
     lines: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
 
     def log_of(unit: str) -> Path:
