@@ -27,7 +27,8 @@ def make_table(folder: Path, files: list[Path], images: int) -> Path:
 
     Args:
         folder: where to.
-        files: DICOM files; image n is a link to the n-th, and after the last to the first again.
+        files: DICOM files or pictures; image n is a link to the n-th, and after the last to the
+            first again.
         images: how many; a patient has four.
 
     Returns:
@@ -48,9 +49,10 @@ def make_table(folder: Path, files: list[Path], images: int) -> Path:
     )
     table["prediction_id"] = table["patient_id"].astype(str) + "_" + table["laterality"]
     for number, row in enumerate(table.itertuples()):
-        link = folder / "test_images" / str(row.patient_id) / f"{row.image_id}.dcm"
+        file = files[number % len(files)].resolve()
+        link = folder / "test_images" / str(row.patient_id) / f"{row.image_id}{file.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(files[number % len(files)].resolve())
+        link.symlink_to(file)
     table.to_csv(folder / "test.csv", index=False)
     sample = table[["prediction_id"]].drop_duplicates().assign(cancer=0.02)
     sample.to_csv(folder / "sample_submission.csv", index=False)
@@ -74,7 +76,10 @@ def make_ensemble(output: Path, experiments: list[list[str]], folds: int, onnx: 
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose("train", [*overrides, f"paths.output={output}"])
         torch.manual_seed(0)
-        network = instantiate(cfg.network).eval()
+        network = instantiate(cfg.network)
+        if network.unit == "image":
+            with_batch_statistics(network, torch.rand(8, 1, 256, 128))
+        network.eval()
         for fold in range(folds):
             runs.append(_save(Path(cfg.run_dir).with_name(f"fold{fold}"), cfg, fold, network))
         members.append(
@@ -93,6 +98,21 @@ def make_ensemble(output: Path, experiments: list[list[str]], folds: int, onnx: 
             _export(output, run)
     write_ensemble(_ensemble(tuple(members)), output / "ensembles" / NAME / FILE_NAME)
     return runs
+
+
+@torch.no_grad()
+def with_batch_statistics(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """Give BatchNorm the statistics of a batch.
+
+    With those of new layers, 0 and 1, deep networks leave the range of half precision.
+    """
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    network.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _export(output: Path, run: Path) -> None:

@@ -86,7 +86,7 @@ def is_done(task: Task) -> bool:
 
 def do_run(task: Task) -> float:
     """Train a run that is not finished, and predict what is not predicted; return the seconds."""
-    from rsna_bcd.train import train  # heavy: imported once per process
+    from rsna_bcd.stages.train import train  # heavy: imported once per process
 
     begin = time.monotonic()
     run, folder = task.run, task.folder

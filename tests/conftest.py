@@ -7,7 +7,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.stages.synthesize import synthesize
 
 # Before torch is imported, also by stages in processes of their own: the threads of OpenMP wait by
 # spinning, which makes tiny networks several times slower on a busy machine; and ranks that
@@ -21,6 +20,8 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Read it, do not write to it. All machines of the phantom occur in the training part.
     """
+    from rsna_bcd.stages.synthesize import synthesize  # deferred: it writes DICOM, which needs GDCM
+
     data = tmp_path_factory.mktemp("competition")
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose(

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier
-from rsna_bcd.train import train
+from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

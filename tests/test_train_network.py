@@ -18,7 +18,7 @@ from rsna_bcd.data.workers import shared_memory_failure, workers_that_fit
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.runs import load_run
 from rsna_bcd.models.exporting import fingerprint
-from rsna_bcd.train import train
+from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

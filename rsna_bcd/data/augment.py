@@ -8,13 +8,14 @@ every epoch whose workers are started anew, because each worker inherits the sam
 import os
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it calls home at import
-import albumentations  # noqa: E402  must come after the line above
+if TYPE_CHECKING:  # imported where a chain is made: without transforms, nothing needs it
+    import albumentations
 
 
 class Augmentation:
@@ -24,8 +25,12 @@ class Augmentation:
         transforms: applied in order, each with its own probability; empty leaves images alone.
     """
 
-    def __init__(self, transforms: Sequence[albumentations.BasicTransform]) -> None:
-        self._chain = albumentations.Compose(list(transforms))
+    def __init__(self, transforms: Sequence["albumentations.BasicTransform"]) -> None:
+        self._chain: Any = None
+        if transforms:
+            import albumentations
+
+            self._chain = albumentations.Compose(list(transforms))
 
     def __call__(self, pixels: NDArray[Any], key: Sequence[int]) -> NDArray[Any]:
         """Augment one image.
@@ -37,6 +42,8 @@ class Augmentation:
         Returns:
             The same shape and type.
         """
+        if self._chain is None:
+            return pixels
         generator = np.random.default_rng(list(key))
         self._chain.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         # A trailing channel: some transforms take a bare (H, W) for colour channels.

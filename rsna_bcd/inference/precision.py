@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.runs import Run
+from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.prediction import Batch, predict_logits
 
 Precision = Literal["auto", "float32", "fp16", "bf16"]
@@ -53,7 +54,7 @@ class Forward:
         self._run = run
         self.device = device_of(run)
         self._dtype = _AUTOCAST.get(settled(precision, self.device.type))
-        self._most: int | None = None  # samples that fit into memory, once some did not
+        self.limit = MemoryLimit()
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float64], str | None]:
         """Predict a batch.
@@ -74,30 +75,22 @@ class Forward:
             pays = max(1, _PIXELS_AT_ONCE // batch["image"][0].numel())
         values = np.full(size, np.nan)
         reason: str | None = None
-        start = 0
-        while start < size:
-            end = min(size, start + min(pays, self._most or size))
-            part = {name: tensor[start:end].to(self.device) for name, tensor in batch.items()}
-            try:
-                logits = self._logits(part)
-            except torch.OutOfMemoryError:
-                logits = None  # not here: the exception holds on to what the batch took
+        for part, logits in self.limit.split(self._predict, batch, pays):
             if logits is None:
-                torch.cuda.empty_cache()
-                if end - start > 1:
-                    self._most = (end - start) // 2
-                    continue
                 reason = f"{self._name} needs more memory than {self.device} has"
-            else:
-                values[start:end] = logits.double().sigmoid().cpu().numpy()
-                if not np.isfinite(values[start:end]).all():
-                    reason = f"{self._name} gave no finite value"
-            start = end
+                continue
+            values[part] = logits.double().sigmoid().cpu().numpy()
+            if not np.isfinite(values[part]).all():
+                reason = f"{self._name} gave no finite value"
         return values, reason
 
     @property
     def _name(self) -> str:
         return f"{self._run.folder.parent.name} {self._run.folder.name}"
+
+    def _predict(self, batch: Batch) -> torch.Tensor:
+        """Logits (B,) of a batch that is on any device."""
+        return self._logits({name: tensor.to(self.device) for name, tensor in batch.items()})
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         network, tta = self._run.network, self._run.tta

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.criterion import Criterion
+from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
 from rsna_bcd.models.optimizers import MakeOptimizer, Rates
 from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
@@ -80,6 +81,7 @@ class Classifier(pl.LightningModule):
         self._compile = compile
         self._compiled: list[Any] = []  # no submodule: its parameters would be there twice
         self._validated: list[dict[str, Tensor]] = []
+        self._memory_limit = MemoryLimit()
         mix.check(self.unit)
 
     @property
@@ -94,7 +96,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log its parts."""
         batch = self._mix(batch, (self._seed, self._draw(batch_idx)))
-        losses = self.criterion(outputs_of(self._trained(), batch), batch)
+        losses = self.criterion(outputs_of(self.trained_network(), batch), batch)
         several = len(losses) > len(("loss", "total", "label"))
         for name in losses.keys() - {"loss"} if several else {"total"}:
             self.log(
@@ -109,7 +111,7 @@ class Classifier(pl.LightningModule):
         accumulated = self.trainer.accumulate_grad_batches
         return self.global_step * accumulated + batch_idx % accumulated
 
-    def _trained(self) -> Any:
+    def trained_network(self) -> Any:
         """The network as it is trained, compiled at its first use."""
         if not self._compile:
             return self.network
@@ -123,7 +125,7 @@ class Classifier(pl.LightningModule):
         In the precision of the training, which is faster on a GPU: in mixed precision `metrics.csv`
         may differ from the scores of the out-of-fold predictions in the third digit.
         """
-        logits = predict_logits(self.network, batch, "none", in_float32=False)
+        logits = self._predict(batch, "none", in_float32=False)
         self._validated.append({"index": batch["index"], "logit": logits})
 
     def on_validation_epoch_end(self) -> None:
@@ -143,8 +145,24 @@ class Classifier(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict a batch as test images are predicted: `index` and `logit`, both (B,)."""
-        logits = predict_logits(self.network, batch, self._tta)
-        return {"index": batch["index"], "logit": logits}
+        return {"index": batch["index"], "logit": self._predict(batch, self._tta)}
+
+    def _predict(self, batch: Batch, tta: TTA, *, in_float32: bool = True) -> Tensor:
+        """Logits (B,), also of a batch that memory holds only in parts.
+
+        Training may need less than float32 does here: by mixed precision or checkpointing.
+        """
+
+        def predict(part: Batch) -> Tensor:
+            return predict_logits(self.network, part, tta, in_float32=in_float32)
+
+        parts = [logits for _, logits in self._memory_limit.split(predict, batch)]
+        if any(logits is None for logits in parts):
+            raise InputError(
+                f"Not even one {self.unit} fits into memory for prediction in float32. Choose a "
+                "smaller crop= or network.backbone=, or predict elsewhere."
+            )
+        return torch.cat([logits for logits in parts if logits is not None])
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and its schedule by step."""

@@ -5,6 +5,7 @@ import json
 import netrc
 import os
 import secrets
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -104,6 +105,18 @@ def connection_problem(key: str) -> str | None:
         return f"{server} cannot be reached ({reason}); check the network or WANDB_BASE_URL"
     viewer = (found.get("data") or {}).get("viewer") if isinstance(found, dict) else None
     return None if viewer else refused
+
+
+def wandb_run() -> Any:
+    """The run of W&B that a logger has begun; None without one, and where W&B is not installed."""
+    wandb = sys.modules.get("wandb")  # imported by the logger
+    return None if wandb is None else wandb.run
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the run of W&B, if there is one: else the next run of this process would log into it."""
+    if wandb_run() is not None:
+        sys.modules["wandb"].finish(exit_code=exit_code)
 
 
 @rank_zero_only  # which alone logs; several would write the file at once

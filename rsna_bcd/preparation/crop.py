@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.breast import Box, find_breast
 from rsna_bcd.imaging.crops import Crop
-from rsna_bcd.imaging.decoders import DECODERS
-from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import ImageError, Mammogram, centred
 from rsna_bcd.imaging.picture import read_picture
 from rsna_bcd.imaging.quality import join_flags
@@ -139,7 +137,7 @@ def prepare_image(
     path: Path,
     settings: CropSettings,
     source: Source,
-    decoders: Sequence[str] = tuple(DECODERS),
+    decoders: Sequence[str] | None = None,
 ) -> PreparedImage:
     """Make the crop of one file.
 
@@ -164,15 +162,24 @@ def prepare_images(task: CropsTask) -> list[PreparedImage]:
     return [crop_mammogram(mammogram, settings) for settings in task.settings]
 
 
-def read_mammogram(
-    path: Path, source: Source, decoders: Sequence[str] = tuple(DECODERS)
-) -> Mammogram:
+def read_mammogram(path: Path, source: Source, decoders: Sequence[str] | None = None) -> Mammogram:
     """Read one file.
+
+    Args:
+        path: of the file.
+        source: how to read it.
+        decoders: for DICOM, see `read_dicom`; None for all of them.
 
     Raises:
         ImageError: the file is no image that can be used; the message says why.
     """
-    mammogram = read_dicom(path, decoders) if source == "dicom" else read_picture(path)
+    if source == "image":
+        mammogram = read_picture(path)
+    else:
+        # Deferred: a machine that reads no DICOM, such as one for training, needs no decoders.
+        from rsna_bcd.imaging.dicom import read_dicom
+
+        mammogram = read_dicom(path) if decoders is None else read_dicom(path, decoders)
     height, width = mammogram.height, mammogram.width
     if min(height, width) < _SMALLEST_SIDE:
         raise ImageError(

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-import wandb
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -29,6 +28,7 @@ from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits
 from rsna_bcd.models.ending import Ending, FiniteGuard, ending
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
+from rsna_bcd.models.memory import out_of_memory
 from rsna_bcd.models.prediction import check_network, network_unit
 from rsna_bcd.models.process import keep_freed_memory, quieten_lightning, synchronise_norms
 from rsna_bcd.models.ranks import (
@@ -36,10 +36,10 @@ from rsna_bcd.models.ranks import (
     end_with_parent,
     n_ranks_to_start,
     run_ranks,
+    started_outside,
 )
-from rsna_bcd.models.tracking import ID_FILE
+from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.reporting.learning_curves import learning_curves
-from rsna_bcd.reporting.wandb_results import log_results
 from rsna_bcd.stages._training_checks import check_training
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
@@ -114,7 +114,7 @@ def _train(cfg: DictConfig) -> None:
         trainer.callbacks[:0] = [Record(record), FiniteGuard()]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        _fit(trainer, classifier, data, cfg, checkpoint)
         end = ending(trainer)
         _draw_curves(run_dir)
         if not end.is_finished:
@@ -124,7 +124,7 @@ def _train(cfg: DictConfig) -> None:
         if oof is not None:
             scores = {**breast_metrics(oof), "unread_breasts": int(oof["unread"].sum())}
         _finish(run_dir, {**_facts(data, trainer, record), **scores}, end)
-        if oof is not None and wandb.run is not None:  # last: the run is finished without it
+        if oof is not None and wandb_run() is not None:  # last: the run is finished without it
             _show_in_wandb(oof, data, scores, Path(cfg.prepared_dir))
         exit_code = 0
     except InputError as error:  # from a worker process, it comes wrapped in a traceback
@@ -134,8 +134,7 @@ def _train(cfg: DictConfig) -> None:
             raise InputError(f"{remedy} Finished epochs are kept: resume=true.") from error
         raise
     finally:  # else the next job of a sweep goes on logging into this one's run
-        if wandb.run is not None:
-            wandb.finish(exit_code=exit_code)
+        finish_wandb(exit_code)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -222,6 +221,10 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
         "source": prepared.source,
         "trainer": trainer,
     }
+    own = Path(cfg.run_dir) / "config.yaml"
+    if not own.is_file() or "micro_batch" in OmegaConf.load(own):  # older records lack it
+        ranks = started_outside() or _n_ranks_to_start(cfg.trainer) or 1
+        record["micro_batch"] = cfg.batch_size // ranks  # what BatchNorm and mix see
     start = record["network"].get("checkpoint_path")  # the one that is loaded
     if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
         record["starts_from"] = runs
@@ -305,6 +308,22 @@ def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overw
     write_seen(seen_values(images), run_dir / SEEN_FILE)
 
 
+def _fit(
+    trainer: pl.Trainer,
+    classifier: Classifier,
+    data: CropDataModule,
+    cfg: DictConfig,
+    checkpoint: Path | None,
+) -> None:
+    """Train; where a batch does not fit into memory, say which would."""
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return
+    except torch.OutOfMemoryError:
+        pass  # measured below: here the exception still holds what the step took
+    raise out_of_memory(classifier, trainer, data.train_dataloader(), cfg.batch_size)
+
+
 def _predict_held_out(
     trainer: pl.Trainer, classifier: Classifier, data: CropDataModule, cfg: DictConfig
 ) -> pd.DataFrame:
@@ -333,8 +352,10 @@ def _show_in_wandb(
     oof: pd.DataFrame, data: CropDataModule, scores: dict[str, Any], folder: Path
 ) -> None:
     """Curves, and the hardest breasts with their pictures."""
+    from rsna_bcd.reporting.wandb_results import log_results  # deferred: needs W&B
+
     images = data.held_out_images
-    log_results(wandb.run, oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
+    log_results(wandb_run(), oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)
 
 
 def _facts(data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]) -> dict[str, Any]:

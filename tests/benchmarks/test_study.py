@@ -18,7 +18,7 @@ from study_heads import _bags
 import rsna_bcd.train
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.train import train
+from rsna_bcd.stages.train import train
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 STUDY = """

@@ -1,0 +1,174 @@
+"""The runner of `make gpu`: shares of the time, deadlines, what is done, and what it imports."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu
+import pytest
+
+BLOCKED = (
+    "wandb", "pydicom", "gdcm", "dicomsdl", "captum", "distributed", "dask", "albumentations",
+)  # fmt: skip
+
+
+def command(script: str) -> list[str]:
+    return [sys.executable, "-c", script]
+
+
+def row(name: str, **values: Any) -> str:
+    return f"print({json.dumps(json.dumps({'name': name, **values}))}, flush=True)\n"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> gpu.Results:
+    return gpu.Results(tmp_path / "results.jsonl")
+
+
+def test_rows_are_kept_and_a_step_that_ends_is_finished(
+    results: gpu.Results, tmp_path: Path
+) -> None:
+    script = row("a", value=1) + row("b", value=2)
+    assert gpu.run_step("memory", command(script), 60, results, tmp_path / "log") == "finished"
+    again = gpu.Results(tmp_path / "results.jsonl")
+    assert again.rows["memory"] == {"a": {"name": "a", "value": 1}, "b": {"name": "b", "value": 2}}
+    assert again.is_finished("memory")
+    assert not again.is_finished("checks")
+
+
+def test_a_step_is_killed_at_its_share_with_all_that_it_started(
+    results: gpu.Results, tmp_path: Path
+) -> None:
+    alive = tmp_path / "alive"
+    child = f"import time\nwhile True: open({str(alive)!r}, 'a').write('x'); time.sleep(.05)"
+    script = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n{row('a', value=1)}time.sleep(60)"
+    )
+    begin = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "GRACE", 0.3)
+        state = gpu.run_step("memory", command(script), 3, results, tmp_path / "log")
+    assert state == "stopped"
+    assert time.monotonic() - begin < 10
+    assert results.rows["memory"]["a"]["value"] == 1  # what it had found is kept
+    assert not results.is_finished("memory")
+    time.sleep(0.2)
+    size = alive.stat().st_size
+    time.sleep(0.3)
+    assert alive.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    "script", [row("a", error="out of memory"), row("a") + "raise SystemExit(3)"]
+)
+def test_a_step_with_an_error_is_not_finished(
+    script: str, results: gpu.Results, tmp_path: Path
+) -> None:
+    assert gpu.run_step("memory", command(script), 60, results, tmp_path / "log") == "failed"
+    assert not gpu.Results(tmp_path / "results.jsonl").is_finished("memory")
+
+
+def test_what_is_forgotten_is_that_alone(results: gpu.Results) -> None:
+    for step in ("checks", "memory"):
+        results.add(step, {"name": "a", "value": 1})
+        results.add(step, {"state": "finished", "seconds": 1.0})
+    results.forget(["memory"])
+    assert results.is_finished("checks")
+    assert not results.is_finished("memory")
+    assert results.rows["memory"] == {}
+    assert results.rows["checks"] != {}
+
+
+def test_shares_fill_the_time_and_unused_time_passes_on() -> None:
+    ahead, left, spent = list(gpu.STEPS), 520.0, 0.0
+    while ahead:
+        limit = gpu.limit_of(ahead[0], ahead, left)
+        used = 5.0 if ahead[0] == "throughput" else limit
+        spent, left, ahead = spent + used, left - used, ahead[1:]
+    assert spent <= 520
+    assert gpu.limit_of("checks", list(gpu.STEPS), 520) <= 80  # the first ends within 90 s
+    assert gpu.limit_of("memory", ["memory"], 400) == 400
+    assert sum(gpu.SHARES.values()) <= 540 - len(gpu.STEPS) * gpu.GRACE / 2
+
+
+def test_arguments() -> None:
+    assert gpu.parse([])["steps"].split(",") == list(gpu.STEPS)
+    assert gpu.parse(["steps=[memory,checks]"])["steps"] == "checks,memory"  # in their order
+    with pytest.raises(SystemExit, match="no step speed; there are checks, throughput"):
+        gpu.parse(["steps=checks,speed"])
+    with pytest.raises(SystemExit, match="unknown step; there are steps"):
+        gpu.parse(["step=checks"])
+
+
+def test_the_report_says_what_was_not_measured(results: gpu.Results) -> None:
+    machine = {"device": "NVIDIA H100", "about": "a card"}
+    rate = {"images_per_second": 300.0, "over_bare": 0.96}
+    results.add("throughput", {"name": "lite0, ours, compiled", **rate})
+    results.add("throughput", {"name": "lite0, float32 eager", "images_per_second": 100.0})
+    results.add("throughput", {"state": "stopped", "seconds": 9.0})
+    text = gpu.report(results, machine)
+    assert "## throughput: stopped after 9 s" in text
+    assert "## study: not run" in text
+    assert "| lite0: compiled bf16 over float32 eager, at least 2 | 3 | yes |" in text
+    assert "| lite0: our step over the bare loop, at least .97 | 0.96 | no |" in text
+    assert "| effnet_b5: wait for data, at most .03 | not measured |  |" in text
+
+
+def test_a_second_call_skips_what_is_finished(tmp_path: Path) -> None:
+    root = Path(gpu.__file__).parent
+    folder = tmp_path / "processor"
+    folder.mkdir()
+    results = gpu.Results(folder / "results.jsonl")
+    results.add("memory", {"name": "lite0", "card": 7})
+    results.add("memory", {"state": "finished", "seconds": 1.0})
+    arguments = [f"output={tmp_path}", "device=cpu", "steps=memory"]
+    said = subprocess.run(
+        [sys.executable, str(root / "gpu.py"), *arguments],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert "No GPU is used" in said
+    assert "memory: finished already" in said
+    assert "| lite0 | 7 |" in (folder / "report.md").read_text()
+
+
+def test_what_is_not_used_is_not_imported(tmp_path: Path) -> None:
+    """W&B, DICOM and albumentations may be absent: a step of an experiment is trained without."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {BLOCKED!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    script = (
+        "import gpu, gpu_throughput, gpu_inference, study, torch\n"
+        "import rsna_bcd.train, rsna_bcd.submit, rsna_bcd.export\n"
+        "cfg = gpu_throughput.composed(*gpu_throughput.overrides('lite0', True))\n"
+        "classifier = gpu_throughput.make_classifier(cfg)\n"
+        "step = gpu_throughput.make_step(cfg, classifier, torch.device('cpu'), compiled=False)\n"
+        "assert step(gpu_throughput.random_batch(cfg, 'image', 2)).isfinite()\n"
+    )
+    paths = [str(tmp_path), str(gpu.ROOT), str(gpu.ROOT / "benchmarks")]
+    subprocess.run(
+        command(script), check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    )
+
+
+@pytest.mark.slow
+def test_all_steps_on_the_processor(tmp_path: Path) -> None:
+    arguments = ["device=cpu", f"output={tmp_path}", "seconds=1800"]
+    subprocess.run(
+        [sys.executable, str(gpu.ROOT / "benchmarks" / "gpu.py"), *arguments], check=True
+    )
+    results = gpu.Results(tmp_path / "processor" / "results.jsonl")
+    assert [step for step in gpu.STEPS if not results.is_finished(step)] == []
+    outcomes = {r["outcome"] for r in results.rows["checks"].values()}
+    assert outcomes <= {"passed", "skipped"}
+    assert len(results.rows["throughput"]) == 15
+    assert (tmp_path / "processor" / "report.md").is_file()

@@ -1,0 +1,38 @@
+"""A compiled training step says what the network itself says."""
+
+from functools import partial
+
+import pytest
+import torch
+from gpu import EXPERIMENTS
+from gpu_throughput import (
+    composed,
+    make_classifier,
+    make_step,
+    overrides,
+    random_batch,
+)
+
+from rsna_bcd.models.prediction import outputs_of
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_compiled_step(
+    name: str, device: torch.device, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the size of the throughput step, which then finds the kernels compiled."""
+    if small:  # a C++ compiler takes minutes
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    cfg = composed(*overrides(name, small), "compile=true")
+    classifier = make_classifier(cfg)
+    batch = random_batch(cfg, classifier.unit, cfg.batch_size)
+    step = make_step(cfg, classifier, device, compiled=True)
+    there = {key: value.to(device) for key, value in batch.items()}
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        outputs = outputs_of(classifier.network, there)
+        expected = classifier.criterion(outputs, there)["loss"]
+    # Dropout draws differently.
+    assert float(step(batch)) == pytest.approx(float(expected), abs=0.1)
+    assert step(batch).isfinite()
