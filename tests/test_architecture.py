@@ -81,7 +81,7 @@ def test_module_keeps_to_the_arrows(module: Path) -> None:
 def test_module_has_one_job(module: Path) -> None:
     assert not {part.removesuffix(".py") for part in module.parts} & JUNK
     source = (PACKAGE / module).read_text(encoding="utf-8")
-    assert source.count("\n") <= 400
+    assert source.count("\n") <= 600
     assert "pickle" not in {name.split(".")[0] for name in imports(module)}
 
 
