@@ -27,6 +27,7 @@ def run_tasks(
     jobs: int,
     deadline: float | None,
     log_folder: Path,
+    threads: int | None = None,
 ) -> Iterator[Outcome]:
     """Yield the outcome of each task as it ends.
 
@@ -40,6 +41,8 @@ def run_tasks(
             finished after the deadline.
         deadline: in seconds of `time.monotonic()`; None: no deadline.
         log_folder: gets the output of each process (`worker<n>.log`).
+        threads: of OpenMP in each process, where OMP_NUM_THREADS is not set; for packages that the
+            tasks import.
     """
     ahead = list(tasks)[::-1]
     if jobs == 0:
@@ -53,7 +56,7 @@ def run_tasks(
         while True:
             while ahead and len(workers) < jobs and not _is_over(deadline):
                 log = log_folder / f"worker{_first_free(workers)}.log"
-                workers.append(_Worker(function, log, ahead.pop()))
+                workers.append(_Worker(function, log, ahead.pop(), threads))
             if not workers or _is_over(deadline):
                 return
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -77,13 +80,15 @@ def run_tasks(
 class _Worker:
     """A process, and the task that it works on."""
 
-    def __init__(self, function: Callable[[Any], Any], log: Path, task: Any) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], log: Path, task: Any, threads: int | None
+    ) -> None:
         # Not forked: CUDA and threads do not survive that.
         context = multiprocessing.get_context("spawn")
         self.log = log
         self.connection, other = context.Pipe()
         # Not a daemon: those may not have children, which loaders start.
-        self._process = context.Process(target=_serve, args=(function, other, log, os.getpid()))
+        self._process = context.Process(target=_serve, args=(function, other, log, threads))
         self._process.start()
         other.close()  # so that the end of the process ends the connection
         self.send(task)
@@ -109,12 +114,16 @@ class _Worker:
         self._process.join()
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection, log: Path, parent: int) -> None:
+def _serve(
+    function: Callable[[Any], Any], connection: Connection, log: Path, threads: int | None
+) -> None:
     """Work on tasks until the connection closes."""
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with log.open("a", encoding="utf-8") as text:
         os.dup2(text.fileno(), 1)
         os.dup2(text.fileno(), 2)
-    while os.getppid() == parent:
+    while True:
         try:
             task = connection.recv()
         except EOFError:

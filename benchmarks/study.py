@@ -47,7 +47,7 @@ def run_study(
     Args:
         config: the study's YAML file.
         data: folder of crops or of a data set, see `study_crops.make_crops`.
-        output: folder of runs; gets `study.csv` and `study.md`.
+        output: folder of runs; gets the table as `<name of the study>.csv` and `.md`.
         device: cpu, cuda (in bf16-mixed) or cuda:<n>.
         deadline: in seconds of `time.monotonic()`; None: until all is done.
         jobs: processes that train side by side; None: 1 on the processor, half as many as cores on
@@ -78,14 +78,21 @@ def run_study(
     console.print(
         f"{len(tasks)} runs, {len(tasks) - len(ahead)} done; {jobs} at a time on {device}"
     )
-    failed = [f"{variant}: {reason}" for variant, reason in absent.items()]
+    failed = [f"{variant}: {' '.join(reason.split())}" for variant, reason in absent.items()]
     begin, done = time.monotonic(), 0
-    outcomes = run_tasks(do_run, ahead, jobs=jobs, deadline=deadline, log_folder=output / "logs")
+    outcomes = run_tasks(
+        do_run,
+        ahead,
+        jobs=jobs,
+        deadline=deadline,
+        log_folder=output / "logs",
+        threads=max(1, _cores() // max(jobs, 1)),
+    )
     for outcome in outcomes:
         run, done = outcome.task.run, done + 1
+        state = f"{outcome.value:.1f} s" if outcome.error is None else f"failed: {outcome.error}"
         if outcome.error is not None:
-            failed.append(f"{run.name}, fold {run.fold}: {outcome.error}")
-        state = f"{outcome.value:.1f} s" if outcome.error is None else "failed: " + outcome.error
+            failed.append(f"{run.name}, fold {run.fold}: {' '.join(outcome.error.split())}")
         passed = time.monotonic() - begin
         console.print(f"{done}/{len(ahead)}  {passed:6.0f} s  {run.name} fold {run.fold}  {state}")
     prepared = {
@@ -94,8 +101,10 @@ def run_study(
     see_other = [name for name, cfg in configurations.items() if cfg.views.other_breast]
     table = study_table(study, tasks, output, prepared, see_other)
     remarks = [f"Failed: {reason}" for reason in failed]
-    table.to_csv(output / "study.csv", index=False)
-    (output / "study.md").write_text(as_markdown(study, table, remarks), encoding="utf-8")
+    output.mkdir(parents=True, exist_ok=True)
+    table.to_csv(output / f"{config.stem}.csv", index=False)
+    text = as_markdown(study, table, remarks)
+    (output / f"{config.stem}.md").write_text(text, encoding="utf-8")
     table.attrs["failed"] = failed
     return table
 
@@ -168,7 +177,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     except InputError as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write((Path(str(cfg.output)) / "study.md").read_text(encoding="utf-8"))
+    file = Path(str(cfg.output)) / f"{Path(arguments[0]).stem}.md"
+    sys.stdout.write(file.read_text(encoding="utf-8"))
     return 1 if table.attrs["failed"] else 0
 
 

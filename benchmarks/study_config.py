@@ -134,7 +134,7 @@ def read_study(file: Path) -> Study:
     variants: dict[str, Variant] = {}
     for name, value in content["variants"].items():
         variants[str(name)] = _variant(file, str(name), value, base, variants)
-    lists = {
+    lists: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in content.items()
         if key not in ("base", "variants")
@@ -176,7 +176,7 @@ def _variant(
                 f"{file}: {name}.{kind} has {', '.join(sorted(wrong))}; choose of "
                 f"{', '.join(choices)}."
             )
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return Variant(name, **lists)
 
 
@@ -257,7 +257,7 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
     """
     overrides = last_of_each([*run.overrides, *place.overrides])
     if place.saves_once and not any(o.startswith(_NEEDS_EPOCHS) for o in run.overrides):
-        overrides += ["callbacks.last.every_n_epochs=${epochs}", "~callbacks.best"]
+        overrides += ["+callbacks.last.every_n_epochs=${epochs}", "~callbacks.best"]
     if place.weights is not None:
         overrides = [o.replace("{weights}", str(place.weights)) for o in overrides]
     elif any("{weights}" in override for override in overrides):

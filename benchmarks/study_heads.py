@@ -14,7 +14,7 @@ from rsna_bcd.data.dataset import CropDataset
 from rsna_bcd.data.sampler import ShardSampler
 from rsna_bcd.imaging.crops import read_crops
 from rsna_bcd.models.aggregators import Attention
-from rsna_bcd.models.prediction import to_input
+from rsna_bcd.models.prediction import plain_float32, to_input
 from rsna_bcd.tables.views import view_number
 
 _FILE = "features.npz"
@@ -44,7 +44,7 @@ def features_of(
         dataset = CropDataset(images, prepared, None, 0, in_memory=crops)
         loader = DataLoader(dataset, 64, sampler=ShardSampler(len(images), rank=0, world_size=1))
         features = []
-        with torch.inference_mode():
+        with torch.inference_mode(), plain_float32(torch.device(device).type):
             for batch in loader:
                 encoded = network.encode(to_input(batch["image"].to(device)))
                 features.append(encoded.float().cpu().numpy())

@@ -1,5 +1,6 @@
 """Train a run of a study, and predict what other variants make of it."""
 
+import gc
 import json
 import shutil
 import time
@@ -91,8 +92,10 @@ def do_run(task: Task) -> float:
     run, folder = task.run, task.folder
     cfg = compose_run(run, task.study, task.place)
     if not is_trained(task):
-        train(cfg)  # returns at once if the command has finished it
-        _write(folder / RECORD, {"overrides": list(run.overrides)}, time.monotonic() - begin)
+        is_new = not (folder / "metrics.json").is_file()
+        train(cfg)  # returns at once, after a look at the settings, if the command has finished it
+        seconds = time.monotonic() - begin if is_new else None
+        _write(folder / RECORD, {"overrides": list(run.overrides)}, seconds)
     for variant in run.predicted:
         if not is_predicted(task, variant):
             started = time.monotonic()
@@ -102,12 +105,14 @@ def do_run(task: Task) -> float:
             _write(csv.with_suffix(".json"), content, time.monotonic() - started)
     if not task.study.keep_checkpoints and not run.predicted:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    gc.collect()  # a trainer refers to itself: its memory on the device is free only now
     return time.monotonic() - begin
 
 
-def _write(file: Path, content: dict[str, Any], seconds: float) -> None:
+def _write(file: Path, content: dict[str, Any], seconds: float | None) -> None:
+    rounded = None if seconds is None else round(seconds, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**content, "seconds": round(seconds, 3)}) + "\n")
+    file.write_text(json.dumps({**content, "seconds": rounded}) + "\n")
 
 
 def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None:
@@ -117,7 +122,7 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
 
     from rsna_bcd.inference.runs import load_run
 
-    device = "cpu" if cfg.trainer.accelerator == "cpu" else "cuda"
+    device = _device(cfg)
     run = load_run(folder, torch.device(device))
     data = instantiate(cfg.data, workers=cfg.workers, unit=run.unit)
     data.setup()
@@ -133,6 +138,14 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
     probability = attention_head(features, data, other_breast=variant.other_breast, seed=cfg.seed)
     breasts = data.held_out_images.drop_duplicates("prediction_id")
     _write_oof(cfg, data, breasts, "breast", probability, csv)
+
+
+def _device(cfg: DictConfig) -> str:
+    """The device that the run was trained on."""
+    if cfg.trainer.accelerator == "cpu":
+        return "cpu"
+    devices = cfg.trainer.devices
+    return "cuda" if isinstance(devices, int) else f"cuda:{devices[0]}"
 
 
 def _flipped(network: Any, data: Any, variant: Variant, device: str) -> NDArray[np.float64]:

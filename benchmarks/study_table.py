@@ -37,7 +37,7 @@ class Scored:
 
     Attributes:
         seeds: its folds by seed; an ensemble over given seeds has one entry for all of them.
-        seconds: of each run.
+        seconds: of each run that the study trained.
     """
 
     seeds: dict[str, Folds]
@@ -130,7 +130,8 @@ def _read(study: Study, tasks: Sequence[Task]) -> dict[str, Scored]:
                 found.append((variant.name, csv, csv.with_suffix(".json")))
         for name, csv, record in found:
             scored[name].seeds.setdefault(str(run.seed), {})[run.fold] = read_oof(csv)
-            scored[name].seconds.append(json.loads(record.read_text())["seconds"])
+            seconds = json.loads(record.read_text())["seconds"]
+            scored[name].seconds += [] if seconds is None else [seconds]  # None: by the command
     return scored
 
 

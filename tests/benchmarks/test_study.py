@@ -68,6 +68,19 @@ def test_runs_are_those_of_the_command(folder: Path, tmp_path: Path) -> None:
         assert (folder / "out" / place).read_bytes() == (tmp_path / place).read_bytes()
 
 
+def test_saving_once_changes_nothing_but_the_checkpoints(folder: Path, tmp_path: Path) -> None:
+    study = read_study(folder / "study.yaml")
+    one = needed_runs(study, "cpu")[0]
+    place = Place(folder, folder / "out", saves_once=True, overrides=("workers=0",))
+    cfg = compose_run(one, study, place)
+    cfg.run_dir = str(tmp_path)
+    train(cfg)
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    for name in ("oof.csv", "config.yaml"):
+        trained = folder / "out" / "runs" / one.name / "fold0" / name
+        assert (tmp_path / name).read_bytes() == trained.read_bytes()
+
+
 def test_flips_without_training_are_what_tta_gives(folder: Path) -> None:
     for fold in (0, 1):
         own = pd.read_csv(folder / f"out/predicted/flips_s3/fold{fold}.csv")
@@ -130,7 +143,8 @@ def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(folder: Path, tmp_path: Path) -> None:
     file = folder / "failing.yaml"
-    file.write_text(STUDY.split("  flips")[0].replace("tta=hflip", "tta=sideways"))
+    text = STUDY.split("  flips")[0].replace("mirrored: [tta=hflip]", "failing: [tta=sideways]")
+    file.write_text(text)
     table = run_study(file, folder / "data", folder / "out", jobs=0)
     assert len(table.attrs["failed"]) == 2
     assert "choose none or hflip" in table.attrs["failed"][0]
