@@ -147,7 +147,8 @@ def _submit(
     ]
     log = context.folder / f"submit_{folder.name}.log"
     journal = output / "submissions" / NAME / "journal.jsonl"
-    begin, moments = time.perf_counter(), []
+    begin = time.perf_counter()
+    moments: list[float] = []
     with log.open("w") as text:
         stage = subprocess.Popen(command, stdout=text, stderr=text)
         while stage.poll() is None:

@@ -228,7 +228,8 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
             except torch.OutOfMemoryError as error:
                 errors[way] = str(error).split("\n")[0]
     for way in ways:
-        row = loops[way].row(turns[way]) if way not in errors else {"error": errors[way]}
+        failed: Row = {"error": errors.get(way)}
+        row = failed if way in errors else loops[way].row(turns[way])
         if way in (COMPILED, OURS) and turns[way] and way not in errors:
             bare = BARE_COMPILED if way == COMPILED else BARE
             ratios = [b[0] / o[0] for b, o in zip(turns[bare], turns[way], strict=False)]

@@ -1,17 +1,23 @@
-"""A tiny synthetic competition that all tests share."""
+"""What tests share: a tiny synthetic competition, and the device of the checks of a GPU."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 
+if TYPE_CHECKING:
+    import torch
+
 # Before torch is imported, also by stages in processes of their own: the threads of OpenMP wait by
 # spinning, which makes tiny networks several times slower on a busy machine; and ranks that
 # are forked from a process that has several wait for them for ever.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Before CUDA is used: without it, cuBLAS refuses to be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +43,28 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     synthesize(cfg)
     return data
+
+
+@pytest.fixture(scope="session")
+def device() -> "torch.device":
+    """The GPU; the processor where the variable says so; else the test is skipped."""
+    import torch
+
+    wanted = os.environ.get("RSNA_BCD_GPU_CHECKS", "cuda")  # set by `benchmarks/gpu.py`
+    if wanted == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return torch.device(wanted)
+
+
+@pytest.fixture(scope="session")
+def small(device: "torch.device") -> bool:
+    """Whether networks and crops must be tiny."""
+    return device.type == "cpu"
+
+
+@pytest.fixture
+def cuda(device: "torch.device") -> "torch.device":
+    """The GPU, for what a processor has not: an account of its memory."""
+    if device.type != "cuda":
+        pytest.skip("the memory of a processor cannot be limited")
+    return device

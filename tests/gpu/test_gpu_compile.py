@@ -1,6 +1,7 @@
 """A compiled training step says what the network itself says."""
 
 from functools import partial
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -31,8 +32,10 @@ def test_a_compiled_step(
     step = make_step(cfg, classifier, device, compiled=True)
     there = {key: value.to(device) for key, value in batch.items()}
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        outputs = outputs_of(classifier.network, there)
-        expected = classifier.criterion(outputs, there)["loss"]
-    # Dropout draws differently.
-    assert float(step(batch)) == pytest.approx(float(expected), abs=0.1)
+        eager = [
+            float(classifier.criterion(outputs_of(classifier.network, there), there)["loss"])
+            for _ in range(16)
+        ]
+    # Dropout and stochastic depth draw differently.
+    assert abs(float(step(batch)) - mean(eager)) < 6 * stdev(eager) + 0.01
     assert step(batch).isfinite()
