@@ -30,7 +30,7 @@ env: .venv/.complete ## build .venv from requirements.lock (does nothing when no
 demo: env ## synthetic competition of real DICOM files -> the whole pipeline -> output/demo
 	$(RUN) rsna_bcd.synthesize paths=demo
 	$(RUN) rsna_bcd.prepare paths=demo crop=demo
-	$(RUN) rsna_bcd.train paths=demo experiment=demo resume=true -m fold=0,1
+	$(RUN) rsna_bcd.train paths=demo experiment=demo -m fold=0,1
 	$(RUN) rsna_bcd.ensemble paths=demo name=demo members=[demo]
 	$(RUN) rsna_bcd.submit paths=demo name=demo
 	$(RUN) rsna_bcd.evaluate paths=demo name=demo

@@ -205,6 +205,7 @@ def _existing(cfg: DictConfig, pattern: str) -> str:
 def _of_other_kinds(cfg: DictConfig, schema: type) -> Iterator[Problem]:
     unresolved: dict[str, str] = {}
     wrong: list[Problem] = []
+    derived: list[Problem] = []  # of keys that refer to others
     for one in dataclasses.fields(schema):
         if one.name not in cfg:  # absent or missing, and need not be there
             continue
@@ -216,9 +217,10 @@ def _of_other_kinds(cfg: DictConfig, schema: type) -> Iterator[Problem]:
             first = f"{str(error).splitlines()[0]}."
             unresolved[first] = one.name
             continue
-        wrong += check_value(cfg, (one.name,), value, one.type)
+        found = derived if OmegaConf.is_interpolation(cfg, one.name) else wrong
+        found += check_value(cfg, (one.name,), value, one.type)
     # What cannot be resolved often follows from the others.
-    yield from wrong or ((f"{key}: ", first) for first, key in unresolved.items())
+    yield from wrong or derived or ((f"{key}: ", first) for first, key in unresolved.items())
 
 
 def check_value(
@@ -241,7 +243,7 @@ def check_value(
             _set(cfg, path + place, _FLAGS[str(found).lower()])
             return check_value(cfg, path, _plain(cfg, path), kind)
         wrong.setdefault(place, []).append(_what(error, path + place, cfg))
-    problems = []
+    problems, derived = [], []
     for place, reasons in wrong.items():
         if any(other[: len(place)] == place for other in wrong if other != place):
             continue  # another member of a union; the deeper one is closer to it
@@ -253,8 +255,15 @@ def check_value(
         said = " or ".join([first, *(one.removeprefix("should be ") for one in others)])
         key = ".".join(map(str, path + place))
         is_key = first.startswith("there is no such key")
-        problems.append((f"{key}: " if is_key else f"{key}={shown}: ", f"{said.rstrip('.')}."))
-    return problems
+        refers = derived if _refers(cfg, path + place) else problems
+        refers.append((f"{key}: " if is_key else f"{key}={shown}: ", f"{said.rstrip('.')}."))
+    return problems or derived
+
+
+def _refers(cfg: Any, path: tuple[str | int, ...]) -> bool:
+    for part in path[:-1]:
+        cfg = cfg[part]
+    return path[-1] in cfg and OmegaConf.is_interpolation(cfg, path[-1])
 
 
 def _errors(value: Any, kind: Any) -> list[Any]:

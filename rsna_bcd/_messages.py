@@ -88,7 +88,8 @@ def _quoted(override: str) -> str:
     key, _, value = override.partition("=")
     escaped = value.strip("'\"").replace("'", "\\'")
     quoted = f"{key}='{escaped}'"
-    return shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
+    is_plain = not set(quoted) & set('"$`!') and "\\\\" not in quoted
+    return f'"{quoted}"' if is_plain else shlex.quote(quoted)
 
 
 def _composition(error: ConfigCompositionException, name: str) -> str:

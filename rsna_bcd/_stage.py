@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,14 +30,17 @@ from rsna_bcd.settings import COMMANDS
 _RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HELP = {"--help", "-h"}
-_MULTIRUN = ("-m", "--multirun")
+_WITH_A_VALUE = {
+    "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c",
+    "--package", "-p", "--experimental-rerun",
+}  # fmt: skip
 _VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 
 # For names that are made of a list, `${joined:${members}}`.
 OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)), replace=True)
 
 
-class CheckSettings:
+class CheckSettings(Callback):
     """Hydra's callback that checks the settings of all jobs before a folder is made for any."""
 
     def on_run_start(self, config: DictConfig, config_name: str | None, **_: Any) -> None:
@@ -118,7 +122,7 @@ def stage(
                 return
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _MULTIRUN)
+            sys.argv[1:] = _flags_first(sys.argv[1:])
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
             received: list[signal.Signals] = []
             try:
@@ -135,6 +139,16 @@ def stage(
         return main
 
     return decorate
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """Arguments with Hydra's flags, and the values of those that have one, before the overrides."""
+    flags, overrides, takes = [], [], False
+    for word in words:
+        is_flag = takes or (word.startswith("-") and "=" not in word) or word.startswith("--")
+        (flags if is_flag else overrides).append(word)
+        takes = word in _WITH_A_VALUE
+    return flags + overrides
 
 
 @contextmanager
