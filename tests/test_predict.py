@@ -54,6 +54,7 @@ def mammogram(file: Path, patient: str, side: str, view: str, seed: int, **eleme
         "PatientID": patient, "ImageLaterality": side, "ViewPosition": view, "PatientAge": "061Y",
         "BreastImplantPresent": "NO", "StudyInstanceUID": f"1.2.{patient or 0}",
         "SOPInstanceUID": f"1.2.3.{seed}", "ManufacturerModelName": "Mammomat",
+        "WindowCenter": "2048", "WindowWidth": "4096",
     }  # fmt: skip
     header = {keyword: value for keyword, value in header.items() if value}
     return write_dicom(
