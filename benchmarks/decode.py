@@ -29,7 +29,7 @@ from rsna_bcd.imaging.mammogram import overview_level
 def decoders_of(file: Path) -> dict[str, Callable[[], object]]:
     """What can decode a file, by name; headers are read beforehand."""
     dataset = pydicom.dcmread(file)
-    encoded, _ = _check_frame(dataset, _check_header(dataset))
+    encoded = _check_frame(dataset, _check_header(dataset))
     ways: dict[str, Callable[[], object]] = {}
     for name, decoder in DECODERS.items():
         if encoded.syntax in decoder.reads:

@@ -65,7 +65,7 @@ def fit_ramp(
     bright = -values if inverted else values
     valid = np.ones(values.shape, bool) if valid is None else valid
     bright, inside = _without_padding(bright, valid)
-    bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING)
+    bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING).astype(np.float32, copy=False)
     low, high = value_range(bright)
     found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
     if found is None or not (found & inside).any():
