@@ -325,12 +325,14 @@ def test_dicom_files_good_and_bad(data: Path, capsys: pytest.CaptureFixture[str]
     folder = run(data, *arguments)
     printed = capsys.readouterr().err
     assert "train: 13 crops, 3 unreadable" in printed
+    assert "quality flags: no window 13" in printed
     manifest = pd.read_csv(folder / "manifest.csv").set_index("image_id")
     reasons = manifest["status"].astype(str)
     assert "cut short" in reasons[1000]
     assert "not a DICOM file" in reasons[1002]
     assert "all pixels have the value 3" in reasons[1004]
     assert manifest.loc[1001, "transfer_syntax"] == "1.2.840.10008.1.2.4.90"
+    assert manifest.loc[1001, "quality_flags"] == "no window"
     assert not (folder / "test.csv").exists()
 
 

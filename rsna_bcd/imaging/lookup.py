@@ -95,6 +95,6 @@ def _integers(value: Any) -> list[int]:
     if value is None or isinstance(value, str | bytes):
         raise UnusableError("lookup table without a descriptor or data")
     try:
-        return [int(value)] if np.isscalar(value) else [int(v) for v in value]
+        return [int(v) for v in np.atleast_1d(value).tolist()]
     except (TypeError, ValueError) as error:
         raise UnusableError(f"lookup table: {error}") from error

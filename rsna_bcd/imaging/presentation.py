@@ -94,7 +94,7 @@ def _modality(
     dataset: Dataset, largest: float, *, signed: bool
 ) -> tuple[Rescale | LookupTable, list[QualityFlag]]:
     """Modality LUT if there is a usable one, else rescale, else identity; and the flags."""
-    flags = []
+    flags: list[QualityFlag] = []
     for item in _items(dataset, "ModalityLUTSequence"):
         try:
             return read_lookup_table(item, largest, signed=signed), flags

@@ -34,6 +34,7 @@ _PLATEAU_PART, _PLATEAU_DEPTH = 0.01, 0.02
 _LEAST_TISSUE = 0.15  # part of the breast; in real files, implants leave .42 and more
 _EXTREMES = (0.05, 99.95)  # percentiles; the rest are defects and the ink of markers
 _SMOOTHING = 1.0  # standard deviation in pixels of the overview
+_ENOUGH = 256  # pixels of the longer side; above, every second row and column is looked at
 # If less than this part of the frame is as dark as this part of the range of values, there is no
 # background but padding.
 _BACKGROUND_PART = 0.15
@@ -65,7 +66,9 @@ def fit_ramp(
     bright = -values if inverted else values
     valid = np.ones(values.shape, bool) if valid is None else valid
     bright, inside = _without_padding(bright, valid)
-    bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING)
+    step = 2 if max(values.shape) > _ENOUGH else 1
+    bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING)[::step, ::step].astype(np.float32)
+    valid, inside = valid[::step, ::step], inside[::step, ::step]
     low, high = value_range(bright)
     found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
     if found is None or not (found & inside).any():
@@ -125,7 +128,7 @@ def _plateau(bright: Values, inside: Mask, background: float) -> Mask:
     kept = np.zeros(count, bool)
     kept[labels[plateau]] = True
     # With its blurred rim.
-    found = cv2.dilate(kept[labels].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    found = cv2.dilate(kept[labels].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     return found if (inside & ~found).sum() >= _LEAST_TISSUE * area else nothing
 
 

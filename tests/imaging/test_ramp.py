@@ -178,7 +178,7 @@ def test_padding_is_black_under_a_window(
 ) -> None:
     upright = plateau()
     values = 4095 - upright if photometric == "MONOCHROME1" else upright
-    elements = {
+    elements: dict[str, Any] = {
         "PixelPaddingValue": value, "PhotometricInterpretation": photometric,
         "WindowCenter": 2048, "WindowWidth": 1500, "VOILUTFunction": function,
     }  # fmt: skip
@@ -189,10 +189,8 @@ def test_padding_is_black_under_a_window(
     shown = mammogram.presentation.apply(mammogram.pixels)
     assert shown[EDGE].max() < 0.02
     inside = ~EDGE
-    elements["PixelPaddingValue"] = None
-    plain = read_and_show(
-        write_dicom(tmp_path / "b.dcm", padded, bits=12, **{k: v for k, v in elements.items() if v})
-    )
+    del elements["PixelPaddingValue"]
+    plain = read_and_show(write_dicom(tmp_path / "b.dcm", padded, bits=12, **elements))
     np.testing.assert_array_equal(shown[inside], plain[inside])
     overview = mammogram.shown_overview()
     edge = cv2.resize(EDGE.astype(np.uint8), overview.shape[::-1], interpolation=cv2.INTER_AREA)

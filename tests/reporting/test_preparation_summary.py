@@ -9,7 +9,7 @@ from rsna_bcd.reporting.preparation_summary import Decoded, read_manifests, summ
 JPEG_2000, LOSSLESS = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70"
 ROWS = [
     ("train", "ok", "dicomsdl", "0", LOSSLESS, "LINEAR 1 2", "1"),
-    ("train", "ok", "dicomsdl", "0", LOSSLESS, "min-max 0 9", "0"),
+    ("train", "ok", "dicomsdl", "0", LOSSLESS, "fitted 0 9", "0"),
     ("train", "ok", "gdcm", "0", LOSSLESS, "min-max (unfit: LINEAR 0 0) 0 9", "1"),
     ("train", "ok", "openjpeg", "1", JPEG_2000, "SIGMOID 1 2", "1"),
     ("train", "ok", "dicomsdl", "0", JPEG_2000, "SIGMOID 1 2", "1"),
