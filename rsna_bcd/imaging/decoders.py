@@ -14,7 +14,7 @@ from typing import Any
 import dicomsdl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Jpeg2KImagePlugin
+from PIL import Image, Jpeg2KImagePlugin
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import HTJ2K as HTJ2KAny
@@ -212,6 +212,12 @@ def _pydicom(plugin: str) -> Callable[[Encoded, int], NDArray]:
     return decode
 
 
+def _pillow(encoded: Encoded, reduced: int) -> NDArray:
+    """JPEG with discrete cosines, of 8 bits; libjpeg-turbo, which comes with Pillow."""
+    with Image.open(io.BytesIO(encoded.frame), formats=["JPEG"]) as picture:
+        return np.asarray(picture)
+
+
 def _openjpeg(encoded: Encoded, reduced: int) -> NDArray:
     """OpenJPEG, which comes with Pillow, given the bare codestream."""
     stream = encoded.stream
@@ -242,8 +248,10 @@ DECODERS = {
     # Not raw pixels, where it is slower than pydicom. Not RLE: that has no end marker, so that
     # nothing shows beforehand whether the frame is whole. pydicom notices; dicomsdl would read on.
     "dicomsdl": _Decoder(JPEG | JPEG2000, _dicomsdl),
-    "gdcm": _Decoder(JPEG | JPEG2000, _pydicom("gdcm")),
+    # Not JPEG with discrete cosines, of which damaged ones make GDCM end the process.
+    "gdcm": _Decoder(JPEG - JPEG_DCT | JPEG2000, _pydicom("gdcm")),
     "openjpeg": _Decoder(JPEG2000 | HTJ2K, _openjpeg),
+    "pillow": _Decoder(JPEG_DCT, _pillow),
 }
 
 # How they say no; anything else is a bug and stays visible.

@@ -17,9 +17,10 @@ from PIL import Image
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from rsna_bcd.imaging.codestream import holds_all_pixels, join_fragments
+from rsna_bcd.imaging.codestream import join_fragments
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.headers import read_header
+from rsna_bcd.imaging.jpeg_lossless import holds_all_pixels
 from rsna_bcd.imaging.mammogram import ImageError
 
 RNG = np.random.default_rng(0)
@@ -93,9 +94,8 @@ def test_jpeg_lossless_with_every_predictor(
         shorter = frame[: -2 - cut] + b"\xff\xd9"
         assert not holds_all_pixels(shorter, expected, bits)
         write_frame(path, shorter, pixels, bits, "lossless")
-        if predictor != 1 or cut > 60:  # of predictor 1 rows are looked at, not pixels
-            with pytest.raises(ImageError, match="cut short"):
-                read_dicom(path)
+        with pytest.raises(ImageError, match="cut short"):
+            read_dicom(path)
 
 
 def test_jpeg_lossless_without_one_of_its_restart_intervals_is_refused(tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_jpeg_lossless_without_one_of_its_restart_intervals_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 7}])
-@pytest.mark.parametrize("decoder", ["dicomsdl", "gdcm"])
+@pytest.mark.parametrize("decoder", ["dicomsdl", "pillow"])
 def test_lossy_jpeg_of_8_bits(tmp_path: Path, decoder: str, options: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(BYTES).save(buffer, "JPEG", quality=90, **options)
     frame = buffer.getvalue()
     path = write_frame(tmp_path / "a.dcm", frame, BYTES, 8, "baseline")
     if "progressive" in options:
-        decoder = "gdcm"
+        decoder = "pillow"
     pixels = read_dicom(path, [decoder]).pixels
     np.testing.assert_array_equal(pixels, np.asarray(Image.open(buffer)))
     for cut in (1, 2, 9, len(frame) // 3):
@@ -134,10 +134,9 @@ def test_lossy_jpeg_of_12_bits(tmp_path: Path) -> None:
     shape = np.zeros(low.shape, np.uint16)
     path = write_frame(tmp_path / "a.dcm", bytes(frame), shape, 12, "extended")
     expected = np.asarray(Image.open(buffer)).astype(int) - 128 + 2048
-    for decoder in ("dicomsdl", "gdcm"):
-        mammogram = read_dicom(path, [decoder])
-        np.testing.assert_allclose(mammogram.pixels, expected, atol=1)
-        assert mammogram.facts["bits_stored"] == 12
+    mammogram = read_dicom(path)
+    np.testing.assert_allclose(mammogram.pixels, expected, atol=1)
+    assert mammogram.facts["bits_stored"] == 12
 
 
 def test_lossy_jpeg_of_16_bits_is_refused(tmp_path: Path) -> None:
