@@ -88,7 +88,8 @@ def join_fragments(content: bytes) -> bytes:
     """
     if compression(content) != "encapsulated":
         return content
-    fragments, at = [], 0
+    fragments: list[bytes] = []
+    at = 0
     while content[at : at + 4] == _ITEM and at + 8 <= len(content):
         (length,) = struct.unpack_from("<I", content, at + 4)
         if length == _UNDEFINED and not fragments:  # a table without an end

@@ -190,6 +190,17 @@ def _pydicom(plugin: str) -> Callable[[Encoded, int], NDArray]:
 
     def decode(encoded: Encoded, reduced: int) -> NDArray:
         compressed = encoded.syntax.is_compressed
+        options: dict[str, Any] = {
+            "rows": encoded.rows,
+            "columns": encoded.columns,
+            "number_of_frames": 1,
+            "samples_per_pixel": 1,
+            "photometric_interpretation": "MONOCHROME2",
+            "bits_allocated": encoded.allocated,
+            "bits_stored": encoded.allocated,
+            "pixel_representation": 0,
+            "pixel_keyword": "PixelData",
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on odd values that the guards have let pass
             words, _ = get_decoder(encoded.syntax).as_array(
@@ -197,15 +208,7 @@ def _pydicom(plugin: str) -> Callable[[Encoded, int], NDArray]:
                 index=0,
                 raw=True,
                 decoding_plugin=plugin if compressed else "",
-                rows=encoded.rows,
-                columns=encoded.columns,
-                number_of_frames=1,
-                samples_per_pixel=1,
-                photometric_interpretation="MONOCHROME2",
-                bits_allocated=encoded.allocated,
-                bits_stored=encoded.allocated,
-                pixel_representation=0,
-                pixel_keyword="PixelData",
+                **options,
             )
         return words
 
