@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 from dicom_files import dataset_of, write_dicom
 from jpeg_lossless import encode_jpeg_lossless
+from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
@@ -112,9 +113,9 @@ def _whole_of_rare(
     """The same of syntaxes that GDCM does not write."""
     if syntax == "jpeg_lossy":
         pixels, bits = (pixels >> max(bits - 8, 0)).astype(np.uint8), 8
-        ok, frame = cv2.imencode(".jpg", pixels)
-        assert ok
-        whole, pixels = frame.tobytes(), cv2.imdecode(frame, cv2.IMREAD_UNCHANGED)
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+        whole, pixels = buffer.getvalue(), np.asarray(Image.open(buffer))
     elif syntax == "jpeg_predicted":
         words = pixels.view(np.uint16) & 2**bits - 1 if bits > 8 else pixels
         rows = 11 if variant % 2 else 0
@@ -124,9 +125,9 @@ def _whole_of_rare(
         dataset.PixelData = encapsulate([whole])
         dataset["PixelData"].VR = "OB"
     dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
-    buffer = BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return pixels, buffer.getvalue()
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return pixels, file.getvalue()
 
 
 Damage = Callable[[bytes, np.random.Generator], bytes]

@@ -8,10 +8,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -30,7 +27,7 @@ _SYNTAXES = {
     0xF7: JPEGLSNearLossless,
 }  # fmt: skip
 _OTHER_FRAME_HEADERS = frozenset(range(0xC5, 0xD0)) - {0xC8, 0xCC}  # hierarchical, arithmetic
-_HUFFMAN_TABLES, _SCAN_HEADER, _RESTART_INTERVAL, _END_OF_IMAGE = 0xC4, 0xDA, 0xDD, 0xD9
+HUFFMAN_TABLES, SCAN_HEADER, RESTART_INTERVAL, _END_OF_IMAGE = 0xC4, 0xDA, 0xDD, 0xD9
 # In coded data FF is followed by 0 (T.81) or by a byte below 80 (T.87); else it is a marker.
 _MARKER = re.compile(rb"\xff[^\x00-\x7f\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
@@ -91,7 +88,8 @@ def join_fragments(content: bytes) -> bytes:
     """
     if compression(content) != "encapsulated":
         return content
-    fragments, at = [], 0
+    fragments: list[bytes] = []
+    at = 0
     while content[at : at + 4] == _ITEM and at + 8 <= len(content):
         (length,) = struct.unpack_from("<I", content, at + 4)
         if length == _UNDEFINED and not fragments:  # a table without an end
@@ -217,7 +215,7 @@ def read_jpeg(frame: bytes) -> Codestream:
     if frame[:2] != b"\xff\xd8":
         raise ImageError("the frame is not a JPEG stream")
     header, interval, scans, end = None, 0, [], 0
-    for marker, at in _segments(frame):
+    for marker, at in segments(frame):
         if marker in _SYNTAXES and at + 6 <= len(frame):
             header = (marker, *struct.unpack_from(">BHHB", frame, at))
         elif marker in _OTHER_FRAME_HEADERS:
@@ -225,9 +223,9 @@ def read_jpeg(frame: bytes) -> Codestream:
                 f"the frame is arithmetic or hierarchical JPEG (SOF{marker - 0xC0}), which no "
                 "decoder reads: export the file uncompressed"
             )
-        elif marker == _RESTART_INTERVAL and at + 2 <= len(frame):
+        elif marker == RESTART_INTERVAL and at + 2 <= len(frame):
             (interval,) = struct.unpack_from(">H", frame, at)
-        elif marker == _SCAN_HEADER:
+        elif marker == SCAN_HEADER:
             scans.append(at)
         elif marker == _END_OF_IMAGE:
             end = at
@@ -246,7 +244,7 @@ def read_jpeg(frame: bytes) -> Codestream:
     return Codestream(_SYNTAXES[marker], height, width, components, bits, None, 0, end)
 
 
-def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
+def segments(frame: bytes) -> Iterator[tuple[int, int]]:
     """Marker and start of content of the segments of a JPEG stream; the end marker's end last."""
     at = 2
     while at + 2 <= len(frame) and frame[at] == 0xFF:
@@ -261,93 +259,11 @@ def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
             return
         yield marker, at + 4
         at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
-        if marker == _SCAN_HEADER:
+        if marker == SCAN_HEADER:
             found = _MARKER.search(frame, at)
             if found is None:
                 return
             at = found.start()
-
-
-def is_predicted_from_left(frame: bytes) -> bool:
-    """Whether a JPEG lossless frame predicts each pixel from the one before, throughout rows."""
-    return next(frame[at + 3] for marker, at in _segments(frame) if marker == _SCAN_HEADER) == 1
-
-
-def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) -> bool:
-    """Whether a JPEG lossless frame is long enough for the pixels that were decoded from it.
-
-    Counts the bits of their codes (T.81 H.1.2): each difference from the prediction has the code
-    of its category, then as many bits as the category says.
-
-    Args:
-        frame: checked by `read_jpeg`, of one component, without bytes after its end.
-        pixels: (H, W), as decoded.
-        bits: precision of the frame.
-    """
-    tables: dict[int, NDArray[np.int64]] = {}
-    interval = 0
-    for marker, at in _segments(frame):
-        if marker == _HUFFMAN_TABLES:
-            tables |= _code_lengths(frame[at : at - 2 + struct.unpack_from(">H", frame, at - 2)[0]])
-        elif marker == _RESTART_INTERVAL:
-            (interval,) = struct.unpack_from(">H", frame, at)
-        elif marker == _SCAN_HEADER:
-            start = at - 2 + struct.unpack_from(">H", frame, at - 2)[0]
-            table, predictor, transform = frame[at + 2] >> 4, frame[at + 3], frame[at + 5] & 0x0F
-    lengths = tables.get(table)
-    if lengths is None:
-        return False
-    rows = interval // pixels.shape[1] or len(pixels)  # of a restart interval (H.1.1)
-    values = pixels.astype(np.int32) >> transform
-    difference = values - _predicted(values, predictor, 2 ** (bits - transform - 1), rows)
-    difference = (difference + 2**15) % 2**16 - 2**15
-    category = np.frexp(np.abs(difference).astype(np.float32))[1]
-    counts = np.bincount(category.ravel(), minlength=17)
-    if (lengths[counts > 0] == 0).any():  # the table has no code for it
-        return False
-    costs = lengths + np.arange(17) % 16  # the only difference of category 16 needs no bits
-    tops = range(0, len(values), rows)
-    # Each restart interval is filled up to a whole byte.
-    needed = sum(-(-int(costs[category[top : top + rows]].sum()) // 8) for top in tops)
-    coded = frame[start:-2]
-    # FF is followed by 0 that is no code; restart markers are none either.
-    return needed <= len(coded) - coded.count(b"\xff\x00") - 2 * (len(tops) - 1)
-
-
-def _code_lengths(segment: bytes) -> dict[int, NDArray[np.int64]]:
-    """Lengths of the codes of categories 0 to 16, 0 for no code, by table (T.81 B.2.4.2)."""
-    tables, at = {}, 0
-    while at + 17 <= len(segment):
-        counts = segment[at + 1 : at + 17]
-        categories = segment[at + 17 : at + 17 + sum(counts)]
-        if len(categories) < sum(counts) or max(categories, default=0) > 16:
-            break
-        tables[segment[at] & 0x0F] = lengths = np.zeros(17, np.int64)
-        lengths[list(categories)] = np.repeat(np.arange(1, 17), list(counts))
-        at += 17 + len(categories)
-    return tables
-
-
-def _predicted(
-    values: NDArray[np.int32], predictor: int, first: int, rows: int
-) -> NDArray[np.int32]:
-    """Predictions of JPEG lossless (T.81 table H.1), that begin again every `rows` rows."""
-    left, above, diagonal = (np.zeros_like(values) for _ in range(3))
-    left[:, 1:], above[1:], diagonal[1:, 1:] = values[:, :-1], values[:-1], values[:-1, :-1]
-    if predictor == 1:
-        predicted = left
-    elif predictor in (2, 3):
-        predicted = above.copy() if predictor == 2 else diagonal
-    elif predictor == 4:
-        predicted = left + above - diagonal
-    elif predictor == 5:
-        predicted = left + (above - diagonal >> 1)
-    else:
-        predicted = above + (left - diagonal >> 1) if predictor == 6 else left + above >> 1
-    predicted[1:, 0] = values[:-1, 0]
-    predicted[::rows, 1:] = values[::rows, :-1]
-    predicted[::rows, 0] = first
-    return predicted
 
 
 def check_rle(frame: bytes, bytes_a_pixel: int) -> None:

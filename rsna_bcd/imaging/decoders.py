@@ -14,7 +14,7 @@ from typing import Any
 import dicomsdl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Jpeg2KImagePlugin
+from PIL import Image, Jpeg2KImagePlugin
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import HTJ2K as HTJ2KAny
@@ -190,6 +190,17 @@ def _pydicom(plugin: str) -> Callable[[Encoded, int], NDArray]:
 
     def decode(encoded: Encoded, reduced: int) -> NDArray:
         compressed = encoded.syntax.is_compressed
+        options: dict[str, Any] = {
+            "rows": encoded.rows,
+            "columns": encoded.columns,
+            "number_of_frames": 1,
+            "samples_per_pixel": 1,
+            "photometric_interpretation": "MONOCHROME2",
+            "bits_allocated": encoded.allocated,
+            "bits_stored": encoded.allocated,
+            "pixel_representation": 0,
+            "pixel_keyword": "PixelData",
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on odd values that the guards have let pass
             words, _ = get_decoder(encoded.syntax).as_array(
@@ -197,19 +208,17 @@ def _pydicom(plugin: str) -> Callable[[Encoded, int], NDArray]:
                 index=0,
                 raw=True,
                 decoding_plugin=plugin if compressed else "",
-                rows=encoded.rows,
-                columns=encoded.columns,
-                number_of_frames=1,
-                samples_per_pixel=1,
-                photometric_interpretation="MONOCHROME2",
-                bits_allocated=encoded.allocated,
-                bits_stored=encoded.allocated,
-                pixel_representation=0,
-                pixel_keyword="PixelData",
+                **options,
             )
         return words
 
     return decode
+
+
+def _pillow(encoded: Encoded, reduced: int) -> NDArray:
+    """JPEG with discrete cosines, of 8 bits; libjpeg-turbo, which comes with Pillow."""
+    with Image.open(io.BytesIO(encoded.frame), formats=["JPEG"]) as picture:
+        return np.asarray(picture)
 
 
 def _openjpeg(encoded: Encoded, reduced: int) -> NDArray:
@@ -242,8 +251,10 @@ DECODERS = {
     # Not raw pixels, where it is slower than pydicom. Not RLE: that has no end marker, so that
     # nothing shows beforehand whether the frame is whole. pydicom notices; dicomsdl would read on.
     "dicomsdl": _Decoder(JPEG | JPEG2000, _dicomsdl),
-    "gdcm": _Decoder(JPEG | JPEG2000, _pydicom("gdcm")),
+    # Not JPEG with discrete cosines, of which damaged ones make GDCM end the process.
+    "gdcm": _Decoder(JPEG - JPEG_DCT | JPEG2000, _pydicom("gdcm")),
     "openjpeg": _Decoder(JPEG2000 | HTJ2K, _openjpeg),
+    "pillow": _Decoder(JPEG_DCT, _pillow),
 }
 
 # How they say no; anything else is a bug and stays visible.

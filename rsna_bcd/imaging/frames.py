@@ -3,7 +3,6 @@
 import struct
 from dataclasses import replace
 
-import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
@@ -16,8 +15,6 @@ from pydicom.uid import (
 from rsna_bcd.imaging.codestream import (
     check_rle,
     compression,
-    holds_all_pixels,
-    is_predicted_from_left,
     join_fragments,
     read_codestream,
 )
@@ -31,12 +28,12 @@ from rsna_bcd.imaging.decoders import (
     Words,
     refuse_partial_cosines,
 )
+from rsna_bcd.imaging.jpeg_lossless import refuse_partial_lossless
 from rsna_bcd.imaging.mammogram import FLAT, ImageError
 
 # Of a pixel in a compressed frame. The emptiest of real mammograms take 0.7; a flat grey takes less
 # than this, and is no mammogram. In JPEG lossless each pixel has a Huffman code, at least one bit.
 _LEAST_BITS = 0.01
-_RAMP = 12  # pixels at the end of a row
 _LABEL_REMEDY = "export the file again, or correct the transfer syntax"
 _MOST_SURPLUS = 2**16  # bytes behind raw pixels that are no padding; more belong to an image
 
@@ -150,22 +147,6 @@ def refuse_partial(encoded: Encoded, words: Words, decoder: str) -> None:
         ImageError: it did.
     """
     if encoded.syntax in JPEG_HUFFMAN and encoded.stream is not None:
-        _refuse_filled_up(encoded.frame, words, encoded.stream.bits)
+        refuse_partial_lossless(encoded.frame, words, encoded.stream.bits)
     elif encoded.syntax in JPEG_DCT:
         refuse_partial_cosines(encoded, words, decoder)
-
-
-def _refuse_filled_up(frame: bytes, words: Words, bits: int) -> None:
-    """Raise if a JPEG lossless frame ended early, though it has an end marker.
-
-    Decoders then go on with bits of 0, the same difference from pixel to pixel until the row ends,
-    and with rows of the value that prediction begins with, half of the range. That is a reason to
-    count, not to refuse: the darkest value of signed images is stored as half of the range. With
-    other predictors than the pixel before, the rows may look like any: always count.
-    """
-    last = words[-1]
-    slope = np.diff(last[-_RAMP:])  # of unsigned words: it wraps, as prediction does
-    ramp = len(slope) == _RAMP - 1 and slope[0] and (slope == slope[0]).all()
-    doubtful = ramp or (last == 2 ** (bits - 1)).all() or not is_predicted_from_left(frame)
-    if doubtful and not holds_all_pixels(frame, words, bits):
-        raise ImageError("the file was cut short: its last row was never encoded")

@@ -31,7 +31,8 @@ from rsna_bcd.imaging.window import Presentation, Range, Rescale
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 _GREY_16 = ("I;16", "I;16L", "I;16B")
-_SUBFILE_TYPE = 254  # of TIFF; its lowest bit marks a smaller copy of another page
+# Tags of TIFF; the lowest bit of the first marks a smaller copy of another page.
+_SUBFILE_TYPE, _BITS_PER_SAMPLE = 254, 258
 # What Pillow raises on damaged files; anything else is a bug and stays visible.
 _REFUSALS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error)
 _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # by the orientation of EXIF
@@ -127,9 +128,9 @@ def _check(picture: Image.Image) -> None:
 
 def _channels(picture: Image.Image, content: bytes) -> tuple[NDArray[Any], bool, str]:
     """Decode to (H, W) or (H, W, 2 to 4); whether the last channel is opacity; the decoder."""
-    deep = any(";16" in str(tile.args) for tile in picture.tile) or (
-        picture.format == "TIFF" and max(picture.tag_v2.get(258, (8,))) == 16  # type: ignore[attr-defined]
-    )
+    raw_modes = str([tile.args for tile in getattr(picture, "tile", [])])
+    bits: Any = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    deep = ";16" in raw_modes or max(bits) == 16
     if deep and picture.mode in ("RGB", "RGBA"):  # of which Pillow would keep 8 bits
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         picture.load()  # raises where OpenCV returns a part

@@ -104,9 +104,7 @@ def test_pictures_are_turned_as_exif_says(tmp_path: Path, kind: str, orientation
         at = content.index(b"IDAT") - 4
         path.write_bytes(content[:at] + chunk + content[at:])
     else:
-        Image.fromarray(pixels).save(
-            path, exif=exif, **({"quality": 100} if kind == "jpeg" else {})
-        )
+        Image.fromarray(pixels).save(path, exif=exif, quality=100)  # only JPEG has a quality
     found = read_picture(path).pixels
     expected = np.asarray(ImageOps.exif_transpose(upright))
     assert found.shape == expected.shape

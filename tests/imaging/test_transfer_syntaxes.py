@@ -15,11 +15,12 @@ from dicom_files import SYNTAXES, dataset_of, write_dicom
 from jpeg_lossless import encode_jpeg_lossless
 from PIL import Image
 from pydicom.encaps import encapsulate, encapsulate_extended
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from rsna_bcd.imaging.codestream import holds_all_pixels, join_fragments
+from rsna_bcd.imaging.codestream import join_fragments
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.headers import read_header
+from rsna_bcd.imaging.jpeg_lossless import holds_all_pixels
 from rsna_bcd.imaging.mammogram import ImageError
 
 RNG = np.random.default_rng(0)
@@ -42,7 +43,7 @@ DELIMITER = bytes.fromhex("feffdde000000000")
 def write_frame(path: Path, frame: bytes, pixels: np.ndarray, bits: int, syntax: str) -> Path:
     """Write a file with a frame that is encoded already."""
     dataset = dataset_of(pixels, bits)
-    dataset.file_meta.TransferSyntaxUID = UIDS[syntax]
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(path, enforce_file_format=True)
@@ -80,12 +81,13 @@ def item(content: bytes) -> bytes:
 def test_jpeg_lossless_with_every_predictor(
     tmp_path: Path, bits: int, predictor: int, restart_rows: int, transform: int
 ) -> None:
-    pixels = RNG.integers(0, 2**bits, (33, 30)).astype(np.uint8 if bits == 8 else np.uint16)
+    pixels: np.ndarray = RNG.integers(0, 2**bits, (33, 30))
+    pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
     frame = encode_jpeg_lossless(
         pixels, bits, predictor, restart_rows=restart_rows, transform=transform
     )
     path = write_frame(tmp_path / "a.dcm", frame, pixels, bits, "lossless")
-    expected = pixels >> transform << transform
+    expected = np.left_shift(np.right_shift(pixels, transform), transform)
     for decoder in ("dicomsdl", "gdcm"):
         np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, expected)
     assert holds_all_pixels(frame, expected, bits)
@@ -93,9 +95,8 @@ def test_jpeg_lossless_with_every_predictor(
         shorter = frame[: -2 - cut] + b"\xff\xd9"
         assert not holds_all_pixels(shorter, expected, bits)
         write_frame(path, shorter, pixels, bits, "lossless")
-        if predictor != 1 or cut > 60:  # of predictor 1 rows are looked at, not pixels
-            with pytest.raises(ImageError, match="cut short"):
-                read_dicom(path)
+        with pytest.raises(ImageError, match="cut short"):
+            read_dicom(path)
 
 
 def test_jpeg_lossless_without_one_of_its_restart_intervals_is_refused(tmp_path: Path) -> None:
@@ -108,14 +109,14 @@ def test_jpeg_lossless_without_one_of_its_restart_intervals_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 7}])
-@pytest.mark.parametrize("decoder", ["dicomsdl", "gdcm"])
+@pytest.mark.parametrize("decoder", ["dicomsdl", "pillow"])
 def test_lossy_jpeg_of_8_bits(tmp_path: Path, decoder: str, options: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(BYTES).save(buffer, "JPEG", quality=90, **options)
     frame = buffer.getvalue()
     path = write_frame(tmp_path / "a.dcm", frame, BYTES, 8, "baseline")
     if "progressive" in options:
-        decoder = "gdcm"
+        decoder = "pillow"
     pixels = read_dicom(path, [decoder]).pixels
     np.testing.assert_array_equal(pixels, np.asarray(Image.open(buffer)))
     for cut in (1, 2, 9, len(frame) // 3):
@@ -134,10 +135,9 @@ def test_lossy_jpeg_of_12_bits(tmp_path: Path) -> None:
     shape = np.zeros(low.shape, np.uint16)
     path = write_frame(tmp_path / "a.dcm", bytes(frame), shape, 12, "extended")
     expected = np.asarray(Image.open(buffer)).astype(int) - 128 + 2048
-    for decoder in ("dicomsdl", "gdcm"):
-        mammogram = read_dicom(path, [decoder])
-        np.testing.assert_allclose(mammogram.pixels, expected, atol=1)
-        assert mammogram.facts["bits_stored"] == 12
+    mammogram = read_dicom(path)
+    np.testing.assert_allclose(mammogram.pixels, expected, atol=1)
+    assert mammogram.facts["bits_stored"] == 12
 
 
 def test_lossy_jpeg_of_16_bits_is_refused(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_jpeg_ls_near_lossless(tmp_path: Path, bits: int) -> None:
 def written_as(path: Path, pixels: np.ndarray, bits: int, syntax: str, **elements: Any) -> Path:
     """Write raw pixels deflated, in big endian order or encapsulated."""
     dataset = dataset_of(pixels, bits, **elements)
-    dataset.file_meta.TransferSyntaxUID = UIDS[syntax]
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
     if syntax == "big endian":
         words = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
         if dataset["PixelData"].VR == "OW":
@@ -203,7 +203,7 @@ def test_raw_pixels_in_rare_syntaxes(tmp_path: Path, syntax: str, pixels: np.nda
 
 def test_big_endian_bytes_that_are_not_words_are_not_swapped(tmp_path: Path) -> None:
     dataset = dataset_of(BYTES, 8)
-    dataset.file_meta.TransferSyntaxUID = UIDS["big endian"]
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS["big endian"])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(
         tmp_path / "a.dcm", implicit_vr=False, little_endian=False, enforce_file_format=True
@@ -223,7 +223,7 @@ def test_deflated_data_are_limited_and_whole(
     path.write_bytes(whole)
     for read in (read_dicom, read_header):
         with pytest.raises(ImageError, match="hold more than"):
-            read(path)  # type: ignore[operator]
+            read(path)
 
 
 @pytest.mark.parametrize("behind", [b"\xff", b"\xff" * 9, b"\0" * 5, RNG.bytes(64), b"\xff\xd9"])
@@ -337,7 +337,7 @@ def test_other_files_are_no_dicom_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.dcm").write_bytes(content)
     for read in (read_dicom, read_header):
         with pytest.raises(ImageError, match="not a DICOM file"):
-            read(tmp_path / "a.dcm")  # type: ignore[operator]
+            read(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("code", ["MONOCHROME1 ", "monochrome1", " Monochrome1", "MONOCHROME1\0"])
