@@ -94,7 +94,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else ImageClassifier("test_resnet", pretrained=False)
         )
         with torch.no_grad():  # so that breasts differ in the first digits
-            made.head.weight.mul_(100 if name == "images" else 4)
+            made.head.weight.mul_(100 if name == "images" else 16)
         state = {f"network.{key}": value for key, value in made.state_dict().items()}
         (folder / "checkpoints").mkdir()
         torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
@@ -215,7 +215,7 @@ def test_what_is_doubtful_is_said(models: Path, tmp_path: Path) -> None:
     mammogram(folder / "a" / "1", "7", "L", "CC", 1, ManufacturerModelName="New")
     mammogram(folder / "a" / "2", "7", "R", "XCCL", 2, PresentationIntentType="FOR PROCESSING")
     mammogram(folder / "b" / "3", "", "", "MLO", 3, Modality="DX")
-    noise = np.random.default_rng(0).integers(1000, 3000, (80, 60), dtype=np.uint16)
+    noise = np.random.default_rng(0).integers(1000, 3000, (100, 80), dtype=np.uint16)
     write_dicom(folder / "4", noise, bits=12, PatientID="9", ImageLaterality="L")
     breasts = breasts_of(ask(models, tmp_path, folder, "pictures=false", name="both"))
     # The files have no window, which is a flag of their pixels.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rsna_bcd.data.breasts import breast_sample, collate_breasts
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, as_training_input, read_crop
-from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference.runs import Run, check_prepared_crops, load_run
 from rsna_bcd.inference.saliency import saliency_maps
 from rsna_bcd.scoring.ensembles import Ensemble
 from rsna_bcd.tables.images import read_images
@@ -133,7 +133,9 @@ class Explainer:
             )
         fold = int(self._fold[prediction_id])
         if fold not in self._loaded:
-            self._loaded[fold] = load_run(self._run / f"fold{fold}", self._device)
+            run = load_run(self._run / f"fold{fold}", self._device)
+            check_prepared_crops(run, self._prepared)
+            self._loaded[fold] = run
         return self._loaded[fold]
 
     def _crop(self, run: Run, path: str) -> Crop:

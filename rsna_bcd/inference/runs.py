@@ -163,6 +163,23 @@ def check_crop_algorithm(runs: Iterable[Run]) -> None:
             )
 
 
+def check_prepared_crops(run: Run, prepared: Path) -> None:
+    """Check that the crops of a prepared folder are those that a run was trained on.
+
+    Raises:
+        InputError: their `crop.algorithm` differs.
+    """
+    record_file = prepared / "config.yaml"
+    if not record_file.is_file():
+        return
+    made = OmegaConf.select(OmegaConf.load(record_file), "crop.algorithm", default=1)
+    if made != run.crop.algorithm:
+        raise InputError(
+            f"The crops in {prepared} are of crop.algorithm={made}, {run.folder} was trained on "
+            f"{run.crop.algorithm}: train again, or prepare with the version that trained it."
+        )
+
+
 def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments that make a network without reading weights: those that it has."""
     target = get_object(settings["_target_"])

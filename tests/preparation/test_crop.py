@@ -103,7 +103,7 @@ UNCLEAR = np.maximum(*(breast_picture(reach=0.3, half_height=0.35, right=r) for 
         (UNCLEAR, "P\\L", (1, 0, "")),
         (UNCLEAR, "L\\A", (0, 90, "")),
         (UNCLEAR, "L\\P", (0, 270, "")),
-        (UNCLEAR, "p \\ fl", (1, 0, "")),
+        (UNCLEAR, "p\\fl", (1, 0, "")),
         (UNCLEAR, "", (0, 0, "")),
         (UNCLEAR, "X", (0, 0, "")),
         (breast_picture(), "A\\R", (0, 0, "")),
@@ -118,10 +118,10 @@ def test_clear_pixels_decide_about_the_orientation_else_the_header(
     tmp_path: Path, picture: np.ndarray, header: str, expected: tuple[int, int, str]
 ) -> None:
     values = np.rint(picture * 4000).astype(np.uint16)
-    path = write_dicom(
-        tmp_path / "a.dcm", values, bits=12, WindowCenter=2000.5, WindowWidth=4001,
-        PatientOrientation=header.split("\\") if header else None,
-    )  # fmt: skip
+    elements: dict[str, Any] = {"WindowCenter": 2000.5, "WindowWidth": 4001}
+    if header:
+        elements["PatientOrientation"] = header.split("\\")
+    path = write_dicom(tmp_path / "a.dcm", values, bits=12, **elements)
     record = prepare_image(path, SETTINGS, "dicom").record
     assert (record["flipped"], record["rotated"], record["quality_flags"]) == expected
 
