@@ -238,6 +238,16 @@ def interrupted(output: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) 
     return output / "runs" / "tiny" / "fold0"
 
 
+def test_a_run_resumes_to_the_bit_where_the_folder_was_moved(
+    output: Path, straight: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    interrupted(output, monkeypatch)
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    output.rename(moved)
+    check_equal(run(moved, "resume=true"), straight)
+
+
 @pytest.fixture
 def falling(monkeypatch: pytest.MonkeyPatch) -> None:
     """The AUROC of an epoch is the better, the earlier it is."""

@@ -148,6 +148,9 @@ class LastEpoch(_WholeEpochs):
             enable_version_counter=False,
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up nothing: its state is the path of a file, which may have moved."""
+
 
 class BestEpoch(_WholeEpochs):
     """Saves `best.ckpt` after each validation with the best AUROC so far.

@@ -39,6 +39,8 @@ def extra_inputs(network: Any) -> tuple[str, ...]:
 def check_network(network: Any, batch: Batch) -> None:
     """Run a network once, before training does, and check that it keeps the contract above.
 
+    Those of this package keep it, and some would take a minute on a processor.
+
     Args:
         network: on the processor; comes back in the mode that it was in.
         batch: as the datamodule makes it.
@@ -46,6 +48,8 @@ def check_network(network: Any, batch: Batch) -> None:
     Raises:
         InputError: it does not; the message says what is wrong with it.
     """
+    if type(network).__module__.startswith("rsna_bcd."):
+        return
     name, inputs, n_samples = type(network).__name__, extra_inputs(network), len(batch["label"])
     if absent := [entry for entry in inputs if entry not in batch]:
         raise InputError(

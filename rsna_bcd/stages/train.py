@@ -279,8 +279,9 @@ def _tables(cfg: DictConfig) -> tuple[str, ...]:
     """The out-of-fold tables that a finished run has."""
     if cfg.fold == "all":
         return ()
-    is_image = network_unit(get_object(cfg.network._target_)) == "image"
-    return ("oof.csv", "oof_images.csv") if is_image else ("oof.csv",)
+    kind = get_object(cfg.network._target_)
+    by_image = isinstance(kind, type) and network_unit(kind) == "image"
+    return ("oof.csv", "oof_images.csv") if by_image else ("oof.csv",)
 
 
 def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
