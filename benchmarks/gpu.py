@@ -393,7 +393,7 @@ def install_wheels(pack: Path, folder: Path) -> Path:
     Returns:
         That folder; the environment stays as it is.
     """
-    known = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower() for d in distributions()}
+    known = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower() for d in distributions()}
     wheels = [
         str(wheel)
         for wheel in sorted((pack / "wheels").glob("*.whl"))

@@ -31,7 +31,7 @@ from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
-from rsna_bcd.models.memory import keep_freed_memory, out_of_memory
+from rsna_bcd.models.memory import is_out_of_memory, keep_freed_memory, out_of_memory
 from rsna_bcd.models.prediction import TTA
 from rsna_bcd.models.ranks import end_with_parent, n_ranks_to_start, run_ranks, started_outside
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
@@ -307,8 +307,9 @@ def _fit(
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return
-    except torch.OutOfMemoryError:
-        pass  # measured below: here the exception still holds what the step took
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise  # else measured below: here the exception still holds what the step took
     raise out_of_memory(classifier, trainer, data.train_dataloader(), cfg.batch_size)
 
 
