@@ -147,17 +147,13 @@ def study(context: Context) -> Iterator[Row]:
     from omegaconf import OmegaConf
     from study import run_study
 
+    kind = "small" if context.pack is None or context.small else "gpu"
+    config = ROOT / "benchmarks" / "studies" / f"{kind}.yaml"
     data = context.pack
-    if data is None or context.small:  # what the study needs, made here
-        config = ROOT / "benchmarks" / "studies" / "small.yaml"
-        data, crop = context.folder / "study_crops", crop_settings("h512_wide")
-        patients = int(OmegaConf.load(config).patients)
-        if context.pack is None:
-            synthetic_crops(data, str(OmegaConf.load(config).dataset), crop, patients)
-        else:
-            data = context.pack
-    else:
-        config = ROOT / "benchmarks" / "studies" / "gpu.yaml"
+    if data is None:
+        data, study_settings = context.folder / "study_crops", OmegaConf.load(config)
+        crop, patients = crop_settings("h512_wide"), int(study_settings.patients)
+        synthetic_crops(data, str(study_settings.dataset), crop, patients)
     table = run_study(
         config, data, context.folder / "study",
         device=context.device, deadline=context.deadline - 15, jobs=context.jobs,
