@@ -165,6 +165,7 @@ def throughput(context: Context) -> Iterator[Row]:
         # Compiling takes the cores: wait for all, but no longer than half of the time.
         until = (time.monotonic() + context.deadline) / 2
         for worker in workers.values():
+            assert worker.stdout is not None
             select.select([worker.stdout], [], [], max(0.0, until - time.monotonic()))
         for name, worker in workers.items():
             yield from _measured(name, worker, context)
@@ -227,22 +228,30 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
     ways = [way for way in WAYS if way in loops]
     turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     errors: dict[str, str] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         for way in (way for way in ways if way not in errors):
             try:
                 turns[way].append(loops[way].turn(way in (COMPILED, OURS), steps))
             except torch.OutOfMemoryError as error:
                 errors[way] = str(error).split("\n")[0]
-    for way in ways:
-        failed: Row = {"error": errors.get(way)}
-        row = failed if way in errors else loops[way].row(turns[way])
-        if way in (COMPILED, OURS) and turns[way] and way not in errors:
-            bare = BARE_COMPILED if way == COMPILED else BARE
-            ratios = [b[0] / o[0] for b, o in zip(turns[bare], turns[way], strict=False)]
-            row["over_bare"] = round(statistics.median(ratios), 3) if ratios else None
-        if way == COMPILED:
-            row["compile_seconds"] = round(compile_seconds, 1)
-        print(json.dumps({"name": f"{name}, {way}", **row}), file=answer, flush=True)
+            loops[way].release()
+        if number in (0, rounds - 1):  # what there is when the time is used up
+            for way in ways:
+                row: Row = {"error": errors.get(way)}
+                if way not in errors:
+                    row = loops[way].row(turns[way]) | _over_bare(way, turns)
+                if way == COMPILED:
+                    row["compile_seconds"] = round(compile_seconds, 1)
+                print(json.dumps({"name": f"{name}, {way}", **row}), file=answer, flush=True)
+
+
+def _over_bare(way: str, turns: dict[str, list[tuple[float, float]]]) -> Row:
+    """For a pipeline of ours, the bare loop's time over its own: the median of the rounds."""
+    bare = {COMPILED: BARE_COMPILED, OURS: BARE}.get(way)
+    if bare is None or not turns[bare]:
+        return {}
+    ratios = [b[0] / o[0] for b, o in zip(turns[bare], turns[way], strict=False)]
+    return {"over_bare": round(statistics.median(ratios), 3)}
 
 
 class _Loop:
@@ -272,7 +281,7 @@ class _Loop:
         step = make_step(self._cfg, self._classifier, self._device, compiled=self._compiled)
         step(self._batch)
         self._synchronize()
-        self._release()
+        self.release()
         return time.perf_counter() - begin
 
     def turn(self, with_lightning: bool, steps: int) -> tuple[float, float]:
@@ -289,7 +298,6 @@ class _Loop:
         (self._with_lightning if with_lightning else self._bare)(note, _WARM + steps + 1)
         cuda = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
-        self._release()
         return (moments[1] - moments[0]) / steps, peak
 
     def row(self, turns: list[tuple[float, float]]) -> Row:
@@ -307,6 +315,7 @@ class _Loop:
             "tflops": float(f"{rate:.3g}"),
             "of_peak": None if peak is None else round(rate / peak, 3),
             "gb": round(max(turn[1] for turn in turns), 1) if cuda else None,
+            "rounds": len(turns),
         }
 
     def _bare(self, note: Callable[[int], None], steps: int) -> None:
@@ -351,7 +360,7 @@ class _Loop:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Leave the GPU to the others."""
         self._classifier.zero_grad()
         self._classifier.cpu()
