@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -146,17 +147,13 @@ def study(context: Context) -> Iterator[Row]:
     from omegaconf import OmegaConf
     from study import run_study
 
+    kind = "small" if context.pack is None or context.small else "gpu"
+    config = ROOT / "benchmarks" / "studies" / f"{kind}.yaml"
     data = context.pack
-    if data is None or context.small:  # what the study needs, made here
-        config = ROOT / "benchmarks" / "studies" / "small.yaml"
-        data, crop = context.folder / "study_crops", crop_settings("h512_wide")
-        patients = int(OmegaConf.load(config).patients)
-        if context.pack is None:
-            synthetic_crops(data, str(OmegaConf.load(config).dataset), crop, patients)
-        else:
-            data = context.pack
-    else:
-        config = ROOT / "benchmarks" / "studies" / "gpu.yaml"
+    if data is None:
+        data, study_settings = context.folder / "study_crops", OmegaConf.load(config)
+        crop, patients = crop_settings("h512_wide"), int(study_settings.patients)
+        synthetic_crops(data, str(study_settings.dataset), crop, patients)
     table = run_study(
         config, data, context.folder / "study",
         device=context.device, deadline=context.deadline - 15, jobs=context.jobs,
@@ -212,11 +209,13 @@ class Results:
             lines.write(json.dumps({"step": step, **row}) + "\n")
 
     def forget(self, steps: Sequence[str]) -> None:
-        """Drop what is known of some steps."""
-        kept = [{"step": s, **r} for s in STEPS if s not in steps for r in self.rows[s].values()]
-        kept += [{"step": s, **r} for s, r in self.states.items() if s not in steps]
+        """Drop all that is known of some steps."""
+        for step in steps:
+            self.rows[step] = {}
+            self.states.pop(step, None)
+        kept = [{"step": step, **row} for step in STEPS for row in self.rows[step].values()]
+        kept += [{"step": step, **state} for step, state in self.states.items()]
         self._file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self.__init__(self._file)  # type: ignore[misc]
 
     def is_finished(self, step: str) -> bool:
         """Whether a step has run to its end without an error."""
@@ -385,9 +384,18 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def install_wheels(pack: Path, folder: Path) -> Path:
-    """Put the pack's wheels where Python finds them, without touching the environment."""
+    """Put those wheels of the pack whose package is missing where Python finds them.
+
+    Returns:
+        That folder; the environment stays as it is.
+    """
+    known = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower() for d in distributions()}
+    wheels = [
+        str(wheel)
+        for wheel in sorted((pack / "wheels").glob("*.whl"))
+        if re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower() not in known
+    ]
     target = folder / "site"
-    wheels = sorted(map(str, (pack / "wheels").glob("*.whl")))
     if wheels and not target.is_dir():
         options = ["--no-index", "--no-deps", "--no-compile", "--quiet", "--target", str(target)]
         subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True)

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import os
+import select
 import shutil
 import statistics
 import subprocess
@@ -157,11 +158,15 @@ def throughput(context: Context) -> Iterator[Row]:
 
     They are measured one after the other, pipelines in turns (A B C A B C ...).
     """
-    at_once = len(EXPERIMENTS) if context.cores > 4 else 1
-    for first in range(0, len(EXPERIMENTS), at_once):
-        names = EXPERIMENTS[first : first + at_once]
-        names = tuple(n for n in names if not context.has(f"{n}, {FLOAT32}"))
-        workers = {name: _start_worker(name, context) for name in names}
+    names = [name for name in EXPERIMENTS if not context.has(f"{name}, {FLOAT32}")]
+    at_once = len(names) if context.cores > 4 else 1
+    for first in range(0, len(names), max(1, at_once)):
+        workers = {name: _start_worker(name, context) for name in names[first : first + at_once]}
+        # Compiling takes the cores: wait for all, but no longer than half of the time.
+        until = (time.monotonic() + context.deadline) / 2
+        for worker in workers.values():
+            assert worker.stdout is not None
+            select.select([worker.stdout], [], [], max(0.0, until - time.monotonic()))
         for name, worker in workers.items():
             yield from _measured(name, worker, context)
 
@@ -210,39 +215,49 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
         torch.compile = partial(torch.compile, backend="aot_eager")
     settings = overrides(name, small) + ([] if small else more)
     is_compiled = small or device.type == "cuda"
-    loops = {way: _Loop(settings, way, device) for way in (OURS, FLOAT32)}
+    cfg = composed(*settings)
+    flops = step_flops(cfg, make_classifier(cfg))
+    loops = {way: _Loop(settings, way, device, flops) for way in (OURS, FLOAT32)}
     loops[BARE], compile_seconds = loops[OURS], 0.0
     if is_compiled:
-        loops[COMPILED] = loops[BARE_COMPILED] = _Loop(settings, COMPILED, device)
+        loops[COMPILED] = loops[BARE_COMPILED] = _Loop(settings, COMPILED, device, flops)
         compile_seconds = loops[COMPILED].warm_up()
     print("ready", file=answer, flush=True)
     wait()
-    rounds, steps = (2, 2) if small else (3, 10) if device.type == "cuda" else (10, 4)
+    rounds, steps = (2, 2) if small else (3, 8) if device.type == "cuda" else (10, 4)
     ways = [way for way in WAYS if way in loops]
     turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     errors: dict[str, str] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         for way in (way for way in ways if way not in errors):
             try:
                 turns[way].append(loops[way].turn(way in (COMPILED, OURS), steps))
             except torch.OutOfMemoryError as error:
                 errors[way] = str(error).split("\n")[0]
-    for way in ways:
-        failed: Row = {"error": errors.get(way)}
-        row = failed if way in errors else loops[way].row(turns[way])
-        if way in (COMPILED, OURS) and turns[way] and way not in errors:
-            bare = BARE_COMPILED if way == COMPILED else BARE
-            ratios = [b[0] / o[0] for b, o in zip(turns[bare], turns[way], strict=False)]
-            row["over_bare"] = round(statistics.median(ratios), 3) if ratios else None
-        if way == COMPILED:
-            row["compile_seconds"] = round(compile_seconds, 1)
-        print(json.dumps({"name": f"{name}, {way}", **row}), file=answer, flush=True)
+            loops[way].release()
+        if number in (0, rounds - 1):  # what there is when the time is used up
+            for way in ways:
+                row: Row = {"error": errors.get(way)}
+                if way not in errors:
+                    row = loops[way].row(turns[way]) | _over_bare(way, turns)
+                if way == COMPILED:
+                    row["compile_seconds"] = round(compile_seconds, 1)
+                print(json.dumps({"name": f"{name}, {way}", **row}), file=answer, flush=True)
+
+
+def _over_bare(way: str, turns: dict[str, list[tuple[float, float]]]) -> Row:
+    """For a pipeline of ours, the bare loop's time over its own: the median of the rounds."""
+    bare = {COMPILED: BARE_COMPILED, OURS: BARE}.get(way)
+    if bare is None or not turns[bare]:
+        return {}
+    ratios = [b[0] / o[0] for b, o in zip(turns[bare], turns[way], strict=False)]
+    return {"over_bare": round(statistics.median(ratios), 3)}
 
 
 class _Loop:
     """An experiment's network, trained through Lightning or in a bare loop."""
 
-    def __init__(self, settings: list[str], way: str, device: torch.device) -> None:
+    def __init__(self, settings: list[str], way: str, device: torch.device, flops: float) -> None:
         more = {
             COMPILED: ["compile=true"],
             OURS: [],
@@ -258,7 +273,7 @@ class _Loop:
         self._batch = random_batch(self._cfg, self._classifier.unit, self._cfg.batch_size)
         if device.type == "cuda":
             self._batch = {key: value.pin_memory() for key, value in self._batch.items()}
-        self._flops = step_flops(self._cfg, self._classifier) * self._cfg.batch_size
+        self._flops = flops * self._cfg.batch_size
 
     def warm_up(self) -> float:
         """Compile; return the seconds that it takes."""
@@ -266,7 +281,7 @@ class _Loop:
         step = make_step(self._cfg, self._classifier, self._device, compiled=self._compiled)
         step(self._batch)
         self._synchronize()
-        self._release()
+        self.release()
         return time.perf_counter() - begin
 
     def turn(self, with_lightning: bool, steps: int) -> tuple[float, float]:
@@ -283,7 +298,6 @@ class _Loop:
         (self._with_lightning if with_lightning else self._bare)(note, _WARM + steps + 1)
         cuda = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
-        self._release()
         return (moments[1] - moments[0]) / steps, peak
 
     def row(self, turns: list[tuple[float, float]]) -> Row:
@@ -301,6 +315,7 @@ class _Loop:
             "tflops": float(f"{rate:.3g}"),
             "of_peak": None if peak is None else round(rate / peak, 3),
             "gb": round(max(turn[1] for turn in turns), 1) if cuda else None,
+            "rounds": len(turns),
         }
 
     def _bare(self, note: Callable[[int], None], steps: int) -> None:
@@ -345,7 +360,7 @@ class _Loop:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Leave the GPU to the others."""
         self._classifier.zero_grad()
         self._classifier.cpu()
@@ -357,12 +372,20 @@ class _Loop:
 
 
 def memory(context: Context) -> Iterator[Row]:
-    """The memory of each experiment's step at two batch sizes, and the micro-batches within it."""
+    """The memory of each experiment's step at two batch sizes, and the micro-batches within it.
+
+    On a GPU those of three experiments are then tried, under a cap on the allocator.
+    """
     device = torch.device("cpu" if context.small else "cuda")
     total = CAPS[-1] if context.small else torch.cuda.get_device_properties(0).total_memory / 2**30
-    for name in (name for name in experiments() if not context.has(name)):
+    rows = [(name, False) for name in experiments()]
+    rows += [(name, True) for name in EXPERIMENTS if device.type == "cuda"]
+    for experiment, tried in rows:
+        name = f"{experiment}, tried" if tried else experiment
+        if context.has(name):
+            continue
         try:
-            yield {"name": name, **_memory_row(name, context.small, device, total)}
+            yield {"name": name, **_memory_row(experiment, tried, device, total)}
         except torch.OutOfMemoryError as error:
             yield {"name": name, "error": str(error).split("\n")[0]}
         if device.type == "cuda":
@@ -370,8 +393,8 @@ def memory(context: Context) -> Iterator[Row]:
             torch.cuda.empty_cache()
 
 
-def _memory_row(name: str, small: bool, device: torch.device, total: float) -> Row:
-    cfg = composed(*overrides(name, small))
+def _memory_row(name: str, tried: bool, device: torch.device, total: float) -> Row:
+    cfg = composed(*overrides(name, device.type == "cpu"))
     classifier = make_classifier(cfg)
     unit = classifier.unit
     step = make_step(cfg, classifier, device, compiled=False)
@@ -382,19 +405,18 @@ def _memory_row(name: str, small: bool, device: torch.device, total: float) -> R
         "images_per_sample": images_per_sample(cfg, unit),
         "gib_fixed": float(f"{line[0]:.3g}"),
         "gib_per_sample": float(f"{line[1]:.3g}"),
-        "of_the_experiment": int(cfg.batch_size),
+        "batch": int(cfg.batch_size),
     }
-    is_measured = device.type == "cuda" and name in EXPERIMENTS
-    for cap in (*(c for c in CAPS if c < total or small), None):
-        most = samples_within((total if cap is None else cap) - _CONTEXT, line)
-        if is_measured and most:
-            fraction = min(1.0, ((total if cap is None else cap) - _CONTEXT) / total)
-            torch.cuda.set_per_process_memory_fraction(fraction)
+    for cap in (*CAPS, None):
+        capacity = (total if cap is None else cap) - _CONTEXT
+        if cap is not None and cap > total:
+            continue
+        most = samples_within(capacity, line)
+        if tried:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, capacity / total))
             while most and not step.fits(random_batch(cfg, unit, most)):
                 most -= max(1, most // 16)
-            torch.cuda.set_per_process_memory_fraction(1.0)
         row["card" if cap is None else f"{cap} GB"] = most
-    row["how"] = "tried" if is_measured else "from the line"
     return row
 
 

@@ -15,7 +15,17 @@ from torch.optim import Optimizer
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.prediction import Batch, outputs_of
 
+_LIBRARIES_OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
+)  # fmt: skip
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that the memory of a GPU ran out: torch's own, or that of a library."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in _LIBRARIES_OUT_OF_MEMORY
+    )
 
 
 class MemoryLimit:
@@ -50,7 +60,9 @@ class MemoryLimit:
             logits: Tensor | None
             try:
                 logits = predict(part)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 logits = None  # freed below: here the exception still holds what the batch took
             if logits is None:
                 _free_memory()
@@ -115,7 +127,9 @@ class TrainingStep:
                 self(batch)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             fits = False
         self.optimizer.zero_grad()
         _free_memory()
@@ -181,7 +195,9 @@ def _measured(classifier: Any, trainer: pl.Trainer, loader: Any, batch_size: int
     _free_memory()
     try:
         network = classifier.network.to(device).train()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return 0
     optimizer.state.clear()  # which Lightning has moved to the processor; the first step makes it
     step = TrainingStep(

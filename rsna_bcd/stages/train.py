@@ -28,7 +28,7 @@ from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits
 from rsna_bcd.models.ending import Ending, FiniteGuard, ending
 from rsna_bcd.models.history import Record
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
-from rsna_bcd.models.memory import out_of_memory
+from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
 from rsna_bcd.models.prediction import check_network, network_unit
 from rsna_bcd.models.process import keep_freed_memory, quieten_lightning, synchronise_norms
 from rsna_bcd.models.ranks import (
@@ -320,8 +320,9 @@ def _fit(
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return
-    except torch.OutOfMemoryError:
-        pass  # measured below: here the exception still holds what the step took
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise  # else measured below: here the exception still holds what the step took
     raise out_of_memory(classifier, trainer, data.train_dataloader(), cfg.batch_size)
 
 

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from rsna_bcd.models.criterion import Criterion
-from rsna_bcd.models.memory import MemoryLimit, TrainingStep, largest_that_fits
+from rsna_bcd.models.memory import (
+    MemoryLimit,
+    TrainingStep,
+    is_out_of_memory,
+    largest_that_fits,
+)
 
 
 class Linear(nn.Module):
@@ -104,3 +109,16 @@ def test_bisection_takes_few_trials() -> None:
 
     assert largest_that_fits(partial(fits, most=5), 64) == 5
     assert len(tried) == 6
+
+
+def test_libraries_run_out_of_memory_too_and_other_errors_are_not_that() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert not is_out_of_memory(other)
+
+    def fail(part: dict[str, Tensor]) -> Tensor:
+        raise other
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        list(MemoryLimit().split(fail, random_batch(4)))
