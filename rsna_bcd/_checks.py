@@ -126,18 +126,11 @@ def unknown_key(key: str, cfg: DictConfig) -> str:
     deeper = [name for name in _keys(cfg) if name.rpartition(".")[2] == last and name != key]
     if deeper:
         return f"there is no such key. Did you mean {deeper[0]}?"
-    if "_target_" in section:
-        return (
-            f"there is no such key in {parent}. What {section['_target_']} takes besides is added "
-            f"with a plus: +{key}=..."
-        )
-    place = f" in {parent}" if parent else ""
-    trainer = (
-        ""
-        if parent or "trainer" not in known
-        else (f"For an argument of Lightning's Trainer say +trainer.{last}=... ")
-    )
-    return f"there is no such key{place}. {trainer}There are {', '.join(known)}."
+    if parent:
+        there = "" if "_target_" in section else f"There are {', '.join(known) or 'none'}. "
+        return f"there is no such key in {parent}. {there}To add it, say +{key}=..."
+    trainer = f"For Lightning's Trainer, say +trainer.{last}=... " if "trainer" in known else ""
+    return f"there is no such key. {trainer}There are {', '.join(known)}."
 
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:

@@ -159,7 +159,7 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
     Raises:
         InputError: it is neither a list of plain values nor a range.
     """
-    values = spec
+    values: Any = OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec
     try:
         if isinstance(values, list) and values:
             if all(isinstance(v, str | int | float | None) for v in values):
@@ -251,7 +251,7 @@ def _train(cfg: DictConfig, trial: Any) -> float | None:
             print(f"Trial {trial.number} failed on fold {fold}.", flush=True)
             return None
         file = Path(cfg.paths.output) / "runs" / name / f"fold{fold}" / "metrics.json"
-        metrics = json.loads(file.readhydra_text(encoding="utf-8"))
+        metrics = json.loads(file.read_text(encoding="utf-8"))
         assert cfg.metric in metrics, file
         values.append(metrics[cfg.metric])
     if None in values:
