@@ -168,9 +168,15 @@ def _flip(content: bytes, rng: np.random.Generator, first: int, last: int) -> by
 
 
 def _cut(whole: bytes, rng: np.random.Generator) -> bytes:
-    last = len(whole) - 8 if UID(_syntax(whole)).is_compressed else len(whole)
-    # The last 8 bytes of compressed files delimit; they hold no content.
-    return whole[: int(rng.integers(1, last))]
+    return whole[: int(rng.integers(1, _content_end(whole)))]
+
+
+def _content_end(whole: bytes) -> int:
+    """The last 8 bytes of compressed files delimit, the last of deflated ones may be padding."""
+    syntax = _syntax(whole)
+    if syntax == UIDS["deflated"]:
+        return len(whole) - 1
+    return len(whole) - 8 * UID(syntax).is_compressed
 
 
 def _syntax(whole: bytes) -> str:
@@ -178,8 +184,7 @@ def _syntax(whole: bytes) -> str:
 
 
 def _cut_near_the_end(whole: bytes, rng: np.random.Generator) -> bytes:
-    last = len(whole) - 8 if UID(_syntax(whole)).is_compressed else len(whole)
-    return whole[: last - int(rng.integers(1, 40))]
+    return whole[: _content_end(whole) - int(rng.integers(1, 40))]
 
 
 def _lie(whole: bytes, rng: np.random.Generator) -> bytes:

@@ -111,7 +111,7 @@ def _start(head: bytes) -> int:
     for start in starts:
         if _FIRST_ELEMENT.match(head, start):
             return start
-    raise ImageError("not a DICOM file: no preamble, and no element at its start")
+    raise ImageError("not a DICOM file")
 
 
 def _parse_deflated(file: BinaryIO, start: int, options: dict[str, Any]) -> Dataset:

@@ -152,4 +152,4 @@ def _without_padding(bright: Values, valid: Mask) -> tuple[Values, Mask]:
     dark = valid & (bright < low + _BACKGROUND_PART * (high - low))
     if dark.sum() < _BACKGROUND_PART * dark.size:  # the padding is the background
         low -= high - low
-    return np.maximum(bright, np.float32(low)), np.ones_like(valid)
+    return np.maximum(bright, np.float32(low)), valid
