@@ -23,6 +23,7 @@ _SPREAD, _LEAST_SPREAD = 39, 30
 # has less noise, and less sharp detail, than the image.
 _TOP, _ABOVE = 99.5, 0.08
 _HEADROOM = 0.2  # of the narrowest ramp, above the upper quartile: for the noise of a phantom
+_BOTTOM = 0.5  # percentile of the tissue: nothing below it needs greys
 _TOP_OF_FRAME = 99.9  # the same of a whole frame, a small part of which may be tissue
 _FENCE = 2  # distances of the quartiles below the lower one, from where values may become black
 # The ramp is no narrower than this part of the distance between background and tissue, so that the
@@ -38,6 +39,7 @@ _ENOUGH = 256  # pixels of the longer side; above, every second row and column i
 # If less than this part of the frame is as dark as this part of the range of values, there is no
 # background but padding.
 _BACKGROUND_PART = 0.15
+_FAR = 2  # times the range of the other values; in real files padding is at most 1.5 below them
 
 
 def value_range(values: Values) -> tuple[float, float]:
@@ -53,8 +55,8 @@ def fit_ramp(
 ) -> FittedRamp:
     """Fit a ramp to the tissue.
 
-    The upper end is a high percentile of the tissue. The lower end is so far below that the
-    quartiles of the tissue are 39 grey levels apart, but neither below the background nor so high
+    The upper end is above a high percentile of the tissue. The lower end is so far below that the
+    quartiles of the tissue are 39 grey levels apart, but not below the darkest tissue, nor so high
     that much tissue becomes black. An implant is within the ramp if the tissue then keeps 30.
 
     Args:
@@ -68,18 +70,13 @@ def fit_ramp(
     bright, inside = _without_padding(bright, valid)
     step = 2 if max(values.shape) > _ENOUGH else 1
     bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING)[::step, ::step].astype(np.float32)
-    valid, inside = valid[::step, ::step], inside[::step, ::step]
+    inside = inside[::step, ::step]
     low, high = value_range(bright)
     found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
     if found is None or not (found & inside).any():
         black, white = _limits(bright, inside, low, _TOP_OF_FRAME)
     else:
-        tissue, outside = found & inside, valid & ~found
-        if outside.sum() < _BACKGROUND_PART * outside.size:
-            outside = ~found
-        darker = bright[outside & (bright < np.median(bright[tissue]))]
-        background = _upper_end_of_noise(darker) if darker.size else low
-        black, white = _limits(bright, tissue, background, _TOP)
+        black, white = _limits(bright, found & inside, low, _TOP)
     if inverted:
         black, white, low, high = -white, -black, -high, -low
     return FittedRamp(black, white, (low, high), discarded)
@@ -93,11 +90,12 @@ def _limits(
     Args:
         bright: (H, W), tissue brighter than background.
         inside: (H, W), the breast.
-        background: the darkest value that may become black.
+        background: the lowest of all values.
         percentile: of the values inside, which becomes almost white.
     """
     breast, tissue = bright[inside], bright[inside & ~_plateau(bright, inside, background)]
-    lower, upper, top_of_tissue = np.percentile(tissue, (25, 75, percentile)).tolist()
+    levels = (_BOTTOM, 25, 75, percentile)
+    darkest, lower, upper, top_of_tissue = np.percentile(tissue, levels).tolist()
     spread, highest = upper - lower, float(breast.max())
     narrowest = _NARROWEST * max(upper - background, 0) or _NARROWEST * (highest - background)
     width = max(255 / _SPREAD * spread, narrowest)
@@ -105,7 +103,7 @@ def _limits(
     def ends(top: float) -> tuple[float, float]:
         top = max(top, upper + _HEADROOM * narrowest)
         black = min(top - (1 - _ABOVE) * width, lower - _FENCE * spread)
-        black = max(black, min(background, lower))
+        black = max(black, darkest)
         return black, max(top + _ABOVE / (1 - _ABOVE) * (top - black), black + narrowest)
 
     black, white = ends(float(np.percentile(breast, percentile)))
@@ -132,24 +130,20 @@ def _plateau(bright: Values, inside: Mask, background: float) -> Mask:
     return found if (inside & ~found).sum() >= _LEAST_TISSUE * area else nothing
 
 
-def _upper_end_of_noise(background: Values) -> float:
-    """The level of the background and three standard deviations of its noise."""
-    level = np.median(background)
-    return float(level + 3 * 1.4826 * np.median(np.abs(background - level)))
-
-
 def _without_padding(bright: Values, valid: Mask) -> tuple[Values, Mask]:
     """Padding as a background, and where the tissue may be.
 
-    Dark padding stays, but not far below all other values. Bright padding is replaced, and pixels
-    close to it are no tissue.
+    Bright padding is replaced, and pixels close to it are no tissue. Dark padding is brought up to
+    the other values, unless it is the background itself: not far below, and the only dark area.
     """
     if valid.all():
         return bright, valid
     low, high = value_range(bright[valid])
-    if np.median(bright[~valid]) > np.median(bright[valid]):
+    padding = float(np.median(bright[~valid]))
+    if padding > np.median(bright[valid]):
         return np.where(valid, bright, np.float32(low)), valid
     dark = valid & (bright < low + _BACKGROUND_PART * (high - low))
-    if dark.sum() < _BACKGROUND_PART * dark.size:  # the padding is the background
-        low -= high - low
-    return np.maximum(bright, np.float32(low)), valid
+    is_background = dark.sum() < _BACKGROUND_PART * dark.size
+    if not is_background or padding < low - _FAR * (high - low):
+        bright = np.maximum(bright, np.float32(low))
+    return bright, np.ones_like(valid)

@@ -43,8 +43,10 @@ def test_pictures_of_16_bits_are_shown_by_a_ramp_over_their_tissue(tmp_path: Pat
     mammogram = read_picture(write(tmp_path / "a.png", deep))
     shown = mammogram.presentation.apply(deep)
     breast = BREAST > 0
-    slope, offset = np.polyfit(deep[breast], shown[breast], 1)
-    np.testing.assert_allclose(shown[breast], slope * deep[breast] + offset, atol=1e-3)
+    inside = breast & (shown > 0.01) & (shown < 0.99)
+    assert inside.sum() > 0.9 * breast.sum()
+    slope, offset = np.polyfit(deep[inside], shown[inside], 1)
+    np.testing.assert_allclose(shown[inside], slope * deep[inside] + offset, atol=1e-3)
     assert shown[breast].max() > 0.85
     assert shown[~breast & (deep < 1000)].max() < 0.02
 
