@@ -32,6 +32,10 @@ _ZERO = 64  # the level of the background, once it is flat
 # range, and what is behind it is darker by this factor.
 _RIM_START, _WIDEST_RIM, _RIM_LEVEL, _RIM_DROP = 0.03, 0.12, 0.3, 0.8
 
+# It shows in so many rows of the first and the last quarter, and is tilted by at most so much, in
+# parts of height and width.
+_RIM_ROWS, _RIM_TILT = 0.03, 0.06
+
 _SMALLEST_HOLE = 0.005  # part of the frame
 _FAT_LEVELS = 1.5  # by which fat without contact to the frame's edge is brighter than background
 # Parts of the rectangle around it that the hull of a hole fills: an ellipse or half of one fills
@@ -94,22 +98,27 @@ def _rim(levels: Levels, bright: float) -> int:
     start, widest = max(2, round(_RIM_START * width)), max(2, round(_WIDEST_RIM * width))
     near = levels[:, : 2 * widest]
     crests = near[:, :start].max(axis=1)
-    if (crests < bright).mean() > 0.1 or (crests < 0.85 * np.median(crests)).mean() > 0.1:
+    if (crests < bright).mean() > 0.1 or (crests < 0.7 * np.median(crests)).mean() > 0.1:
         return 0
     # Behind the crest, the first column that is clearly darker.
     behind = np.arange(near.shape[1])[None] > near[:, :start].argmax(axis=1)[:, None]
-    ends = behind & (near < _RIM_DROP * crests[:, None])
-    at = np.where(ends.any(axis=1), ends.argmax(axis=1), near.shape[1])
-    within = at[at <= widest]
-    if len(within) < 0.4 * height:
-        return 0
-    # The line may be tilted: it is straight, and all but a few rows lie on it.
+    darker = behind & (near < _RIM_DROP * crests[:, None])
+    at = np.where(darker.any(axis=1), darker.argmax(axis=1), near.shape[1])
     rows = np.flatnonzero(at <= widest)
-    slope, offset = np.polyfit(rows, within, 1)
-    off = np.abs(within - slope * rows - offset)
-    if np.percentile(off, 80) > max(1.5, 0.006 * width):
+    ends_at, half = at[rows], len(rows) // 2
+    # A strip of abdomen is as straight, but at one end only, and shorter.
+    ends = (rows < height / 4).sum(), (rows >= height * 3 / 4).sum()
+    if half < 2 or (min(ends) < _RIM_ROWS * height and len(rows) < height / 2):
         return 0
-    return min(widest, int(np.percentile(within, 98)) + 2)
+    # The line may be slightly tilted. Medians, as in some rows there is tissue behind the rim.
+    upper, lower = (np.median(rows[part]) for part in (slice(half), slice(half, None)))
+    upper_end, lower_end = (np.median(ends_at[part]) for part in (slice(half), slice(half, None)))
+    slope = (lower_end - upper_end) / (lower - upper)
+    offset = upper_end - slope * upper
+    off_line = np.abs(ends_at - slope * rows - offset) > max(1.5, 0.006 * width)
+    if off_line.mean() > 0.3 or abs(slope) * height > _RIM_TILT * width:
+        return 0
+    return min(widest, int(np.ceil(max(offset, offset + slope * height))) + 1)
 
 
 def tissue_mask(levels: Levels) -> Mask | None:
@@ -181,7 +190,7 @@ def _filled(tissue: Mask, levels: Levels) -> Mask:
     and what lies between a breast and an abdomen is a wedge.
     """
     height, width = tissue.shape
-    framed = cv2.copyMakeBorder(tissue, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    framed: Mask = np.pad(tissue, 1, constant_values=1)
     # Outlines of holes run on the tissue around them.
     outlines, hierarchy = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     for outline, (*_, parent) in zip(outlines, hierarchy[0], strict=True):
@@ -190,10 +199,10 @@ def _filled(tissue: Mask, levels: Levels) -> Mask:
         if parent < 0 or sides > 1 or across * down < _SMALLEST_HOLE * tissue.size:
             continue
         hull = cv2.convexHull(outline)
-        around = np.prod(cv2.minAreaRect(hull)[1])
-        if not _TRIANGLE < cv2.contourArea(hull) / max(around, 1) < _RECTANGLE:
+        _, (length, breadth), _ = cv2.minAreaRect(hull)
+        if not _TRIANGLE * length * breadth < cv2.contourArea(hull) < _RECTANGLE * length * breadth:
             continue
-        hole = np.zeros_like(framed)
+        hole: Mask = np.zeros(framed.shape, np.uint8)
         cv2.drawContours(hole, [outline], 0, 1, cv2.FILLED)
         within = hole[1:-1, 1:-1] & (1 - tissue)
         if not sides:
