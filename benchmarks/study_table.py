@@ -89,9 +89,8 @@ def study_table(
     table = pd.DataFrame(rows, columns=columns).assign(remark="")
     leak = other_breast_leak(read_images(prepared[study.reference] / "train.csv", "train"))
     if abs(leak - 0.5) > _LEAK:
-        leaks = table["variant"].isin(
-            [n for n, v in study.variants.items() if n in see_other or _sees_other(v)]
-        )
+        names = [n for n in study.variants if _sees_other(study, n, see_other)]
+        leaks = table["variant"].isin(names)
         table.loc[leaks, "p"] = np.nan
         table.loc[leaks, "remark"] = (
             "not comparable: whether the other breast is in the data tells the label by itself "
@@ -100,8 +99,13 @@ def study_table(
     return table.assign(p_holm=holm(table["p"]))[list(COLUMNS)]
 
 
-def _sees_other(variant: Variant) -> bool:
-    return variant.other_breast or "other" in variant.stack
+def _sees_other(study: Study, name: str, see_other: Sequence[str]) -> bool:
+    """Whether a variant, or one that it starts from, sees the patient's other breast."""
+    variant = study.variants[name]
+    if name in see_other or variant.other_breast or "other" in variant.stack:
+        return True
+    sources = [*variant.ensemble, *([variant.of] if variant.of else [])]
+    return any(_sees_other(study, source, see_other) for source in sources)
 
 
 def other_breast_leak(images: pd.DataFrame) -> float:
