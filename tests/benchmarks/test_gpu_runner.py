@@ -10,6 +10,7 @@ from typing import Any
 
 import gpu
 import pytest
+from fabricated_wheels import stub_wheel
 
 BLOCKED = (
     "wandb", "pydicom", "gdcm", "dicomsdl", "captum", "distributed", "dask", "albumentations",
@@ -134,6 +135,14 @@ def test_a_second_call_skips_what_is_finished(tmp_path: Path) -> None:
     assert "No GPU is used" in said
     assert "memory: finished already" in said
     assert "| lite0 | 7 |" in (folder / "report.md").read_text()
+
+
+def test_wheels_are_installed_aside_where_their_package_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    stub_wheel(tmp_path / "wheels", "package-of-no-one", "1.0")
+    stub_wheel(tmp_path / "wheels", "hydra_core", "0.1")  # there is one already
+    folder = gpu.install_wheels(tmp_path, tmp_path)
+    assert [file.name for file in folder.glob("*.py")] == ["package_of_no_one.py"]
 
 
 def test_what_is_not_used_is_not_imported(tmp_path: Path) -> None:
