@@ -50,6 +50,7 @@ _KEPT_BELOW = 0.02  # rows that stay below the cut, part of the breast's height
 
 _FIELD = 0.93  # part of its box that a piece fills, if it is an exposed field
 _SMALLEST_FIELD = 16  # pixels
+_SMALLEST_PICTURE = 16  # pixels of the shorter side; in fewer there is no outline to find
 _SMALLEST_IN_FIELD = 0.1  # part of the field
 _SOLID = 0.3  # part of its box that a breast fills at least: .46 in real images; a frame fills less
 _SECOND_BREAST = 0.4  # part of the larger breast's area
@@ -139,6 +140,8 @@ def breast_mask(picture: Picture) -> NDArray[np.bool_] | None:
 
 def _find_piece(picture: Picture) -> _Piece | None:
     """The breast with what is connected with it below."""
+    if min(picture.shape) < _SMALLEST_PICTURE:
+        return None
     levels = cv2.medianBlur(grey_levels(picture), 3)
     inner = within_rims(levels)
     piece = _largest_piece(inner.of(levels), inner)
