@@ -94,7 +94,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else ImageClassifier("test_resnet", pretrained=False)
         )
         with torch.no_grad():  # so that breasts differ in the first digits
-            made.head.weight.mul_(100 if name == "images" else 16)
+            made.head.weight.mul_(100 if name == "images" else 4)
         state = {f"network.{key}": value for key, value in made.state_dict().items()}
         (folder / "checkpoints").mkdir()
         torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
@@ -166,7 +166,7 @@ def test_the_answers_are_those_of_a_submission_with_the_table(
         assert found.loc[breast, "probability"] == pytest.approx(probability, abs=1e-6)
         called = "positive" if decisions[breast] else "negative"
         assert found.loc[breast, "decision"] == called
-    assert found["probability"].std() > 0.002
+    assert found["probability"].std() > 0.001  # a thousand times the tolerance
     images = pd.read_csv(folder / "images.csv")
     if name == "both":  # no network of breasts says anything of one image
         assert images["probability"].isna().all()

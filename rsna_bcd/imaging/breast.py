@@ -16,7 +16,7 @@ The box is a tissue box: faint skin, the axilla and the inframammary fold belong
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -96,7 +96,7 @@ class _Piece:
 class _Connected(NamedTuple):
     """A connected piece of a mask: its outline, (n, 1, 2) of x and y, and its area in pixels."""
 
-    outline: NDArray[np.int32]
+    outline: NDArray[Any]
     area: float
 
     @property
@@ -142,7 +142,7 @@ def _find_piece(picture: Picture) -> _Piece | None:
     """The breast with what is connected with it below."""
     if min(picture.shape) < _SMALLEST_PICTURE:
         return None
-    levels = cv2.medianBlur(grey_levels(picture), 3)
+    levels: Levels = cv2.medianBlur(grey_levels(picture), 3)  # type: ignore[assignment]
     inner = within_rims(levels)
     piece = _largest_piece(inner.of(levels), inner)
     if piece is not None and piece.mask.mean() > _FIELD and min(piece.mask.shape) > _SMALLEST_FIELD:
@@ -199,7 +199,7 @@ def _pieces(mask: Mask) -> list[_Connected]:
     return sorted(pieces, key=lambda piece: -piece.area)
 
 
-def _drawn(outline: NDArray[np.int32], mask: Mask) -> Mask:
+def _drawn(outline: NDArray[Any], mask: Mask) -> Mask:
     """The part of the mask within an outline."""
     drawn = np.zeros_like(mask)
     cv2.drawContours(drawn, [outline], 0, 1, cv2.FILLED)
@@ -225,7 +225,7 @@ def _without_thin_structures(mask: Mask) -> Mask:
 
 def _opened(mask: Mask, radius: int) -> Mask:
     disc = _disc(radius)
-    padded = cv2.copyMakeBorder(mask, *[radius] * 4, cv2.BORDER_REPLICATE)
+    padded = np.pad(mask, radius, mode="edge")
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
     return np.ascontiguousarray(opened[radius:-radius, radius:-radius])
 
@@ -242,8 +242,9 @@ def _without_paddle(mask: Mask) -> Mask:
     pieces = _pieces(opened)
     if not pieces:
         return mask
-    grown = cv2.dilate(_drawn(pieces[0].outline, opened), _disc(radius + 1))
-    grown = cv2.resize(grown, mask.shape[::-1], interpolation=cv2.INTER_NEAREST) & mask
+    grown: Any = cv2.dilate(_drawn(pieces[0].outline, opened), _disc(radius + 1))
+    size = mask.shape[1], mask.shape[0]
+    grown = cv2.resize(grown, size, interpolation=cv2.INTER_NEAREST) & mask
     (*_, across, down), (*_, wide, high) = cv2.boundingRect(mask), cv2.boundingRect(grown)
     smaller = wide * high < _SEPARATED * across * down
     return grown if smaller and grown.sum() > 0.5 * mask.sum() else mask
