@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -219,15 +220,20 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
     flops = step_flops(cfg, make_classifier(cfg))
     loops = {way: _Loop(settings, way, device, flops) for way in (OURS, FLOAT32)}
     loops[BARE], compile_seconds = loops[OURS], 0.0
+    errors: dict[str, str] = {}
     if is_compiled:
         loops[COMPILED] = loops[BARE_COMPILED] = _Loop(settings, COMPILED, device, flops)
-        compile_seconds = loops[COMPILED].warm_up()
+        try:
+            compile_seconds = loops[COMPILED].warm_up()
+        except Exception as error:  # noqa: BLE001  (compilers fail in many ways; the row says so)
+            traceback.print_exc()
+            lines = str(error).strip().split("\n")
+            errors[COMPILED] = errors[BARE_COMPILED] = f"{type(error).__name__}: {lines[0]}"
     print("ready", file=answer, flush=True)
     wait()
     rounds, steps = (2, 2) if small else (3, 8) if device.type == "cuda" else (10, 4)
     ways = [way for way in WAYS if way in loops]
     turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    errors: dict[str, str] = {}
     for number in range(rounds):
         for way in (way for way in ways if way not in errors):
             try:
