@@ -85,7 +85,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert names == {
         "config.yaml", "metrics.csv", "timings.csv", "metrics.json", "oof.csv", "oof_images.csv",
-        "seen.json", "curves.png", "checkpoints", "checkpoints/last.ckpt",
+        "lock", "seen.json", "curves.png", "checkpoints", "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
     }  # fmt: skip
     history = pd.read_csv(folder / "metrics.csv")
