@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._messages import CONF
 
+# What `prepare` takes where nothing else is chosen.
+_USUAL = {"dataset": "rsna", "crop": "h1024", "folds": "stratified", "paths": "local"}
 _PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*"  # as a text, Hydra needs no quotes around it,
 _KEYWORDS = {"null", "true", "false", "inf", "nan"}  # but for these, in any case
 
@@ -43,9 +45,9 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
         made: the record of the folder of crops, if there is one: how it was begun.
     """
     words = ["python", "-m", "rsna_bcd.prepare"]
-    for group, usual in (("paths", "local"), ("dataset", None), ("crop", None), ("folds", None)):
-        option = chosen(group, cfg)
-        if option is not None and (option != usual) and (group, option) != ("folds", "stratified"):
+    for group, usual in _USUAL.items():
+        option = chosen(group, cfg) or usual
+        if option != usual or group == "crop":
             words.append(f"{group}={option}")
         words += _overrides(group, option_of(group, option), _container(cfg[group]))
     ours = {"prepared_dir", "folds_csv"}

@@ -104,7 +104,6 @@ def test_an_unfinished_run_is_answered_with_the_command(folder: Path) -> None:
         (BACKBONE, "test_resnet", f"network.backbone: {BACKBONE} -> test_resnet"),
         ("fit: pad", "fit: stretch", "crop.fit: pad -> stretch"),
         ("tta: hflip", "tta: none", "tta: hflip -> none"),
-        ("tta: hflip\n", "", r"tta: hflip -> \(absent\)"),
     ],
 )
 def test_a_record_that_was_changed_is_refused_with_the_difference(
@@ -117,6 +116,16 @@ def test_a_record_that_was_changed_is_refused_with_the_difference(
     try:
         with pytest.raises(InputError, match=rf"(?s)not what .*last.ckpt was trained with.*{said}"):
             load_run(folder)
+    finally:
+        record.write_text(text)
+
+
+def test_what_a_record_lacks_is_taken_from_the_checkpoint(folder: Path) -> None:
+    record = folder / "config.yaml"
+    text = record.read_text()
+    record.write_text(text.replace("tta: hflip\n", ""))
+    try:
+        assert load_run(folder).tta == "hflip"
     finally:
         record.write_text(text)
 
