@@ -32,11 +32,12 @@ def train(way: str, overrides: list[str], rounds: int, steps: int, answer: Any) 
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    import rsna_bcd.train
+    import rsna_bcd.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
     from rsna_bcd._stage import CONF
+    from rsna_bcd.models.process import keep_freed_memory, quieten_lightning
 
-    rsna_bcd.train._quieten_lightning()
-    rsna_bcd.train._keep_freed_memory()
+    quieten_lightning()
+    keep_freed_memory()
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", [*overrides, *(_PLAIN if way == PLAIN else ())])
     torch.manual_seed(0)
