@@ -115,7 +115,8 @@ class Ending:
 def ending(trainer: pl.Trainer) -> Ending:
     """Why a trainer's `fit` has come back."""
     cut = is_cut(trainer)
-    epochs = trainer.fit_loop.epoch_progress.current.processed - int(cut)
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    epochs = progress.processed - int(cut)
     of_all = f"{epochs} of {trainer.max_epochs} epochs"
     patience = next((c for c in trainer.callbacks if isinstance(c, Patience)), None)  # type: ignore[attr-defined]
     if not cut and epochs >= (trainer.max_epochs or 0):

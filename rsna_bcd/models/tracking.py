@@ -58,7 +58,7 @@ def wandb_logger(
         "entity": entity,
         "settings": wandb.Settings(init_timeout=_INIT_PATIENCE),
     }
-    if mode in ("offline", "dryrun") or rank_zero_only.rank:
+    if mode in ("offline", "dryrun") or getattr(rank_zero_only, "rank", None):
         return WandbLogger(offline=True, **options)
     key = wandb_key()
     problem = "no key (`wandb login`)" if key is None else connection_problem(key)

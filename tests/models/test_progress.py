@@ -48,9 +48,12 @@ def test_the_bar_shows_the_time_left_of_the_run() -> None:
     bar._begun = (900.0, 2)
     assert bar.left(trainer(2, 2)) == "0:25:00"  # 100 s half an epoch, 7.5 to come
     assert bar.left(trainer(9, 4)) == ""
-    assert bar.left(SimpleNamespace(**vars(trainer(2, 2)) | {"training": False})) == ""
-    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    predicting: Any = trainer(2, 2)
+    predicting.training = False
+    assert bar.left(predicting) == ""
+    screen = io.StringIO()
+    console = Console(file=screen, width=120, force_terminal=True)
     with Progress(*bar.configure_columns(trainer(2, 2)), console=console) as progress:
         progress.add_task("epoch", total=4, completed=2)
         progress.refresh()
-    assert "0:25:00 left of the run" in console.file.getvalue()
+    assert "0:25:00 left of the run" in screen.getvalue()

@@ -154,7 +154,7 @@ def test_only_the_first_rank_writes_the_id(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_resumed_run_keeps_its_id_group_and_tags(tmp_path: Path) -> None:
-    first = tracking.wandb_logger("project", "name", tmp_path, group="all", tags=["x"])
+    first: Any = tracking.wandb_logger("project", "name", tmp_path, group="all", tags=["x"])
     again = tracking.wandb_logger("project", "name", tmp_path)
     other = tracking.wandb_logger("project", "name", tmp_path / "other")
     assert first.version == again.version != other.version

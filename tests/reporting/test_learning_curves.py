@@ -1,6 +1,7 @@
 """Learning curves, as a picture and in a page."""
 
 import io
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,7 +22,8 @@ HELD_OUT_NOTHING = FOLD[["epoch", "train_loss"]]
 
 def test_a_panel_each_for_losses_and_scores() -> None:
     figure = learning_curves({"fold0": FOLD, "fold1": FOLD})
-    losses, scores = figure.axes
+    axes: list[Any] = figure.axes
+    losses, scores = axes
     assert [text.get_text() for text in losses.get_legend().get_texts()] == ["training", "held out"]
     assert len(losses.lines) == len(scores.lines) == 4
     assert losses.lines[0].get_xdata().tolist() == [1, 2, 3]
