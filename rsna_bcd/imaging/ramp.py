@@ -34,6 +34,7 @@ _NARROWEST = 0.15
 _PLATEAU_PART, _PLATEAU_DEPTH = 0.01, 0.02
 _LEAST_TISSUE = 0.15  # part of the breast; in real files, implants leave .42 and more
 _EXTREMES = (0.05, 99.95)  # percentiles; the rest are defects and the ink of markers
+_DOMINATED = 0.9  # part of the range of values that the breast reaches at least
 _SMOOTHING = 1.0  # standard deviation in pixels of the overview
 _ENOUGH = 256  # pixels of the longer side; above, every second row and column is looked at
 # If less than this part of the frame is as dark as this part of the range of values, there is no
@@ -73,6 +74,10 @@ def fit_ramp(
     inside = inside[::step, ::step]
     low, high = value_range(bright)
     found = breast_mask(np.clip((bright - low) / (high - low), 0, 1))
+    if found is not None and found.any():
+        brightest = float(bright[found].max())
+        if brightest < low + _DOMINATED * (high - low):  # a marker takes the greys of the skin
+            found = breast_mask(np.clip((bright - low) / (brightest - low), 0, 1))
     if found is None or not (found & inside).any():
         black, white = _limits(bright, inside, low, _TOP_OF_FRAME)
     else:
