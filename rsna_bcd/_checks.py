@@ -177,8 +177,8 @@ def _missing(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[Proble
                 there = _existing(cfg, one.metadata.get("existing", ""))
                 yield f"{prefix}{one.name} is missing: ", f"{remedy}{there}."
         elif isinstance(one.type, type) and dataclasses.is_dataclass(one.type):
-            section = cfg._get_node(one.name)
-            if OmegaConf.is_dict(section):
+            section = cfg[one.name]
+            if isinstance(section, DictConfig):
                 yield from _missing(section, one.type, f"{one.name}.")
 
 
@@ -236,7 +236,8 @@ def check_value(
             _set(cfg, path + place, _FLAGS[str(found).lower()])
             return check_value(cfg, path, _plain(cfg, path), kind)
         wrong.setdefault(place, []).append(_what(error, path + place, cfg))
-    problems, derived = [], []
+    problems: list[Problem] = []
+    derived: list[Problem] = []
     for place, reasons in wrong.items():
         if any(other[: len(place)] == place for other in wrong if other != place):
             continue  # another member of a union; the deeper one is closer to it

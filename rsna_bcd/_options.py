@@ -51,10 +51,10 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
             words.append(f"{group}={option}")
         words += _overrides(group, option_of(group, option), _container(cfg[group]))
     ours = {"prepared_dir", "folds_csv"}
-    usual_train, usual = _root("train"), _root("prepare")
+    usual_train, usual_prepare = _root("train"), _root("prepare")
     words += _overrides("", {k: usual_train[k] for k in ours}, {k: _raw(cfg, k) for k in ours})
     kept = {key: made[key] for key in ("source", "decoders", "png") if key in made}
-    words += _overrides("", {key: usual[key] for key in kept}, kept)
+    words += _overrides("", {key: usual_prepare[key] for key in kept}, kept)
     return shlex.join(words)
 
 

@@ -43,26 +43,29 @@ OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)
 class CheckSettings(Callback):
     """Hydra's callback that checks the settings of all jobs before a folder is made for any."""
 
-    def on_run_start(self, config: DictConfig, config_name: str | None, **_: Any) -> None:
+    def on_run_start(self, config: DictConfig, **how: Any) -> None:
         """Check a single job."""
-        with errors_as_messages(str(config_name)):
-            check(str(config_name), config)
+        name = str(how["config_name"])
+        with errors_as_messages(name):
+            check(name, config)
 
-    def on_multirun_start(self, config: DictConfig, config_name: str | None, **_: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **how: Any) -> None:
         """Check the jobs of a sweep, and that no two of them write into the same folder."""
+        name = str(how["config_name"])
         sweeper = get_class(config.hydra.sweeper._target_)
         if not hasattr(sweeper, "split_arguments"):
             return  # one that chooses the jobs as it goes
         loader = GlobalHydra.instance().config_loader()
         given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-        given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        given += task
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(given)
         first: dict[tuple[str, ...], Sequence[str]] = {}
-        with errors_as_messages(str(config_name)):
+        with errors_as_messages(name):
             for job in sweeper.split_arguments(overrides, None)[0]:
                 cfg = loader.load_sweep_config(config, list(job))
-                check(str(config_name), cfg)
-                written = _written(str(config_name), cfg)
+                check(name, cfg)
+                written = _written(name, cfg)
                 if written and written in first:
                     raise InputError(_collision(written, first[written], job))
                 first[written] = job
@@ -143,7 +146,9 @@ def stage(
 
 def _flags_first(words: Sequence[str]) -> list[str]:
     """Arguments with Hydra's flags, and the values of those that have one, before the overrides."""
-    flags, overrides, takes = [], [], False
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes = False
     for word in words:
         is_flag = takes or (word.startswith("-") and "=" not in word) or word.startswith("--")
         (flags if is_flag else overrides).append(word)
@@ -244,10 +249,10 @@ def settle(
     """
     if not record_file.exists():
         return False
-    existing = OmegaConf.to_container(OmegaConf.load(record_file))
-    wanted = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record))))
-    assert isinstance(existing, dict)
-    assert isinstance(wanted, dict)
+    existing: Any = OmegaConf.to_container(OmegaConf.load(record_file))
+    wanted: Any = OmegaConf.to_container(
+        OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record)))
+    )
     existing.pop(_VERSION, None)  # another version may resume
     if root is not None:
         existing = completed(existing, wanted, root, cfg)

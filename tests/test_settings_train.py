@@ -3,6 +3,7 @@
 import fcntl
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -127,7 +128,7 @@ def test_a_key_that_an_older_record_lacks_means_its_default(
 ) -> None:
     file = trained / "runs" / "tiny" / "fold0" / "config.yaml"
     whole = file.read_text()
-    record = OmegaConf.load(file)
+    record: Any = OmegaConf.load(file)
     assert "rsna_bcd" in record
     for key in (
         "rsna_bcd", "tta", "compile", "penalties", "ema", "views", "mix.probability",

@@ -109,8 +109,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"There is no run in {folder}. Train it:\n  {command}")
     if not (folder / "metrics.json").is_file():
         raise InputError(f"The run in {folder} is not finished. Go on:\n  {command} resume=true")
-    record = OmegaConf.to_container(OmegaConf.load(record_file))
-    assert isinstance(record, dict)
+    record: Any = OmegaConf.to_container(OmegaConf.load(record_file))
     record.pop("rsna_bcd", None)  # the version that trained it
     select = record.get("select", _DEFAULTS["select"])
     weights = find_checkpoint(folder, select)
@@ -225,6 +224,8 @@ def _overlaid(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
     both = dict(below)
     for key, value in above.items():
         existing = both.get(key)
-        is_section = isinstance(existing, dict) and isinstance(value, dict)
-        both[key] = _overlaid(existing, value) if is_section else value
+        if isinstance(existing, dict) and isinstance(value, dict):
+            both[key] = _overlaid(existing, value)
+        else:
+            both[key] = value
     return both
