@@ -152,6 +152,7 @@ def _start(
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the process that waits
+            preexec_fn=kill_with_parent,  # also while it imports, and where a signal cut this short
             stdout=said,
             stderr=said,
         )
