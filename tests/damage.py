@@ -74,7 +74,7 @@ EXPECTED = {
     "bits of the file": {"refused", "unchanged", "changed"},
     "bits of pixels": {"refused", "unchanged", "changed"},
     "coding": {"refused", "unchanged", "changed"},
-    # Lies that agree with all else that the file says: a sign, 61 x 77 pixels as 77 x 61, or a
+    # Lies that agree with all else that the file says: a sign, 67 x 77 pixels as 77 x 67, or a
     # frame that could be that large.
     "lie": {"refused", "unchanged", "changed"},
     "size swapped": {"refused", "changed"},
@@ -88,7 +88,7 @@ _VARIANTS = 10
 def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
     """Pixels and a sound file of them."""
     rng = np.random.default_rng(variant)
-    height, width = [(61, 77), (64, 48), (33, 30), (150, 201), (120, 90)][variant % 5]
+    height, width = [(67, 77), (80, 64), (65, 66), (150, 201), (120, 90)][variant % 5]
     if variant == 9:
         height, width = 700, 520  # large enough for an overview of its own
     bits, dtype = [(12, np.uint16), (16, np.uint16), (8, np.uint8), (12, np.int16)][variant % 4]
