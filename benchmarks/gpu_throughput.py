@@ -205,10 +205,9 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
         answer: gets a line when all is compiled, and then the rows.
         wait: returns when it is this process's turn.
     """
-    import rsna_bcd.train
-    from rsna_bcd.models.process import keep_freed_memory
+    from rsna_bcd.models.process import keep_freed_memory, quieten_lightning
 
-    rsna_bcd.train._quieten_lightning()
+    quieten_lightning()
     keep_freed_memory()
     small = more == ["small"]
     device = torch.device("cpu" if small or "trainer=cpu" in more else "cuda")

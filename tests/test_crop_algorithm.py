@@ -16,9 +16,9 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.runs import check_crop_algorithm, check_prepared_crops, load_run
 from rsna_bcd.preparation.crop import ALGORITHM
-from rsna_bcd.prepare import prepare
-from rsna_bcd.submit import submit
-from rsna_bcd.train import train
+from rsna_bcd.stages.prepare import prepare
+from rsna_bcd.stages.submit import submit
+from rsna_bcd.stages.train import train
 
 
 def settings(stage: str, *overrides: str) -> DictConfig:
