@@ -16,7 +16,6 @@ TINY = [
     f"name={MEMBER}",
     "epochs=1",
     "batch_size=8",
-    "folds.assign.n_folds=2",
     "workers=0",
 ]
 
