@@ -74,7 +74,9 @@ def _ends_with_last_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], heade
             return False
         expected.append(f"{low:0{category}b}" if 0 < category < 16 else "")
     last = "".join(expected)
-    end = frame[header.start : -2][-len(last) // 4 - 8 :].replace(b"\xff\0", b"\xff")
+    # Before a marker there may be bytes FF (B.1.1.2); one of the data is followed by 0.
+    start = max(header.start, len(frame) - 2 - len(last) // 4 - 64)
+    end = frame[start:-2].rstrip(b"\xff").replace(b"\xff\0", b"\xff")
     stream = "".join(f"{byte:08b}" for byte in end)
     # At most 7 bits fill up the last byte.
     return any(stream[: len(stream) - filling].endswith(last) for filling in range(8))
@@ -109,7 +111,7 @@ def holds_all_pixels(frame: bytes, pixels: NDArray[np.integer[Any]], bits: int) 
     tops = range(0, len(values), rows)
     # Each restart interval is filled up to a whole byte.
     needed = sum(-(-int(costs[category[top : top + rows]].sum()) // 8) for top in tops)
-    coded = frame[header.start : -2]
+    coded = frame[header.start : -2].rstrip(b"\xff")
     # FF is followed by 0 that is no code; restart markers are none either.
     return needed <= len(coded) - coded.count(b"\xff\x00") - 2 * (len(tops) - 1)
 

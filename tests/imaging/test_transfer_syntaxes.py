@@ -99,6 +99,18 @@ def test_jpeg_lossless_with_every_predictor(
             read_dicom(path)
 
 
+def test_jpeg_lossless_with_fill_bytes_before_its_end_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T.81 B.1.1.2: any number of bytes FF may come before a marker; real files have two."""
+    frame = encode_jpeg_lossless(NOISE, 12)
+    monkeypatch.setattr("rsna_bcd.imaging.jpeg_lossless.holds_all_pixels", None)
+    for fill in (b"", b"\xff", b"\xff\xff"):
+        filled = frame[:-2] + fill + frame[-2:]
+        path = write_frame(tmp_path / "a.dcm", filled, NOISE, 12, "lossless")
+        np.testing.assert_array_equal(read_dicom(path).pixels, NOISE)
+
+
 def test_jpeg_lossless_without_one_of_its_restart_intervals_is_refused(tmp_path: Path) -> None:
     frame = encode_jpeg_lossless(NOISE, 12, restart_rows=4)
     first, second = frame.index(b"\xff\xd0"), frame.index(b"\xff\xd1")
