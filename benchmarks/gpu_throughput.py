@@ -8,9 +8,11 @@ what the trainer costs on a processor:
 
 import atexit
 import copy
+import gc
 import json
 import math
 import os
+import re
 import select
 import shutil
 import statistics
@@ -35,7 +37,7 @@ COMPILED, OURS, BARE, FLOAT32 = "ours, compiled", "ours", "bare loop", "float32 
 BARE_COMPILED = "bare loop, compiled"
 WAYS = (COMPILED, BARE_COMPILED, OURS, BARE, FLOAT32)
 # Dense bf16 matrix products with float32 sums, in TFLOP/s, from the vendors' data sheets. The first
-# name that the device's name contains counts.
+# name whose words the device's name contains counts.
 PEAKS = {
     "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0,
     "A10G": 70.0, "A10": 125.0, "L40S": 362.0, "L4": 121.0, "RTX 4090": 165.0, "RTX 3090": 71.0,
@@ -147,8 +149,11 @@ def step_flops(cfg: Any, classifier: Any) -> float:
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """The card's dense bf16 peak; None where it is not known."""
-    return next((rate for name, rate in PEAKS.items() if name in device_name), None)
+    """The card's dense bf16 peak; None where it is not known, or for a part of a card."""
+    if "MIG" in device_name:
+        return None
+    found = (rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", device_name))
+    return next(found, None)
 
 
 # Throughput
@@ -224,6 +229,9 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
         loops[COMPILED] = loops[BARE_COMPILED] = _Loop(settings, COMPILED, device, flops)
         try:
             compile_seconds = loops[COMPILED].warm_up()
+        except torch.OutOfMemoryError:  # beside others; in its turn it has the GPU to itself
+            traceback.print_exc()
+            loops[COMPILED].release()
         except Exception as error:  # noqa: BLE001  (compilers fail in many ways; the row says so)
             traceback.print_exc()
             lines = str(error).strip().split("\n")
@@ -234,19 +242,26 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
     ways = [way for way in WAYS if way in loops]
     turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for number in range(rounds):
-        for way in (way for way in ways if way not in errors):
+        again = [way for way in ways if way not in errors]
+        for way in again:
+            out_of_memory = ""
             try:
                 turns[way].append(loops[way].turn(way in (COMPILED, OURS), steps))
             except torch.OutOfMemoryError as error:
-                errors[way] = str(error).split("\n")[0]
+                out_of_memory = str(error).split("\n")[0]
             loops[way].release()
+            if out_of_memory and way == FLOAT32 and loops[way].batch_size > 1:
+                loops[way].halve_batch()  # images/s still compare; the row has the batch
+                again.append(way)
+            elif out_of_memory:
+                errors[way] = out_of_memory
         if number in (0, rounds - 1):  # what there is when the time is used up
             for way in ways:
                 row: Row = {"error": errors.get(way)}
-                if way not in errors:
+                if way not in errors and turns[way]:
                     row = loops[way].row(turns[way]) | _over_bare(way, turns)
                 if way == COMPILED:
-                    row["compile_seconds"] = round(compile_seconds, 1)
+                    row["compile_seconds"] = round(compile_seconds, 1) or None
                 print(json.dumps({"name": f"{name}, {way}", **row}), file=answer, flush=True)
 
 
@@ -278,7 +293,17 @@ class _Loop:
         self._batch = random_batch(self._cfg, self._classifier.unit, self._cfg.batch_size)
         if device.type == "cuda":
             self._batch = {key: value.pin_memory() for key, value in self._batch.items()}
-        self._flops = flops * self._cfg.batch_size
+        self._flops_per_sample = flops
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step."""
+        return len(self._batch["label"])
+
+    def halve_batch(self) -> None:
+        """Take the first half of the samples from now on."""
+        half = self.batch_size // 2
+        self._batch = {key: value[:half] for key, value in self._batch.items()}
 
     def warm_up(self) -> float:
         """Compile; return the seconds that it takes."""
@@ -308,13 +333,13 @@ class _Loop:
     def row(self, turns: list[tuple[float, float]]) -> Row:
         """Figures of all turns."""
         seconds = statistics.median(turn[0] for turn in turns)
-        images = self._cfg.batch_size * images_per_sample(self._cfg, self._classifier.unit)
-        rate = self._flops / seconds / 1e12
+        images = self.batch_size * images_per_sample(self._cfg, self._classifier.unit)
+        rate = self._flops_per_sample * self.batch_size / seconds / 1e12
         cuda = self._device.type == "cuda"
         peak = peak_tflops(torch.cuda.get_device_name()) if cuda else None
         return {
             "crop": f"{self._cfg.crop.height} x {self._cfg.crop.width}",
-            "batch": int(self._cfg.batch_size),
+            "batch": self.batch_size,
             "images_per_second": round(images / seconds, 1),
             "ms_per_step": round(1000 * seconds, 1),
             "tflops": float(f"{rate:.3g}"),
@@ -369,6 +394,7 @@ class _Loop:
         """Leave the GPU to the others."""
         self._classifier.zero_grad()
         self._classifier.cpu()
+        gc.collect()  # a trainer refers to itself
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -390,9 +416,12 @@ def memory(context: Context) -> Iterator[Row]:
         if context.has(name):
             continue
         try:
-            yield {"name": name, **_memory_row(experiment, tried, device, total)}
-        except torch.OutOfMemoryError as error:
-            yield {"name": name, "error": str(error).split("\n")[0]}
+            row: Row = _memory_row(experiment, tried, device, total)
+        except RuntimeError as error:  # out of memory, or a kernel refuses a tensor of this size
+            traceback.print_exc()
+            row = {"error": str(error).split("\n")[0]}
+        yield {"name": name, **row}
+        gc.collect()  # else the next experiment's peak would contain what cycles hold of this one
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0)
             torch.cuda.empty_cache()

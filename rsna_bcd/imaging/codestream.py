@@ -9,17 +9,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    JPEGBaseline8Bit,
-    JPEGLossless,
-    JPEGLSNearLossless,
-)
-
 from rsna_bcd.imaging.mammogram import ImageError
 
+# As in pydicom.uid, which pictures must do without: PS3.6 table A-1.
+JPEGBaseline8Bit, JPEGLossless = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.57"
+JPEGLSNearLossless = "1.2.840.10008.1.2.4.81"
+JPEG2000, HTJ2K = "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.203"
 # Transfer syntaxes by the frame header of JPEG (ITU T.81 B.1.1.3; F7 is of JPEG-LS). C1, extended,
 # and C2, progressive, have syntaxes of their own, and the decoders of C0.
 _SYNTAXES = {
@@ -57,7 +52,7 @@ class Codestream:
         levels: how often its resolution can be halved (JPEG 2000 only).
     """
 
-    syntax: UID
+    syntax: str
     height: int
     width: int
     components: int

@@ -45,7 +45,7 @@ def transfer_syntax(dataset: Dataset) -> UID:
         return UID(named)
     if dataset["PixelData"].is_undefined_length:
         frame = join_fragments(dataset.PixelData)
-        return read_codestream(frame).syntax if compression(frame) else RLELossless
+        return UID(read_codestream(frame).syntax) if compression(frame) else RLELossless
     implicit, little = dataset.original_encoding
     if implicit:
         return ImplicitVRLittleEndian
@@ -86,7 +86,7 @@ def check_frame(dataset: Dataset, syntax: UID) -> Encoded:
     if stream.components != 1 or stream.bits > 16:
         raise ImageError(f"{stream.components} sample(s) of {stream.bits} bits in the frame")
     allocated = 8 if stream.bits <= 8 else 16
-    return replace(_encoded(dataset, allocated, stream.syntax, frame), stream=stream)
+    return replace(_encoded(dataset, allocated, UID(stream.syntax), frame), stream=stream)
 
 
 def _encoded(dataset: Dataset, allocated: int, syntax: UID, frame: bytes) -> Encoded:

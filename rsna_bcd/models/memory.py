@@ -17,6 +17,7 @@ from rsna_bcd.models.prediction import Batch, outputs_of
 
 _LIBRARIES_OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
+    "unable to find an engine to execute this computation",  # cuDNN, without room for a workspace
 )  # fmt: skip
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -205,7 +206,11 @@ def _measured(classifier: Any, trainer: pl.Trainer, loader: Any, batch_size: int
     )
     keys = list(itertools.islice(iter(loader.sampler), batch_size))
     samples = [loader.dataset[key] for key in keys]
-    return largest_that_fits(lambda n: step.fits(loader.collate_fn(samples[:n])), batch_size)
+    largest = largest_that_fits(lambda n: step.fits(loader.collate_fn(samples[:n])), batch_size)
+    optimizer.state.clear()  # the error's traceback keeps all this alive; leave the GPU to others
+    classifier.cpu()
+    _free_memory()
+    return largest
 
 
 def _device_name(device: torch.device) -> str:

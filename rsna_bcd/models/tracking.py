@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import wandb
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -46,6 +45,8 @@ def wandb_logger(
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "disabled":
         return DummyLogger()
+    import wandb  # deferred: training without this logger runs where W&B is not installed
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {

@@ -72,6 +72,9 @@ def test_peaks_are_found_by_the_name_of_the_card() -> None:
     assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312
     assert peak_tflops("NVIDIA A10G") == 70
     assert peak_tflops("Tesla T4") is None
+    assert peak_tflops("NVIDIA RTX A1000") is None
+    assert peak_tflops("NVIDIA L40") is None
+    assert peak_tflops("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
 
 
 def test_a_slope_leaves_out_the_start() -> None:
