@@ -33,6 +33,8 @@ FURTHER_BITS = b"\xaa" * 64
 
 _ITEM, _UNDEFINED = b"\xfe\xff\x00\xe0", 0xFFFFFFFF
 _START_OF_JPEG, _START_OF_JPEG2000 = b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
+# One or two segments, the first behind the header (PS3.5 G.5).
+_STARTS_OF_RLE = tuple(struct.pack("<II", count, 64) for count in (1, 2))
 _JP2 = b"\x00\x00\x00\x0cjP  "
 
 
@@ -94,7 +96,8 @@ def join_fragments(content: bytes) -> bytes:
         fragments.append(content[at + 8 : at + 8 + length])
         at += 8 + length
     if len(fragments) > 1 and compression(fragments[0]) is None:  # else there is no table
-        del fragments[0]
+        is_rle = len(fragments[0]) >= 64 and fragments[0][:8] in _STARTS_OF_RLE
+        del fragments[: not is_rle]
     if not any(fragments):
         raise ImageError("the pixel data have no frame")
     return fragments[0] if len(fragments) == 1 else b"".join(fragments)

@@ -115,8 +115,8 @@ def foreign_kind(dataset: Dataset) -> str | None:
     Returns:
         None where it may be a mammogram: by class a digital mammogram, a digital X-ray, a computed
         radiograph, a single image in the class of tomosyntheses (a synthetic 2D view), a secondary
-        capture that is digitized film, or unknown; and by modality nothing else. Tomosyntheses that
-        are stored under another class have several frames.
+        capture that is digitized film, or unknown; and by modality nothing else, nor an X-ray of
+        another part of the body. Tomosyntheses under another class have several frames.
     """
     sop_class = sop_class_of(dataset)
     if sop_class == _MEDIA_DIRECTORY:
@@ -131,7 +131,9 @@ def foreign_kind(dataset: Dataset) -> str | None:
         kind = "projection of a tomosynthesis"
     if kind is not None:
         return kind
-    modality = _modality(dataset)
+    modality, part = _modality(dataset), element_text(dataset, "BodyPartExamined")
+    if modality in PROJECTIONS and modality != "MG" and part and not shows_breast(part):
+        return f"X-ray of the {part.lower()}"
     if not modality or modality in PROJECTIONS:
         return None
     return _OF_MODALITY.get(modality, f"image of modality {modality}")

@@ -4,7 +4,6 @@ Tables in real files announce other bits, other counts or another sign than thei
 the data hold decides, as far as it is unambiguous.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,8 @@ def read_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> L
     count, first, bits = descriptor[0] % _WORD or _WORD, descriptor[1], descriptor[2]
     if signed and first >= _WORD // 2:
         first -= _WORD
+    if not signed and first < 0 and first + _WORD <= largest_input:  # the descriptor's VR is SS
+        first += _WORD
     entries = _entries(item, count, bits)
     if not entries.size or (entries.size < count and first + entries.size <= largest_input):
         raise UnusableError(f"lookup table of {entries.size} entries, {count} announced")
@@ -72,15 +73,12 @@ def _entries(item: Dataset, count: int, bits: int) -> NDArray[np.unsignedinteger
     """The entries: unsigned words whatever the VR; or bytes, packed two to a word if in words."""
     data = _element(item, "LUTData")
     if isinstance(data, bytes):
-        content = data
-        big_endian = item.original_encoding[1] is False  # pydicom leaves OW as it is in the file
+        content = data  # little endian: `parse_dicom` swaps the words of other files
     else:
-        words = np.array([value % _WORD for value in _integers(data)], np.uint16)
-        content, big_endian = words.tobytes(), sys.byteorder == "big"
+        content = np.array([value % _WORD for value in _integers(data)], "<u2").tobytes()
     if bits <= 8 and len(content) < 2 * count:
-        entries = np.frombuffer(content, np.uint8)
-        return entries.reshape(-1, 2)[:, ::-1].ravel() if big_endian else entries
-    return np.frombuffer(content[: len(content) // 2 * 2], ">u2" if big_endian else "<u2")
+        return np.frombuffer(content, np.uint8)
+    return np.frombuffer(content[: len(content) // 2 * 2], "<u2")
 
 
 def _element(item: Dataset, keyword: str) -> Any:

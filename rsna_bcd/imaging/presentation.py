@@ -148,8 +148,6 @@ def _voi_transforms(
         windows = _windows(source)
         for n, window in enumerate(windows, 1):
             yield QualityFlag.WINDOW_DISCARDED, n, len(windows), partial(_window, *window)
-        if windows:
-            return
 
 
 def _windows(dataset: Dataset) -> list[tuple[Any, Any, str]]:

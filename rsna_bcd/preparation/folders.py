@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rsna_bcd.imaging.headers import Header, read_header
-from rsna_bcd.imaging.kinds import PROJECTIONS, shows_breast
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.engine import Result
 
@@ -117,11 +116,8 @@ def refused(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[st
     """
     reasons: dict[str, str] = {}
     for name, header in headers.items():
-        part, modality = str(header["body_part"] or ""), str(header["modality"] or "").upper()
         if header["kind"]:
             reasons[name] = f"{header['kind']}, no mammogram"
-        elif modality in PROJECTIONS and modality != "MG" and part and not shows_breast(part):
-            reasons[name] = f"X-ray of the {part.lower()}, no mammogram"
         elif int(header["frames"] or 1) != 1:
             reasons[name] = f"{header['frames']} frames: a tomosynthesis or a film, no mammogram"
     mammograms = {name: headers[name] for name in headers if name not in reasons}

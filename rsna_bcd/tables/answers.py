@@ -18,7 +18,7 @@ DOUBTS = {
     "near the threshold": "thresholds on either side did as well out of fold: the decision is open",
     "no breast found": "none stood out from the background: the whole frame was used",
     "no window": "the header has none: the grey scale was fitted to the tissue",
-    "window discarded": "the header's window does not fit its pixels: the grey scale was fitted",
+    "window discarded": "a window does not fit its pixels: another grey scale was used",
     "lookup table discarded": "the header's table is damaged: another grey scale was used",
     "inversion contradictory": "the header contradicts itself on which end of the scale is bright",
     "orientation contradictory": "header and pixels disagree on which side the chest wall is",

@@ -31,6 +31,15 @@ def flags_with_pixels(path: Path) -> list[QualityFlag]:
     return [flag for flag in read_dicom(path).flags if flag not in _OF_PIXELS]
 
 
+def test_an_x_ray_of_another_part_is_named_in_all_stages(tmp_path: Path) -> None:
+    elements: dict[str, Any] = {"SOPClassUID": uid.DigitalXRayImageStorageForPresentation}
+    elements |= {"Modality": "DX", "BodyPartExamined": "CHEST"}
+    path = write_dicom(tmp_path / "file", PIXELS, bits=12, **elements)
+    assert read_header(path)["kind"] == "X-ray of the chest"
+    with pytest.raises(ImageError, match="X-ray of the chest, no mammogram"):
+        read_dicom(path)
+
+
 @pytest.mark.parametrize(
     ("sop_class", "modality", "kind"),
     [

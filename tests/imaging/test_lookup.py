@@ -1,12 +1,16 @@
 """Lookup tables that break the rules of their descriptor, and what stands in for unusable ones."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dicom_files import dataset_of
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian
 
+from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.presentation import presentation_of
 from rsna_bcd.imaging.quality import QualityFlag
 
@@ -213,3 +217,26 @@ def test_a_sequence_without_items_is_no_table() -> None:
     dataset = dataset_of(PIXELS, 12, **WINDOW)
     dataset.VOILUTSequence = Sequence([])
     assert presentation_of(dataset, PIXELS).flags == ()
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+def test_tables_of_big_endian_files(tmp_path: Path, vr: str) -> None:
+    entries = np.rint(CURVE * 4095).astype(int)
+    dataset = dataset_of(PIXELS, 12)
+    dataset.VOILUTSequence = Sequence([item(entries, 0, 12, vr=vr)])
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    words = [dataset["PixelData"], dataset.VOILUTSequence[0]["LUTData"]]
+    for element in words if vr == "OW" else words[:1]:  # pydicom writes OW as it is
+        element.value = np.frombuffer(element.value, np.uint16).byteswap().tobytes()
+    path = tmp_path / "a.dcm"
+    dataset.save_as(path, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    mammogram = read_dicom(path)
+    shown = mammogram.presentation.apply(mammogram.pixels)
+    np.testing.assert_allclose(shown, entries[PIXELS] / 4095, atol=1e-6)
+
+
+def test_the_first_input_of_unsigned_pixels_is_unsigned_whatever_its_vr() -> None:
+    pixels = (33_000 + PIXELS.astype(int)).astype(np.uint16)
+    entries = np.rint(CURVE * 4095).astype(int)
+    table = item(entries, 33_000 - 2**16, 12)
+    np.testing.assert_allclose(shown([table], pixels), entries[PIXELS] / 4095, atol=1e-6)

@@ -210,6 +210,17 @@ def test_transforms_in_functional_groups_are_found(keyword: str) -> None:
     np.testing.assert_array_equal(shown(dataset), shown(plain))
 
 
+def test_an_unusable_window_gives_way_to_one_in_a_functional_group() -> None:
+    window = Dataset()
+    window.WindowCenter, window.WindowWidth = 1500, 900
+    dataset = dataset_of(PIXELS, 12, WindowCenter=0, WindowWidth=0)
+    dataset = grouped(dataset, "SharedFunctionalGroupsSequence", "FrameVOILUTSequence", window)
+    plain = dataset_of(PIXELS, 12, WindowCenter=1500, WindowWidth=900)
+    np.testing.assert_array_equal(shown(dataset), shown(plain))
+    flags = presentation_of(dataset, PIXELS).flags
+    assert flags == (QualityFlag.WINDOW_DISCARDED,)
+
+
 def test_the_first_of_two_rescale_values_is_taken() -> None:
     window = {"WindowCenter": 1500, "WindowWidth": 900}
     two = dataset_of(PIXELS, 12, RescaleSlope=[2, 1], RescaleIntercept=[-100, 0], **window)
