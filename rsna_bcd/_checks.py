@@ -250,7 +250,7 @@ def check_value(
         key = ".".join(map(str, path + place))
         is_key = first.startswith("there is no such key")
         refers = derived if _refers(cfg, path + place) else problems
-        refers.append((f"{key}: " if is_key else f"{key}={shown}: ", f"{said.rstrip('.')}."))
+        refers.append((f"{key}: " if is_key else f"{key}={shown}: ", said if said.endswith(("?", ".")) else f"{said}."))
     return problems or derived
 
 

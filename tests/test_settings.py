@@ -291,6 +291,28 @@ def test_jobs_of_a_sweep_are_checked_before_the_first(
     assert part in call(name, *overrides, "-m", cwd=tmp_path, monkeypatch=monkeypatch)
 
 
+def test_a_job_that_a_sweep_has_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = refused("train", "fold=0,0", "-m", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert "twice (name=x fold=0)" in said
+
+
+@pytest.mark.parametrize("how", [[], ["-m"]])
+def test_a_check_that_fails_by_a_bug_stops_the_command(
+    how: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra itself would warn of the callback, and run the job."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("rsna_bcd._stage.check", fail)
+    with pytest.raises(UserWarning, match="ZeroDivisionError"):
+        call("submit", *how, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_search_takes_dotted_keys_on_the_command_line() -> None:
     recipe = _space(composed("search", "+space.network.dropout.low=0.2"))
     assert recipe["network.dropout"] == {"low": 0.2, "high": 0.6, "step": 0.1}

@@ -93,6 +93,11 @@ def _check_trainer(cfg: DictConfig) -> None:
                 f"trainer.{key}={value}: a run is scored on all that its fold holds out, and kept "
                 "in checkpoints. To try a few batches, +trainer.fast_dev_run=true."
             )
+    if cfg.trainer.get("enable_progress_bar") is False and "progress" in cfg.callbacks:
+        raise InputError(
+            "trainer.enable_progress_bar=false: the bar is a callback. Leave it out with "
+            "'~callbacks.progress' instead."
+        )
 
 
 def _check_folds(cfg: DictConfig) -> None:
