@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import (
     PydanticSchemaGenerationError,
@@ -206,6 +206,8 @@ def _of_other_kinds(cfg: DictConfig, schema: type) -> Iterator[Problem]:
             value = cfg[one.name]
             if OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True)
+        except InterpolationToMissingValueError:
+            continue  # of a key that need not be there: others are reported above
         except OmegaConfBaseException as error:
             first = f"{str(error).splitlines()[0]}."
             unresolved[first] = one.name
@@ -250,7 +252,12 @@ def check_value(
         key = ".".join(map(str, path + place))
         is_key = first.startswith("there is no such key")
         refers = derived if _refers(cfg, path + place) else problems
-        refers.append((f"{key}: " if is_key else f"{key}={shown}: ", f"{said.rstrip('.')}."))
+        refers.append(
+            (
+                f"{key}: " if is_key else f"{key}={shown}: ",
+                said if said.endswith(("?", ".")) else f"{said}.",
+            )
+        )
     return problems or derived
 
 

@@ -51,6 +51,11 @@ def errors_as_messages(name: str, go_on: str = "") -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
+        if "=" not in error.override:
+            sys.exit(
+                f"error: {error.override!r} is no setting. Settings are given as key=value: "
+                f"python -m rsna_bcd.{name} --help shows them."
+            )
         sys.exit(
             f"error: Hydra cannot read {error.override!r}. A value with spaces, commas, brackets, "
             "quotes or = needs two pairs of quotes, for the shell and for Hydra: "

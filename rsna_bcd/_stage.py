@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -79,6 +80,8 @@ def _written(name: str, cfg: DictConfig) -> tuple[str, ...]:
 
 def _collision(written: Sequence[str], one: Sequence[str], other: Sequence[str]) -> str:
     differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
+    if not differing:
+        return f"The sweep has a job twice ({' '.join(one)}). Give each value once."
     jobs = " and ".join(" ".join(job) for job in zip(*differing, strict=True))
     key = differing[0][0].partition("=")[0]
     return (
@@ -126,6 +129,8 @@ def stage(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
             # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
             sys.argv[1:] = _flags_first(sys.argv[1:])
+            # Hydra would go on after a check that failed by a bug.
+            warnings.filterwarnings("error", "Callback .* raised", UserWarning)
             command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
             received: list[signal.Signals] = []
             try:

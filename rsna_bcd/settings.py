@@ -23,7 +23,7 @@ Source = Literal["dicom", "image"]
 Fold = Count | Literal["all"]
 Section = dict[str, Any]
 
-_RUNS = "models/runs/*/fold*"
+_RUNS = "output/runs/*/fold*"
 _ENSEMBLES = "models/ensembles/*/ensemble.json"
 _SUBMISSIONS = "output/submissions/*/submission.csv"
 

@@ -190,6 +190,8 @@ def test_values_of_another_kind_are_refused(
         ("submit", "budget.hours=0", "greater than 0"),
         ("predict", "inputs=/x/a (1)", "\"inputs='/x/a (1)'\""),
         ("predict", "inputs=it's", "\"inputs='it\\'s'\""),
+        ("train", "effnet_b5", "'effnet_b5' is no setting"),
+        ("train", "+ema.dekay=1", "Did you mean ema.decay?"),
         ("ensemble", "members=a", "members=[...]"),
         ("report", "cases=-1", "at least 0"),
         ("search", "fold=[0,a]", "fold.1=a"),
@@ -226,6 +228,22 @@ def test_a_missing_name_says_what_to_type(
     said = refused(name, cwd=tmp_path, monkeypatch=monkeypatch, needed=False)
     key = NEEDED[name][0].partition("=")[0]
     assert said.startswith(f"error: {key} is missing: give {key}=")
+
+
+def test_predict_without_a_name_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = call("predict", "inputs=x", cwd=tmp_path, monkeypatch=monkeypatch, needed=False)
+    assert "There is no model in" in said
+
+
+def test_missing_members_list_the_runs_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "output" / "runs" / "b5" / "fold0").mkdir(parents=True)
+    settings = ["paths.models=elsewhere"]
+    said = call("ensemble", *settings, cwd=tmp_path, monkeypatch=monkeypatch, needed=False)
+    assert "there are b5" in said
 
 
 def test_a_missing_name_lists_what_there_is(
@@ -289,6 +307,28 @@ def test_jobs_of_a_sweep_are_checked_before_the_first(
     name: str, overrides: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert part in call(name, *overrides, "-m", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_a_job_that_a_sweep_has_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = refused("train", "fold=0,0", "-m", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert "twice (name=x fold=0)" in said
+
+
+@pytest.mark.parametrize("how", [[], ["-m"]])
+def test_a_check_that_fails_by_a_bug_stops_the_command(
+    how: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra itself would warn of the callback, and run the job."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("rsna_bcd._stage.check", fail)
+    with pytest.raises(UserWarning, match="ZeroDivisionError"):
+        call("submit", *how, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_search_takes_dotted_keys_on_the_command_line() -> None:

@@ -58,6 +58,12 @@ def output(tmp_path: Path) -> Path:
         (["+trainer.limit_val_batches=1"], ["limit_val_batches=1", "fast_dev_run"]),
         (["+trainer.overfit_batches=2"], ["overfit_batches=2", "fast_dev_run"]),
         (["+trainer.enable_checkpointing=no"], ["enable_checkpointing=False"]),
+        (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "nothing"]),
+        (["trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches=0", "at least 1"]),
+        (
+            ["+callbacks.progress={_target_: rsna_bcd.models.progress.RunProgress}"],
+            ["enable_progress_bar=false", "~callbacks.progress"],
+        ),
         (["folds.assign.n_folds=5"], ["folds.assign.n_folds: 4 -> 5", "rsna_bcd.prepare"]),
     ],
     ids=lambda value: " ".join(value),

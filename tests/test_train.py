@@ -150,7 +150,7 @@ def test_a_resumed_run_equals_a_straight_one(
         monkeypatch.undo()
     folder = Path(configure(output).run_dir)
     assert not (folder / "metrics.json").exists()
-    with pytest.raises(InputError, match="resume=true"):
+    with pytest.raises(InputError, match="resume=false out"):
         run(output, *overrides, "resume=false")
     run(output, *overrides)
     straight = trained / "runs" / "tiny" / "fold0"

@@ -222,7 +222,7 @@ def test_the_command_that_is_asked_to_stop_says_how_to_resume(
         code, said = stopped(command(tmp_path), file.exists, how)
         assert code == 128 + how, said
         assert said.endswith(
-            f"Stopped by {how.name}. Finished epochs are kept: resume=true goes on.\n"
+            f"Stopped by {how.name}. Finished epochs are kept: run the same command to resume.\n"
         )
         assert "Traceback" not in said
         assert not (folder / "metrics.json").exists()

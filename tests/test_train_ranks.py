@@ -256,19 +256,19 @@ def test_ranks_that_were_killed_or_stopped_go_on_to_the_bit(tmp_path: Path) -> N
     broken, straight = tmp_path / "broken", tmp_path / "straight"
     for output in (broken, straight):
         save_crops(output)
-    arguments, run_dir = words(broken, *recipe, "resume=true"), broken / "runs/x/fold0"
+    arguments, run_dir = words(broken, *recipe), broken / "runs/x/fold0"
     killed = stopped(arguments, (run_dir / "checkpoints/last.ckpt").exists, signal.SIGKILL)
     killed.wait()
     interrupted = stopped(arguments, lambda: len(ranks_in(broken)) == 3, signal.SIGINT)
     _, said = interrupted.communicate(timeout=30)
     assert interrupted.returncode == 130
     assert said.endswith(
-        "Stopped by SIGINT. Finished epochs are kept: run the same command with resume=true.\n"
+        "Stopped by SIGINT. Finished epochs are kept: run the same command to resume.\n"
     )
     assert "Traceback" not in said
     assert ranks_in(broken) == []
     assert not (run_dir / "metrics.json").exists()
-    assert command(broken, *recipe, "resume=true").returncode == 0
+    assert command(broken, *recipe).returncode == 0
     assert command(straight, *recipe).returncode == 0
     found, expected = (
         torch.load(o / "runs/x/fold0/checkpoints/last.ckpt", weights_only=True)["state_dict"]

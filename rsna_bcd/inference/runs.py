@@ -108,7 +108,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     if not record_file.is_file():
         raise InputError(f"There is no run in {folder}. Train it:\n  {command}")
     if not (folder / "metrics.json").is_file():
-        raise InputError(f"The run in {folder} is not finished. Go on:\n  {command} resume=true")
+        raise InputError(f"The run in {folder} is not finished. Resume it:\n  {command}")
     record: Any = OmegaConf.to_container(OmegaConf.load(record_file))
     record.pop("rsna_bcd", None)  # the version that trained it
     select = record.get("select", _DEFAULTS["select"])

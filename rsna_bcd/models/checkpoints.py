@@ -75,7 +75,7 @@ class WholeFiles(TorchCheckpointIO):
             raise StorageError(
                 f"{path} cannot be written: the disk has {free / 1e6:,.0f} MB left, a checkpoint "
                 f"needs {needed / 1e6:,.0f} MB. {kept}Free some space, then run the same command "
-                "with resume=true."
+                "to resume."
             ) from error
 
 

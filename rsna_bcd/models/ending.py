@@ -135,6 +135,6 @@ def ending(trainer: pl.Trainer) -> Ending:
         limit = "a callback"
     return Ending(
         False,
-        f"Not finished: {limit} ended training after {of_all}. Resume it without that limit, or "
-        "with a larger one: resume=true.",
+        f"Not finished: {limit} ended training after {of_all}. Run it again without that "
+        "limit, or with a larger one, to resume.",
     )

@@ -93,6 +93,16 @@ def _check_trainer(cfg: DictConfig) -> None:
                 f"trainer.{key}={value}: a run is scored on all that its fold holds out, and kept "
                 "in checkpoints. To try a few batches, +trainer.fast_dev_run=true."
             )
+    if not cfg.trainer.get("limit_train_batches", 1):
+        raise InputError("trainer.limit_train_batches=0: nothing would be trained. Leave it out.")
+    for key in ("accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+        if cfg.trainer.get(key, 1) < 1:
+            raise InputError(f"trainer.{key}={cfg.trainer[key]}: should be at least 1.")
+    if cfg.trainer.get("enable_progress_bar") is False and "progress" in cfg.callbacks:
+        raise InputError(
+            "trainer.enable_progress_bar=false: the bar is a callback. Leave it out with "
+            "'~callbacks.progress' instead."
+        )
 
 
 def _check_folds(cfg: DictConfig) -> None:

@@ -131,7 +131,7 @@ def _train(cfg: DictConfig) -> None:
         raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
     except RuntimeError as error:
         if remedy := shared_memory_failure(error):
-            raise InputError(f"{remedy} Finished epochs are kept: resume=true.") from error
+            raise InputError(f"{remedy} Finished epochs are kept.") from error
         raise
     finally:  # else the next job of a sweep goes on logging into this one's run
         finish_wandb(exit_code)
@@ -269,8 +269,8 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
         return not lost
     if has_last and not cfg.resume:
         raise InputError(
-            f"{run_dir} holds an unfinished run. Go on with resume=true, or start afresh with "
-            "overwrite=true."
+            f"{run_dir} holds an unfinished run. Leave resume=false out to resume it, or "
+            "train again from the first epoch with overwrite=true."
         )
     return False
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 import pandas as pd
 
+from rsna_bcd.errors import InputError
+
 Line = tuple[int, list[str]]  # number of the line in the file, from 1, and its cells
 
 # The longer marks first: that of UTF-16 LE begins that of UTF-32 LE.
@@ -47,6 +49,16 @@ def decode_text(content: bytes, errors: Literal["fallback", "replace"] = "fallba
         return content.decode("utf-8")
     except UnicodeDecodeError:
         return content.decode("cp1252", errors="replace")
+
+
+def check_is_text(file: Path, content: bytes) -> None:
+    """Check that the content of a table is no spreadsheet or archive under the name of a CSV.
+
+    Raises:
+        InputError: it is.
+    """
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise InputError(f"{file} is not a CSV table but a spreadsheet or archive. Save it as CSV.")
 
 
 def parse_lines(text: str) -> list[Line]:

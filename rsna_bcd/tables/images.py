@@ -11,7 +11,7 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file, read_bytes
-from rsna_bcd.tables.delimited import MISSING, decode_text, parse_lines, read_own_csv
+from rsna_bcd.tables.delimited import MISSING, check_is_text, decode_text, parse_lines, read_own_csv
 
 Split = Literal["train", "test"]
 # Maps a dataset's own tables, every cell a string, to one table with our columns.
@@ -131,8 +131,7 @@ def read_table(file: Path) -> pd.DataFrame:
             raise InputError(
                 f"{file} is not an Excel table: {error}. Save it as .xlsx or .csv."
             ) from error
-    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise InputError(f"{file} is not a CSV table but a spreadsheet or archive. Save it as CSV.")
+    check_is_text(file, content)
     lines = parse_lines(decode_text(content))
     if not lines:
         raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")

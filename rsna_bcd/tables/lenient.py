@@ -6,7 +6,7 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file, read_bytes
-from rsna_bcd.tables.delimited import decode_text, parse_lines
+from rsna_bcd.tables.delimited import check_is_text, decode_text, parse_lines
 from rsna_bcd.tables.failures import Failure
 
 _SHOWN = 60  # characters of a damaged line
@@ -24,11 +24,13 @@ def read_lenient(file: Path) -> tuple[pd.DataFrame, list[Failure]]:
         (the header is line 1); and the lines that were left out.
 
     Raises:
-        InputError: the file is absent or empty.
+        InputError: the file is absent, empty or a spreadsheet.
     """
     if not is_file(file):
         raise InputError(f"{file} does not exist. Point paths.data= at the dataset's folder.")
-    lines = parse_lines(decode_text(read_bytes(file), errors="replace"))
+    content = read_bytes(file)
+    check_is_text(file, content)
+    lines = parse_lines(decode_text(content, errors="replace"))
     if not lines:
         raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")
     (_, header), *rows = lines

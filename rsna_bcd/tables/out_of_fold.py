@@ -53,11 +53,10 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
                 f"record was lost. {_train(run.name, fold)} Or delete the folder, to leave it out."
             )
         if not (folder / "metrics.json").is_file():  # what training writes last
-            started = folder.is_dir()
-            state = "is not finished" if started else "was not trained"
+            state = "is not finished" if folder.is_dir() else "was not trained"
             raise InputError(
                 f"Fold {fold} of {run.name} {state}: there is no {folder / 'metrics.json'}. "
-                f"{_train(run.name, fold, resume=started)}"
+                f"{_train(run.name, fold)}"
             )
         tables.append(read_oof(folder / "oof.csv"))
     pooled = pd.concat(tables, ignore_index=True)
@@ -182,10 +181,9 @@ def under_each_rule(run: Path, oof: pd.DataFrame, own: Rule) -> dict[Rule, pd.Se
     return {own: breasts, other: instead.where(read, breasts)}
 
 
-def _train(name: str, *folds: int, resume: bool = False) -> str:
+def _train(name: str, *folds: int) -> str:
     arguments = f"name={name} fold={','.join(map(str, folds))}"
     arguments += " -m" if len(folds) > 1 else ""
-    arguments += " resume=true" if resume else ""
     return f"Run `python -m rsna_bcd.train experiment=... {arguments}`."
 
 

@@ -10,6 +10,7 @@ from rsna_bcd.tables.delimited import decode_text, parse_lines
 from rsna_bcd.tables.folds import read_folds
 from rsna_bcd.tables.hidden import read_hidden
 from rsna_bcd.tables.images import read_images
+from rsna_bcd.tables.lenient import read_lenient
 
 TEXT = """patient_id,image_id,laterality,view,age,cancer
 007,1,L,CC,61,1
@@ -122,3 +123,12 @@ def test_decode_text_replaces_single_bytes_where_told() -> None:
 
 def test_parse_lines_keeps_a_delimiter_in_quotation_marks() -> None:
     assert parse_lines('a,b\n"1,5",2\n') == [(1, ["a", "b"]), (2, ["1,5", "2"])]
+
+
+def test_a_spreadsheet_called_csv_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "test.csv"
+    file.write_bytes(b"PK\x03\x04" + bytes(range(256)))
+    with pytest.raises(InputError, match="spreadsheet or archive. Save it as CSV"):
+        read_images(file, "test")
+    with pytest.raises(InputError, match="spreadsheet or archive. Save it as CSV"):
+        read_lenient(file)

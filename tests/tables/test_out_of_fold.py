@@ -38,7 +38,7 @@ def test_absent_and_unfinished_runs_name_the_command(tmp_path: Path) -> None:
         read_run(run)
     assert len(read_run(run, [0])) == 4
     (run / "fold3" / "config.yaml").touch()
-    with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3 resume=true"):
+    with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3`"):
         read_run(run)
 
 
