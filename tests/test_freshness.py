@@ -74,7 +74,7 @@ def test_every_stage_that_reads_an_ensemble_refuses_a_stale_one(
     change(output)
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose(stage, [f"paths.output={output}", *STAGES[stage]])
-    run: Callable[[Any], Any] = getattr(importlib.import_module(f"rsna_bcd.{stage}"), stage)
+    run: Callable[[Any], Any] = getattr(importlib.import_module(f"rsna_bcd.stages.{stage}"), stage)
     with pytest.raises(InputError) as error:
         run(cfg)
     message = str(error.value)
@@ -123,7 +123,7 @@ def test_a_submission_of_an_earlier_threshold_is_not_scored(output: Path) -> Non
     (folder / "summary.json").write_text(json.dumps({"asked": {"ensemble": "0" * 64}}))
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("evaluate", [f"paths.output={output}", "name=demo"])
-    evaluate = importlib.import_module("rsna_bcd.evaluate").evaluate
+    evaluate = importlib.import_module("rsna_bcd.stages.evaluate").evaluate
     with pytest.raises(InputError, match=r"predicted before[\s\S]*rsna_bcd.submit name=demo"):
         evaluate(cfg)
 

@@ -17,7 +17,7 @@ METADATA = "_target_: rsna_bcd.tables.metadata.Metadata"
         (f"metadata={{{METADATA}, columns: [age]}}", "lacks the column(s) age"),
         ("+auxiliary.cancer=0.1", "cancer is no auxiliary target"),
         ("+auxiliary.density=0.1", "no values of density"),
-        ("views.policy=some", "views.policy=some: choose all, one_per_view"),
+        ("views.policy=some", "views.policy=some: should be all, one_per_view"),
         ("positives_per_batch=4", "positives_per_batch=4 must be 0 or more, and less than"),
     ],
 )

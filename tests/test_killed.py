@@ -108,7 +108,9 @@ def test_ctrl_c_is_one_line_and_keeps_what_is_done(
     _, printed = run.communicate(timeout=20)
     assert run.returncode == 130
     assert "Traceback" not in printed
-    assert printed.endswith("Stopped. What is done is kept: run the same command to go on.\n")
+    assert printed.endswith(
+        "Stopped by SIGINT. What is done is kept: run the same command to go on.\n"
+    )
     assert len(finished(folder)) >= 10
 
 

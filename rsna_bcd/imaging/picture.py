@@ -30,6 +30,7 @@ from rsna_bcd.imaging.window import Presentation, Range, Rescale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP")  # a column `file` may name any of them
 _GREY_16 = ("I;16", "I;16L", "I;16B")
 # Tags of TIFF; the lowest bit of the first marks a smaller copy of another page.
 _SUBFILE_TYPE, _BITS_PER_SAMPLE = 254, 258
@@ -77,7 +78,7 @@ def _decode(content: bytes) -> tuple[StoredPixels, str]:
     try:
         with (
             warnings.catch_warnings(action="ignore"),  # on metadata that is not used
-            Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "TIFF"]) as picture,
+            Image.open(io.BytesIO(content), formats=_FORMATS) as picture,
         ):
             _check(picture)
             channels, transparent, decoder = _channels(picture, content)

@@ -70,6 +70,7 @@ def fit_ramp(
     valid = np.ones(values.shape, bool) if valid is None else valid
     bright, inside = _without_padding(bright, valid)
     step = 2 if max(values.shape) > _ENOUGH else 1
+    widest = value_range(bright[::step, ::step])  # of noise, smoothing would leave the middle
     bright = cv2.GaussianBlur(bright, (0, 0), _SMOOTHING)[::step, ::step].astype(np.float32)
     inside = inside[::step, ::step]
     low, high = value_range(bright)
@@ -83,8 +84,8 @@ def fit_ramp(
     else:
         black, white = _limits(bright, found & inside, low, _TOP)
     if inverted:
-        black, white, low, high = -white, -black, -high, -low
-    return FittedRamp(black, white, (low, high), discarded)
+        black, white, widest = -white, -black, (-widest[1], -widest[0])
+    return FittedRamp(black, white, widest, discarded)
 
 
 def _limits(

@@ -138,12 +138,14 @@ class LastEpoch(_WholeEpochs):
 
     Args:
         dirpath: the folder of the checkpoints.
+        every_n_epochs: epochs between two checkpoints: a run is resumed from the last one.
     """
 
-    def __init__(self, dirpath: str) -> None:
+    def __init__(self, dirpath: str, every_n_epochs: int = 1) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="last",
+            every_n_epochs=every_n_epochs,
             save_on_train_epoch_end=True,  # whole epochs, also where there is no validation
             enable_version_counter=False,
         )

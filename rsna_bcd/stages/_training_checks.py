@@ -74,6 +74,8 @@ def _check_callbacks(cfg: DictConfig) -> None:
             OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
             for part in (OmegaConf.select(usual, key), OmegaConf.select(cfg, key))
         )
+        if name == "last" and isinstance(found, dict):
+            found.pop("every_n_epochs", None)  # how often it is saved changes no result
         if found is None and (name != "best" or cfg.select == "best"):
             raise InputError(f"~{key}: a run is resumed and predicted from its files. Leave it in.")
         if found is not None and found != expected:

@@ -15,7 +15,7 @@ from study import run_study
 from study_config import Place, compose_run, last_of_each, needed_runs, read_study
 from study_heads import _bags
 
-import rsna_bcd.train
+import rsna_bcd.stages.train
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.stages.train import train
@@ -96,7 +96,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
 ) -> None:
     before = (folder / "out" / "study.csv").read_bytes()
     monkeypatch.setattr(study_runs, "do_run", None)
-    monkeypatch.setattr(rsna_bcd.train, "train", None)
+    monkeypatch.setattr(rsna_bcd.stages.train, "train", None)
     table = run(folder)
     assert (folder / "out" / "study.csv").read_bytes() == before
     assert table["variant"].tolist() == list(read_study(folder / "study.yaml").variants)
