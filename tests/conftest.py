@@ -1,6 +1,8 @@
 """What tests share: a tiny synthetic competition, and the device of the checks of a GPU."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,3 +70,15 @@ def cuda(device: "torch.device") -> "torch.device":
     if device.type != "cuda":
         pytest.skip("the memory of a processor cannot be limited")
     return device
+
+
+@pytest.fixture(autouse=True)
+def _gpu_memory_for_others(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hand back what the allocator keeps after each check of a GPU: several run side by side."""
+    yield
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
