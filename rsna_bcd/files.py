@@ -47,17 +47,6 @@ def is_file(path: Path) -> bool:
     return member in archive.members
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder on disk, or in an archive, or an archive itself."""
-    if path.is_dir():
-        return True
-    try:
-        archive, member = _locate(path)
-    except NotADirectoryError:
-        return False
-    return member in archive.folders
-
-
 def list_names(folder: Path) -> frozenset[str]:
     """List the names in a folder; none if there is no such folder.
 
@@ -103,7 +92,6 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
@@ -111,6 +99,7 @@ class _Archive:
             raise ArchiveError(
                 f"{path} is no zip archive, or was cut short ({error}). Download it again."
             ) from None
+        self._descriptor = os.open(path, os.O_RDONLY)
         self.members: dict[str, zipfile.ZipInfo] = {}
         names: defaultdict[str, set[str]] = defaultdict(set)
         for info in infos:
