@@ -37,7 +37,7 @@ demo: env ## synthetic competition of real DICOM files -> the whole pipeline -> 
 	$(RUN) rsna_bcd.report paths=demo name=demo 'baseline=[metadata,intensity]'
 
 test: env lint types ## lint, types and the tests (under 15 minutes on two cores)
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: env ## the longer checks
 	$(BIN)/pytest -m slow $(ARGS)
@@ -84,7 +84,7 @@ gpu-pack: env ## DATA=data/rsna640 WEIGHTS=...: archives for a GPU without a net
 	$(BIN)/python benchmarks/gpu_pack.py data=$(DATA) $(if $(OUT),output=$(OUT)) \
 		$(if $(WEIGHTS),weights=$(WEIGHTS)) $(ARGS)
 
-lock: env ## compile requirements.lock anew from pyproject.toml
+lock: env ## compile requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra sweep --extra export --universal \
 		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --upgrade \
 		-o requirements.lock
