@@ -29,7 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.inference.exported import OnnxNetwork
+from rsna_bcd.inference.export import OnnxNetwork
 from rsna_bcd.models.exporting import capture, network_inputs, random_batch, save_onnx
 from rsna_bcd.models.prediction import Batch, predict_logits
 

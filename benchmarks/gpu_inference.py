@@ -64,7 +64,7 @@ def _files(folder: Path, small: bool) -> tuple[list[Path], tuple[str, str]]:
 
 def _member(name: str, folder: Path, files: list[Path], source: str, context: Context) -> Row:
     """Figures of a network, the only one of an ensemble."""
-    from rsna_bcd.inference.runs import load_run
+    from rsna_bcd.inference.run import load_run
 
     experiment = [*overrides(name, context.small), f"name={name}"]
     (run_folder,) = make_ensemble(folder / "models", [experiment], 1, onnx=False)
@@ -96,9 +96,9 @@ def _member(name: str, folder: Path, files: list[Path], source: str, context: Co
 
 def _network_seconds(run: Any, batch_size: int, seconds: float) -> float:
     """Seconds per image of a network on crops in memory, as `submit` runs it, TTA included."""
-    from rsna_bcd.inference.precision import Forward
+    from rsna_bcd.inference.predictor import Predictor
 
-    forward = Forward(run, "auto")
+    forward = Predictor(run, "auto")
     shape = (batch_size, 1, run.crop.height, run.crop.width)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     for _ in range(2):

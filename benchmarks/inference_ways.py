@@ -60,8 +60,8 @@ def _some(setting: Setting, number: int) -> list[Path]:
 
 def _load(setting: Setting) -> list[Any]:
     """The runs as `submit` has them."""
-    from rsna_bcd.inference.engines import choose_engines
-    from rsna_bcd.inference.runs import load_run
+    from rsna_bcd.inference.export import choose_engines
+    from rsna_bcd.inference.run import load_run
 
     folders = list(map(Path, setting.runs))
     exports = folders[0].parents[2] / "exports"
@@ -81,14 +81,14 @@ def _forwards(runs: list[Any]) -> list[Callable[[Any], Any]]:
     import torch
 
     from rsna_bcd.imaging.crops import as_training_input
-    from rsna_bcd.inference.precision import Forward
+    from rsna_bcd.inference.predictor import Predictor
 
-    def calling(forward: Forward) -> Callable[[Any], Any]:
+    def calling(forward: Predictor) -> Callable[[Any], Any]:
         return lambda crops: forward.predict(
             {"image": torch.from_numpy(as_training_input(crops))[:, None]}
         )[0]
 
-    return [calling(Forward(run, "auto")) for run in runs]
+    return [calling(Predictor(run, "auto")) for run in runs]
 
 
 def _decode(setting: Setting) -> Way:
@@ -179,7 +179,7 @@ def _loop(setting: Setting) -> Way:
     import torch
     import ways
 
-    from rsna_bcd.inference.runs import load_run
+    from rsna_bcd.inference.run import load_run
 
     torch.set_num_threads(setting.cores)
     cv2.setNumThreads(setting.cores)

@@ -35,7 +35,7 @@ from rich.table import Table
 from rsna_bcd.imaging.breast import breast_mask
 from rsna_bcd.imaging.crops import as_training_input, in_8_bits
 from rsna_bcd.inference import saliency
-from rsna_bcd.inference.explain import Explainer, SeenImage
+from rsna_bcd.inference.saliency import ExplainedImage, Explainer
 from rsna_bcd.models.prediction import to_input
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstrap
 from rsna_bcd.scoring.ensembles import read_ensemble
@@ -113,7 +113,7 @@ def read_lesions(data: Path, images: pd.DataFrame) -> dict[str, Circles]:
     }
 
 
-def maps_of(explainer: Explainer, breast: str, image: SeenImage) -> dict[str, Map]:
+def maps_of(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[str, Map]:
     """The map of the report, and those of other methods."""
     maps = {} if image.saliency is None else {OURS: image.saliency}
     run = explainer.run_of(breast)
@@ -157,7 +157,7 @@ def _positive(maps: torch.Tensor) -> Map:
 METHODS = {"HiResCAM": _hires_cam, "LayerCAM": _layer_cam, "Grad-CAM": _grad_cam}
 
 
-def judge(image: SeenImage, of_image: Map, lesions: Circles) -> dict[str, Any]:
+def judge(image: ExplainedImage, of_image: Map, lesions: Circles) -> dict[str, Any]:
     """Where the map is largest, and how often a point anywhere in the breast would do as well."""
     height, width = image.crop.shape
     circles = lesions + [0, height / 2, 0]

@@ -120,7 +120,7 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
     import torch
     from hydra.utils import instantiate
 
-    from rsna_bcd.inference.runs import load_run
+    from rsna_bcd.inference.run import load_run
 
     device = _device(cfg)
     run = load_run(folder, torch.device(device))

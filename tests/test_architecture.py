@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "preparation": {"imaging", "tables"},
     "data": {"imaging", "tables"},
     "models": {"tables", "scoring"},
-    "reporting": {"tables", "scoring", "models"},
+    "reporting": {"tables", "scoring", "models", "inference"},
     "bundling": set(),
     "inference": {"phantom", "imaging", "tables", "scoring", "preparation", "data", "models"},
 }
@@ -25,7 +25,7 @@ TORCH = {"torch", "torchvision", "timm", "pytorch_lightning"}
 STAGES = "rsna_bcd.stages."
 HEAVY = {"torch", "pandas", "numpy", "cv2", "matplotlib", "pytorch_lightning", "wandb"}
 CONFIGURATION = {"hydra", "omegaconf"}
-MAY_REBUILD_A_RUN = "inference/runs.py"
+MAY_REBUILD_A_RUN = "inference/run.py"
 SHARED_AT_THE_TOP = {
     "errors", "files", "settings", "__main__", "_checks", "_constructors", "_messages", "_options",
     "_stage",

@@ -22,8 +22,7 @@ import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before H
 from rsna_bcd._stage import CONF
 from rsna_bcd.bundling.lock import as_requirements, read_lock
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.checkpoint_files import read_checkpoint
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.run import load_run, read_checkpoint
 from rsna_bcd.scoring.ensembles import Member, read_ensemble, write_ensemble
 from rsna_bcd.stages.bundle import bundle
 from rsna_bcd.stages.rehearse import compare, rehearse

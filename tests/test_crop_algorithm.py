@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.runs import check_crop_algorithm, check_prepared_crops, load_run
+from rsna_bcd.inference.run import check_crop_algorithm, check_prepared_crops, load_run
 from rsna_bcd.preparation.crop import ALGORITHM
 from rsna_bcd.stages.prepare import prepare
 from rsna_bcd.stages.submit import submit

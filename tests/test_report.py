@@ -414,7 +414,7 @@ class Seen:
 def test_the_gallery_shows_what_was_seen(
     fit: Callable[..., None], make: Make, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rsna_bcd.inference import explain  # torch, for this test alone
+    from rsna_bcd.inference import saliency  # torch, for this test alone
     from rsna_bcd.tables.images import read_images
 
     class Looks:
@@ -425,7 +425,7 @@ def test_the_gallery_shows_what_was_seen(
             crop, maps = np.full((64, 32), 99, np.uint8), np.eye(4, 2, dtype=np.float32)
             return [Seen("CC", crop, maps), Seen("MLO", crop, None)]
 
-    monkeypatch.setattr(explain.Explainer, "of_ensemble", lambda *_: Looks())
+    monkeypatch.setattr(saliency.Explainer, "of_ensemble", lambda *_: Looks())
     cases = make("run=b5", "cases=2").sources.cases
     assert cases is not None
     assert {case.kind for case in cases} == {"miss", "false alarm", "find"}

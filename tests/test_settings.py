@@ -79,9 +79,9 @@ def test_the_schema_has_the_keys_and_kinds_of_the_yaml(name: str) -> None:
 
 
 def test_choices_are_those_of_the_code() -> None:
-    from rsna_bcd.inference.exported import Engine
-    from rsna_bcd.inference.failures import Unread
-    from rsna_bcd.inference.precision import Precision
+    from rsna_bcd.inference.export import Engine
+    from rsna_bcd.inference.predictor import Precision
+    from rsna_bcd.inference.test_set import Unread
     from rsna_bcd.models.prediction import TTA
     from rsna_bcd.preparation.writing import Filter, Strategy
     from rsna_bcd.scoring.blend import Blend

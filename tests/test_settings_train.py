@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import rsna_bcd.train  # the command
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.run import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rsna_bcd._stage import CONF
 from rsna_bcd.data.workers import shared_memory_failure, workers_that_fit
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.run import load_run
 from rsna_bcd.models.exporting import fingerprint
 from rsna_bcd.stages.train import train
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.imaging.crops import read_crop
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.run import load_run
 from rsna_bcd.stages.train import train
 from rsna_bcd.tables.predictions import read_oof
 

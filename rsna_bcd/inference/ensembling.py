@@ -4,23 +4,18 @@ In the order of the out-of-fold rows that the ensemble was fitted to: images to 
 member's rule, fold by fold; the mean over the folds; the blend; the threshold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rsna_bcd.inference.run import Run
+from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.scoring.ensembles import Ensemble
 from rsna_bcd.tables.predictions import to_breasts, with_unread
 from rsna_bcd.tables.sites import sites_of
 from rsna_bcd.tables.views import left_out
-
-if TYPE_CHECKING:  # these need torch, which the processes that decode must not import
-    from rsna_bcd.inference.runs import Run
-    from rsna_bcd.inference.stream import BreastPrediction, Prediction
 
 
 def predict_breasts(

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsna_bcd.inference.budget import Costs
-from rsna_bcd.inference.precision import Precision, device_of
-from rsna_bcd.inference.runs import Run
-from rsna_bcd.inference.spent import Spent
+from rsna_bcd.inference.deadline import Costs, StageTimer
+from rsna_bcd.inference.predictor import Precision, device_of
+from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import decode_files, predict_decoded
 from rsna_bcd.models.prediction import PASSES
 from rsna_bcd.preparation.crop import Source
@@ -60,7 +59,7 @@ def measure_costs(
     )
     with closing(decoding):
         decoded = list(decoding)
-    spent = Spent()
+    spent = StageTimer()
     predicted = predict_decoded(
         decoded, sample, some, runs,
         batch_size=batch_size, precision=precision, dropped=(),

@@ -1,6 +1,6 @@
 """The breasts that teach most, as pictures for a page: what was missed, what was a false alarm.
 
-Where a network looked comes from whoever has the networks (`inference.explain`), as arrays.
+Where a network looked comes from whoever has the networks (`inference.saliency`), as arrays.
 """
 
 from collections.abc import Callable, Mapping, Sequence

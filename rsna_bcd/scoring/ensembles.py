@@ -48,7 +48,7 @@ class Member:
         ranks: Where a probability stands among the member's out-of-fold ones; None but under
             `rank_mean`.
         hashes: By fold, SHA-256 of the predictions and of the weights that it was fitted to
-            (`inference.freshness`); empty in ensembles of before they were kept.
+            (`inference.run`); empty in ensembles of before they were kept.
     """
 
     name: str

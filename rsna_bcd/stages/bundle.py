@@ -18,9 +18,14 @@ from rsna_bcd.bundling.notebook import (
 from rsna_bcd.bundling.push import check_push, push
 from rsna_bcd.bundling.wheels import build_own_wheel, collect_wheels
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint, save_safetensors
-from rsna_bcd.inference.freshness import check_current
-from rsna_bcd.inference.runs import check_crop_algorithm, load_run
+from rsna_bcd.inference.run import (
+    check_crop_algorithm,
+    check_current,
+    find_checkpoint,
+    load_run,
+    read_checkpoint,
+    save_safetensors,
+)
 from rsna_bcd.models.exporting import fingerprint
 from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, read_ensemble
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rsna_bcd._messages import CONF
 from rsna_bcd._stage import record_of, settle, write_record
 from rsna_bcd.errors import InputError, difference
-from rsna_bcd.inference.freshness import fold_hashes
+from rsna_bcd.inference.run import fold_hashes
 from rsna_bcd.scoring.blend import Blend, blend
 from rsna_bcd.scoring.bootstrap import Interval, Score, score_bootstraps
 from rsna_bcd.scoring.calibration import Method

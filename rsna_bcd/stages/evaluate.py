@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
-from rsna_bcd.inference.freshness import check_current
+from rsna_bcd.inference.run import check_current
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
 from rsna_bcd.scoring.decisions import confusion
 from rsna_bcd.scoring.ensembles import FILE_NAME, read_ensemble
@@ -82,10 +82,10 @@ def _check_current(cfg: DictConfig, folder: Path) -> None:
     summary = folder / "summary.json"
     if not summary.is_file():
         return
-    from rsna_bcd.inference.journal import hash_of  # with torch, which takes seconds
+    from rsna_bcd.inference.progress import content_hash  # with torch, which takes seconds
 
     asked = json.loads(summary.read_text(encoding="utf-8")).get("asked", {})
-    if asked.get("ensemble") not in (None, hash_of(file.read_bytes())):
+    if asked.get("ensemble") not in (None, content_hash(file.read_bytes())):
         raise InputError(
             f"{folder} was predicted before {file} was fitted. Predict again:\n"
             f"  python -m rsna_bcd.submit name={cfg.name} paths.output={cfg.paths.output}"

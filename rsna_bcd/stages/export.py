@@ -12,15 +12,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rsna_bcd.errors import InputError, difference
-from rsna_bcd.inference.exported import (
+from rsna_bcd.inference.export import (
     ONNX_FILE,
+    TOLERANCE,
     TORCH_FILE,
     Forward,
     OnnxNetwork,
+    Parity,
     load_program,
+    measure_parity,
+    prepared_crops,
 )
-from rsna_bcd.inference.parity import TOLERANCE, Parity, measure_parity, prepared_crops
-from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.exporting import (
     OPSET,
     Input,

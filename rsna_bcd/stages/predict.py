@@ -16,8 +16,7 @@ from rich.progress import track
 from rsna_bcd._stage import settle, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.headers import Header
-from rsna_bcd.inference.answers import answers_of
-from rsna_bcd.inference.doubts import notes_of
+from rsna_bcd.inference.studies import model_notes, study_results
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.folders import files_below, read_headers, refused
 from rsna_bcd.preparation.writing import write_whole
@@ -33,8 +32,8 @@ from rsna_bcd.tables.predictions import write_csv
 # What needs torch is imported where it is used, in the main process alone: it would cost each of
 # the processes that decode seconds and half a gigabyte.
 if TYPE_CHECKING:
-    from rsna_bcd.inference.examinations import Examination
-    from rsna_bcd.inference.runs import Run
+    from rsna_bcd.inference.run import Run
+    from rsna_bcd.inference.studies import Study
 
 _WANTED = "Mammograms are wanted as DICOM files of one image each."
 
@@ -50,10 +49,8 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
             the folder holds answers to other inputs. Files that are no mammograms beside others
             that are, are in `failures.csv` with the reason.
     """
-    from rsna_bcd.inference.devices import device_named
-    from rsna_bcd.inference.examinations import predict_examinations
-    from rsna_bcd.inference.freshness import check_current
-    from rsna_bcd.inference.runs import check_crop_algorithm, load_run
+    from rsna_bcd.inference.run import check_crop_algorithm, check_current, load_run, resolve_device
+    from rsna_bcd.inference.studies import predict_studies
 
     console = Console(stderr=True, markup=False)
     fitted = _ensemble(cfg)
@@ -66,7 +63,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     remedy = f"Give these a place of their own, such as predictions_dir={folder}_2"
     settle(folder / "config.yaml", record, overwrite=cfg.overwrite, remedy=remedy)
     images = images_from_headers(headers, {name: _folder_of(files[name]) for name in headers})
-    device = device_named(cfg.device)
+    device = resolve_device(cfg.device)
     models = Path(cfg.paths.models)
     members = [
         [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
@@ -75,7 +72,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     runs = [run for member in members for run in member]
     check_crop_algorithm(runs)
     made_up = (Path(cfg.paths.data) / "synthesize.yaml").is_file()
-    notes = notes_of(fitted, runs)
+    notes = model_notes(fitted, runs)
     # A breast's answer does not depend on what else is in the folder.
     ensemble = replace(fitted, policy="pf1")
     leading = members[max(range(len(members)), key=lambda i: ensemble.members[i].weight)]
@@ -86,12 +83,12 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     with ProjectedBar(console, "Predicting", len(images)) as bar:
         bar.show(0, 0)
         done = 0
-        for examination in predict_examinations(
+        for examination in predict_studies(
             images, {name: files[name] for name in headers}, runs, leading[0].crop,
             batch_size=cfg.batch_size, ahead=cfg.ahead,
             workers=engine.usable_cores() if cfg.workers is None else cfg.workers,
         ):  # fmt: skip
-            own = answers_of(examination, headers, ensemble, members, made_up=made_up)
+            own = study_results(examination, headers, ensemble, members, made_up=made_up)
             answers += own
             if pictures is not None:
                 pictures.draw(examination, own)
@@ -203,9 +200,9 @@ class _Pictures:
         self.files: dict[str, str] = {}
         self._folder, self._notes, self._runs = folder, notes, runs
 
-    def draw(self, examination: Examination, answers: Sequence[BreastAnswer]) -> None:
+    def draw(self, examination: Study, answers: Sequence[BreastAnswer]) -> None:
         """Write a picture of each image that could be read."""
-        from rsna_bcd.inference.examinations import saliency_of
+        from rsna_bcd.inference.studies import saliency_of
 
         strengths = saliency_of(self._runs, examination)
         for breast in answers:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rsna_bcd.bundling.image import IMAGE, lay_out, make_image, run_offline
 from rsna_bcd.bundling.notebook import KERNEL, NOTEBOOK
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.parity import TOLERANCE
+from rsna_bcd.inference.export import TOLERANCE
 from rsna_bcd.tables.predictions import SUBMISSION_COLUMNS
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
-from rsna_bcd.inference.freshness import check_current
+from rsna_bcd.inference.run import check_current
 from rsna_bcd.preparation.writing import write_whole
 from rsna_bcd.reporting.cohort import sample_images
 from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
@@ -268,7 +268,7 @@ def _cases(
     """Breasts to look at, as the member of the largest weight saw them."""
     if cfg.cases == 0:
         return None
-    from rsna_bcd.inference.explain import Explainer  # torch takes seconds; cases=0 needs none
+    from rsna_bcd.inference.saliency import Explainer  # torch takes seconds; cases=0 needs none
 
     chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
     try:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.ensembling import predict_breasts
-from rsna_bcd.inference.failures import (
+from rsna_bcd.inference.test_set import (
     Unread,
     answers,
     check_unread,
@@ -48,9 +48,9 @@ from rsna_bcd.tables.predictions import (
 if TYPE_CHECKING:
     import torch
 
-    from rsna_bcd.inference.answering import Means, Outcome
-    from rsna_bcd.inference.journal import Journal
-    from rsna_bcd.inference.runs import Run
+    from rsna_bcd.inference.progress import Progress
+    from rsna_bcd.inference.run import Run
+    from rsna_bcd.inference.test_set import Means, Outcome
 
 _OUTPUTS = ("failures.csv", "predictions.csv", "submission.csv", "summary.json")
 
@@ -77,10 +77,9 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     # Before torch is loaded, and with it OpenMP: threads that wait by spinning take the cores from
     # the processes that decode. On two busy cores, a network took .45 s of a core instead of .72.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rsna_bcd.inference.answering import predict_all
-    from rsna_bcd.inference.devices import device_named
-    from rsna_bcd.inference.freshness import check_current
-    from rsna_bcd.inference.journal import open_journal
+    from rsna_bcd.inference.progress import open_progress
+    from rsna_bcd.inference.run import check_current, resolve_device
+    from rsna_bcd.inference.test_set import predict_test_set
 
     console = Console(stderr=True, markup=False)
     folder = Path(cfg.submission_dir)
@@ -88,20 +87,20 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     ensemble = read_ensemble(Path(cfg.ensemble_json))
     check_current(ensemble, Path(cfg.paths.models))
     test = _read_test(cfg)
-    device = device_named(cfg.device)
+    device = resolve_device(cfg.device)
     means = _means(cfg, device, started)
     runs = _load_runs(ensemble, Path(cfg.paths.models), device)
     test = test.with_needed_columns(ensemble, runs)
     _warn_of_other_sources(console, runs, cfg.source)
     made_from = _made_from(cfg, test, runs, device, means)
     asked = {**made_from, **_asked(cfg, test)}
-    with open_journal(folder / "journal.jsonl", made_from, overwrite=cfg.overwrite) as journal:
+    with open_progress(folder / "journal.jsonl", made_from, overwrite=cfg.overwrite) as journal:
         if _is_finished(folder, journal, asked):
             _say(console, f"{folder} is finished already; overwrite=true predicts anew.")
             return read_submission(folder / "submission.csv")
         _clear(console, folder, journal)
         with ProjectedBar(console, "Predicting", len(test.files)) as bar:
-            outcome = predict_all(
+            outcome = predict_test_set(
                 test.images, test.files, runs, journal, means, tell=bar.tell, show=bar.show
             )
         breasts = _decide(ensemble, runs, test, journal, outcome)
@@ -165,7 +164,7 @@ def _read_test(cfg: DictConfig) -> _Test:
 def _failures(
     test: _Test,
     runs: Sequence[Sequence[Run]],
-    journal: Journal,
+    journal: Progress,
     breasts: pd.DataFrame,
     unread: Unread,
 ) -> pd.DataFrame:
@@ -184,8 +183,8 @@ def _flat(members: Sequence[Sequence[Run]]) -> list[Run]:
 
 def _means(cfg: DictConfig, device: torch.device, started: float) -> Means:
     """With what, and in what time, predictions are made."""
-    from rsna_bcd.inference.answering import Means
-    from rsna_bcd.inference.precision import settled
+    from rsna_bcd.inference.predictor import resolve_precision
+    from rsna_bcd.inference.test_set import Means
 
     hours = cfg.budget.hours
     if hours is not None and not hours > 0:
@@ -195,7 +194,7 @@ def _means(cfg: DictConfig, device: torch.device, started: float) -> Means:
         batch_size=cfg.batch_size,
         workers=engine.usable_cores() if cfg.workers is None else cfg.workers,
         ahead=cfg.ahead,
-        precision=settled(cfg.precision, device.type),
+        precision=resolve_precision(cfg.precision, device.type),
         engine=cfg.engine,
         exports=Path(cfg.exports_dir),
         made=Path(cfg.submission_dir) / "networks",
@@ -206,7 +205,7 @@ def _means(cfg: DictConfig, device: torch.device, started: float) -> Means:
 
 def _load_runs(ensemble: Ensemble, models: Path, device: torch.device) -> list[list[Run]]:
     """The folds of each member, in the ensemble's order."""
-    from rsna_bcd.inference.runs import check_crop_algorithm, load_run
+    from rsna_bcd.inference.run import check_crop_algorithm, load_run
 
     runs = [
         [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
@@ -230,7 +229,7 @@ def _made_from(
     cfg: DictConfig, test: _Test, runs: Sequence[Sequence[Run]], device: torch.device, means: Means
 ) -> dict[str, str]:
     """All that predictions follow from."""
-    from rsna_bcd.inference.journal import made_from
+    from rsna_bcd.inference.progress import made_from
 
     return {
         **made_from(Path(cfg.ensemble_json), _flat(runs), test.images, test.files),
@@ -243,18 +242,18 @@ def _made_from(
 
 def _asked(cfg: DictConfig, test: _Test) -> dict[str, Any]:
     """What else a finished submission follows from."""
-    from rsna_bcd.inference.journal import hash_of
+    from rsna_bcd.inference.progress import content_hash
 
     amiss = failures_table(test.tables.failures)
     return {
-        "sample": hash_of("\n".join(test.tables.breasts["prediction_id"]).encode()),
-        "amiss": hash_of(amiss.to_csv(index=False).encode()),
+        "sample": content_hash("\n".join(test.tables.breasts["prediction_id"]).encode()),
+        "amiss": content_hash(amiss.to_csv(index=False).encode()),
         "unread": cfg.unread,
         "budget_hours": cfg.budget.hours,
     }
 
 
-def _is_finished(folder: Path, journal: Journal, asked: Mapping[str, Any]) -> bool:
+def _is_finished(folder: Path, journal: Progress, asked: Mapping[str, Any]) -> bool:
     """Whether just this was asked for before, and answered."""
     summary = folder / "summary.json"
     if journal.is_new or not summary.is_file() or not (folder / "submission.csv").is_file():
@@ -263,7 +262,7 @@ def _is_finished(folder: Path, journal: Journal, asked: Mapping[str, Any]) -> bo
     return finished
 
 
-def _clear(console: Console, folder: Path, journal: Journal) -> None:
+def _clear(console: Console, folder: Path, journal: Progress) -> None:
     """Take away what does not go with the journal."""
     if journal.anew:
         _say(console, f"Begins anew, for these are others than before: {', '.join(journal.anew)}.")
@@ -275,7 +274,7 @@ def _decide(
     ensemble: Ensemble,
     runs: Sequence[Sequence[Run]],
     test: _Test,
-    journal: Journal,
+    journal: Progress,
     outcome: Outcome,
 ) -> pd.DataFrame:
     """Blend what the networks said, and decide; see `predict_breasts`."""
@@ -294,14 +293,14 @@ def _summary(
     ensemble: Ensemble,
     runs: Sequence[Sequence[Run]],
     test: _Test,
-    journal: Journal,
+    journal: Progress,
     outcome: Outcome,
     breasts: pd.DataFrame,
     failures: pd.DataFrame,
     how: str,
 ) -> SubmissionSummary:
     """What became of it."""
-    from rsna_bcd.inference.answering import names_of, words_of
+    from rsna_bcd.inference.test_set import names_of, words_of
 
     read = breasts.loc[breasts["unread"] == 0, "probability"]
     fitted = outcome.fitted(ensemble)

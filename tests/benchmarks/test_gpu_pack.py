@@ -106,7 +106,7 @@ def test_the_benchmarks_import_nothing_that_is_not_packed() -> None:
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({unused}))\n"  # None: not importable
         "import gpu_inference, gpu_throughput, study, study_heads, study_runs\n"
-        "import rsna_bcd.stages.submit, rsna_bcd.stages.train, rsna_bcd.inference.answering\n"
+        "import rsna_bcd.stages.submit, rsna_bcd.stages.train, rsna_bcd.inference.test_set\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=gpu_pack.ROOT, env=_environment(), check=True)
 

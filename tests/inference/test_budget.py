@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from rsna_bcd.inference.budget import Costs, Pace, Shed, end_of, next_to_drop, plan
-from rsna_bcd.inference.spent import Spent
+from rsna_bcd.inference.deadline import Costs, Pace, Shed, StageTimer, end_of, next_to_drop, plan
 
 FOLDS = (2, 4, 3)  # runs 0 1, 2 3 4 5, 6 7 8
 
@@ -70,12 +69,12 @@ class Clock:
         return self.now
 
 
-def paced(images: int, seconds: float) -> tuple[Pace, Spent, Clock]:
-    clock, spent = Clock(), Spent()
+def paced(images: int, seconds: float) -> tuple[Pace, StageTimer, Clock]:
+    clock, spent = Clock(), StageTimer()
     return Pace((2, 2), images, clock.now + seconds, spent, workers=2, clock=clock), spent, clock
 
 
-def work(spent: Spent, images: int, decoding: float, network: float) -> None:
+def work(spent: StageTimer, images: int, decoding: float, network: float) -> None:
     """Note images as the stream does; each of four networks takes as long as the others."""
     for _ in range(images):
         spent.note_image(decoding, 0.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint, save_safetensors
+from rsna_bcd.inference.run import find_checkpoint, read_checkpoint, save_safetensors
 
 RECORD = {
     "name": "tiny",

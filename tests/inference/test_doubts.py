@@ -10,8 +10,8 @@ from fabricated_runs import fabricated_ensemble
 from torch import nn
 
 from rsna_bcd.imaging.quality import split_flags
-from rsna_bcd.inference import doubts
-from rsna_bcd.inference.runs import Run
+from rsna_bcd.inference import studies
+from rsna_bcd.inference.run import Run
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.scoring.ensembles import Member
 from rsna_bcd.scoring.plateau import Plateau
@@ -39,7 +39,7 @@ def run_that(seen: Seen | None = None, **changes: Any) -> Run:
 
 
 def of_image(run: Run, row: dict[str, Any], flags: str, found: bool) -> list[str]:
-    return doubts.of_image({**ROW, **row}, split_flags(flags), [run], breast_found=found)
+    return studies.image_flags({**ROW, **row}, split_flags(flags), [run], breast_found=found)
 
 
 @pytest.mark.parametrize(
@@ -102,36 +102,36 @@ def test_of_breasts(
     views: list[str | None], sides: str, read: int, probability: float, expected: list[str]
 ) -> None:
     images = pd.DataFrame({"view": views, "laterality": sides})
-    assert doubts.of_breast(images, [[]] * read, probability, ENSEMBLE) == expected
+    assert studies.breast_flags(images, [[]] * read, probability, ENSEMBLE) == expected
 
 
 def test_views_that_are_left_out_are_said() -> None:
     images = pd.DataFrame({"view": ["CC"], "laterality": "L"})
-    found = doubts.of_breast(images, [[]], 0.1, ENSEMBLE, views_left_out=True)
+    found = studies.breast_flags(images, [[]], 0.1, ENSEMBLE, views_left_out=True)
     assert found == ["view left out", "no MLO"]
 
 
 def test_those_of_images_and_of_the_model_belong_to_the_breast_in_their_order() -> None:
     images = pd.DataFrame({"view": ["CC", "MLO"], "laterality": "L"})
     of_images = [["unseen machine"], ["no breast found", "unseen machine"]]
-    model = doubts.of_model([run_that(), run_that(source="image")], made_up=True)
+    model = studies.model_flags([run_that(), run_that(source="image")], made_up=True)
     assert model == ["synthetic model", "trained on pictures"]
-    assert doubts.of_model([run_that()], made_up=False) == []
-    found = doubts.of_breast(images, of_images, 0.1, ENSEMBLE, model)
+    assert studies.model_flags([run_that()], made_up=False) == []
+    found = studies.breast_flags(images, of_images, 0.1, ENSEMBLE, model)
     assert found == [*model, "no breast found", "unseen machine"]
     assert found == [kind for kind in DOUBTS if kind in found]
 
 
 def test_notes_say_what_cannot_be_told_and_what_decides() -> None:
     named = {"machine_id": ("Mammomat",)}
-    assert doubts.notes_of(ENSEMBLE, [run_that(named)]) == []
-    (note,) = doubts.notes_of(ENSEMBLE, [run_that(named), run_that()])
+    assert studies.model_notes(ENSEMBLE, [run_that(named)]) == []
+    (note,) = studies.model_notes(ENSEMBLE, [run_that(named), run_that()])
     assert "kept no list" in note
-    (note,) = doubts.notes_of(ENSEMBLE, [run_that({"machine_id": ("29",)})])
+    (note,) = studies.model_notes(ENSEMBLE, [run_that({"machine_id": ("29",)})])
     assert "by numbers" in note
     sites = replace(
         ENSEMBLE, policy="recall_rate", thresholds=Threshold(0.5, {"1": 0.4}, recall_rate=0.1)
     )
-    rate, of_sites = doubts.notes_of(sites, [run_that(named)])
+    rate, of_sites = studies.model_notes(sites, [run_that(named)])
     assert "fitted threshold" in rate
     assert "no header names a site" in of_sites

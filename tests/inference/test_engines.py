@@ -12,13 +12,12 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference import engines
-from rsna_bcd.inference.engines import choose_engines, engines_of
-from rsna_bcd.inference.exported import ONNX_FILE, Engine, OnnxNetwork
-from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference import export
+from rsna_bcd.inference.export import ONNX_FILE, Engine, OnnxNetwork, choose_engines, engines_of
+from rsna_bcd.inference.run import Run, load_run
 
 pytest.importorskip("onnxruntime")
-timed = engines._timed
+timed = export._timed
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[type, float]:
     def chosen(run: Run, batch: Any) -> tuple[torch.Tensor, float]:
         return timed(run, batch)[0], by_class.get(type(run.network), 2.0)
 
-    monkeypatch.setattr(engines, "_timed", chosen)
+    monkeypatch.setattr(export, "_timed", chosen)
     return by_class
 
 
@@ -91,11 +90,11 @@ def test_what_says_something_else_is_not_taken(run: Run, made: Path) -> None:
     with torch.no_grad():
         other.get_parameter("head.bias").add_(1e-3)
     changed = dataclasses.replace(run, network=OnnxNetwork(next(made.rglob(ONNX_FILE))))
-    assert engines._is_better(run, changed)
-    assert not engines._is_better(dataclasses.replace(run, network=other), changed)
+    assert export._is_better(run, changed)
+    assert not export._is_better(dataclasses.replace(run, network=other), changed)
     with torch.no_grad():
         other.get_parameter("head.bias").mul_(torch.nan)
-    assert not engines._is_better(dataclasses.replace(run, network=other), changed)
+    assert not export._is_better(dataclasses.replace(run, network=other), changed)
 
 
 def test_an_earlier_choice_stands(

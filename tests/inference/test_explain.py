@@ -14,8 +14,7 @@ from hydra.utils import instantiate
 from rsna_bcd._stage import write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
-from rsna_bcd.inference.explain import Explainer
-from rsna_bcd.inference.saliency import saliency_maps
+from rsna_bcd.inference.saliency import Explainer, saliency_maps
 from rsna_bcd.scoring.ensembles import Ensemble, Member
 from rsna_bcd.tables.predictions import OOF_COLUMNS, write_csv
 

@@ -20,9 +20,15 @@ import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before H
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
-from rsna_bcd.inference.exported import OnnxNetwork, load_program, with_engine
-from rsna_bcd.inference.parity import Parity, measure_parity, prepared_crops
-from rsna_bcd.inference.runs import Run, load_run
+from rsna_bcd.inference.export import (
+    OnnxNetwork,
+    Parity,
+    load_program,
+    measure_parity,
+    prepared_crops,
+    with_engine,
+)
+from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.exporting import (
     Input,
     capture,

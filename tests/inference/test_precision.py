@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.precision import Forward, Precision, settled
-from rsna_bcd.inference.runs import Run
+from rsna_bcd.inference.predictor import Precision, Predictor, resolve_precision
+from rsna_bcd.inference.run import Run
 from rsna_bcd.tables.views import Views
 
 
@@ -62,18 +62,18 @@ def expected(n: int) -> np.ndarray:
     ("float32", "cuda", "float32"),
 ])  # fmt: skip
 def test_what_auto_is(precision: Precision, device: str, found: str) -> None:
-    assert settled(precision, device) == found
+    assert resolve_precision(precision, device) == found
 
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(InputError, match="precision is auto or float32"):
-        settled("double", "cpu")  # type: ignore[arg-type]
+        resolve_precision("double", "cpu")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("precision", "is_half"), [("float32", False), ("bf16", True)])
 def test_float32_is_not_autocast_and_half_is(precision: Precision, is_half: bool) -> None:
     network = Fragile()
-    values, reason = Forward(run_of(network, "hflip"), precision).predict(batch_of(3))
+    values, reason = Predictor(run_of(network, "hflip"), precision).predict(batch_of(3))
     assert network.seen == [(3, is_half)] * 2
     assert values == pytest.approx(expected(3), abs=1e-2 if is_half else 1e-6)
     assert reason is None
@@ -82,7 +82,7 @@ def test_float32_is_not_autocast_and_half_is(precision: Precision, is_half: bool
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
     network = Fragile(most=most)
-    forward = Forward(run_of(network), "float32")
+    forward = Predictor(run_of(network), "float32")
     values, reason = forward.predict(batch_of(8))
     assert values == pytest.approx(expected(8), abs=1e-6)
     assert reason is None
@@ -92,7 +92,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
 
 
 def test_a_single_image_that_does_not_fit_is_said_and_costs_no_other() -> None:
-    values, reason = Forward(run_of(Fragile(most=0)), "float32").predict(batch_of(3))
+    values, reason = Predictor(run_of(Fragile(most=0)), "float32").predict(batch_of(3))
     assert np.isnan(values).all()
     assert reason is not None
     assert reason.startswith("b5 fold3 needs more memory than cpu has")
@@ -100,7 +100,7 @@ def test_a_single_image_that_does_not_fit_is_said_and_costs_no_other() -> None:
 
 def test_what_half_precision_cannot_say_float32_says() -> None:
     network = Fragile(most_in_half=0.25)
-    values, reason = Forward(run_of(network), "bf16").predict(batch_of(4))
+    values, reason = Predictor(run_of(network), "bf16").predict(batch_of(4))
     assert network.seen == [(4, True), (4, False)]
     np.testing.assert_allclose(values, expected(4), atol=1e-6)  # in float32, all of it
     assert reason is None
@@ -108,7 +108,7 @@ def test_what_half_precision_cannot_say_float32_says() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_what_no_precision_can_say_is_nothing_and_not_certain(precision: Precision) -> None:
-    values, reason = Forward(run_of(Fragile(most_bright=0.25)), precision).predict(batch_of(4))
+    values, reason = Predictor(run_of(Fragile(most_bright=0.25)), precision).predict(batch_of(4))
     assert np.isnan(values).tolist() == [False, False, False, True]
     assert values[:3] == pytest.approx(expected(3), abs=1e-6)
     assert reason == "b5 fold3 gave no finite value"
@@ -117,6 +117,6 @@ def test_what_no_precision_can_say_is_nothing_and_not_certain(precision: Precisi
 def test_a_processor_has_a_million_pixels_at_a_time() -> None:
     network = Fragile()
     batch = {"image": torch.zeros(5, 1, 1024, 512)}
-    values, _ = Forward(run_of(network), "float32").predict(batch)
+    values, _ = Predictor(run_of(network), "float32").predict(batch)
     assert [size for size, _ in network.seen] == [2, 2, 1]
     assert np.array_equal(values, np.full(5, 0.5))

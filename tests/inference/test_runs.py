@@ -14,7 +14,7 @@ from timm import create_model
 from rsna_bcd._stage import CONF
 from rsna_bcd.data.dataset import read_crop
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.run import load_run
 from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")

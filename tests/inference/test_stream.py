@@ -17,11 +17,10 @@ from rsna_bcd._stage import CONF, write_record
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.breasts import Waiting
-from rsna_bcd.inference.precision import Forward
-from rsna_bcd.inference.runs import Run, load_run
-from rsna_bcd.inference.spent import Spent
-from rsna_bcd.inference.stream import BreastPrediction, Prediction, predict_files
+from rsna_bcd.inference.deadline import StageTimer
+from rsna_bcd.inference.predictor import Predictor
+from rsna_bcd.inference.run import Run, load_run
+from rsna_bcd.inference.stream import BreastPrediction, PatientBuffer, Prediction, predict_files
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import predict_logits
 from rsna_bcd.preparation.crop import CropSettings, prepare_image
@@ -239,14 +238,14 @@ def test_the_order_of_arrival_changes_nothing_and_crops_are_let_go(
     table, files = read_test(data), files_of(data)
     found = []
     for turn in (1, -1):
-        waiting = Waiting(table, files, [run], [0])
+        waiting = PatientBuffer(table, files, [run], [0])
         generator = np.random.default_rng(0)
         crops = {i: generator.integers(0, 256, (64, 32), dtype=np.uint8) for i in sorted(files)}
         kept = [weakref.ref(crop) for crop in crops.values()]
         for image_id in sorted(files)[::turn]:
             waiting.arrived(image_id, [crops.pop(image_id)])
         assert waiting.ready == len(files)
-        predicted = waiting.predict([Forward(run, "float32")], (), Spent())
+        predicted = waiting.predict([Predictor(run, "float32")], (), StageTimer())
         found.append({breast: float(p[0]) for breast, p, _ in predicted})
         assert waiting.ready == 0
         assert not any(crop() is not None for crop in kept)

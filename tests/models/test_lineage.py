@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.checkpoint_files import save_safetensors
+from rsna_bcd.inference.run import save_safetensors
 from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
 
 

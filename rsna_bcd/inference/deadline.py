@@ -1,16 +1,61 @@
-"""What can be done in the time there is, and what is given up so that the rest can.
-
-In this order: first the test-time augmentation of all members, before the start alone; then folds,
-one by one, of the member that has most of them left (of several, the last), its last one; each
-member keeps one. What would save no time, where decoding takes it all, stays. Then nothing more:
-images whose turn does not come are not predicted.
-"""
+"""Time budget: drop TTA and folds so that every image is predicted."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from rsna_bcd.inference.spent import Spent
+
+@dataclass
+class StageTimer:
+    """Seconds by stage, noted while files are predicted.
+
+    Attributes:
+        images: that were decoded or failed.
+        decoding: seconds of all processes together.
+        waiting: seconds in which the networks waited for the next image.
+        longest: seconds of the longest batch, through all networks.
+    """
+
+    images: int = 0
+    decoding: float = 0.0
+    waiting: float = 0.0
+    longest: float = 0.0
+    _network: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def note_image(self, decoding: float, waiting: float) -> None:
+        """Note an image: the seconds of its process, and those that were waited for it."""
+        self.images += 1
+        self.decoding += decoding
+        self.waiting += waiting
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Note a batch through all networks."""
+        begun = time.monotonic()
+        yield
+        self.longest = max(self.longest, time.monotonic() - begun)
+
+    @contextmanager
+    def of_network(self, run: int, images: int) -> Iterator[None]:
+        """Note a batch of so many images through the network of a run, by its position."""
+        begun = time.monotonic()
+        yield
+        self._network.setdefault(run, []).append((images, time.monotonic() - begun))
+
+    def network(self, run: int) -> float:
+        """Seconds that the network of a run took."""
+        return sum(seconds for _, seconds in self._network.get(run, []))
+
+    def an_image(self, run: int) -> float:
+        """Seconds an image that the network of a run takes; 0 if it was not asked.
+
+        The first batch, in which much is done once and for all, counts only where it is alone.
+        """
+        batches = self._network.get(run, [])
+        batches = batches[1:] or batches
+        return sum(s for _, s in batches) / max(1, sum(n for n, _ in batches))
+
 
 # Fewer than this part of all images out of time are no reason to give up a fold, nor is less than
 # this part of the time.
@@ -131,7 +176,7 @@ class Pace:
         folds: Sequence[int],
         images: int,
         until: float,
-        spent: Spent,
+        spent: StageTimer,
         workers: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -1,7 +1,10 @@
-"""Rebuild a trained run from its own record: the only module below the stages that knows Hydra."""
+"""Trained runs: their weights, records and networks."""
 
+import hashlib
 import inspect
-from collections.abc import Iterable
+import json
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,15 @@ import torch
 from hydra.utils import get_object, instantiate
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.imaging.crops import Crop, as_training_input
-from rsna_bcd.inference.checkpoint_files import find_checkpoint, read_checkpoint
 from rsna_bcd.models.prediction import TTA, Batch, network_unit, predict_logits
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
+from rsna_bcd.scoring.ensembles import Ensemble, Select
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
 from rsna_bcd.tables.views import Unit, Views
@@ -85,7 +90,7 @@ class Run:
         Returns:
             Probabilities (B,), on whichever device the network is.
         """
-        # Networks that torch does not execute (`inference.exported`) have no parameters.
+        # Networks that torch does not execute (`inference.export`) have no parameters.
         device = next(self.network.parameters(), torch.empty(0)).device
         there = {name: tensor.to(device) for name, tensor in batch.items()}
         return predict_logits(self.network, there, self.tta).double().sigmoid().cpu().numpy()
@@ -229,3 +234,150 @@ def _overlaid(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
         else:
             both[key] = value
     return both
+
+
+_RECORD = "config"
+_SUFFIXES = (".ckpt", ".safetensors")
+
+
+def find_checkpoint(run: Path, select: str) -> Path | None:
+    """The file with the weights of a run (`<output>/runs/<name>/fold<k>`); None if there is none.
+
+    Args:
+        run: the run's folder.
+        select: `last` or `best`.
+    """
+    files = [run / "checkpoints" / f"{select}{suffix}" for suffix in _SUFFIXES]
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read `state_dict` and, if it is in it, `config`; on the processor.
+
+    Raises:
+        InputError: the file is damaged; the message says no remedy.
+    """
+    try:
+        if file.suffix != ".safetensors":
+            checkpoint: dict[str, Any] = torch.load(
+                file, map_location="cpu", weights_only=True, mmap=True
+            )
+            return checkpoint
+        with safe_open(file, framework="pt", device="cpu") as content:
+            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            record = (content.metadata() or {}).get(_RECORD)
+    except (RuntimeError, EOFError, OSError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged ({type(error).__name__})") from error
+    return {"state_dict": state, **({} if record is None else {_RECORD: json.loads(record)})}
+
+
+def weights_hash(file: Path) -> str:
+    """SHA-256 of the weights in a checkpoint: the same of `.ckpt` and of `.safetensors`.
+
+    Raises:
+        InputError: as `read_checkpoint`.
+    """
+    digest = hashlib.sha256()
+    state = read_checkpoint(file)["state_dict"]
+    for name in sorted(state):
+        values = state[name]
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
+    """Write the weights of a checkpoint, bit for bit, and its record; the rest is for training.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        file: `.safetensors`.
+    """
+    # Weights may be laid out for channels_last, or share memory: the format knows neither.
+    state = {name: values.contiguous().clone() for name, values in checkpoint["state_dict"].items()}
+    record = checkpoint.get(_RECORD)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, file, None if record is None else {_RECORD: json.dumps(record)})
+
+
+_TABLES = {"oof.csv": "predictions", "oof_images.csv": "predictions by image"}
+_WEIGHTS = "weights"
+
+
+def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, dict[str, str]]:
+    """Hash what an ensemble takes from the folds of a run.
+
+    Args:
+        run: `<output>/runs/<name>`.
+        folds: of the run.
+        select: which weights it keeps.
+
+    Returns:
+        By fold, SHA-256 of `oof.csv`, `oof_images.csv` and the `weights`; without what is absent.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for fold in folds:
+        folder = run / f"fold{fold}"
+        found[str(fold)] = {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            for name in _TABLES
+            if (folder / name).is_file()
+        }
+        if not (folder / "checkpoints").is_dir():
+            continue
+        checkpoint = find_checkpoint(folder, select)
+        if checkpoint is not None:
+            found[str(fold)][_WEIGHTS] = weights_hash(checkpoint)
+    return found
+
+
+def check_current(ensemble: Ensemble, models: Path) -> None:
+    """Refuse an ensemble some of whose members were trained again after it was fitted.
+
+    Its threshold and its weights are those of the old predictions. What is absent now (the
+    predictions in a bundle), or was not hashed by an older version, is not compared.
+
+    Args:
+        ensemble: as `read_ensemble` gives it.
+        models: the folder of `runs/` and `ensembles/`.
+
+    Raises:
+        InputError: a member's predictions or weights are others; with the command to fit again.
+    """
+    changed = []
+    for member in ensemble.members:
+        if not member.hashes:
+            continue
+        now = fold_hashes(models / "runs" / member.name, member.folds, member.select)
+        for fold, fitted in member.hashes.items():
+            here = now.get(fold, {})
+            names = [n for n, value in fitted.items() if n in here and here[n] != value]
+            if names:
+                parts = " and ".join(_TABLES.get(name, name) for name in names)
+                changed.append(f"  {member.name}, fold {fold}: {parts}")
+    if changed:
+        members = shlex.quote(f"members=[{','.join(member.name for member in ensemble.members)}]")
+        command = ensemble.command or (
+            f"python -m rsna_bcd.ensemble name={shlex.quote(ensemble.name)} {members}"
+        )
+        raise InputError(
+            f"The ensemble {ensemble.name} was fitted before these were made, and its threshold "
+            "and weights are not for them:\n" + "\n".join(changed) + "\n"
+            f"Fit it again:\n  {command} {shlex.quote(f'paths.output={models}')}"
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device named, `auto` being a GPU where there is one.
+
+    Raises:
+        InputError: it is unknown, or not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name}: {error}. Choose auto, cpu or cuda.") from error
+    return device

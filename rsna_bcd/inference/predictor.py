@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.runs import Run
+from rsna_bcd.inference.run import Run
 from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.prediction import Batch, predict_logits
 
@@ -20,7 +20,7 @@ _PIXELS_AT_ONCE = 2**20
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def settled(precision: Precision, device: str) -> Precision:
+def resolve_precision(precision: Precision, device: str) -> Precision:
     """What `auto` is: fp16 on a GPU, float32 on a processor, which is slow at anything less.
 
     Args:
@@ -42,7 +42,7 @@ def device_of(run: Run) -> torch.device:
     return next(run.network.parameters(), torch.empty(0)).device
 
 
-class Forward:
+class Predictor:
     """A run's network, whatever happens to a batch.
 
     Args:
@@ -53,7 +53,7 @@ class Forward:
     def __init__(self, run: Run, precision: Precision) -> None:
         self._run = run
         self.device = device_of(run)
-        self._dtype = _AUTOCAST.get(settled(precision, self.device.type))
+        self._dtype = _AUTOCAST.get(resolve_precision(precision, self.device.type))
         self.limit = MemoryLimit()
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float64], str | None]:

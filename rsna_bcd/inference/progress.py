@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.runs import Run
+from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.models.exporting import fingerprint
 from rsna_bcd.preparation.writing import not_stored, stamp_of
@@ -37,8 +37,8 @@ MadeFrom = dict[str, str]
 Plan = dict[str, Any]
 
 
-class Journal:
-    """The journal of one set of predictions; made by `open_journal`.
+class Progress:
+    """The journal of one set of predictions; made by `open_progress`.
 
     Attributes:
         by_image: predictions by `image_id`.
@@ -156,7 +156,9 @@ class Journal:
 
 
 @contextmanager
-def open_journal(file: Path, made_from: MadeFrom, *, overwrite: bool = False) -> Iterator[Journal]:
+def open_progress(
+    file: Path, made_from: MadeFrom, *, overwrite: bool = False
+) -> Iterator[Progress]:
     """Open or begin a journal, and keep other processes out.
 
     Args:
@@ -179,7 +181,7 @@ def open_journal(file: Path, made_from: MadeFrom, *, overwrite: bool = False) ->
                 f"Another process is at work on {file.parent}. Wait for it, or choose another "
                 "submission_dir=..."
             ) from None
-        yield Journal(handle, file, made_from, overwrite=overwrite)
+        yield Progress(handle, file, made_from, overwrite=overwrite)
     finally:
         os.close(handle)
 
@@ -198,11 +200,11 @@ def made_from(
     stamps = sorted(_stamp(file, image_id) for image_id, file in files.items())
     records = [json.dumps(run.record, sort_keys=True, default=str) for run in runs]
     return {
-        "ensemble": hash_of(ensemble_json.read_bytes()),
-        "networks": hash_of(*(fingerprint(run.network).encode() for run in runs)),
-        "records": hash_of(*(record.encode() for record in records)),
-        "table": hash_of(images.to_csv(index=False).encode()),
-        "files": hash_of(*(stamp.encode() for stamp in stamps)),
+        "ensemble": content_hash(ensemble_json.read_bytes()),
+        "networks": content_hash(*(fingerprint(run.network).encode() for run in runs)),
+        "records": content_hash(*(record.encode() for record in records)),
+        "table": content_hash(images.to_csv(index=False).encode()),
+        "files": content_hash(*(stamp.encode() for stamp in stamps)),
     }
 
 
@@ -213,7 +215,7 @@ def _stamp(file: Path, image_id: str) -> str:
         return f"{image_id} {error.errno}"
 
 
-def hash_of(*parts: bytes) -> str:
+def content_hash(*parts: bytes) -> str:
     """SHA-256 of several things, in this order."""
     digest = hashlib.sha256()
     for part in parts:
