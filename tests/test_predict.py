@@ -25,7 +25,7 @@ from pydicom.sequence import Sequence
 from rsna_bcd._stage import CONF, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.reporting.answer import NO_DEVICE
+from rsna_bcd.reporting.study_picture import NO_DEVICE
 from rsna_bcd.scoring.ensembles import Member, write_ensemble
 from rsna_bcd.stages.predict import predict
 from rsna_bcd.stages.submit import submit

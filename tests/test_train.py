@@ -378,7 +378,7 @@ def test_a_run_is_finished_though_wandb_cannot_show_it(
     def fail(*_: Any) -> None:
         raise OSError("no space for pictures")
 
-    monkeypatch.setattr("rsna_bcd.reporting.wandb_results.log_results", fail)
+    monkeypatch.setattr("rsna_bcd.reporting.wandb.log_results", fail)
     with pytest.raises(OSError, match="no space"):
         run(output, "logger=wandb", "epochs=1")
     assert (output / "runs" / "tiny" / "fold0" / "metrics.json").exists()

@@ -8,9 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.reporting import readings
+from rsna_bcd.reporting import captions
 from rsna_bcd.reporting.cohort import Cohort, describe, facts_of
 from rsna_bcd.reporting.contrasts import Contrast, contrasts
+from rsna_bcd.reporting.formatting import count, percent
 from rsna_bcd.reporting.gallery import Case
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import (
@@ -31,7 +32,6 @@ from rsna_bcd.reporting.performance import (
 )
 from rsna_bcd.reporting.preparation_summary import PreparationSummary
 from rsna_bcd.reporting.subgroups import Subgroup, subgroups
-from rsna_bcd.reporting.words import count, percent
 from rsna_bcd.scoring.bands import Band, precision_band, roc_band
 from rsna_bcd.scoring.bootstrap import Interval
 from rsna_bcd.scoring.calibration import Reliability, reliability
@@ -261,7 +261,7 @@ def _notices(sources: Sources, cohort: Cohort) -> list[str]:
             f"All scores are optimistic: {', '.join(chosen)} kept the epoch that was best on the "
             "fold it is scored on (select=best)."
         )
-    if cohort.prevalence > readings.ENRICHED:
+    if cohort.prevalence > captions.ENRICHED:
         found.append(
             f"Cancer is enriched: {percent(cohort.prevalence, 0)} of these breasts have "
             f"it, {percent(CHALLENGE)} of the challenge's do, and those are richer in cancer than "

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.svg import ACCENT, INK, MUTED, PAPER, RULE, drawing, to_svg
+from rsna_bcd.reporting.figures import ACCENT, INK, MUTED, PAPER, RULE, drawing, to_svg
 from rsna_bcd.scoring.bootstrap import Interval
 
 _LINE, _HEAD, _FOOT = 22.0, 28.0, 30.0  # pixels: a row; what is above and below all rows

@@ -13,9 +13,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.judged import JudgedBreasts
-from rsna_bcd.reporting.performance import PUBLISHED
-from rsna_bcd.reporting.svg import (
+from rsna_bcd.reporting.figures import (
     ACCENT,
     CANCER,
     HEALTHY,
@@ -29,6 +27,8 @@ from rsna_bcd.reporting.svg import (
     thinned,
     to_svg,
 )
+from rsna_bcd.reporting.judged import JudgedBreasts
+from rsna_bcd.reporting.performance import PUBLISHED
 from rsna_bcd.scoring.bands import Band
 from rsna_bcd.scoring.calibration import Reliability
 from rsna_bcd.scoring.plateau import Plateau, ThresholdCurve

@@ -11,8 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rsna_bcd.reporting import readings
+from rsna_bcd.reporting import captions
 from rsna_bcd.reporting.contents import Contents
+from rsna_bcd.reporting.figures import learning_caption, learning_figure
 from rsna_bcd.reporting.figures_groups import Row, axis_start, correlation_figure, forest
 from rsna_bcd.reporting.figures_scores import (
     ages_figure,
@@ -24,10 +25,7 @@ from rsna_bcd.reporting.figures_scores import (
     screening_figure,
     threshold_figure,
 )
-from rsna_bcd.reporting.learning_curves import learning_caption, learning_figure
-from rsna_bcd.reporting.performance import PUBLISHED
-from rsna_bcd.reporting.subgroups import LEAST, Subgroup
-from rsna_bcd.reporting.words import (
+from rsna_bcd.reporting.formatting import (
     THIN,
     decimal,
     decimal_range,
@@ -40,6 +38,8 @@ from rsna_bcd.reporting.words import (
     signed,
     with_minus,
 )
+from rsna_bcd.reporting.performance import PUBLISHED
+from rsna_bcd.reporting.subgroups import LEAST, Subgroup
 from rsna_bcd.scoring.bootstrap import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -190,8 +190,8 @@ def _words(contents: Contents) -> dict[str, Any]:
         "is_run": c.sources.is_run,
         "sections": SECTIONS,
         "short": {key: _SHORT.get(key, title) for key, title in SECTIONS.items()},
-        "summary": readings.summary(f"{kind} {c.name}", c.scores),
-        "certainty": readings.certainty(c.cohort, c.scores),
+        "summary": captions.summary(f"{kind} {c.name}", c.scores),
+        "certainty": captions.certainty(c.cohort, c.scores),
         "notices": c.notices,
         "tiles": score_rows(c.scores, _TILES),
         "score_rows": score_rows(c.scores, tuple(_SCORES)),
@@ -208,10 +208,10 @@ def _words(contents: Contents) -> dict[str, Any]:
         "samples": c.sources.samples,
         "operating": c.operating,
         "published": PUBLISHED,
-        "worth": readings.worth(c.scores, c.cohort.prevalence),
+        "worth": captions.worth(c.scores, c.cohort.prevalence),
         "calibrated": "calibrated" in c.calibration,
         "groups": c.groups,
-        "differences": readings.differences(c.contrasts),
+        "differences": captions.differences(c.contrasts),
         "least": LEAST,
         "folds": c.folds,
         "members": list(zip(ensemble.members, c.members, strict=True)),
@@ -230,22 +230,22 @@ def _words(contents: Contents) -> dict[str, Any]:
 def _readings(c: Contents) -> dict[str, str]:
     ensemble, prevalence = c.sources.ensemble, c.cohort.prevalence
     return {
-        "data": readings.data(c.cohort),
-        "ages": readings.ages(c.cohort),
-        "roc": readings.roc(c.scores, c.delong),
-        "precision": readings.precision(c.scores, prevalence),
-        "screening": readings.screening(c.screening, prevalence) + _edge(c),
-        "threshold": readings.threshold(
+        "data": captions.data(c.cohort),
+        "ages": captions.ages(c.cohort),
+        "roc": captions.roc(c.scores, c.delong),
+        "precision": captions.precision(c.scores, prevalence),
+        "screening": captions.screening(c.screening, prevalence) + _edge(c),
+        "threshold": captions.threshold(
             ensemble.plateau, ensemble.threshold, ensemble.cross_fitted_thresholds, c.optimism
         ),
-        "distribution": readings.distributions(c.blended),
-        "reliability": readings.calibration(c.calibration, prevalence),
-        "groups": readings.groups(c.groups, c.contrasts),
-        "folds": readings.folds(c.folds),
-        "members": readings.members(c.members, c.delong),
-        "correlation": readings.correlation([m.name for m in c.members], c.correlation),
-        "baseline": readings.baseline(c.comparisons),
-        "preparation": readings.preparation(c.sources.preparation),
+        "distribution": captions.distributions(c.blended),
+        "reliability": captions.calibration(c.calibration, prevalence),
+        "groups": captions.groups(c.groups, c.contrasts),
+        "folds": captions.folds(c.folds),
+        "members": captions.members(c.members, c.delong),
+        "correlation": captions.correlation([m.name for m in c.members], c.correlation),
+        "baseline": captions.baseline(c.comparisons),
+        "preparation": captions.preparation(c.sources.preparation),
         **{
             f"learning_{number}": learning_caption(folds, name)
             for number, (name, folds) in enumerate(c.sources.histories.items())

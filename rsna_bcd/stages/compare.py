@@ -13,7 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.reporting.results import Scoring, finished_runs, frame_of, rank, table_of
+from rsna_bcd.reporting.leaderboard import (
+    Scoring,
+    finished_runs,
+    leaderboard_frame,
+    leaderboard_table,
+    rank,
+)
 from rsna_bcd.scoring.bootstrap import paired_difference, patient_bootstrap, patient_bootstraps
 from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
 from rsna_bcd.scoring.metrics import RANKING
@@ -43,7 +49,7 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
     """Rank all runs that match; what is not finished is listed.
 
     Returns:
-        `metric`, `reference`, and by run what `reporting.results.frame_of` has.
+        `metric`, `reference`, and by run what `reporting.leaderboard.leaderboard_frame` has.
     """
     runs = Path(cfg.paths.output) / "runs"
     pattern = "*" if cfg.runs is None else str(cfg.runs)
@@ -59,12 +65,12 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
     for name, why in ranking.remarks.items():
         remarks[name] = f"{remarks[name]}; {why}" if name in remarks else why
     console = Console(markup=False)
-    console.print(table_of(ranking, cfg.most))
+    console.print(leaderboard_table(ranking, cfg.most))
     if any(result.optimistic for result in ranking.results):
         console.print("* optimistic: kept the best epoch on the fold it is scored on (select=best)")
     for name, why in remarks.items():
         console.print(f"{name}: {why}", highlight=False, markup=False, soft_wrap=True)
-    frame = frame_of(ranking)
+    frame = leaderboard_frame(ranking)
     if cfg.csv is not None:
         write_csv(frame, Path(cfg.csv))
     listed = json.loads(frame.to_json(orient="records", double_precision=15))  # NaN is no JSON

@@ -20,10 +20,9 @@ from rsna_bcd.inference.studies import model_notes, study_results
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.folders import files_below, read_headers, refused
 from rsna_bcd.preparation.writing import write_whole
-from rsna_bcd.reporting.answer import NO_DEVICE, answer_picture
-from rsna_bcd.reporting.answers_summary import counted, show_answers
-from rsna_bcd.reporting.projection import ProjectedBar
-from rsna_bcd.reporting.sheet import as_png
+from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
+from rsna_bcd.reporting.contact_sheet import as_png
+from rsna_bcd.reporting.study_picture import NO_DEVICE, study_picture
 from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, breasts_table, images_table
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
@@ -80,8 +79,8 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     write_record(folder / "config.yaml", record)
     answers: list[BreastAnswer] = []
     pictures = _Pictures(folder, notes, leading) if cfg.pictures else None
-    with ProjectedBar(console, "Predicting", len(images)) as bar:
-        bar.show(0, 0)
+    with ProgressBar(console, "Predicting", len(images)) as bar:
+        bar.update(0, 0)
         done = 0
         for examination in predict_studies(
             images, {name: files[name] for name in headers}, runs, leading[0].crop,
@@ -93,13 +92,13 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
             if pictures is not None:
                 pictures.draw(examination, own)
             done += len(examination.images)
-            bar.show(done, 0)
+            bar.update(done, 0)
     place = {name: number for number, name in enumerate(images["prediction_id"].unique())}
     answers.sort(key=lambda answer: place[answer.prediction_id])
     failures |= {i.file: i.reason for a in answers for i in a.images if i.reason is not None}
     drawn = {} if pictures is None else pictures.files
     _write(folder, ensemble, answers, drawn, failures, notes)
-    show_answers(Console(markup=False), folder, ensemble.name, answers, failures, notes)
+    print_results(Console(markup=False), folder, ensemble.name, answers, failures, notes)
     return answers
 
 
@@ -179,7 +178,7 @@ def _mammograms(
     where = ", ".join(map(str, inputs))
     if not files and not skipped:
         raise InputError(f"There is no mammogram in {where}: no file at all.")
-    found = "\n".join(f"  {line}" for line in counted(reasons))
+    found = "\n".join(f"  {line}" for line in count_reasons(reasons))
     raise InputError(f"There is no mammogram in {where}. What is there:\n{found}\n{_WANTED}")
 
 
@@ -215,7 +214,7 @@ class _Pictures:
                 file = f"pictures/{distinct([name], taken)[0]}.png"
                 self.files[image.file] = file
                 strength = strengths.get(image.file)
-                figure = answer_picture(breast, image, prepared.pixels, strength, self._notes)
+                figure = study_picture(breast, image, prepared.pixels, strength, self._notes)
                 write_whole(self._folder / file, as_png(figure))
 
 

@@ -21,9 +21,7 @@ from rsna_bcd.preparation.crop import CropSettings, Source
 from rsna_bcd.preparation.files import expected_file, find_files
 from rsna_bcd.preparation.manifest import PreparedFolder
 from rsna_bcd.preparation.writing import CropTask, Png, make_crop, write_whole
-from rsna_bcd.reporting.contact_sheet import contact_sheet
-from rsna_bcd.reporting.crop_sample import SampledImage, sample_crops
-from rsna_bcd.reporting.sheet import as_png
+from rsna_bcd.reporting.contact_sheet import SampledImage, as_png, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images, table_files
 

@@ -31,8 +31,7 @@ from rsna_bcd.inference.test_set import (
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.files import find_files
 from rsna_bcd.preparation.writing import write_whole
-from rsna_bcd.reporting.projection import ProjectedBar
-from rsna_bcd.reporting.submission_summary import SubmissionSummary
+from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
 from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
 from rsna_bcd.tables.failures import failures_table
 from rsna_bcd.tables.hidden import HiddenTest, read_hidden
@@ -99,9 +98,9 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
             _say(console, f"{folder} is finished already; overwrite=true predicts anew.")
             return read_submission(folder / "submission.csv")
         _clear(console, folder, journal)
-        with ProjectedBar(console, "Predicting", len(test.files)) as bar:
+        with ProgressBar(console, "Predicting", len(test.files)) as bar:
             outcome = predict_test_set(
-                test.images, test.files, runs, journal, means, tell=bar.tell, show=bar.show
+                test.images, test.files, runs, journal, means, tell=bar.log, show=bar.update
             )
         breasts = _decide(ensemble, runs, test, journal, outcome)
         failures = _failures(test, runs, journal, breasts, unread)

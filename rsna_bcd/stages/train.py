@@ -39,7 +39,7 @@ from rsna_bcd.models.ranks import (
     started_outside,
 )
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
-from rsna_bcd.reporting.learning_curves import learning_curves
+from rsna_bcd.reporting.figures import learning_curves
 from rsna_bcd.stages._training_checks import check_training
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
@@ -354,7 +354,7 @@ def _show_in_wandb(
     oof: pd.DataFrame, data: CropDataModule, scores: dict[str, Any], folder: Path
 ) -> None:
     """Curves, and the hardest breasts with their pictures."""
-    from rsna_bcd.reporting.wandb_results import log_results  # deferred: needs W&B
+    from rsna_bcd.reporting.wandb import log_results  # deferred: needs W&B
 
     images = data.held_out_images
     log_results(wandb_run(), oof, images, lambda path: in_8_bits(read_crop(folder / path)), scores)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.answer import answer_picture
+from rsna_bcd.reporting.contact_sheet import as_png
 from rsna_bcd.reporting.gallery import overlaid
-from rsna_bcd.reporting.sheet import as_png
+from rsna_bcd.reporting.study_picture import study_picture
 from rsna_bcd.tables.answers import BreastAnswer, ImageAnswer
 
 IMAGE = ImageAnswer(
@@ -34,7 +34,7 @@ TOP, GAP = 104, 16
 def drawn(
     breast: BreastAnswer = BREAST, strength: NDArray[np.float32] | None = MAP, *notes: str
 ) -> NDArray[np.uint8]:
-    png = as_png(answer_picture(breast, IMAGE, CROP, strength, notes))
+    png = as_png(study_picture(breast, IMAGE, CROP, strength, notes))
     pixels: Any = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB)
     return pixels
 
@@ -64,8 +64,8 @@ def test_colours_fade_below_the_threshold(probability: float, fading: float) -> 
 
 def test_16_bits_are_shown_as_their_upper_8() -> None:
     wide = (CROP.astype(np.uint16) * 256 + 17).astype(np.uint16)
-    figure = answer_picture(BREAST, IMAGE, wide, None, [])
-    assert as_png(figure) == as_png(answer_picture(BREAST, IMAGE, CROP, None, []))
+    figure = study_picture(BREAST, IMAGE, wide, None, [])
+    assert as_png(figure) == as_png(study_picture(BREAST, IMAGE, CROP, None, []))
 
 
 def test_only_a_positive_breast_is_red_and_only_doubts_are_amber() -> None:

@@ -15,9 +15,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.contact_sheet import contact_sheet
-from rsna_bcd.reporting.crop_sample import CropSample, SampledImage, sample_crops
-from rsna_bcd.reporting.sheet import as_png
+from rsna_bcd.reporting.contact_sheet import (
+    CropSample,
+    SampledImage,
+    as_png,
+    contact_sheet,
+    sample_crops,
+)
 
 RED, ORANGE = (255, 92, 92), (255, 166, 43)
 REASON = "damaged header: With tag (0028,0010) got exception: unpack requires a buffer of 2 bytes"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.reporting.crop_sample import CropSample, sample_crops
+from rsna_bcd.reporting.contact_sheet import CropSample, sample_crops
 
 
 def table(*machines: object) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rsna_bcd.reporting.learning_curves import learning_caption, learning_curves, learning_figure
+from rsna_bcd.reporting.figures import learning_caption, learning_curves, learning_figure
 
 FOLD = pd.DataFrame(
     {

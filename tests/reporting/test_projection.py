@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from rsna_bcd.reporting.projection import ProjectedBar, projected
+from rsna_bcd.reporting.console import ProgressBar, projected
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,19 @@ def test_the_end_follows_from_the_speed_so_far(
     assert re.fullmatch(expected, projected(seconds, done, before, 100))
 
 
-def drawn(terminal: bool, work: Callable[[ProjectedBar], None]) -> str:
+def drawn(terminal: bool, work: Callable[[ProgressBar], None]) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    with ProjectedBar(console, "Predicting", 40) as bar:
+    with ProgressBar(console, "Predicting", 40) as bar:
         work(bar)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def work(bar: ProjectedBar) -> None:
-    bar.show(10, 10)
+def work(bar: ProgressBar) -> None:
+    bar.update(10, 10)
     for done in range(11, 41):
-        bar.show(done, 10)
-    bar.tell("[a note]")
+        bar.update(done, 10)
+    bar.log("[a note]")
 
 
 def test_where_there_is_no_terminal_a_few_lines_say_it() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from rsna_bcd.reporting.submission_summary import SubmissionSummary
+from rsna_bcd.reporting.console import SubmissionSummary
 
 PLAIN = SubmissionSummary(
     breasts=200,

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from rsna_bcd.reporting.svg import ACCENT, INK, axes_of, drawing, thinned, to_svg
+from rsna_bcd.reporting.figures import ACCENT, INK, axes_of, drawing, thinned, to_svg
 
 
 def figure(key: str) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_bcd.reporting import wandb_results
-from rsna_bcd.reporting.wandb_results import hardest, log_results, side_by_side
+from rsna_bcd.reporting import wandb as wandb_results
+from rsna_bcd.reporting.wandb import hardest, log_results, side_by_side
 
 OOF = pd.DataFrame(
     {

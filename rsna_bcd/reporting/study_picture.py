@@ -1,4 +1,4 @@
-"""One mammogram as a picture: what was looked at, where, and what came of it in words."""
+"""One mammogram as a picture: the crop, its saliency map and the result."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.gallery import overlaid
-from rsna_bcd.reporting.sheet import (
+from rsna_bcd.reporting.contact_sheet import (
     ADVANCE,
     AMBER,
     BRIGHT,
@@ -21,6 +20,7 @@ from rsna_bcd.reporting.sheet import (
     Page,
     shortened,
 )
+from rsna_bcd.reporting.gallery import overlaid
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, ImageAnswer
 
 NO_DEVICE = "No medical device: for research only, not validated for the care of patients."
@@ -38,7 +38,7 @@ _SIDES = {"L": "left", "R": "right"}
 _Colour = tuple[int, int, int]
 
 
-def answer_picture(
+def study_picture(
     breast: BreastAnswer,
     image: ImageAnswer,
     crop: NDArray[np.unsignedinteger[Any]],

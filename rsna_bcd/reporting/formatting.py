@@ -1,4 +1,4 @@
-"""Numbers in the words of a report: shares in percent, areas as decimals, intervals in brackets."""
+"""Format numbers for a report: shares in percent, scores as decimals, intervals in brackets."""
 
 import math
 

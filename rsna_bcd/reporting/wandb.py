@@ -1,4 +1,4 @@
-"""What a finished run shows in Weights & Biases: its curves, and its worst mistakes."""
+"""Log the curves and the worst mistakes of a finished run to Weights & Biases."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

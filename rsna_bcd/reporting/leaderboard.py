@@ -1,4 +1,4 @@
-"""All runs in one table: their scores, and how sure one can be that they differ."""
+"""Compare runs: their scores, with intervals of the differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +203,7 @@ def _patients(rows: pd.DataFrame) -> NDArray[np.str_]:
     return rows["patient_id"].to_numpy(dtype=str)
 
 
-def table_of(ranking: Ranking, most: int) -> Table:
+def leaderboard_table(ranking: Ranking, most: int) -> Table:
     """Lay out at most `most` rows; names are folded where the screen is narrow."""
     title = "pf1, cross-fitted, decisions as given" if ranking.metric == "pf1" else ranking.metric
     results = ranking.results
@@ -249,7 +249,7 @@ def _digits(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1)  # of a number in [-1, 1]
 
 
-def frame_of(ranking: Ranking) -> pd.DataFrame:
+def leaderboard_frame(ranking: Ranking) -> pd.DataFrame:
     """One row a run, for a file."""
     rows = []
     for result in ranking.results:

@@ -1,4 +1,4 @@
-"""What a figure says, in one sentence from its own numbers."""
+"""Captions: what each figure says, in a sentence from its own numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.reporting.cohort import Cohort
 from rsna_bcd.reporting.contrasts import Contrast
-from rsna_bcd.reporting.judged import JudgedBreasts
-from rsna_bcd.reporting.performance import (
-    CHALLENGE,
-    Comparison,
-    FoldScore,
-    MemberScore,
-    at_prevalence,
-)
-from rsna_bcd.reporting.preparation_summary import PreparationSummary
-from rsna_bcd.reporting.subgroups import Subgroup
-from rsna_bcd.reporting.words import (
+from rsna_bcd.reporting.formatting import (
     count,
     decimal,
     decimal_range,
@@ -29,6 +19,16 @@ from rsna_bcd.reporting.words import (
     shares,
     signed,
 )
+from rsna_bcd.reporting.judged import JudgedBreasts
+from rsna_bcd.reporting.performance import (
+    CHALLENGE,
+    Comparison,
+    FoldScore,
+    MemberScore,
+    at_prevalence,
+)
+from rsna_bcd.reporting.preparation_summary import PreparationSummary
+from rsna_bcd.reporting.subgroups import Subgroup
 from rsna_bcd.scoring.bands import Band
 from rsna_bcd.scoring.bootstrap import Interval
 from rsna_bcd.scoring.calibration_intervals import CalibrationScores
