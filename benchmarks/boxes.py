@@ -20,8 +20,8 @@ from rich.progress import track
 from rich.table import Table
 from ways import settings_of
 
+from rsna_bcd.imaging.breast import Box
 from rsna_bcd.imaging.mammogram import Mammogram
-from rsna_bcd.imaging.tissue import Box
 from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, read_mammogram
 
 _LEVEL, _NARROW, _LONG = 20, 0.12, 0.1
@@ -47,7 +47,7 @@ def locate(file: Path, settings: CropSettings) -> Located:
 
 def strip_below(located: Located) -> float:
     """The part of the box's height, from its lower end, in which all rows are narrow."""
-    shown = located.mammogram.presentation.apply(located.box.of(located.mammogram.pixels))
+    shown = located.mammogram.display.apply(located.box.crop(located.mammogram.pixels))
     widths = (shown > _LEVEL / 255).sum(axis=1)[::-1]
     wide = np.flatnonzero(widths >= _NARROW * widths.max())
     return float(wide[0]) / len(widths)

@@ -40,12 +40,12 @@ def work(way: str, crop: str, files: list[str]) -> dict[str, Any]:
     import cv2
     import ways
 
-    from rsna_bcd.imaging import decoders
+    from rsna_bcd.imaging.codecs import DECODERS, Decoder
 
     cv2.setNumThreads(1)
     codec = [0.0]
-    for name, decoder in decoders.DECODERS.items():
-        decoders.DECODERS[name] = decoders._Decoder(decoder.reads, _timed(decoder.decode, codec))
+    for name, decoder in DECODERS.items():
+        DECODERS[name] = Decoder(decoder.reads, _timed(decoder.decode, codec))
     do = {
         "ours": lambda: ways.ours(crop),
         "ours, reduce=0": lambda: ways.ours(crop, 0),

@@ -31,7 +31,7 @@ def dicom_to_crop(target: Path) -> None:
         record = prepared.record
         row[0].imshow(mammogram.pixels, cmap="gray")
         row[0].set_title(f"stored: {record['photometric']}")
-        row[1].imshow(mammogram.presentation.apply(mammogram.pixels), cmap="gray", vmin=0, vmax=1)
+        row[1].imshow(mammogram.display.apply(mammogram.pixels), cmap="gray", vmin=0, vmax=1)
         row[1].set_title(f"shown: {record['window']}")
         left, top, width, height = (
             float(record[f"box_{side}"] or 0) for side in ("left", "top", "width", "height")

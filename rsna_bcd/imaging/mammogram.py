@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.window import FittedRamp, Presentation, Range
+from rsna_bcd.imaging.voi import DisplayTransform, FittedRamp, Range
 
 StoredPixels = NDArray[np.integer[Any]]  # uint8, uint16 or int16
 
@@ -55,7 +55,7 @@ class Mammogram:
         height: in pixels, of the whole image.
         width: likewise.
         overview: the image reduced until its longer side is at most OVERVIEW.
-        presentation: maps stored values to [0, 1] with tissue bright and background dark.
+        display: maps stored values to [0, 1] with tissue bright and background dark.
         facts: what was found in the file, for the manifest: `transfer_syntax`, `photometric`,
             `bits_stored`.
         most_reduced: the highest level that the codec offers; 0 if it offers the whole image only.
@@ -68,7 +68,7 @@ class Mammogram:
     height: int
     width: int
     overview: Level
-    presentation: Presentation
+    display: DisplayTransform
     facts: Mapping[str, str | int]
     most_reduced: int
     decode: Callable[[int], Level]
@@ -80,14 +80,14 @@ class Mammogram:
         """Stored values of the whole image, (height, width)."""
         return self.decode(0).pixels
 
-    def shown_overview(self) -> NDArray[np.float32]:
+    def preview(self) -> NDArray[np.float32]:
         """The overview in which the breast is found: as it is shown, (h, w) in [0, 1].
 
         Stored values are averaged before they are windowed: at this size nobody sees the
         difference (some hundredths of a grey level), and it saves a pass over 26 million pixels.
         A fitted ramp is widened to all values, since the skin may lie below it.
         """
-        shown, voi = self.presentation, self.presentation.voi
+        shown, voi = self.display, self.display.voi
         if isinstance(voi, FittedRamp):
             shown = replace(shown, voi=Range(*voi.widest))
         return shown.apply(self.overview.pixels)
@@ -96,7 +96,7 @@ class Mammogram:
 def in_memory(
     pixels: StoredPixels,
     decoder: str,
-    presentation_of: Callable[[StoredPixels], Presentation],
+    display_transform: Callable[[StoredPixels], DisplayTransform],
     facts: Mapping[str, str | int],
 ) -> Mammogram:
     """An image that has been decoded already.
@@ -104,7 +104,7 @@ def in_memory(
     Args:
         pixels: stored values, (H, W).
         decoder: where they came from.
-        presentation_of: how to show them, given the stored values of the overview.
+        display_transform: how to show them, given the stored values of the overview.
         facts: see `Mammogram`.
 
     Raises:
@@ -114,9 +114,9 @@ def in_memory(
     whole = Level(pixels, 0, decoder)
     small = overview_of(whole)
     height, width = pixels.shape
-    presentation = presentation_of(small.pixels)
-    flags = presentation.flags
-    return Mammogram(height, width, small, presentation, facts, 0, cache(lambda _: whole), flags)
+    display = display_transform(small.pixels)
+    flags = display.flags
+    return Mammogram(height, width, small, display, facts, 0, cache(lambda _: whole), flags)
 
 
 def overview_of(level: Level) -> Level:

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,6 +16,9 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
@@ -136,3 +140,56 @@ def _swap_words(dataset: Dataset) -> None:
         if element.VR == "OW" and isinstance(element.value, bytes):
             words = np.frombuffer(element.value[: len(element.value) // 2 * 2], np.uint16)
             element.value = words.byteswap().tobytes()
+
+
+def element_text(dataset: Dataset, keyword: str) -> str:
+    """The value of an element as text, stripped; several values are joined by backslashes.
+
+    Returns:
+        An empty string where the element is absent, empty or damaged.
+    """
+    value = _value(dataset, keyword)
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple | MultiValue):
+        return "\\".join(str(one).strip(" \0") for one in value)
+    return str(value).strip(" \t\r\n\0")
+
+
+def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
+    """The items of a sequence, or of sequences within each other; none where one is absent."""
+    items = [dataset]
+    for keyword in keywords:
+        nested = [_value(item, keyword) for item in items]
+        items = [
+            item
+            for sequence in nested
+            if isinstance(sequence, Sequence)
+            for item in sequence
+            if isinstance(item, Dataset)
+        ]
+    return items
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """The value of an element; None where it cannot be parsed, for then it says nothing."""
+    tag = _tag(keyword)
+    if tag not in dataset:
+        return None
+    try:
+        return dataset[tag].value
+    except UNPARSABLE:
+        return None
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    """The tag of a keyword, which takes longer to find than most elements to read."""
+    return Tag(keyword)
+
+
+def first_integer(value: Any) -> int | None:
+    """The first value of an element, if it is a whole number."""
+    if isinstance(value, MultiValue | list):
+        value = value[0] if len(value) else None
+    return int(value) if isinstance(value, int) else None

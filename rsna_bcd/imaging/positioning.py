@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from rsna_bcd.imaging.elements import element_text, sequence_items
+from rsna_bcd.imaging.parsing import element_text, sequence_items
 from rsna_bcd.imaging.quality import QualityFlag
 
 # DICOM PS3.16 CID 4014, View for Mammography: codes of SNOMED CT, of SNOMED RT in older files, and

@@ -12,8 +12,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.crops import in_8_bits, read_crop
-from rsna_bcd.imaging.intensity import FEATURES, intensity_statistics
+from rsna_bcd.imaging.crops import FEATURES, in_8_bits, intensity_statistics, read_crop
 
 # Known before anybody has read the mammogram, as in test.csv.
 _METADATA = ("site_id", "machine_id", "age", "implant")

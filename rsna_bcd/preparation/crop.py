@@ -18,8 +18,8 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.breast import Box, find_breast
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.imaging.mammogram import ImageError, Mammogram, centred
-from rsna_bcd.imaging.picture import read_picture
 from rsna_bcd.imaging.quality import join_flags
+from rsna_bcd.imaging.raster import read_raster_image
 from rsna_bcd.preparation.orientation import UPRIGHT, Orientation, choose_orientation
 
 Source = Literal["dicom", "image"]
@@ -174,7 +174,7 @@ def read_mammogram(path: Path, source: Source, decoders: Sequence[str] | None = 
         ImageError: the file is no image that can be used; the message says why.
     """
     if source == "image":
-        mammogram = read_picture(path)
+        mammogram = read_raster_image(path)
     else:
         # Deferred: a machine that reads no DICOM, such as one for training, needs no decoders.
         from rsna_bcd.imaging.dicom import read_dicom
@@ -214,7 +214,7 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
             **mammogram.facts,
             "decoder": level.decoder,
             "resolution_level": level.reduced,
-            "window": str(mammogram.presentation),
+            "window": str(mammogram.display),
             "quality_flags": join_flags((*mammogram.flags, *place.orientation.flags)),
             "source_height": mammogram.height,
             "source_width": mammogram.width,
@@ -247,7 +247,7 @@ class _Place:
 
 def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     """Find the breast in the overview, which is the same whatever is decoded afterwards."""
-    breast = find_breast(mammogram.shown_overview())
+    breast = find_breast(mammogram.preview())
     orientation = UPRIGHT
     if settings.orient:
         in_header = str(mammogram.facts.get("patient_orientation", ""))
@@ -337,7 +337,7 @@ def _resize(
 def _show(values: NDArray, mammogram: Mammogram, settings: CropSettings) -> Crop:
     """Window stored values and enhance their contrast, if asked for."""
     dtype = np.uint8 if settings.bits == 8 else np.uint16
-    shown = np.rint(mammogram.presentation.apply(values) * np.float32(2**settings.bits - 1))
+    shown = np.rint(mammogram.display.apply(values) * np.float32(2**settings.bits - 1))
     pixels = shown.astype(dtype)
     if settings.clahe:
         equalise = cv2.createCLAHE(clipLimit=settings.clahe, tileGridSize=_CLAHE_TILES)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file, list_names
-from rsna_bcd.imaging.picture import SUFFIXES
+from rsna_bcd.imaging.raster import SUFFIXES
 from rsna_bcd.preparation.crop import Source
 
 # In order of preference, in whatever case; DICOM files of archives often have no suffix.

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rsna_bcd._stage import record_of, settle, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file
+from rsna_bcd.imaging.codecs import check_decoders
 from rsna_bcd.imaging.crops import Crop, read_crop
-from rsna_bcd.imaging.decoders import check_decoders
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, Source
 from rsna_bcd.preparation.files import expected_file, find_files

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rsna_bcd.imaging.intensity import FEATURES, intensity_statistics
+from rsna_bcd.imaging.crops import FEATURES, intensity_statistics
 
 
 def statistics(pixels: np.ndarray) -> dict[str, float]:

@@ -12,8 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from rsna_bcd.imaging.dicom import read_dicom
-from rsna_bcd.imaging.headers import read_header
-from rsna_bcd.imaging.kinds import SECONDARY_CAPTURE
+from rsna_bcd.imaging.headers import SECONDARY_CAPTURE, read_header
 from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.imaging.quality import QualityFlag, split_flags
 

@@ -11,7 +11,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian
 
 from rsna_bcd.imaging.dicom import read_dicom
-from rsna_bcd.imaging.presentation import presentation_of
+from rsna_bcd.imaging.display import display_transform
 from rsna_bcd.imaging.quality import QualityFlag
 
 RNG = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def shown(items: list[Dataset], pixels: NDArray = PIXELS, **elements: object) ->
     """The pixels as a header with these VOI lookup tables shows them."""
     dataset = dataset_of(pixels, 12, **elements)
     dataset.VOILUTSequence = Sequence(items)
-    return presentation_of(dataset, pixels).apply(pixels)
+    return display_transform(dataset, pixels).apply(pixels)
 
 
 @pytest.mark.parametrize("announced", range(8, 17))
@@ -137,7 +137,7 @@ def test_a_table_follows_a_modality_table_that_exceeds_its_bits() -> None:
     dataset = dataset_of(PIXELS, 12)
     dataset.ModalityLUTSequence = Sequence([item(modality, 0, 8)])
     dataset.VOILUTSequence = Sequence([item(entries, 0, 8)])
-    result = presentation_of(dataset, PIXELS).apply(PIXELS)
+    result = display_transform(dataset, PIXELS).apply(PIXELS)
     np.testing.assert_allclose(result, entries[modality[PIXELS]] / 4095, atol=1e-6)
 
 
@@ -176,32 +176,32 @@ BROKEN = (
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_unusable_table_gives_way_to_the_next_transform(name: str) -> None:
     dataset = dataset_of(PIXELS, 12, **WINDOW)
-    plain = presentation_of(dataset, PIXELS).apply(PIXELS)
+    plain = display_transform(dataset, PIXELS).apply(PIXELS)
     dataset.VOILUTSequence = Sequence([broken(name)])
-    presentation = presentation_of(dataset, PIXELS)
+    presentation = display_transform(dataset, PIXELS)
     np.testing.assert_array_equal(presentation.apply(PIXELS), plain)
     assert presentation.flags == (QualityFlag.LUT_DISCARDED,)
     # A second table comes before the window.
     entries = np.rint(CURVE * 4095).astype(int)
     dataset.VOILUTSequence = Sequence([broken(name), item(entries, 0, 12)])
-    presentation = presentation_of(dataset, PIXELS)
+    presentation = display_transform(dataset, PIXELS)
     np.testing.assert_allclose(presentation.apply(PIXELS), entries[PIXELS] / 4095, atol=1e-6)
     assert str(presentation) == "LUT 0 4096 (2 of 2)"
     # Without either, a ramp is fitted.
     del dataset.WindowCenter, dataset.WindowWidth
     dataset.VOILUTSequence = Sequence([broken(name)])
-    presentation = presentation_of(dataset, PIXELS)
+    presentation = display_transform(dataset, PIXELS)
     assert str(presentation).startswith("fitted (discarded: ")
     assert presentation.flags == (QualityFlag.LUT_DISCARDED, QualityFlag.NO_WINDOW)
 
 
 def test_an_unusable_modality_table_gives_way_to_the_rescale_values() -> None:
     elements = {"RescaleSlope": 2, "RescaleIntercept": -100, **WINDOW}
-    plain = presentation_of(dataset_of(PIXELS, 12, **elements), PIXELS).apply(PIXELS)
+    plain = display_transform(dataset_of(PIXELS, 12, **elements), PIXELS).apply(PIXELS)
     for name in BROKEN[:7]:
         dataset = dataset_of(PIXELS, 12, **elements)
         dataset.ModalityLUTSequence = Sequence([broken(name)])
-        presentation = presentation_of(dataset, PIXELS)
+        presentation = display_transform(dataset, PIXELS)
         np.testing.assert_array_equal(presentation.apply(PIXELS), plain)
         assert presentation.flags == (QualityFlag.LUT_DISCARDED,)
 
@@ -216,7 +216,7 @@ def test_missing_entries_that_no_pixel_needs_are_not_missed() -> None:
 def test_a_sequence_without_items_is_no_table() -> None:
     dataset = dataset_of(PIXELS, 12, **WINDOW)
     dataset.VOILUTSequence = Sequence([])
-    assert presentation_of(dataset, PIXELS).flags == ()
+    assert display_transform(dataset, PIXELS).flags == ()
 
 
 @pytest.mark.parametrize("vr", ["OW", "US"])
@@ -231,7 +231,7 @@ def test_tables_of_big_endian_files(tmp_path: Path, vr: str) -> None:
     path = tmp_path / "a.dcm"
     dataset.save_as(path, implicit_vr=False, little_endian=False, enforce_file_format=True)
     mammogram = read_dicom(path)
-    shown = mammogram.presentation.apply(mammogram.pixels)
+    shown = mammogram.display.apply(mammogram.pixels)
     np.testing.assert_allclose(shown, entries[PIXELS] / 4095, atol=1e-6)
 
 

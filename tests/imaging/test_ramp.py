@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.window import FittedRamp
+from rsna_bcd.imaging.voi import FittedRamp
 
 HEIGHT, WIDTH = 601, 477  # sizes that codecs round up
 BREAST = breast_picture(HEIGHT, WIDTH, reach=0.6, half_height=0.42) > 0
@@ -111,10 +111,10 @@ def test_the_tissue_has_its_contrast_in_every_transfer_syntax(tmp_path: Path, ki
         path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax, **elements)
         mammogram = read_dicom(path)
         assert QualityFlag.NO_WINDOW in mammogram.flags
-        ramp = mammogram.presentation.voi
+        ramp = mammogram.display.voi
         assert isinstance(ramp, FittedRamp)
         ramps.append(ramp)
-        shown = mammogram.presentation.apply(mammogram.pixels) * 255
+        shown = mammogram.display.apply(mammogram.pixels) * 255
         tissue = shown[BREAST & ~other]
         assert np.ptp(np.percentile(tissue, (25, 75))) >= 32
         assert (tissue > 254.5).mean() <= 0.02
@@ -134,7 +134,7 @@ def test_what_is_no_tissue_does_not_move_the_ramp(tmp_path: Path, kind: str) -> 
     for name in ("plain", kind):
         pixels, bits, elements, _ = KINDS[name]()
         path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, **elements)
-        voi = read_dicom(path).presentation.voi
+        voi = read_dicom(path).display.voi
         assert isinstance(voi, FittedRamp)
         ramps.append(voi)
     plain, other = ramps
@@ -166,7 +166,7 @@ def test_a_breast_that_fills_the_frame_is_shown(tmp_path: Path) -> None:
 
 def read_and_show(path: Path) -> NDArray:
     mammogram = read_dicom(path)
-    return mammogram.presentation.apply(mammogram.pixels)
+    return mammogram.display.apply(mammogram.pixels)
 
 
 @pytest.mark.parametrize("syntax", ["raw", "jpeg2000"])
@@ -186,12 +186,12 @@ def test_padding_is_black_under_a_window(
     path = write_dicom(tmp_path / "a.dcm", padded, bits=12, syntax=syntax, **elements)
     mammogram = read_dicom(path)
     assert mammogram.flags == ()
-    shown = mammogram.presentation.apply(mammogram.pixels)
+    shown = mammogram.display.apply(mammogram.pixels)
     assert shown[EDGE].max() < 0.02
     inside = ~EDGE
     del elements["PixelPaddingValue"]
     plain = read_and_show(write_dicom(tmp_path / "b.dcm", padded, bits=12, **elements))
     np.testing.assert_array_equal(shown[inside], plain[inside])
-    overview = mammogram.shown_overview()
+    overview = mammogram.preview()
     edge = cv2.resize(EDGE.astype(np.uint8), overview.shape[::-1], interpolation=cv2.INTER_AREA)
     assert overview[edge == 1].max() < 0.02

@@ -13,8 +13,8 @@ from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import HTJ2KLossless, ImplicitVRLittleEndian
 
-from rsna_bcd.imaging import decoders
-from rsna_bcd.imaging.decoders import DECODERS, Encoded, _Decoder
+from rsna_bcd.imaging import codecs
+from rsna_bcd.imaging.codecs import DECODERS, Decoder, Encoded
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.mammogram import ImageError
 
@@ -73,7 +73,7 @@ def test_every_decoder_returns_what_was_stored(
         np.testing.assert_array_equal(mammogram.pixels, pixels)
         assert mammogram.decode(0).decoder == name
         assert int(mammogram.facts["bits_stored"]) >= bits  # GDCM rounds that of JPEG up
-        assert mammogram.presentation.inverted == (photometric == "MONOCHROME1")
+        assert mammogram.display.inverted == (photometric == "MONOCHROME1")
     others = [name for name in DECODERS if name not in names]
     with pytest.raises(ImageError, match="none of the decoders .* reads "):
         read_dicom(path, others)
@@ -128,7 +128,7 @@ def test_a_refusal_to_reduce_costs_time_and_nothing_else(
 ) -> None:
     pixels, bits = KINDS["12"]
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
-    monkeypatch.setitem(decoders.DECODERS, "openjpeg", _Decoder(decoders.JPEG2000, refuse))
+    monkeypatch.setitem(codecs.DECODERS, "openjpeg", Decoder(codecs.JPEG2000, refuse))
     level = read_dicom(path).decode(2)
     assert (level.reduced, level.decoder) == (0, "dicomsdl")
     np.testing.assert_array_equal(level.pixels, pixels)
@@ -471,7 +471,7 @@ def test_the_overview_averages_areas(tmp_path: Path) -> None:
     mammogram = read_dicom(path)
     expected = pixels[:2048].reshape(512, 4, 256, 4).mean(axis=(1, 3)) / 4095
     # Each halving rounds to whole values.
-    np.testing.assert_allclose(mammogram.shown_overview(), expected, atol=1 / 4095)
+    np.testing.assert_allclose(mammogram.preview(), expected, atol=1 / 4095)
     assert mammogram.overview.reduced == 2
 
 

@@ -68,9 +68,9 @@ def test_boxes_do_not_run_down_the_abdomen() -> None:
     strips: dict[str, list[bool]] = {"CC": [], "MLO": []}
     for file in sorted(real_data().glob("rsna640/train_images/*/*.jpg"))[::10]:
         mammogram = read_mammogram(file, "image")
-        box = find_breast(mammogram.shown_overview()).box
+        box = find_breast(mammogram.preview()).box
         # At a level of 20 of 255, how long all rows are narrower than 12 % of the widest one.
-        widths = (box.of(mammogram.shown_overview()) > 20 / 255).sum(axis=1)[::-1]
+        widths = (box.crop(mammogram.preview()) > 20 / 255).sum(axis=1)[::-1]
         narrow = int(np.argmax(widths >= 0.12 * widths.max()))
         strips.setdefault(views[file.stem], []).append(narrow > 0.1 * box.height)
     assert len(strips["MLO"]) > 90
@@ -91,7 +91,7 @@ def test_the_chest_wall_of_images_without_a_window_is_found() -> None:
     files = sorted(real_data().glob("odm/*.DCM"))
     assert {file.stem[-12:] for file in files} == set(ODM_SIDES)
     for file in files:
-        breast = find_breast(read_dicom(file).shown_overview())
+        breast = find_breast(read_dicom(file).preview())
         assert breast.found
         assert ODM_SIDES[file.stem[-12:]] in (None, breast.chest_wall), file
 

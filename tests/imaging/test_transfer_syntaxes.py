@@ -17,10 +17,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from rsna_bcd.imaging.codestream import join_fragments
+from rsna_bcd.imaging.codestream import holds_all_pixels, join_fragments
 from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.imaging.headers import read_header
-from rsna_bcd.imaging.jpeg_lossless import holds_all_pixels
 from rsna_bcd.imaging.mammogram import ImageError
 
 RNG = np.random.default_rng(0)
@@ -104,7 +103,7 @@ def test_jpeg_lossless_with_fill_bytes_before_its_end_is_not_counted(
 ) -> None:
     """T.81 B.1.1.2: any number of bytes FF may come before a marker; real files have two."""
     frame = encode_jpeg_lossless(NOISE, 12)
-    monkeypatch.setattr("rsna_bcd.imaging.jpeg_lossless.holds_all_pixels", None)
+    monkeypatch.setattr("rsna_bcd.imaging.codestream.holds_all_pixels", None)
     for fill in (b"", b"\xff", b"\xff\xff"):
         filled = frame[:-2] + fill + frame[-2:]
         path = write_frame(tmp_path / "a.dcm", filled, NOISE, 12, "lossless")
@@ -359,7 +358,7 @@ def test_codes_may_be_padded_or_in_lower_case(tmp_path: Path, code: str) -> None
     value = code.encode() + b" " * (len(code) % 2)
     at = whole.index(b"MONOCHROME2") - 8
     path.write_bytes(whole[: at + 6] + struct.pack("<H", len(value)) + value + whole[at + 8 + 12 :])
-    assert read_dicom(path).presentation.inverted
+    assert read_dicom(path).display.inverted
 
 
 @pytest.mark.parametrize("surplus", [b"\0\0", b"\xff" * 601, RNG.bytes(2), RNG.bytes(1000)])

@@ -12,15 +12,15 @@ from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.sequence import Sequence
 
 from rsna_bcd.imaging.dicom import read_dicom
+from rsna_bcd.imaging.display import display_transform
 from rsna_bcd.imaging.mammogram import ImageError
-from rsna_bcd.imaging.presentation import presentation_of
 from rsna_bcd.imaging.quality import QualityFlag
 
 PIXELS = np.arange(0, 4096, 3, dtype=np.uint16).reshape(1, -1)
 
 
 def shown(dataset: Dataset, pixels: NDArray = PIXELS) -> NDArray:
-    return presentation_of(dataset, pixels).apply(pixels)
+    return display_transform(dataset, pixels).apply(pixels)
 
 
 def unit_range(values: NDArray, bits: int = 12) -> NDArray:
@@ -68,8 +68,8 @@ def test_the_first_of_several_windows_is_taken() -> None:
     several = dataset_of(PIXELS, 12, WindowCenter=[1500, 90], WindowWidth=[900, 50])
     one = dataset_of(PIXELS, 12, WindowCenter=1500, WindowWidth=900)
     np.testing.assert_array_equal(shown(several), shown(one))
-    assert str(presentation_of(several, PIXELS)) == "LINEAR 1500 900 (1 of 2)"
-    assert str(presentation_of(one, PIXELS)) == "LINEAR 1500 900"
+    assert str(display_transform(several, PIXELS)) == "LINEAR 1500 900 (1 of 2)"
+    assert str(display_transform(one, PIXELS)) == "LINEAR 1500 900"
 
 
 def test_rescale_comes_before_the_window() -> None:
@@ -84,7 +84,7 @@ def test_rescale_comes_before_the_window() -> None:
 def test_modality_table_agrees_with_pydicom() -> None:
     dataset = dataset_of(PIXELS, 12, WindowCenter=20000, WindowWidth=30000)
     dataset.ModalityLUTSequence = Sequence([table(100, list(range(0, 60000, 20)), 16)])
-    modality = presentation_of(dataset, PIXELS).modality
+    modality = display_transform(dataset, PIXELS).modality
     expected = apply_modality_lut(PIXELS, dataset)
     np.testing.assert_array_equal(modality(PIXELS.astype(np.float32)), expected)
 
@@ -120,7 +120,7 @@ def test_an_unusable_window_is_recorded_and_gives_way_to_a_ramp(
     elements: dict, discarded: str
 ) -> None:
     dataset = dataset_of(PIXELS, 12, **{"WindowCenter": 100, "WindowWidth": 100} | elements)
-    presentation = presentation_of(dataset, PIXELS)
+    presentation = display_transform(dataset, PIXELS)
     assert str(presentation).startswith(f"fitted (discarded: {discarded}) ")
     assert presentation.flags == (QualityFlag.WINDOW_DISCARDED,)
     assert_ramp(presentation.apply(PIXELS), PIXELS)
@@ -128,7 +128,7 @@ def test_an_unusable_window_is_recorded_and_gives_way_to_a_ramp(
 
 def test_the_second_window_is_taken_where_the_first_is_unusable() -> None:
     dataset = dataset_of(PIXELS, 12, WindowCenter=[100, 2000], WindowWidth=[0, 4000])
-    presentation = presentation_of(dataset, PIXELS)
+    presentation = display_transform(dataset, PIXELS)
     assert str(presentation) == "LINEAR 2000 4000 (2 of 2)"
     assert presentation.flags == (QualityFlag.WINDOW_DISCARDED,)
 
@@ -140,7 +140,7 @@ def test_a_window_made_for_another_depth_is_not_used(scale: float, inverted: boo
     stored = np.rint((1 - picture if inverted else picture) * 4095 * scale).astype(np.uint16)
     photometric = "MONOCHROME1" if inverted else "MONOCHROME2"
     window = {"WindowCenter": 2047, "WindowWidth": 4096, "PhotometricInterpretation": photometric}
-    presentation = presentation_of(dataset_of(stored, 16, **window), stored)
+    presentation = display_transform(dataset_of(stored, 16, **window), stored)
     if inverted and scale > 1:  # bright background beyond the window, tissue partly within it
         assert np.ptp(presentation.apply(stored)[picture > 0]) > 0.3
         return
@@ -153,10 +153,10 @@ def test_a_window_made_for_another_depth_is_not_used(scale: float, inverted: boo
 def test_a_modality_transform_that_makes_no_image_is_refused() -> None:
     dataset = dataset_of(PIXELS, 12, RescaleSlope=0)
     with pytest.raises(ImageError, match="rescale slope 0.0 and intercept None make no image"):
-        presentation_of(dataset, PIXELS)
+        display_transform(dataset, PIXELS)
     dataset.RescaleSlope = 1e39  # beyond float32
     with pytest.raises(ImageError, match=r"slope 1e\+39 and intercept None make no image"):
-        presentation_of(dataset, PIXELS)
+        display_transform(dataset, PIXELS)
 
 
 @pytest.mark.parametrize("text", [b"2047,5", b"2047mm"])
@@ -165,13 +165,13 @@ def test_a_window_that_is_no_number_is_not_used(tmp_path: Path, text: bytes) -> 
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, WindowCenter="123456", WindowWidth=9)
     path.write_bytes(path.read_bytes().replace(b"123456", text))
     mammogram = read_dicom(path)
-    assert str(mammogram.presentation).startswith("fitted (discarded: window: ")
+    assert str(mammogram.display).startswith("fitted (discarded: window: ")
     assert mammogram.flags == (QualityFlag.WINDOW_DISCARDED,)
 
 
 def test_windows_of_which_a_part_is_blank_are_none() -> None:
     dataset = dataset_of(PIXELS, 12, WindowCenter=["", "2000"], WindowWidth=["100", "4000"])
-    assert str(presentation_of(dataset, PIXELS)) == "LINEAR 2000 4000"
+    assert str(display_transform(dataset, PIXELS)) == "LINEAR 2000 4000"
 
 
 def test_the_first_value_of_a_table_is_signed_like_what_goes_in() -> None:
@@ -217,7 +217,7 @@ def test_an_unusable_window_gives_way_to_one_in_a_functional_group() -> None:
     dataset = grouped(dataset, "SharedFunctionalGroupsSequence", "FrameVOILUTSequence", window)
     plain = dataset_of(PIXELS, 12, WindowCenter=1500, WindowWidth=900)
     np.testing.assert_array_equal(shown(dataset), shown(plain))
-    flags = presentation_of(dataset, PIXELS).flags
+    flags = display_transform(dataset, PIXELS).flags
     assert flags == (QualityFlag.WINDOW_DISCARDED,)
 
 
@@ -254,7 +254,7 @@ def test_inversion_is_by_the_photometric_interpretation_unless_the_pixels_deny_i
     dataset = dataset_of(stored, 8, PhotometricInterpretation=photometric, **window)
     if shape is not None:
         dataset.PresentationLUTShape = shape
-    presentation = presentation_of(dataset, stored)
+    presentation = display_transform(dataset, stored)
     assert presentation.inverted == inverted
     assert (QualityFlag.INVERSION_CONTRADICTORY in presentation.flags) == contradictory
     shown = presentation.apply(stored)

@@ -255,7 +255,7 @@ def test_workers_with_other_sources(cluster: Cluster, tmp_path: Path) -> None:
     package = Path(rsna_bcd.__file__).parent
     copy = tmp_path / "other" / "rsna_bcd"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    changed = copy / "imaging" / "window.py"
+    changed = copy / "imaging" / "voi.py"
     changed.write_text(changed.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     cluster.add_worker(copy.parent)
     with pytest.raises(InputError, match=rf"other sources of rsna_bcd \({copy}\).*Install the"):

@@ -14,7 +14,7 @@ from dicom_files import write_dicom
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.mammogram import ImageError, Mammogram, in_memory
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.window import Presentation, Range, Rescale
+from rsna_bcd.imaging.voi import DisplayTransform, Range, Rescale
 from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, prepare_image
 
 SETTINGS = CropSettings("test", 128, 64, box="breast", margin=0.01, orient=True, fit="pad")
@@ -24,7 +24,7 @@ def mammogram_of(picture: np.ndarray, *, bits: int = 8) -> Mammogram:
     """`picture` in [0, 1] as stored values of `bits` bits."""
     top = 2**bits - 1
     pixels = np.rint(picture * top).astype(np.uint8 if bits == 8 else np.uint16)
-    shown = Presentation(Rescale(), Range(0, top), inverted=False)
+    shown = DisplayTransform(Rescale(), Range(0, top), inverted=False)
     return in_memory(pixels, "test", lambda _: shown, {})
 
 

@@ -1,13 +1,15 @@
-"""From a DICOM header to a `Presentation`: modality transform, VOI transform, inversion.
+"""From a DICOM header to a `DisplayTransform`: modality transform, VOI transform, inversion.
 
 A lookup table comes before a window where both are there, and the first usable one of several is
 taken. An image without a usable one is shown by a linear ramp, fitted to its tissue.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -15,21 +17,20 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 from rsna_bcd.imaging.breast import breast_mask, has_bright_background
-from rsna_bcd.imaging.lookup import UnusableError, read_lookup_table, read_voi_lookup_table
-from rsna_bcd.imaging.mammogram import ImageError, StoredPixels
-from rsna_bcd.imaging.padding import without_padding
-from rsna_bcd.imaging.parsing import UNPARSABLE
+from rsna_bcd.imaging.mammogram import ImageError, Level, Mammogram, StoredPixels, overview_of
+from rsna_bcd.imaging.parsing import UNPARSABLE, first_integer
 from rsna_bcd.imaging.quality import QualityFlag
-from rsna_bcd.imaging.ramp import fit_ramp, value_range
-from rsna_bcd.imaging.window import (
+from rsna_bcd.imaging.voi import (
+    DisplayTransform,
     Linear,
     LinearExact,
     LookupTable,
-    Presentation,
     Rescale,
     Sigmoid,
     Values,
-    ValuesOfInterest,
+    VOITransform,
+    fit_ramp,
+    value_range,
 )
 
 # A window that leaves less contrast than this between the darkest and the brightest pixel was made
@@ -42,7 +43,7 @@ _FEW = 0.04  # of the frame; a breast fills more
 _STEP = 7  # these checks look at every seventh pixel of the overview
 _LARGEST = 1e9  # of slopes and windows; stored values have 16 bits
 
-_FUNCTIONS: dict[str, Callable[[float, float], ValuesOfInterest]] = {
+_FUNCTIONS: dict[str, Callable[[float, float], VOITransform]] = {
     "LINEAR": Linear,
     "LINEAR_EXACT": LinearExact,
     "SIGMOID": Sigmoid,
@@ -52,7 +53,7 @@ _SMALLEST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
 _Mask = NDArray[np.bool_] | None
 
 
-def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
+def display_transform(dataset: Dataset, pixels: StoredPixels) -> DisplayTransform:
     """How the header wants its pixels shown.
 
     Args:
@@ -83,11 +84,11 @@ def presentation_of(dataset: Dataset, pixels: StoredPixels) -> Presentation:
             flags.append(flag)
             discarded.append(str(error))
         else:
-            return Presentation(modality, voi, inverted, total, position, tuple(flags))
+            return DisplayTransform(modality, voi, inverted, total, position, tuple(flags))
     if QualityFlag.WINDOW_DISCARDED not in flags:
         flags.append(QualityFlag.NO_WINDOW)
     ramp = fit_ramp(values, inverted=inverted, valid=valid, discarded="; ".join(discarded))
-    return Presentation(modality, ramp, inverted, flags=tuple(flags))
+    return DisplayTransform(modality, ramp, inverted, flags=tuple(flags))
 
 
 def _modality(
@@ -131,7 +132,7 @@ def _inversion(dataset: Dataset, values: Values, valid: _Mask) -> tuple[bool, bo
 
 def _voi_transforms(
     dataset: Dataset, values: Values, *, signed: bool
-) -> Iterator[tuple[QualityFlag, int, int, Callable[[], ValuesOfInterest]]]:
+) -> Iterator[tuple[QualityFlag, int, int, Callable[[], VOITransform]]]:
     """The transforms of the header, in order of preference.
 
     Yields:
@@ -161,7 +162,7 @@ def _windows(dataset: Dataset) -> list[tuple[Any, Any, str]]:
     return [(c, w, name) for c, w in pairs if c not in (None, "") and w not in (None, "")]
 
 
-def _window(center: Any, width: Any, name: str) -> ValuesOfInterest:
+def _window(center: Any, width: Any, name: str) -> VOITransform:
     """Make the function of a window."""
     try:
         center, width = float(center), float(width)
@@ -173,7 +174,7 @@ def _window(center: Any, width: Any, name: str) -> ValuesOfInterest:
     return _FUNCTIONS[name](center, width)
 
 
-def _check_contrast(voi: ValuesOfInterest, values: Values, valid: _Mask, *, inverted: bool) -> None:
+def _check_contrast(voi: VOITransform, values: Values, valid: _Mask, *, inverted: bool) -> None:
     """Refuse a transform that was made for pixels of another depth.
 
     Raises:
@@ -235,3 +236,172 @@ def _several(value: Any) -> list[Any]:
 def _are_usable(*numbers: float) -> bool:
     """Whether float32 can calculate with the numbers of a header; NaN is none of them."""
     return all(abs(number) <= _LARGEST for number in numbers)
+
+
+_WORD = 2**16
+
+
+class UnusableError(Exception):
+    """A transform of the header that cannot be applied; the message describes it."""
+
+
+def read_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> LookupTable:
+    """Read an item of a modality or VOI LUT sequence.
+
+    Args:
+        item: the item.
+        largest_input: the largest value that is looked up. A table with fewer entries than
+            announced is used if it reaches so far.
+        signed: whether the inputs are signed; the first input of the table is, then, too.
+
+    Returns:
+        The table, its entries as stored.
+
+    Raises:
+        UnusableError: the descriptor or the data are absent, incomplete or contradictory.
+    """
+    descriptor = _integers(_element(item, "LUTDescriptor"))
+    if len(descriptor) != 3:
+        raise UnusableError(f"lookup table with a descriptor of {len(descriptor)} values")
+    # The first value is unsigned, whatever VR the descriptor has; 0 stands for 65,536.
+    count, first, bits = descriptor[0] % _WORD or _WORD, descriptor[1], descriptor[2]
+    if signed and first >= _WORD // 2:
+        first -= _WORD
+    if not signed and first < 0 and first + _WORD <= largest_input:  # the descriptor's VR is SS
+        first += _WORD
+    entries = _entries(item, count, bits)
+    if not entries.size or (entries.size < count and first + entries.size <= largest_input):
+        raise UnusableError(f"lookup table of {entries.size} entries, {count} announced")
+    return LookupTable(first, entries[:count].astype(np.float32))
+
+
+def read_voi_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> LookupTable:
+    """Read an item of a VOI LUT sequence; the entries are divided by their full scale.
+
+    Full scale is 2**bits - 1, as announced: tables of GE end at 3905 of 4095. Only if an entry is
+    beyond that, or all are below half of it, is the largest entry full scale.
+
+    Raises:
+        UnusableError: see `read_lookup_table`; or all entries are 0.
+    """
+    table = read_lookup_table(item, largest_input, signed=signed)
+    largest = float(table.entries.max())
+    if largest == 0:
+        raise UnusableError(f"lookup table of {len(table.entries)} entries of 0")
+    bits = _integers(item.LUTDescriptor)[2]
+    announced = 2.0**bits - 1 if 1 <= bits <= 16 else largest
+    full = announced if announced / 2 <= largest <= announced else largest
+    return LookupTable(table.first, table.entries / np.float32(full))
+
+
+def _entries(item: Dataset, count: int, bits: int) -> NDArray[np.unsignedinteger[Any]]:
+    """The entries: unsigned words whatever the VR; or bytes, packed two to a word if in words."""
+    data = _element(item, "LUTData")
+    if isinstance(data, bytes):
+        content = data  # little endian: `parse_dicom` swaps the words of other files
+    else:
+        content = np.array([value % _WORD for value in _integers(data)], "<u2").tobytes()
+    if bits <= 8 and len(content) < 2 * count:
+        return np.frombuffer(content, np.uint8)
+    return np.frombuffer(content[: len(content) // 2 * 2], "<u2")
+
+
+def _element(item: Dataset, keyword: str) -> Any:
+    try:
+        return item.get(keyword)
+    except UNPARSABLE as error:
+        raise UnusableError(f"lookup table: {error}") from error
+
+
+def _integers(value: Any) -> list[int]:
+    """The values of an element that may have none, one or several."""
+    if value is None or isinstance(value, str | bytes):
+        raise UnusableError("lookup table without a descriptor or data")
+    try:
+        return [int(v) for v in np.atleast_1d(value).tolist()]
+    except (TypeError, ValueError) as error:
+        raise UnusableError(f"lookup table: {error}") from error
+
+
+_WORD = 2**16
+# Pixels of the overview around padding that are left out too: averages and wavelets mix the two.
+_MIXED = 3
+_BLACK = 0.02  # of [0, 1]; padding that is shown darker stays as it is
+
+
+def padding_range(dataset: Dataset, *, signed: bool) -> tuple[int, int] | None:
+    """The lowest and highest stored value of padding (PS3.3 C.7.5.1.1.2); None without padding."""
+    value = first_integer(dataset.get("PixelPaddingValue"))
+    if value is None:
+        return None
+    limit = first_integer(dataset.get("PixelPaddingRangeLimit"))
+    ends = [value, value if limit is None else limit]
+    # With the pixels' sign, whatever VR the elements have.
+    ends = [(v + _WORD // 2) % _WORD - _WORD // 2 if signed else v % _WORD for v in ends]
+    return min(ends), max(ends)
+
+
+def is_padding(pixels: StoredPixels, ends: tuple[int, int]) -> NDArray[np.bool_]:
+    """Find pixels whose value lies between the ends, both included."""
+    return (pixels >= ends[0]) & (pixels <= ends[1])
+
+
+def without_padding(dataset: Dataset, pixels: StoredPixels) -> NDArray[np.bool_] | None:
+    """Find the pixels that are no padding.
+
+    Args:
+        dataset: the header.
+        pixels: (H, W), of the overview.
+
+    Returns:
+        (H, W), False in areas of padding and close to them; None if there is no such area, or
+        nothing else. Single pixels of tissue may have the value of padding by chance.
+    """
+    ends = padding_range(dataset, signed=pixels.dtype.kind == "i")
+    if ends is None:
+        return None
+    square = np.ones((3, 3), np.uint8)
+    areas = cv2.erode(is_padding(pixels, ends).astype(np.uint8), square)
+    if not areas.any():
+        return None
+    valid = cv2.dilate(areas, square, iterations=1 + _MIXED) == 0
+    return valid if valid.any() else None
+
+
+def bright_padding(
+    dataset: Dataset, overview: StoredPixels, display: DisplayTransform
+) -> tuple[int, int] | None:
+    """The lowest and highest value of padding that would be shown bright; None without such."""
+    ends = padding_range(dataset, signed=overview.dtype.kind == "i")
+    if ends is None or without_padding(dataset, overview) is None:
+        return None
+    values = overview[is_padding(overview, ends)]
+    return ends if display.apply(values).max() > _BLACK else None
+
+
+def blackened(mammogram: Mammogram, ends: tuple[int, int]) -> Mammogram:
+    """The same image, padding replaced by a value that is shown black.
+
+    It is decoded in full: a codec that halves the resolution would mix padding with tissue.
+
+    Args:
+        mammogram: the image.
+        ends: the lowest and highest value of padding.
+    """
+    dtype = mammogram.overview.pixels.dtype
+    info = np.iinfo(dtype)
+    candidates = np.arange(info.min, info.max + 1).astype(dtype)
+    candidates = candidates[~is_padding(candidates, ends)]
+    shown = mammogram.display.apply(candidates)
+    # The nearest to the tissue: at the border, both are averaged.
+    darkest = candidates[shown <= shown.min()].astype(np.int64)
+    middle = int(np.median(mammogram.overview.pixels))
+    black = darkest[np.argmin(np.abs(darkest - middle))]
+
+    @cache
+    def decode(_: int) -> Level:
+        whole = mammogram.decode(0)
+        pixels = np.where(is_padding(whole.pixels, ends), dtype.type(black), whole.pixels)
+        return replace(whole, pixels=pixels)
+
+    return replace(mammogram, overview=overview_of(decode(0)), most_reduced=0, decode=decode)

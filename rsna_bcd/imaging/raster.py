@@ -25,8 +25,7 @@ from rsna_bcd.imaging.mammogram import (
     StoredPixels,
     in_memory,
 )
-from rsna_bcd.imaging.ramp import fit_ramp, value_range
-from rsna_bcd.imaging.window import Presentation, Range, Rescale
+from rsna_bcd.imaging.voi import DisplayTransform, Range, Rescale, fit_ramp, value_range
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -47,7 +46,7 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # by the orientat
 }
 
 
-def read_picture(path: Path) -> Mammogram:
+def read_raster_image(path: Path) -> Mammogram:
     """Read a picture; a bright background (MONOCHROME1 taken as it was) is recognised.
 
     It is turned as its EXIF orientation says. Transparent pixels are black. Pictures of 8 bits
@@ -61,12 +60,12 @@ def read_picture(path: Path) -> Mammogram:
     if not content:
         raise ImageError(EMPTY)
     pixels, decoder = _decode(content)
-    mammogram = in_memory(pixels, decoder, _presentation, {})
+    mammogram = in_memory(pixels, decoder, _display_transform, {})
     return replace(
         mammogram,
         facts={
             "transfer_syntax": path.suffix.lower().lstrip("."),
-            "photometric": "MONOCHROME1" if mammogram.presentation.inverted else "MONOCHROME2",
+            "photometric": "MONOCHROME1" if mammogram.display.inverted else "MONOCHROME2",
             "bits_stored": 8 * pixels.dtype.itemsize,
             "source_sha256": hashlib.sha256(content).hexdigest(),
         },
@@ -161,10 +160,10 @@ def _refuse_partial_jpeg(content: bytes) -> None:
         raise ImageError("the file was cut short: its last rows were never encoded")
 
 
-def _presentation(overview: StoredPixels) -> Presentation:
+def _display_transform(overview: StoredPixels) -> DisplayTransform:
     """Black to white, or a ramp fitted to the tissue; inverted if the background is bright."""
     values = overview.astype(np.float32)
     whole = Range(0, 255) if overview.dtype == np.uint8 else Range(*value_range(values))
     inverted = has_bright_background(whole(values))
     voi = whole if overview.dtype == np.uint8 else fit_ramp(values, inverted=inverted)
-    return Presentation(Rescale(), voi, inverted)
+    return DisplayTransform(Rescale(), voi, inverted)
