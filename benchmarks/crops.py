@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from rsna_bcd._stage import CONF, write_record
+from rsna_bcd._records import write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.tables.folds import stratified
 
 

@@ -28,7 +28,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 from study_crops import quoted, run_stage
 
-from rsna_bcd._stage import write_record
+from rsna_bcd._records import write_record
 from rsna_bcd.bundling.lock import as_requirements, closure, read_lock, requirements_of
 from rsna_bcd.bundling.wheels import collect_wheels
 from rsna_bcd.errors import InputError

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsna_bcd._stage import CONF, record_of, write_record
+from rsna_bcd._records import select_settings, write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.scoring.bootstrap import Interval
 from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, Member, write_ensemble
 from rsna_bcd.scoring.plateau import Plateau
@@ -129,7 +130,11 @@ def _save(folder: Path, cfg: DictConfig, fold: int, network: torch.nn.Module) ->
         "name", "seed", "select", "tta", "network", "crop", "views", "metadata", "breast_rule",
         "negatives_per_positive",
     )  # fmt: skip
-    record = record_of(cfg, *keys) | {"fold": fold, "source": "dicom", "dataset": {"name": "rsna"}}
+    record = select_settings(cfg, *keys) | {
+        "fold": fold,
+        "source": "dicom",
+        "dataset": {"name": "rsna"},
+    }
     state = {f"network.{name}": values for name, values in network.state_dict().items()}
     (folder / "checkpoints").mkdir(parents=True)
     checkpoint = {"state_dict": state, "config": record}

@@ -12,7 +12,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from study_config import Study
 
-from rsna_bcd._stage import record_of, write_record
+from rsna_bcd._records import select_settings, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 
@@ -59,7 +59,9 @@ def make_crops(
             )  # fmt: skip
             continue
         try:
-            _resize(_larger(cfg, folder), folder, record_of(cfg, "crop")["crop"], study.patients)
+            _resize(
+                _larger(cfg, folder), folder, select_settings(cfg, "crop")["crop"], study.patients
+            )
         except InputError as error:
             if variant == study.reference:
                 raise
@@ -81,7 +83,7 @@ def _link(data: Path, output: Path) -> None:
 
 def _larger(cfg: DictConfig, folder: Path) -> Path:
     """The smallest prepared folder that differs in its size alone and is not smaller."""
-    wanted = record_of(cfg, "crop")["crop"]
+    wanted = select_settings(cfg, "crop")["crop"]
     found = []
     for record in folder.parent.glob("*/config.yaml"):
         made: Any = OmegaConf.to_container(OmegaConf.load(record))

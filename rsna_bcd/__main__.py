@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rsna_bcd._messages import CONF
+from rsna_bcd._stage import CONF
 from rsna_bcd.settings import COMMANDS
 
 

@@ -1,84 +1,167 @@
-"""What all stages share with Hydra: where `conf/` is, how errors look, how folders are guarded."""
+"""Shared by all commands: `conf/`, the checks before a job, error messages, signals, exit codes."""
 
 import contextlib
+import dataclasses
+import errno
 import fcntl
-import functools
 import os
+import pkgutil
+import re
+import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from rsna_bcd._checks import check_settings
-from rsna_bcd._constructors import check_arguments
-from rsna_bcd._messages import CONF, errors_as_messages, usage
-from rsna_bcd._options import completed
-from rsna_bcd.errors import InputError, difference
+from rsna_bcd._validation import check_arguments, check_settings, list_options, unknown_key
+from rsna_bcd.errors import InputError
 from rsna_bcd.settings import COMMANDS
 
+_PACKAGE = Path(__file__).resolve().parent
+# Beside the package in the working tree, inside it once installed from a wheel.
+CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
+
+# Failures of the file system that the user mends, not bugs: their own text names the path.
+_MENDABLE = {
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.ENOTDIR, errno.EEXIST,
+}  # fmt: skip
 _RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HELP = {"--help", "-h"}
-_WITH_A_VALUE = {
+_FLAGS_WITH_A_VALUE = {
     "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c",
     "--package", "-p", "--experimental-rerun",
 }  # fmt: skip
-_VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 
 # For names that are made of a list, `${joined:${members}}`.
 OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)), replace=True)
 
 
+def stage(
+    name: str, resume_hint: str = "", run: Callable[[DictConfig], object] | None = None
+) -> Callable[[], None]:
+    """Make the `main()` of the command whose settings are in `conf/<name>.yaml`.
+
+    The settings are checked before the modules that do the work are imported, which takes seconds.
+    Input errors, including Hydra's, become one message on stderr and exit code 1; others keep their
+    traceback. A job of a multirun that fails is reported when the others are done. After Ctrl-C or
+    SIGTERM the exit code is 130 or 143.
+
+    Args:
+        name: of the command.
+        resume_hint: how to resume an interrupted run, printed when it is stopped.
+        run: does the work; by default the function `name` of the module `rsna_bcd.stages.<name>`.
+    """
+
+    def checked(cfg: DictConfig) -> None:
+        check(name, cfg)  # again: a job of a sweep may run in another process
+        (run or pkgutil.resolve_name(f"rsna_bcd.stages.{name}:{name}"))(cfg)
+
+    checked.__module__ = f"rsna_bcd.{name}"  # Hydra names the job and its log after it
+
+    def main() -> None:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(_usage(name))
+            return
+        configure_process(passive=name == "submit")
+        # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
+        sys.argv[1:] = _flags_first(sys.argv[1:])
+        # Hydra would continue after a check that failed by a bug.
+        warnings.filterwarnings("error", "Callback .* raised", UserWarning)
+        command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
+        received: list[signal.Signals] = []
+        try:
+            with _exit_on_signals(received), errors_as_messages(name, resume_hint):
+                command()
+        except (KeyboardInterrupt, SystemExit) as error:
+            if isinstance(error, SystemExit) and not received:
+                raise
+            number = received[0] if received else signal.SIGINT
+            if _RANK not in os.environ:  # its parent prints this
+                sys.stderr.write(f"Stopped by {number.name}. {resume_hint}".rstrip() + "\n")
+            sys.exit(128 + number)
+
+    return main
+
+
+def configure_process(*, passive: bool = False) -> None:
+    """Set the environment variables that libraries read at import.
+
+    Args:
+        passive: OpenMP's waiting threads sleep. While they spin, they take the cores from processes
+            that decode: on two busy cores, a network took 0.72 s of a core instead of 0.45 s.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it looks for a newer version at import
+    if passive:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def check(name: str, cfg: DictConfig) -> None:
+    """Check all settings of a command; words for flags (yes, no, on, off) become booleans.
+
+    Args:
+        name: of the command.
+        cfg: composed; `hydra` may be in it.
+
+    Raises:
+        InputError: unknown or missing keys, or values of another type: one line for each.
+    """
+    check_settings(COMMANDS[name], cfg, Path(CONF))
+    check_arguments(cfg)
+
+
 class CheckSettings(Callback):
     """Hydra's callback that checks the settings of all jobs before a folder is made for any."""
 
-    def on_run_start(self, config: DictConfig, **how: Any) -> None:
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check a single job."""
-        name = str(how["config_name"])
+        name = str(kwargs["config_name"])
         with errors_as_messages(name):
             check(name, config)
 
-    def on_multirun_start(self, config: DictConfig, **how: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the jobs of a sweep, and that no two of them write into the same folder."""
-        name = str(how["config_name"])
+        name = str(kwargs["config_name"])
         sweeper = get_class(config.hydra.sweeper._target_)
         if not hasattr(sweeper, "split_arguments"):
-            return  # one that chooses the jobs as it goes
+            return  # it chooses the jobs one after the other
         loader = GlobalHydra.instance().config_loader()
-        given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-        given += task
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(given)
+        parser = OverridesParser.create(config_loader=loader)
+        jobs = sweeper.split_arguments(parser.parse_overrides([*arguments, *task]), None)[0]
         first: dict[tuple[str, ...], Sequence[str]] = {}
         with errors_as_messages(name):
-            for job in sweeper.split_arguments(overrides, None)[0]:
+            for job in jobs:
                 cfg = loader.load_sweep_config(config, list(job))
                 check(name, cfg)
-                written = _written(name, cfg)
+                values = [OmegaConf.select(cfg, key) for key in COMMANDS[name].written]
+                written = tuple(str(value) for value in values if value is not None)
                 if written and written in first:
                     raise InputError(_collision(written, first[written], job))
                 first[written] = job
 
 
-def _written(name: str, cfg: DictConfig) -> tuple[str, ...]:
-    """What a job writes, as its command's schema has it; empty for nothing."""
-    values = [OmegaConf.select(cfg, key) for key in COMMANDS[name].written]
-    return tuple(str(value) for value in values if value is not None)
-
-
 def _collision(written: Sequence[str], one: Sequence[str], other: Sequence[str]) -> str:
+    """Explain that two jobs of a sweep write the same files."""
     differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
     if not differing:
         return f"The sweep has a job twice ({' '.join(one)}). Give each value once."
@@ -90,80 +173,99 @@ def _collision(written: Sequence[str], one: Sequence[str], other: Sequence[str])
     )
 
 
-def check(name: str, cfg: DictConfig) -> None:
-    """Check all settings of a command; words for flags (yes, no, on, off) become booleans.
+@contextlib.contextmanager
+def errors_as_messages(name: str, resume_hint: str = "") -> Iterator[None]:
+    """End the process with one message if the user can mend the error; else raise it.
 
     Args:
         name: of the command.
-        cfg: composed; `hydra` may be in it.
-
-    Raises:
-        InputError: unknown or missing keys, or values of another kind; a line for each.
+        resume_hint: how to resume what a full disk stopped.
     """
-    check_settings(COMMANDS[name], cfg, Path(CONF))
-    check_arguments(cfg)
+    try:
+        yield
+    except Exception as error:
+        message = _message(error, name, resume_hint)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
 
 
-def stage(
-    name: str, go_on: str = ""
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Turn `run(cfg)` into the `main()` of the stage whose root is `conf/<name>.yaml`.
+def _message(error: Exception, name: str, resume_hint: str) -> str | None:
+    """The message for an error that the user can mend, with the remedy; None for other errors."""
+    if isinstance(error, OverrideParseException):
+        key, is_setting, value = error.override.partition("=")
+        if not is_setting:
+            return (
+                f"{error.override!r} is no setting. Settings are given as key=value: "
+                f"python -m rsna_bcd.{name} --help shows them."
+            )
+        escaped = value.strip("'\"").replace("'", "\\'")
+        quoted = f"{key}='{escaped}'"
+        is_plain = not set(quoted) & set('"$`!') and "\\\\" not in quoted
+        return (
+            f"Hydra cannot read {error.override!r}. A value with spaces, commas, brackets, quotes "
+            "or = needs two pairs of quotes, for the shell and for Hydra: "
+            + (f'"{quoted}"' if is_plain else shlex.quote(quoted))
+        )
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"There is no {error.missing_cfg_file}. Choose one of {', '.join(error.options)}."
+    if isinstance(error, ConfigCompositionException):
+        text = " ".join(str(error).split())
+        unknown = re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text)
+        if unknown is None:
+            return text
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return f"{unknown[1]}: {unknown_key(unknown[1], compose(name))}"
+    if isinstance(error, InputError | CompactHydraException | OmegaConfBaseException):
+        # Hydra wraps an error of a constructor in a description of its own.
+        return str(error.__cause__ if isinstance(error.__cause__, InputError) else error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        for word in sys.argv[1:]:  # a group without an option, such as logger=null
+            group, _, option = word.partition("=")
+            if option.lower() in ("null", "") and (Path(CONF) / group).is_dir():
+                is_needed = group in {field.name for field in dataclasses.fields(COMMANDS[name])}
+                remedy = list_options(group, Path(CONF)) if is_needed else "leave it out."
+                return f"{group}=null: {remedy}"
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free some space" if full else "Check paths.data=..."
+        return f"{error}. {remedy}, or choose another paths.output=... {resume_hint}".rstrip()
+    return None
 
-    The settings are checked first. Input errors, also Hydra's own, become one message on stderr and
-    exit code 1; anything else keeps its traceback. A job of a multirun that fails is reported when
-    the others are done. When Ctrl-C or SIGTERM stops it, the exit code is 130 or 143, and `go_on`
-    says how to resume.
+
+def _usage(name: str) -> str:
+    """The text of `--help`: the command's YAML with its comments, and the options of its groups.
+
+    Hydra's own help takes two seconds.
     """
-
-    def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
-        @functools.wraps(run)
-        def checked(cfg: DictConfig) -> None:
-            check(name, cfg)  # again: a job of a sweep may run in another process
-            run(cfg)
-
-        @functools.wraps(run)
-        def main() -> None:
-            if _HELP & set(sys.argv[1:]):
-                print(usage(name))
-                return
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
-            # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
-            sys.argv[1:] = _flags_first(sys.argv[1:])
-            # Hydra would go on after a check that failed by a bug.
-            warnings.filterwarnings("error", "Callback .* raised", UserWarning)
-            command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
-            received: list[signal.Signals] = []
-            try:
-                with _exit_on_signals(received), errors_as_messages(name, go_on):
-                    command()
-            except (KeyboardInterrupt, SystemExit) as error:
-                if isinstance(error, SystemExit) and not received:
-                    raise
-                number = received[0] if received else signal.SIGINT
-                if _RANK not in os.environ:  # whose parent says it
-                    sys.stderr.write(f"Stopped by {number.name}. {go_on}".rstrip() + "\n")
-                sys.exit(128 + number)
-
-        return main
-
-    return decorate
+    settings, _, _ = (Path(CONF) / f"{name}.yaml").read_text(encoding="utf-8").partition("\nhydra:")
+    lines = []
+    for group in re.findall(r"^  - (\w+): ", settings, re.MULTILINE):
+        if options := sorted(file.stem for file in (Path(CONF) / group).glob("*.yaml")):
+            lines.append(f"  {group}={' | '.join(options)}")
+    return (
+        f"{settings.rstrip()}\n\n# Options, as group=option:\n" + "\n".join(lines) + "\n\n"
+        "# Any key above is set as key=value; --cfg job shows the result, -m key=1,2 sweeps,\n"
+        "# --hydra-help lists Hydra's own flags."
+    )
 
 
 def _flags_first(words: Sequence[str]) -> list[str]:
-    """Arguments with Hydra's flags, and the values of those that have one, before the overrides."""
+    """Order arguments: Hydra's flags, each with its value, before the overrides."""
     flags: list[str] = []
     overrides: list[str] = []
-    takes = False
+    takes_value = False
     for word in words:
-        is_flag = takes or (word.startswith("-") and "=" not in word) or word.startswith("--")
+        is_flag = takes_value or (word.startswith("-") and "=" not in word) or word.startswith("--")
         (flags if is_flag else overrides).append(word)
-        takes = word in _WITH_A_VALUE
+        takes_value = word in _FLAGS_WITH_A_VALUE
     return flags + overrides
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exit_on_signals(received: list[signal.Signals]) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM end this process as an exception does, and note them.
+    """Raise SystemExit on Ctrl-C and SIGTERM, and append the signal to `received`.
 
     Lightning would exit with 1 at the first, and with 0 at the second.
     """
@@ -173,7 +275,7 @@ def _exit_on_signals(received: list[signal.Signals]) -> Iterator[None]:
         raise SystemExit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell makes jobs in the background ignore Ctrl-C: they still do.
+        # A shell makes background jobs ignore Ctrl-C: they still do.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             _replaced[number] = signal.signal(number, stop)
     try:
@@ -190,98 +292,7 @@ def _restore_signals() -> None:
         signal.signal(*_replaced.popitem())
 
 
-os.register_at_fork(after_in_child=_restore_signals)  # other processes end as they did
-
-
-def record_of(cfg: DictConfig, *keys: str) -> dict[str, Any]:
-    """The resolved part of `cfg` under `keys`, as plain dicts and lists fit for YAML."""
-    return {
-        key: OmegaConf.to_container(cfg[key], resolve=True)
-        if OmegaConf.is_config(cfg[key])
-        else cfg[key]
-        for key in keys
-    }
-
-
-def refuse_detours(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:
-    """Check that sections take their settings from the keys of the root, which are recorded.
-
-    Args:
-        cfg: composed, not resolved.
-        root: name of its YAML, which says what the sections consist of.
-        sections: dotted keys.
-
-    Raises:
-        InputError: something in them was set, added or deleted.
-    """
-    ours = OmegaConf.load(Path(CONF) / f"{root}.yaml")
-    for section in sections:
-        meant, found = (
-            OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
-            for part in (OmegaConf.select(ours, section), OmegaConf.select(cfg, section))
-        )
-        for line in difference(meant, found, section):
-            raise InputError(
-                f"{line}: this would not be recorded. Set the key at the root that it refers to."
-            )
-
-
-def settle(
-    record_file: Path,
-    record: dict[str, Any],
-    *,
-    overwrite: bool,
-    remedy: str = "Choose another name",
-    root: str | None = None,
-    cfg: DictConfig | None = None,
-) -> bool:
-    """Check that a folder was made with the settings it is now asked for.
-
-    Args:
-        record_file: the `config.yaml` of the folder, present or not.
-        record: the settings asked for, plain dicts and lists.
-        overwrite: accept a folder made with other settings; the caller makes it afresh.
-        remedy: what else one can do; the start of a sentence.
-        root: name of the YAML that the settings follow from. Keys that the folder's record lacks,
-            because it is older than they are, mean the defaults in it, or those of constructors.
-        cfg: the configuration that `record` is from, where the record leaves out a `_target_`.
-
-    Returns:
-        Whether the folder holds work made with exactly these settings.
-
-    Raises:
-        InputError: other settings and not `overwrite`; the message shows the difference.
-    """
-    if not record_file.exists():
-        return False
-    existing: Any = OmegaConf.to_container(OmegaConf.load(record_file))
-    wanted: Any = OmegaConf.to_container(
-        OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record)))
-    )
-    existing.pop(_VERSION, None)  # another version may resume
-    if root is not None:
-        existing = completed(existing, wanted, root, cfg)
-    if existing == wanted:
-        return True
-    if overwrite:
-        return False
-    differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
-    raise InputError(
-        f"{record_file.parent} was made with other settings (there -> now):\n{differing}\n"
-        f"{remedy}, or make it afresh with overwrite=true."
-    )
-
-
-def write_record(record_file: Path, record: dict[str, Any]) -> None:
-    """Write `record` and the version of this package as YAML; the file is whole or absent."""
-    record_file.parent.mkdir(parents=True, exist_ok=True)
-    noted = {**record, _VERSION: version("rsna_bcd")}
-    unfinished = record_file.with_name(f"{record_file.name}.part")
-    try:
-        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(noted)), encoding="utf-8")
-        unfinished.replace(record_file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+os.register_at_fork(after_in_child=_restore_signals)  # worker processes end as usual
 
 
 @contextlib.contextmanager
@@ -308,9 +319,9 @@ def locked(folder: Path, remedy: str) -> Iterator[None]:
 
 
 def process_start() -> float:
-    """When this process began, on the clock of `time.monotonic`: before Python, and its imports."""
+    """When this process began, before Python and its imports, on the clock of `time.monotonic`."""
     stat = Path("/proc/self/stat")
-    if not stat.is_file():  # no Linux: from now on
+    if not stat.is_file():  # not Linux: now
         return time.monotonic()
     ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # proc(5), starttime
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

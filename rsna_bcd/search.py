@@ -1,17 +1,8 @@
-"""`python -m rsna_bcd.search`: which settings score best, by trials that are runs."""
-
-from omegaconf import DictConfig
+"""`python -m rsna_bcd.search`: hyperparameter search; each trial is a run."""
 
 from rsna_bcd._stage import stage
 
-
-@stage("search", go_on="Finished trials are kept: run the same command to go on.")
-def main(cfg: DictConfig) -> None:
-    """Run the command; only now import what does its work, which may take seconds."""
-    from rsna_bcd.stages.search import search
-
-    search(cfg)
-
+main = stage("search", resume_hint="Finished trials are kept: run the same command to resume.")
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from rsna_bcd._stage import CONF, write_record
+from rsna_bcd._records import write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.tables.folds import stratified
 
 HEIGHT, WIDTH = 64, 32

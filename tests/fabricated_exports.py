@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsna_bcd._stage import record_of, write_record
+from rsna_bcd._records import select_settings, write_record
 from rsna_bcd.models.exporting import Input, network_inputs, random_batch
 from rsna_bcd.models.prediction import outputs_of
 
@@ -53,7 +53,7 @@ def save_network(cfg: DictConfig, network: torch.nn.Module) -> Path:
         "name", "fold", "select", "tta", "network", "crop", "views", "metadata", "breast_rule",
         "negatives_per_positive",
     )  # fmt: skip
-    record = record_of(cfg, *keys)
+    record = select_settings(cfg, *keys)
     record |= {"dataset": {"name": cfg.dataset.name}, "source": "dicom"}
     write_record(folder / "config.yaml", record)
     (folder / "metrics.json").write_text("{}")

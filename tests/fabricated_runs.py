@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsna_bcd._stage import write_record
+from rsna_bcd._records import write_record
 from rsna_bcd.scoring.bootstrap import Interval
 from rsna_bcd.scoring.ensembles import Ensemble, Member
 from rsna_bcd.scoring.plateau import Plateau

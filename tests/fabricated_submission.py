@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
 
-from rsna_bcd._stage import CONF, write_record
+from rsna_bcd._records import write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.scoring.ensembles import Ensemble, Member, write_ensemble
 from rsna_bcd.scoring.threshold import Threshold
 

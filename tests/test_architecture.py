@@ -27,7 +27,7 @@ HEAVY = {"torch", "pandas", "numpy", "cv2", "matplotlib", "pytorch_lightning", "
 CONFIGURATION = {"hydra", "omegaconf"}
 MAY_REBUILD_A_RUN = "inference/run.py"
 SHARED_AT_THE_TOP = {
-    "errors", "files", "settings", "__main__", "_checks", "_constructors", "_messages", "_options",
+    "errors", "files", "settings", "__main__", "_validation", "_records",
     "_stage",
 }  # fmt: skip
 JUNK = {"util", "utils", "common", "helper", "helpers", "misc", "base", "core"}

@@ -109,7 +109,7 @@ def test_ctrl_c_is_one_line_and_keeps_what_is_done(
     assert run.returncode == 130
     assert "Traceback" not in printed
     assert printed.endswith(
-        "Stopped by SIGINT. What is done is kept: run the same command to go on.\n"
+        "Stopped by SIGINT. What is done is kept: run the same command to resume.\n"
     )
     assert len(finished(folder)) >= 10
 

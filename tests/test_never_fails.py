@@ -14,7 +14,8 @@ from fabricated_runs import fabricated_ensemble
 from hydra import compose, initialize_config_dir
 from planted_faults import FAULTS, MANY, Planted, Planter
 
-from rsna_bcd._stage import CONF, write_record
+from rsna_bcd._records import write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.ensembles import Member, write_ensemble
 from rsna_bcd.stages.submit import submit

@@ -22,7 +22,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from rsna_bcd._stage import CONF, write_record
+from rsna_bcd._records import write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.reporting.study_picture import NO_DEVICE

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from rsna_bcd._options import hydra_text
+from rsna_bcd._records import format_override
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.stages import search as stage
@@ -281,7 +281,7 @@ def test_every_space_names_keys_of_train(file: Path) -> None:
             stage._distribution(optuna, key, spec)
             values = spec if OmegaConf.is_list(spec) else [spec.low, spec.high]
             for value in values:
-                compose("train", ["name=x", f"{key}={hydra_text(value)}"])
+                compose("train", ["name=x", f"{key}={format_override(value)}"])
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_every_space_names_keys_of_train(file: Path) -> None:
      ("a\\", r"'a\\'"), (r"a\'b", r"'a\\\'b'"), ("null/1", "null/1"), ("off", "off")],
 )  # fmt: skip
 def test_values_are_written_as_hydra_reads_them(value: Any, text: str) -> None:
-    assert hydra_text(value) == text
+    assert format_override(value) == text
     read = OverridesParser.create().parse_override(f"key={text}").value()
     assert (read, type(read)) == (value, type(value))
 

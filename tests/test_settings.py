@@ -15,8 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from rsna_bcd import settings
-from rsna_bcd._messages import CONF
-from rsna_bcd._stage import check, process_start
+from rsna_bcd._stage import CONF, check, process_start
 from rsna_bcd.settings import COMMANDS
 from rsna_bcd.stages.search import _space
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rsna_bcd._stage import settle, write_record
+from rsna_bcd._records import check_same_config, write_record
 from rsna_bcd.errors import InputError
 
 RECORD = {"crop": {"height": 1024, "margin": 0.02}, "splits": ["train", "test"], "name": "a"}
@@ -14,9 +14,9 @@ RECORD = {"crop": {"height": 1024, "margin": 0.02}, "splits": ["train", "test"],
 
 def test_settle_tells_new_from_equal(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "config.yaml"
-    assert not settle(file, RECORD, overwrite=False)
+    assert not check_same_config(file, RECORD, overwrite=False)
     write_record(file, RECORD)
-    assert settle(file, RECORD, overwrite=False)
+    assert check_same_config(file, RECORD, overwrite=False)
     assert [path.name for path in file.parent.iterdir()] == ["config.yaml"]
 
 
@@ -25,13 +25,13 @@ def test_settle_refuses_other_settings_and_shows_only_what_differs(tmp_path: Pat
     write_record(file, RECORD)
     other = {**RECORD, "crop": {"height": 512, "margin": 0.02}, "seed": 1}
     with pytest.raises(InputError) as error:
-        settle(file, other, overwrite=False)
+        check_same_config(file, other, overwrite=False)
     message = str(error.value)
     assert "crop.height: 1024 -> 512" in message
     assert "seed: (absent) -> 1" in message
     assert "overwrite=true" in message
     assert "margin" not in message
-    assert not settle(file, other, overwrite=True)
+    assert not check_same_config(file, other, overwrite=True)
 
 
 def run(stage: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -8,9 +8,15 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsna_bcd._messages import CONF
-from rsna_bcd._options import chosen, completed, option_of, prepare_command
-from rsna_bcd._stage import record_of, refuse_detours
+from rsna_bcd._records import (
+    load_option,
+    prepare_command,
+    refuse_detours,
+    select_settings,
+    selected_option,
+    with_defaults,
+)
+from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.models.prediction import TTA
 from rsna_bcd.models.ranks import started_outside
@@ -109,7 +115,7 @@ def _check_trainer(cfg: DictConfig) -> None:
 
 def _check_folds(cfg: DictConfig) -> None:
     """Refuse settings of how folds are assigned, which training only reads."""
-    option = option_of("folds", chosen("folds", cfg))
+    option = load_option("folds", selected_option("folds", cfg))
     assign = OmegaConf.to_container(cfg.folds.assign, resolve=False)
     for line in difference(option["assign"], assign, "folds.assign") if option else ():
         raise InputError(
@@ -126,9 +132,9 @@ def _check_crops(cfg: DictConfig) -> None:
     for file in (record_file, folder / "train.csv", Path(cfg.folds_csv)):
         if not file.is_file():
             raise InputError(f"There is no {file}. Make the crops first:\n  {command}")
-    wanted = record_of(cfg, "crop")
+    wanted = select_settings(cfg, "crop")
     instantiate(cfg.crop).check_algorithm()
-    existing = completed({"crop": made["crop"]}, wanted, "train")
+    existing = with_defaults({"crop": made["crop"]}, wanted, "train")
     differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
     if differing:
         raise InputError(

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._messages import CONF
-from rsna_bcd._stage import record_of, settle, write_record
+from rsna_bcd._records import check_same_config, select_settings, write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.inference.run import fold_hashes
 from rsna_bcd.scoring.blend import Blend, blend
@@ -52,8 +52,8 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     names = _names(cfg)
     recipe = _recipe(cfg, names)
     folder = Path(cfg.ensemble_dir)
-    record = record_of(cfg, *_SETTINGS)
-    settle(folder / "config.yaml", record, overwrite=cfg.overwrite, root="ensemble")
+    record = select_settings(cfg, *_SETTINGS)
+    check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="ensemble")
     output = Path(cfg.paths.output)
     tables = {name: read_run(output / "runs" / name) for name in names}
     for name, table in tables.items():

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from rsna_bcd._stage import settle, write_record
+from rsna_bcd._records import check_same_config, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.headers import Header
 from rsna_bcd.inference.studies import model_notes, study_results
@@ -60,7 +60,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     folder = Path(cfg.predictions_dir)
     record = {"name": cfg.name, "inputs": [str(one) for one in inputs]}
     remedy = f"Give these a place of their own, such as predictions_dir={folder}_2"
-    settle(folder / "config.yaml", record, overwrite=cfg.overwrite, remedy=remedy)
+    check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, remedy=remedy)
     images = images_from_headers(headers, {name: _folder_of(files[name]) for name in headers})
     device = resolve_device(cfg.device)
     models = Path(cfg.paths.models)

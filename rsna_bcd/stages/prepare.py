@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsna_bcd._stage import record_of, settle, write_record
+from rsna_bcd._records import check_same_config, select_settings, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file
 from rsna_bcd.imaging.codecs import check_decoders
@@ -103,9 +103,9 @@ class _Done:
 def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
     """Check that the folder is made with the settings that it was begun with."""
     # Not the paths: the same data may be reached by others, and replaced files are noticed singly.
-    rows = record_of(cfg.dataset, "name", "rows")
-    record = {"dataset": rows, **record_of(cfg, "crop", "source", "png", "decoders")}
-    same = settle(
+    rows = select_settings(cfg.dataset, "name", "rows")
+    record = {"dataset": rows, **select_settings(cfg, "crop", "source", "png", "decoders")}
+    same = check_same_config(
         folder.config_file,
         record,
         overwrite=cfg.overwrite,

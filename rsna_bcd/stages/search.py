@@ -25,9 +25,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._messages import CONF
-from rsna_bcd._options import hydra_text
-from rsna_bcd._stage import locked, record_of, settle, write_record
+from rsna_bcd._records import check_same_config, format_override, select_settings, write_record
+from rsna_bcd._stage import CONF, locked
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.ranks import kill_with_parent
 from rsna_bcd.scoring.metrics import DECISION, RANKING
@@ -61,8 +60,8 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     specifications = _space(cfg)
     space = {key: _distribution(optuna, key, spec) for key, spec in specifications.items()}
     folder = Path(cfg.search_dir)
-    record = {**record_of(cfg, *_RECORDED), "space": specifications}
-    settle(folder / "config.yaml", record, overwrite=cfg.overwrite, root="search")
+    record = {**select_settings(cfg, *_RECORDED), "space": specifications}
+    check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="search")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "choose another name="):
         if cfg.overwrite:
@@ -233,7 +232,7 @@ def _twin(trials: Sequence[Any], trial: Any) -> Any:
 
 
 def _settings(trial: Any) -> list[str]:
-    return [f"{key}={hydra_text(value)}" for key, value in trial.params.items()]
+    return [f"{key}={format_override(value)}" for key, value in trial.params.items()]
 
 
 def _train(cfg: DictConfig, trial: Any) -> float | None:
@@ -244,7 +243,7 @@ def _train(cfg: DictConfig, trial: Any) -> float | None:
         command = [
             *(sys.executable, "-m", "rsna_bcd.train", *shlex.split(cfg.train)),
             *_settings(trial),
-            *(f"name={hydra_text(name)}", f"fold={fold}", "resume=true"),
+            *(f"name={format_override(name)}", f"fold={fold}", "resume=true"),
             *(_place(cfg, key) for key in ("data", "output")),
         ]
         if _run(command) != 0:
@@ -277,7 +276,7 @@ def _run_name(cfg: DictConfig, number: int) -> str:
 
 
 def _place(cfg: DictConfig, key: str) -> str:
-    return f"paths.{key}={hydra_text(str(cfg.paths[key]))}"
+    return f"paths.{key}={format_override(str(cfg.paths[key]))}"
 
 
 def _frame(study: Any, cfg: DictConfig) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
-from rsna_bcd._stage import record_of, settle, write_record
+from rsna_bcd._records import check_same_config, select_settings, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.phantom.competition import Size, plan, tables
 from rsna_bcd.phantom.examination import LESION_COLUMNS, Appearance, Examination, examine
@@ -28,10 +28,10 @@ def synthesize(cfg: DictConfig) -> None:
     console = Console(stderr=True, markup=False)
     size, appearance = Size(**cfg.size), Appearance(**cfg.appearance)
     record_file = data / "synthesize.yaml"
-    record = record_of(cfg, "seed", "size", "appearance")
+    record = select_settings(cfg, "seed", "size", "appearance")
     if not record_file.exists() and (data / "train.csv").exists():
         raise InputError(f"{data} holds data that was not made here. Choose another paths.data=.")
-    same = settle(record_file, record, overwrite=cfg.overwrite, root="synthesize")
+    same = check_same_config(record_file, record, overwrite=cfg.overwrite, root="synthesize")
     if same and not cfg.overwrite and (data / "lesions.csv").exists():
         console.print(f"{data} is there already, made with these settings.", highlight=False)
         return

@@ -18,7 +18,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._stage import locked, record_of, settle, write_record
+from rsna_bcd._records import check_same_config, select_settings, write_record
+from rsna_bcd._stage import locked
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.data.workers import shared_memory_failure
 from rsna_bcd.errors import InputError
@@ -106,14 +107,14 @@ def _train(cfg: DictConfig) -> None:
         return
     classifier, data = _network_and_data(cfg)
     checkpoint = _checkpoint_to_resume(run_dir, cfg)
-    same = settle(run_dir / "config.yaml", record, overwrite=True, root="train", cfg=cfg)
+    same = check_same_config(run_dir / "config.yaml", record, overwrite=True, root="train", cfg=cfg)
     _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite or not same)
     exit_code = 1
     try:
         trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
         trainer.callbacks[:0] = [Record(record), FiniteGuard()]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            logger.log_hyperparams(record_of(cfg, *map(str, cfg)))
+            logger.log_hyperparams(select_settings(cfg, *map(str, cfg)))
         _fit(trainer, classifier, data, cfg, checkpoint)
         end = ending(trainer)
         _draw_curves(run_dir)
@@ -212,9 +213,9 @@ def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
 def _record(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide about the result, resolved."""
     prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
-    trainer = record_of(cfg.trainer, *sorted(set(map(str, cfg.trainer)) - _NEUTRAL))
+    trainer = select_settings(cfg.trainer, *sorted(set(map(str, cfg.trainer)) - _NEUTRAL))
     record = {
-        **record_of(cfg, *_RECORDED),
+        **select_settings(cfg, *_RECORDED),
         "dataset": {"name": cfg.dataset.name},
         # By content: under other folds, a resumed run would be scored on patients it has seen.
         "folds": {"strategy": cfg.folds.strategy, "sha256": _sha256(Path(cfg.folds_csv))},
@@ -258,7 +259,7 @@ def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     is_finished = (run_dir / "metrics.json").exists()
     if not (has_last or is_finished or list(run_dir.glob("hpc_ckpt_*"))):
         return False  # of a command that failed before its first epoch: nothing to lose
-    settle(run_dir / "config.yaml", record, overwrite=False, root="train", cfg=cfg)
+    check_same_config(run_dir / "config.yaml", record, overwrite=False, root="train", cfg=cfg)
     if is_finished:
         lost = [name for name in _tables(cfg) if not (run_dir / name).exists()]
         state = f"has lost {' and '.join(lost)}" if lost else "is finished already"

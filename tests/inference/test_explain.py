@@ -11,7 +11,7 @@ import torch
 from fabricated_crops import HEIGHT, WIDTH, blank_path, save_crops
 from hydra.utils import instantiate
 
-from rsna_bcd._stage import write_record
+from rsna_bcd._records import write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.saliency import Explainer, saliency_maps

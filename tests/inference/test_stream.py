@@ -13,7 +13,8 @@ from fabricated_networks import TinyBreasts, TinyImages
 from fabricated_runs import fabricated_ensemble
 from hydra import compose, initialize_config_dir
 
-from rsna_bcd._stage import CONF, write_record
+from rsna_bcd._records import write_record
+from rsna_bcd._stage import CONF
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError

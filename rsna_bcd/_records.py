@@ -1,31 +1,125 @@
-"""Options as they are in `conf/`: how a configuration differs from them, and how one types that."""
+"""Records of settings beside results, compared with a configuration and the options in `conf/`."""
 
 import inspect
 import json
 import pkgutil
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rsna_bcd._messages import CONF
+from rsna_bcd._stage import CONF
+from rsna_bcd.errors import InputError, difference
 
+_VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 # What `prepare` takes where nothing else is chosen.
 _USUAL = {"dataset": "rsna", "crop": "h1024", "folds": "stratified", "paths": "local"}
 _PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*"  # as a text, Hydra needs no quotes around it,
 _KEYWORDS = {"null", "true", "false", "inf", "nan"}  # but for these, in any case
 
 
-def hydra_text(value: Any) -> str:
+def select_settings(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """The resolved part of `cfg` under `keys`, as plain dicts and lists fit for YAML."""
+    return {
+        key: OmegaConf.to_container(cfg[key], resolve=True)
+        if OmegaConf.is_config(cfg[key])
+        else cfg[key]
+        for key in keys
+    }
+
+
+def refuse_detours(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:
+    """Check that sections take their settings from the keys of the root, which are recorded.
+
+    Args:
+        cfg: composed, not resolved.
+        root: name of its YAML, which says what the sections consist of.
+        sections: dotted keys.
+
+    Raises:
+        InputError: something in them was set, added or deleted.
+    """
+    ours = OmegaConf.load(Path(CONF) / f"{root}.yaml")
+    for section in sections:
+        meant, found = (
+            OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
+            for part in (OmegaConf.select(ours, section), OmegaConf.select(cfg, section))
+        )
+        for line in difference(meant, found, section):
+            raise InputError(
+                f"{line}: this would not be recorded. Set the key at the root that it refers to."
+            )
+
+
+def check_same_config(
+    record_file: Path,
+    record: dict[str, Any],
+    *,
+    overwrite: bool,
+    remedy: str = "Choose another name",
+    root: str | None = None,
+    cfg: DictConfig | None = None,
+) -> bool:
+    """Check that a folder was made with the settings it is now asked for.
+
+    Args:
+        record_file: the `config.yaml` of the folder, present or not.
+        record: the settings asked for, plain dicts and lists.
+        overwrite: accept a folder made with other settings; the caller makes it afresh.
+        remedy: what else one can do; the start of a sentence.
+        root: name of the YAML that the settings follow from. Keys that the folder's record lacks,
+            because it is older than they are, mean the defaults in it, or those of constructors.
+        cfg: the configuration that `record` is from, where the record leaves out a `_target_`.
+
+    Returns:
+        Whether the folder holds work made with exactly these settings.
+
+    Raises:
+        InputError: other settings and not `overwrite`; the message shows the difference.
+    """
+    if not record_file.exists():
+        return False
+    existing: Any = OmegaConf.to_container(OmegaConf.load(record_file))
+    wanted: Any = OmegaConf.to_container(
+        OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record)))
+    )
+    existing.pop(_VERSION, None)  # another version may resume
+    if root is not None:
+        existing = with_defaults(existing, wanted, root, cfg)
+    if existing == wanted:
+        return True
+    if overwrite:
+        return False
+    differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
+    raise InputError(
+        f"{record_file.parent} was made with other settings (there -> now):\n{differing}\n"
+        f"{remedy}, or make it afresh with overwrite=true."
+    )
+
+
+def write_record(record_file: Path, record: dict[str, Any]) -> None:
+    """Write `record` and the version of this package as YAML; the file is whole or absent."""
+    record_file.parent.mkdir(parents=True, exist_ok=True)
+    noted = {**record, _VERSION: version("rsna_bcd")}
+    unfinished = record_file.with_name(f"{record_file.name}.part")
+    try:
+        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(noted)), encoding="utf-8")
+        unfinished.replace(record_file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def format_override(value: Any) -> str:
     """Write a value as Hydra reads it on the command line: a text in quotes, unless it is plain."""
     if isinstance(value, list):
-        return f"[{','.join(map(hydra_text, value))}]"
+        return f"[{','.join(map(format_override, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{hydra_text(one)}' for key, one in value.items())}}}"
+        return f"{{{','.join(f'{key}:{format_override(one)}' for key, one in value.items())}}}"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if not isinstance(value, str):
@@ -46,10 +140,10 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
     """
     words = ["python", "-m", "rsna_bcd.prepare"]
     for group, usual in _USUAL.items():
-        option = chosen(group, cfg) or usual
+        option = selected_option(group, cfg) or usual
         if option != usual or group == "crop":
             words.append(f"{group}={option}")
-        words += _overrides(group, option_of(group, option), _container(cfg[group]))
+        words += _overrides(group, load_option(group, option), _container(cfg[group]))
     ours = {"prepared_dir", "folds_csv"}
     usual_train, usual_prepare = _root("train"), _root("prepare")
     words += _overrides("", {k: usual_train[k] for k in ours}, {k: _raw(cfg, k) for k in ours})
@@ -58,7 +152,7 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def chosen(group: str, cfg: DictConfig) -> str | None:
+def selected_option(group: str, cfg: DictConfig) -> str | None:
     """The option of a group that a configuration has; None where that is not known.
 
     Args:
@@ -84,13 +178,13 @@ def _overrides(prefix: str, usual: Any, value: Any) -> Iterator[str]:
             if key in usual:
                 yield from _overrides(name, usual[key], one)
             else:
-                yield f"+{name}={hydra_text(one)}"
+                yield f"+{name}={format_override(one)}"
         yield from (f"~{prefix}.{key}" for key in usual if key not in value)
     elif usual != value:
-        yield f"{prefix}={hydra_text(value)}"
+        yield f"{prefix}={format_override(value)}"
 
 
-def option_of(group: str, option: str | None) -> dict[str, Any]:
+def load_option(group: str, option: str | None) -> dict[str, Any]:
     """The content of an option's YAML and of those that it is made of; empty if there is none.
 
     Args:
@@ -105,7 +199,7 @@ def option_of(group: str, option: str | None) -> dict[str, Any]:
             assert isinstance(own, DictConfig)
             for base in own.pop("defaults", []):
                 if isinstance(base, str) and base != "_self_":
-                    found = OmegaConf.merge(found, OmegaConf.create(option_of(group, base)))
+                    found = OmegaConf.merge(found, OmegaConf.create(load_option(group, base)))
             found = OmegaConf.merge(found, own)
             break
     return _container(found)
@@ -137,7 +231,7 @@ def _raw(cfg: DictConfig, key: str) -> Any:
 _BEFORE = {"crop.algorithm": 1}
 
 
-def completed(
+def with_defaults(
     existing: Mapping[str, Any], wanted: Mapping[str, Any], root: str, cfg: DictConfig | None = None
 ) -> dict[str, Any]:
     """Give a record the defaults of keys that it lacks: it is older than they are.
@@ -188,7 +282,7 @@ def _defaults(
     target = section.get("_target_")
     if path and cfg is not None:
         target = target or OmegaConf.select(cfg, f"{path}._target_")
-        option = option_of(path, chosen(path, cfg)) if "." not in path else {}
+        option = load_option(path, selected_option(path, cfg)) if "." not in path else {}
         found.append(option.get(path, option).get(key, "${"))
     if isinstance(target, str):
         parameter = inspect.signature(pkgutil.resolve_name(target)).parameters.get(key)
