@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.targets import with_current_targets
 
 _VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 # What `prepare` takes where nothing else is chosen.
@@ -84,7 +85,7 @@ def check_same_config(
     """
     if not record_file.exists():
         return False
-    existing: Any = OmegaConf.to_container(OmegaConf.load(record_file))
+    existing = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
     wanted: Any = OmegaConf.to_container(
         OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record)))
     )

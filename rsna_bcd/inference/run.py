@@ -26,6 +26,7 @@ from rsna_bcd.scoring.ensembles import Ensemble, Select
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
 from rsna_bcd.tables.views import Unit, Views
+from rsna_bcd.targets import with_current_targets
 
 # What records that are older than these keys mean.
 _DEFAULTS = {"select": "last", "tta": "none", "source": "dicom"}
@@ -114,7 +115,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"There is no run in {folder}. Train it:\n  {command}")
     if not (folder / "metrics.json").is_file():
         raise InputError(f"The run in {folder} is not finished. Resume it:\n  {command}")
-    record: Any = OmegaConf.to_container(OmegaConf.load(record_file))
+    record = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
     record.pop("rsna_bcd", None)  # the version that trained it
     select = record.get("select", _DEFAULTS["select"])
     weights = find_checkpoint(folder, select)
@@ -212,8 +213,8 @@ def _check_record(
     """
     if inside is None:
         return record
-    trained = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(inside))))
-    assert isinstance(trained, dict)
+    plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(inside))))
+    trained = with_current_targets(plain)
     whole = _overlaid(trained, record)
     differing = "\n".join(f"  {line}" for line in difference(_overlaid(record, trained), whole))
     if differing:

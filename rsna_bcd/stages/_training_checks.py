@@ -21,6 +21,7 @@ from rsna_bcd.errors import InputError, difference
 from rsna_bcd.models.prediction import TTA
 from rsna_bcd.models.ranks import started_outside
 from rsna_bcd.tables.predictions import Rule
+from rsna_bcd.targets import with_current_targets
 
 # What takes its settings from keys of the root, and must not have others.
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
@@ -127,7 +128,9 @@ def _check_folds(cfg: DictConfig) -> None:
 def _check_crops(cfg: DictConfig) -> None:
     folder = Path(cfg.prepared_dir)
     record_file = folder / "config.yaml"
-    made: Any = OmegaConf.to_container(OmegaConf.load(record_file)) if record_file.is_file() else {}
+    made: dict[str, Any] = {}
+    if record_file.is_file():
+        made = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
     command = prepare_command(cfg, made)
     for file in (record_file, folder / "train.csv", Path(cfg.folds_csv)):
         if not file.is_file():

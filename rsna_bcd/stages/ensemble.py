@@ -31,6 +31,7 @@ from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align, check_informative, read_run, under_each_rule
 from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS, logit, write_csv
 from rsna_bcd.tables.sites import sites_of
+from rsna_bcd.targets import with_current_targets
 
 _SETTINGS = (
     "name", "members", "blend", "weights", "rule", "threshold", "recall_rate", "by_site",
@@ -256,7 +257,7 @@ def _record(record_file: Path) -> dict[Any, Any]:
     """All settings of a run but its fold, also where it starts from the same fold of another."""
     if not record_file.is_file():
         raise InputError(f"{record_file} does not exist. Train this fold again.")
-    record = OmegaConf.to_container(OmegaConf.load(record_file))
+    record = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
     assert isinstance(record, dict)
     record.pop("rsna_bcd", None)  # the version
     fold = record.pop("fold", None)

@@ -1,0 +1,19 @@
+"""Dotted paths in `_target_` that saved records may hold, although their objects have moved."""
+
+from typing import Any
+
+# Old dotted path -> new one. Records on disk live longer than modules: entries stay.
+OLD_TARGETS: dict[str, str] = {}
+
+
+def with_current_targets(record: Any) -> Any:
+    """Copy a saved record; each `_target_` in it, at any depth, is where the object is now."""
+    if isinstance(record, list):
+        return [with_current_targets(value) for value in record]
+    if not isinstance(record, dict):
+        return record
+    current = {key: with_current_targets(value) for key, value in record.items()}
+    target = current.get("_target_")
+    if isinstance(target, str):
+        current["_target_"] = OLD_TARGETS.get(target, target)
+    return current

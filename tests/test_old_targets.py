@@ -1,0 +1,114 @@
+"""Records that were saved before an object moved: loaded, resumed and submitted all the same."""
+
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from fabricated_crops import HEIGHT, WIDTH, save_crops
+from fabricated_submission import NAME, overrides, save_members, save_test_set
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rsna_bcd._stage import CONF
+from rsna_bcd.inference.runs import load_run
+from rsna_bcd.models.classifier import Classifier
+from rsna_bcd.stages.submit import submit
+from rsna_bcd.stages.train import train
+from rsna_bcd.targets import OLD_TARGETS, with_current_targets
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
+
+
+@pytest.fixture(autouse=True)
+def _undo_moves() -> Iterator[None]:
+    """Forget the moves that a test has made up."""
+    known = dict(OLD_TARGETS)
+    yield
+    OLD_TARGETS.clear()
+    OLD_TARGETS.update(known)
+
+
+def before_the_move(value: Any) -> Any:
+    """A record as it was when all of our objects were elsewhere; notes where they are now."""
+    if isinstance(value, list):
+        return [before_the_move(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    aged = {key: before_the_move(item) for key, item in value.items()}
+    target = aged.get("_target_")
+    if isinstance(target, str) and not target.startswith("torch"):
+        aged["_target_"] = f"moved.{target}"
+        OLD_TARGETS[f"moved.{target}"] = target
+    return aged
+
+
+def age(folder: Path) -> None:
+    """Rewrite the records in a folder, those inside checkpoints included."""
+    for file in folder.rglob("config.yaml"):
+        OmegaConf.save(before_the_move(OmegaConf.to_container(OmegaConf.load(file))), file)
+    for file in folder.rglob("*.ckpt"):
+        content = torch.load(file, weights_only=True)
+        if "config" in content:
+            content["config"] = before_the_move(content["config"])
+            torch.save(content, file)
+
+
+def compose_command(name: str, *settings: str) -> Any:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(name, list(settings))
+
+
+def test_with_current_targets_rewrites_at_any_depth() -> None:
+    OLD_TARGETS["a.Old"] = "b.New"
+    record = {"network": {"_target_": "a.Old", "parts": [{"_target_": "a.Old"}]}, "name": "a.Old"}
+    current = {"network": {"_target_": "b.New", "parts": [{"_target_": "b.New"}]}, "name": "a.Old"}
+    assert with_current_targets(record) == current
+
+
+def test_old_targets_lead_to_something() -> None:
+    for old, new in OLD_TARGETS.items():
+        assert new not in OLD_TARGETS, f"{old} -> {new}, which has moved as well"
+        pkgutil.resolve_name(new)
+
+
+def test_run_with_old_targets_is_resumed_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_crops(tmp_path)
+    settings = [
+        f"paths.output={tmp_path}", "name=tiny", "crop=demo", f"crop.height={HEIGHT}",
+        f"crop.width={WIDTH}", "network.backbone=test_efficientnet", "network.pretrained=false",
+        "epochs=2", "batch_size=4", "workers=0", "trainer=cpu", "~callbacks.progress",
+        "+trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+    def stop(self: Classifier, *_: Any) -> None:
+        if self.current_epoch == 1:
+            raise RuntimeError("stopped")
+
+    with monkeypatch.context() as context:
+        context.setattr(Classifier, "on_train_batch_end", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train(compose_command("train", *settings))
+    age(tmp_path)
+    train(compose_command("train", *settings))
+    run = tmp_path / "runs" / "tiny" / "fold0"
+    assert pd.read_csv(run / "metrics.csv")["epoch"].tolist() == [0, 1]
+    age(run)
+    load_run(run)
+
+
+def test_ensemble_with_old_targets_is_submitted(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "output"
+    save_test_set(data, 2)
+    save_members(output)
+    submit(compose_command("submit", *overrides(data, output)))
+    submission = output / "submissions" / NAME / "submission.csv"
+    before = submission.read_bytes()
+    age(output / "runs")
+    submit(compose_command("submit", *overrides(data, output, "overwrite=true")))
+    assert submission.read_bytes() == before
