@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.inference.runs import load_run
+from rsna_bcd.inference.run import load_run
 from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.stages.train import train
