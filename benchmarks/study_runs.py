@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from study_config import Place, Run, Study, Variant, compose_run, definition, run_name
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 
 RECORD = "study.json"  # in the folder of a run, or beside predictions: what was asked, and seconds
 
@@ -174,7 +175,7 @@ def _write_oof(
     csv: Path,
 ) -> None:
     """Write probabilities of held-out images or breasts as the `oof.csv` of a run."""
-    from rsna_bcd.tables.predictions import OOF_COLUMNS, logit, to_breasts, with_unread, write_csv
+    from rsna_bcd.tables.predictions import OOF_COLUMNS, logit, to_breasts, with_unread
 
     logits = logit(pd.Series(probability)).to_numpy()
     samples = samples.assign(probability=probability, logit=logits)

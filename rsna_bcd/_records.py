@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.files import write_file
 from rsna_bcd.targets import with_current_targets
 
 _VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
@@ -105,14 +106,8 @@ def check_same_config(
 
 def write_record(record_file: Path, record: dict[str, Any]) -> None:
     """Write `record` and the version of this package as YAML; the file is whole or absent."""
-    record_file.parent.mkdir(parents=True, exist_ok=True)
     noted = {**record, _VERSION: version("rsna_bcd")}
-    unfinished = record_file.with_name(f"{record_file.name}.part")
-    try:
-        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(noted)), encoding="utf-8")
-        unfinished.replace(record_file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_file(record_file, OmegaConf.to_yaml(OmegaConf.create(noted)))
 
 
 def format_override(value: Any) -> str:

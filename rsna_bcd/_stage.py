@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import os
 import pkgutil
 import re
@@ -293,29 +292,6 @@ def _restore_signals() -> None:
 
 
 os.register_at_fork(after_in_child=_restore_signals)  # worker processes end as usual
-
-
-@contextlib.contextmanager
-def locked(folder: Path, remedy: str) -> Iterator[None]:
-    """Keep other processes out of a folder, until the block or this process ends.
-
-    Args:
-        folder: made if it is absent; a file `lock` stays in it.
-        remedy: what one can do instead of waiting; the end of a sentence.
-
-    Raises:
-        InputError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Opened for writing, as else NFS locks it on this machine only.
-    with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"Another process is at work on {folder}. Wait for it, or {remedy}."
-            ) from error
-        yield
 
 
 def process_start() -> float:

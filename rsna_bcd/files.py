@@ -1,20 +1,160 @@
-"""Reading files that lie on disk or in a zip archive.
+"""Read files on disk or in a zip archive; write, lock and hash files.
 
 A path may lead into an archive: `rsna.zip/train_images/1/2.dcm` is the member
 `train_images/1/2.dcm` of `rsna.zip`. Ordinary paths cost nothing more: an archive is looked for
 only where the operating system says that a part of the path is no folder.
 """
 
+import fcntl
+import hashlib
 import os
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, StorageError
 
+UNFINISHED = ".part"  # suffix of a file that is being written
 _TOP = "."
+
+
+class _Table(Protocol):
+    """A pandas table: this module does not import pandas."""
+
+    def to_csv(self, *, index: bool) -> str:
+        """Format as CSV."""
+
+
+@contextmanager
+def atomic_file(
+    path: Path, mode: str = "wb", *, sync: bool = False, **options: Any
+) -> Iterator[Any]:
+    """Open a file that takes the place of `path` once it is written without an error.
+
+    Its name is `<name>.part` until then: one process writes it, and one that resumes after
+    `kill -9` overwrites what was left.
+
+    Args:
+        path: of the file; its folder is made.
+        mode: to write in.
+        sync: wait until the disk has it, so that a power cut cannot leave an empty file.
+        options: of `Path.open`.
+
+    Raises:
+        OSError: it cannot be written; an earlier file is still there.
+    """
+    name = f"{path.name}{UNFINISHED}"
+    with _replacing(path, name) as unfinished, unfinished.open(mode, **options) as file:
+        yield file
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path, name: str) -> Iterator[Path]:
+    """A path beside `path`, of another name, that is renamed to it unless an error occurs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(name)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a small file and its folder; the file is always the old one or the new one.
+
+    Several processes, also on several machines, may write it at once: the last one wins.
+
+    Args:
+        path: of the file.
+        content: text is encoded as UTF-8.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode()
+    try:
+        name = f"{path.name}.{os.uname().nodename}-{os.getpid()}{UNFINISHED}"
+        with _replacing(path, name) as unfinished:
+            unfinished.write_bytes(content)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def write_csv(frame: _Table, csv: Path) -> None:
+    """Write a table without its index, as `write_file`. Floats keep all their digits."""
+    write_file(csv, frame.to_csv(index=False))
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The exception to raise when a file cannot be written."""
+    return StorageError(
+        f"{path} cannot be written: {error.strerror}. Make room or choose another "
+        "paths.output=..., and run again: what is done is kept."
+    )
+
+
+@contextmanager
+def locked(folder: Path, remedy: str, name: str = "lock") -> Iterator[int]:
+    """Keep other processes out of a folder until the block or this process ends, however it ends.
+
+    Args:
+        folder: made if it is absent.
+        remedy: what the user can do instead of waiting; the end of a sentence.
+        name: of the file in it that is locked. It stays: if it were deleted, one process could hold
+            the deleted file and another its successor.
+
+    Yields:
+        A descriptor of the file, open for appending.
+
+    Raises:
+        InputError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Open for writing, as else NFS locks it on this machine only.
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another process is at work on {folder}. Wait for it, or {remedy}."
+            ) from None
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_sha256(folder: Path, pattern: str) -> str:
+    """SHA-256 of the names and contents of the files below a folder that match a pattern."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob(pattern)):
+        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def parts_sha256(*parts: bytes) -> str:
+    """SHA-256 of several parts, in this order; the lengths of the parts count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part + b"\0")
+    return digest.hexdigest()
 
 
 class ArchiveError(InputError):
@@ -66,8 +206,15 @@ def list_names(folder: Path) -> frozenset[str]:
         return archive.folders.get(member, frozenset())
 
 
-def version_stamp(path: Path) -> str:
-    """Size and time of last change of a file, or size and checksum of a member of an archive.
+def version_stamp(path: Path, name: str) -> str:
+    """Identify a version of a file, to recognise one that was replaced.
+
+    Args:
+        path: of the file.
+        name: its path in the folder of images, wherever that folder is.
+
+    Returns:
+        `name`, then size and time of last change, or size and checksum of a member of an archive.
 
     Raises:
         OSError: there is no such file.
@@ -78,8 +225,8 @@ def version_stamp(path: Path) -> str:
     except NotADirectoryError:
         archive, member = _locate(path)
         info = archive.member(member)
-        return f"{info.file_size} crc32 {info.CRC:08x}"
-    return f"{status.st_size} {status.st_mtime_ns}"
+        return f"{name} {info.file_size} crc32 {info.CRC:08x}"
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 class _Archive:

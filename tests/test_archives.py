@@ -49,7 +49,7 @@ def test_archive_reads_like_the_folder(folder: Path, archive: Path) -> None:
         assert list_names(here) == names
         if there.is_file():
             assert read_bytes(here) == read_bytes(there) == there.read_bytes()
-            assert version_stamp(here).startswith(f"{there.stat().st_size} ")
+            assert version_stamp(here, "x").startswith(f"x {there.stat().st_size} ")
 
 
 def test_absent_files_raise_what_the_system_raises(folder: Path, archive: Path) -> None:
@@ -57,7 +57,7 @@ def test_absent_files_raise_what_the_system_raises(folder: Path, archive: Path) 
         with pytest.raises(FileNotFoundError):
             read_bytes(path)
         with pytest.raises(FileNotFoundError):
-            version_stamp(path)
+            version_stamp(path, "x")
     with pytest.raises(NotADirectoryError):
         read_bytes(folder / "train.csv" / "no archive")
 

@@ -14,8 +14,6 @@ Lines are only ever appended, each with one call of the system: after `kill -9` 
 whole, and what is left of that one is cut away.
 """
 
-import fcntl
-import hashlib
 import json
 import math
 import os
@@ -27,11 +25,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_bcd.errors import InputError
+from rsna_bcd.files import locked, parts_sha256, storage_error, version_stamp
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.models.exporting import fingerprint
-from rsna_bcd.preparation.writing import not_stored, stamp_of
 
 MadeFrom = dict[str, str]
 Plan = dict[str, Any]
@@ -125,7 +122,7 @@ class Progress:
         try:
             os.write(self._handle, (json.dumps(entry, allow_nan=False) + "\n").encode())
         except OSError as error:
-            raise not_stored(self._file, error) from error
+            raise storage_error(self._file, error) from error
 
     def _read(self) -> MadeFrom | None:
         """Take in what is there; what it was made from, None if that is not to be told."""
@@ -170,20 +167,8 @@ def open_progress(
         InputError: another process is at work on it.
         StorageError: it cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # The system drops the lock when the process ends, in whatever way.
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another process is at work on {file.parent}. Wait for it, or choose another "
-                "submission_dir=..."
-            ) from None
+    with locked(file.parent, "choose another submission_dir=...", file.name) as handle:
         yield Progress(handle, file, made_from, overwrite=overwrite)
-    finally:
-        os.close(handle)
 
 
 def made_from(
@@ -200,24 +185,16 @@ def made_from(
     stamps = sorted(_stamp(file, image_id) for image_id, file in files.items())
     records = [json.dumps(run.record, sort_keys=True, default=str) for run in runs]
     return {
-        "ensemble": content_hash(ensemble_json.read_bytes()),
-        "networks": content_hash(*(fingerprint(run.network).encode() for run in runs)),
-        "records": content_hash(*(record.encode() for record in records)),
-        "table": content_hash(images.to_csv(index=False).encode()),
-        "files": content_hash(*(stamp.encode() for stamp in stamps)),
+        "ensemble": parts_sha256(ensemble_json.read_bytes()),
+        "networks": parts_sha256(*(fingerprint(run.network).encode() for run in runs)),
+        "records": parts_sha256(*(record.encode() for record in records)),
+        "table": parts_sha256(images.to_csv(index=False).encode()),
+        "files": parts_sha256(*(stamp.encode() for stamp in stamps)),
     }
 
 
 def _stamp(file: Path, image_id: str) -> str:
     try:
-        return stamp_of(file, image_id)
+        return version_stamp(file, image_id)
     except OSError as error:  # a link to nowhere: its reader will say so
         return f"{image_id} {error.errno}"
-
-
-def content_hash(*parts: bytes) -> str:
-    """SHA-256 of several things, in this order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part + b"\0")
-    return digest.hexdigest()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.files import file_sha256
 from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.models.prediction import TTA, Batch, network_unit, predict_logits
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
@@ -320,9 +321,7 @@ def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, di
     for fold in folds:
         folder = run / f"fold{fold}"
         found[str(fold)] = {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in _TABLES
-            if (folder / name).is_file()
+            name: file_sha256(folder / name) for name in _TABLES if (folder / name).is_file()
         }
         if not (folder / "checkpoints").is_dir():
             continue

@@ -1,13 +1,11 @@
 """Checkpoints on disk: written whole, resumed only if intact, and which epoch is the best."""
 
 import errno
-import os
 import shutil
 import sys
 import zipfile
 from _pickle import UnpicklingError  # raised by torch for foreign files; nothing is pickled here
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +15,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.files import atomic_file
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError)
-
-
-@contextmanager
-def whole_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
-    """Open a file that takes the place of `path` only once it is written without an error.
-
-    Args:
-        path: of the file; its folder is made.
-        mode: to write in.
-        options: of `Path.open`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        with unfinished.open(mode, **options) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -62,7 +39,7 @@ class WholeFiles(TorchCheckpointIO):
         assert storage_options is None
         path = Path(path)
         try:
-            with whole_file(path) as file:
+            with atomic_file(path, sync=True) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             # Where a write fails, torch may raise a RuntimeError of its own instead.

@@ -10,7 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
-from rsna_bcd.models.checkpoints import is_cut, whole_file
+from rsna_bcd.files import atomic_file
+from rsna_bcd.models.checkpoints import is_cut
 
 
 class History(pl.Callback):
@@ -94,7 +95,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
 
     Columns are those of any row; where a row lacks one, its field is empty.
     """
-    with whole_file(file, "w", newline="", encoding="utf-8") as text:
+    with atomic_file(file, "w", sync=True, newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(chain(*rows))))
         writer.writeheader()
         writer.writerows(rows)

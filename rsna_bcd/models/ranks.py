@@ -6,9 +6,7 @@ group leaves behind (environment, sockets, memory of the GPU) ends with its proc
 srun start the ranks themselves; then each process is one.
 """
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.processes import die_with_parent
 
 _STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of whoever started this rank
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-_prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec is no time to look for it
 _PAUSE, _MOMENT, _GRACE = 0.1, 1.0, 10.0  # seconds: between looks at the ranks; for others to fail
 # of a failure; for one to end when asked
 _SHOWN = 30  # last lines of a rank that failed
@@ -113,11 +110,6 @@ def _account(rank: int, ranks: Sequence["subprocess.Popen[bytes]"], log: Path) -
     return "\n".join([f"{ended}:", *said])
 
 
-def kill_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends; a `preexec_fn`."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def end_with_parent() -> None:
     """Make this process end when the one that started it as a rank does, however that ends.
 
@@ -126,7 +118,7 @@ def end_with_parent() -> None:
     parent = os.environ.get(_STARTED_BY)
     if parent is None:
         return
-    kill_with_parent()
+    die_with_parent()
     if os.getppid() != int(parent):  # it has ended before the line above
         sys.exit(1)
 
@@ -152,7 +144,7 @@ def _start(
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the process that waits
-            preexec_fn=kill_with_parent,  # also while it imports, and where a signal cut this short
+            preexec_fn=die_with_parent,  # also while it imports, and where a signal cut this short
             stdout=said,
             stderr=said,
         )

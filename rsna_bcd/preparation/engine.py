@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,11 +27,6 @@ Value = TypeVar("Value")
 
 _IN_FLIGHT = 3  # tasks a thread: one at work, the others under way
 _PATIENCE = 0.5  # seconds to wait for a result before looking at the clock
-_CGROUP = Path("/sys/fs/cgroup")  # of the container, if this is one
-_QUOTAS = (  # files, of version 2 and 1, with CPU time (or `max`, or -1) and the time it is for
-    ("cpu.max",),
-    ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-)
 
 
 @dataclass(frozen=True)
@@ -122,19 +116,6 @@ def run(
     finally:
         sandbox.end(job.run)  # on other machines, processes end when nothing comes
         threads.close()
-
-
-def usable_cores() -> int:
-    """Number of CPU cores that this process may use (containers often allow fewer than exist)."""
-    cores = len(os.sched_getaffinity(0))
-    for files in _QUOTAS:
-        try:
-            quota, period = " ".join((_CGROUP / file).read_text() for file in files).split()
-        except OSError:
-            continue
-        if quota not in ("max", "-1"):
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
 
 
 def _result(key: Key, outcome: Outcome) -> Result[Key, Any]:

@@ -18,7 +18,6 @@ runs that came to the same end, by whatever interruptions, have left the same fi
 """
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -31,9 +30,16 @@ from typing import Any
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import (
+    UNFINISHED,
+    locked,
+    storage_error,
+    version_stamp,
+    write_csv,
+    write_file,
+)
 from rsna_bcd.imaging.quality import QualityFlag, split_flags
 from rsna_bcd.preparation.crop import Record
-from rsna_bcd.preparation.writing import UNFINISHED, not_stored, stamp_of, write_whole
 from rsna_bcd.tables.images import Split
 
 GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "rotated", "scale")
@@ -70,24 +76,10 @@ class PreparedFolder:
         Raises:
             InputError: another run is at work in the folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # The system drops this lock when the process ends, in whatever way. The file stays: of two
-        # runs, one could hold a file that was deleted, and the other its successor. Open for
-        # writing, as else NFS locks it on this machine only.
-        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"Another run is preparing {self.folder}. Wait for it, or choose another "
-                    "crop.name=... or dataset.name=..."
-                ) from None
+        with locked(self.folder, "choose another crop.name=... or dataset.name=..."):
             self._delete_unfinished()
             yield
             self._delete_unfinished()  # of processes that died while the run went on
-        finally:
-            os.close(handle)
 
     def crop_path(self, split: Split, patient_id: str, image_id: str) -> Path:
         """Where the crop of an image is, relative to the folder."""
@@ -120,7 +112,7 @@ class PreparedFolder:
             and image_id in files
             and files[image_id].is_file()
             and files[image_id].stat().st_size == record["crop_bytes"]
-            and stamp_of(sources[image_id], str(sources[image_id].relative_to(root)))
+            and version_stamp(sources[image_id], str(sources[image_id].relative_to(root)))
             == record["source_stamp"]
         }
 
@@ -135,7 +127,7 @@ class PreparedFolder:
             with self._journal_file.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
-            raise not_stored(self._journal_file, error) from error
+            raise storage_error(self._journal_file, error) from error
 
     def write_tables(
         self, tables: Mapping[Split, tuple[pd.DataFrame, Iterable[str], Mapping[str, str]]]
@@ -169,7 +161,7 @@ class PreparedFolder:
         ]
         self._write_csv("timings.csv", TIMING_COLUMNS, rows)
         lines = (_line(key, record, None) for key, (record, _) in sorted(journal.items()))
-        write_whole(self._journal_file, "".join(lines).encode())
+        write_file(self._journal_file, "".join(lines))
         for split, (images, _, _) in tables.items():
             crops = self.crop_files(split, images)
             self._delete_crops(split, {crops[i] for of, i in journal if of == split})
@@ -228,8 +220,7 @@ class PreparedFolder:
         added = pd.DataFrame(rows, index=images.index, columns=["path", *GEOMETRY])
         whole = [c for c in GEOMETRY if c != "scale"]
         added[whole] = added[whole].astype("Int64")  # integers, also beside empty cells
-        content = images.join(added).to_csv(index=False)
-        write_whole(self.folder / f"{split}.csv", content.encode())
+        write_csv(images.join(added), self.folder / f"{split}.csv")
 
     def _journal(self) -> dict[_Key, tuple[Record, float | None]]:
         """Records, and seconds where they are known, the last entry of an image standing.
@@ -282,7 +273,7 @@ class PreparedFolder:
         writer = csv.DictWriter(content, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.folder / name, content.getvalue().encode())
+        write_file(self.folder / name, content.getvalue())
 
 
 def _manifest_rows(

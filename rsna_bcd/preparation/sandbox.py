@@ -9,8 +9,6 @@ Only the process imports what the function needs; to the thread, function and ta
 keeps schedulers and workers of a cluster small, and every run has the code as it is on disk.
 """
 
-import ctypes
-import hashlib
 import os
 import resource
 import signal
@@ -26,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.files import tree_sha256
+from rsna_bcd.processes import die_with_parent
 
 _DEATHS = 3  # of processes that worked on a task, before it is given up; others kill as well
 _START_SECONDS = 300  # a machine that is busy with other things may take a minute to start one
 _IDLE_SECONDS = 60  # after which a process ends that got no task: whoever sent them may be gone
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 _ENVIRONMENT = {
     # Keep freed memory, up to the largest that glibc takes for a mapping of its own: arrays of some
@@ -103,11 +102,7 @@ def attempt(function: Callable[[Any], Any], task: Any) -> Outcome:
 
 def source_hash() -> str:
     """Hash of the sources of this package, as they are on disk now."""
-    package = Path(__file__).parents[1]
-    content = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        content.update(str(file.relative_to(package)).encode() + file.read_bytes())
-    return content.hexdigest()
+    return tree_sha256(Path(__file__).parents[1], "*.py")
 
 
 # The thread's side.
@@ -240,8 +235,7 @@ def serve(descriptor: int) -> None:
     Args:
         descriptor: of the connection to the thread.
     """
-    # Also when it hangs in C code: the kernel ends it with the thread that started it.
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    die_with_parent()
     with Connection(descriptor) as connection:
         job: Job = connection.recv()
         problem = _problem(job)

@@ -1,7 +1,6 @@
 """One image file to one PNG on disk, which is either whole or absent."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Literal, get_args
 
 import cv2
 
-from rsna_bcd.errors import InputError, StorageError
-from rsna_bcd.files import version_stamp
+from rsna_bcd.errors import InputError
+from rsna_bcd.files import version_stamp, write_file
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.preparation.crop import CropSettings, Record, Source, prepare_image
-
-UNFINISHED = ".part"  # appended to the name of a file that is being written
 
 Strategy = Literal["default", "filtered", "huffman", "rle", "fixed"]  # in OpenCV's order, from 0
 Filter = Literal["none", "sub", "up", "avg", "paeth"]
@@ -96,47 +93,13 @@ def make_crop(task: CropTask) -> Record:
         ImageError: the file is no image that can be used.
         StorageError: the crop cannot be written.
     """
-    stamp = stamp_of(task.source_file, task.source_name)
+    stamp = version_stamp(task.source_file, task.source_name)
     prepared = prepare_image(task.source_file, task.settings, task.source, task.decoders)
     encoded = task.png.encode(prepared.pixels)
-    write_whole(task.crop_file, encoded)
+    write_file(task.crop_file, encoded)
     return {
         **prepared.record,
         "crop_sha256": hashlib.sha256(encoded).hexdigest(),
         "crop_bytes": len(encoded),
         "source_stamp": stamp,
     }
-
-
-def stamp_of(file: Path, name: str) -> str:
-    """Name and version of a file (see `files.version_stamp`): another one has another stamp.
-
-    Args:
-        file: the file.
-        name: its path in the folder of images, which is the same wherever that folder is.
-    """
-    return f"{name} {version_stamp(file)}"
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file, and its folder, so that it is either whole or absent.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    # On a cluster two processes may be at the same file: its worker was thought lost, and was not.
-    unfinished = file.with_name(f"{file.name}.{os.uname().nodename}-{os.getpid()}{UNFINISHED}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
-    except OSError as error:
-        raise not_stored(file, error) from error
-
-
-def not_stored(file: Path, error: OSError) -> StorageError:
-    """What to raise when a file cannot be written."""
-    return StorageError(
-        f"{file} cannot be written: {error.strerror}. Make room or choose another "
-        "paths.output=..., and run again: what is done is kept."
-    )

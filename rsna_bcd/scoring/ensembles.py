@@ -6,7 +6,6 @@ It is written once it is fitted, whole; so what was not fitted cannot be read.
 import json
 import math
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_file
 from rsna_bcd.scoring.arrays import Floats
 from rsna_bcd.scoring.blend import Blend, Ranks, blend
 from rsna_bcd.scoring.bootstrap import Interval
@@ -214,13 +214,7 @@ def write_ensemble(ensemble: Ensemble, file: Path) -> None:
         ) from error
     # Lists of numbers on one line each: a thousand knots are not worth a thousand lines.
     text = re.sub(r"\[[-+.\deE,\s]+\]", lambda found: " ".join(found[0].split()), text)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=".", suffix=".json", delete=False, encoding="utf-8"
-    ) as part:
-        part.write(text)
-    Path(part.name).chmod(0o644)  # temporary files are private by default, results are not
-    Path(part.name).replace(file)
+    write_file(file, text)
 
 
 def read_ensemble(file: Path) -> Ensemble:

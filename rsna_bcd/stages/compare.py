@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 from rsna_bcd.reporting.leaderboard import (
     Scoring,
     finished_runs,
@@ -26,7 +27,6 @@ from rsna_bcd.scoring.metrics import RANKING
 from rsna_bcd.scoring.pf1 import pf1
 from rsna_bcd.scoring.threshold import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
-from rsna_bcd.tables.predictions import write_csv
 
 _BASELINE = "baseline"  # what differences are from, where nothing else is asked for
 

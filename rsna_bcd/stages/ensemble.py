@@ -15,6 +15,7 @@ from rich.table import Table
 from rsna_bcd._records import check_same_config, select_settings, write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.files import write_csv
 from rsna_bcd.inference.run import fold_hashes
 from rsna_bcd.scoring.blend import Blend, blend
 from rsna_bcd.scoring.bootstrap import Interval, Score, score_bootstraps
@@ -29,7 +30,7 @@ from rsna_bcd.scoring.recipe import Fitted, HeldOut, Recipe, Rule
 from rsna_bcd.scoring.threshold import BestPf1, RecallRate
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align, check_informative, read_run, under_each_rule
-from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS, logit, write_csv
+from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS, logit
 from rsna_bcd.tables.sites import sites_of
 from rsna_bcd.targets import with_current_targets
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import parts_sha256
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
 from rsna_bcd.inference.run import check_current
 from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
@@ -82,10 +83,9 @@ def _check_current(cfg: DictConfig, folder: Path) -> None:
     summary = folder / "summary.json"
     if not summary.is_file():
         return
-    from rsna_bcd.inference.progress import content_hash  # with torch, which takes seconds
 
     asked = json.loads(summary.read_text(encoding="utf-8")).get("asked", {})
-    if asked.get("ensemble") not in (None, content_hash(file.read_bytes())):
+    if asked.get("ensemble") not in (None, parts_sha256(file.read_bytes())):
         raise InputError(
             f"{folder} was predicted before {file} was fitted. Predict again:\n"
             f"  python -m rsna_bcd.submit name={cfg.name} paths.output={cfg.paths.output}"

@@ -1,6 +1,5 @@
 """`python -m rsna_bcd.export`: a trained fold -> ONNX or `torch.export`, for other software."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.files import file_sha256, write_file
 from rsna_bcd.inference.export import (
     ONNX_FILE,
     TOLERANCE,
@@ -97,10 +97,8 @@ def export(cfg: DictConfig) -> Path:
         unfinished.replace(file)
     finally:
         shutil.rmtree(unfinished.parent)
-    card = {**description, "sha256": _sha256(file), "parity": asdict(parity)}
-    unfinished_card = card_file.with_name(f"{card_file.name}.part")
-    unfinished_card.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    unfinished_card.replace(card_file)
+    card = {**description, "sha256": file_sha256(file), "parity": asdict(parity)}
+    write_file(card_file, json.dumps(card, indent=1) + "\n")
     _show(console, file, run, parity)
     return file
 
@@ -130,7 +128,7 @@ def _is_done(file: Path, card_file: Path, settings: dict[str, Any], *, overwrite
             f"{file} was made with other settings (there -> now):\n{differing}\n"
             "Choose another paths.output, or make it afresh with overwrite=true."
         )
-    return bool(card["sha256"] == _sha256(file))
+    return bool(card["sha256"] == file_sha256(file))
 
 
 def _describe(run: Run, inputs: tuple[Input, ...], settings: dict[str, Any]) -> dict[str, Any]:
@@ -181,11 +179,6 @@ def _write(run: Run, inputs: tuple[Input, ...], made: str, file: Path, descripti
         return load_program(file)
     save_onnx(program, inputs, file, description)
     return OnnxNetwork(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _show(console: Console, file: Path, run: Run, parity: Parity) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.quality import count_flags
 from rsna_bcd.preparation.folders import copies, files_below, read_headers
 from rsna_bcd.tables.answers import DOUBTS
@@ -54,18 +55,10 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     table = pd.DataFrame([{"file": file, **header} for file, header in headers.items()])
     failures = pd.DataFrame(sorted(reasons.items()), columns=["file", "reason"])
     folder = Path(cfg.index_dir)
-    _write(failures, folder / "failures.csv")
-    _write(table, folder / "index.csv")
+    write_csv(failures, folder / "failures.csv")
+    write_csv(table, folder / "index.csv")
     _summarise(console, folder, table, failures)
     return table
-
-
-def _write(table: pd.DataFrame, file: Path) -> None:
-    """Write a table that is either whole or absent."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".csv.part")
-    table.to_csv(unfinished, index=False)
-    unfinished.replace(file)
 
 
 def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd.DataFrame) -> None:

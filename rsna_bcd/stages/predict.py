@@ -15,18 +15,17 @@ from rich.progress import track
 
 from rsna_bcd._records import check_same_config, write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv, write_file
 from rsna_bcd.imaging.headers import Header
 from rsna_bcd.inference.studies import model_notes, study_results
-from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.folders import files_below, read_headers, refused
-from rsna_bcd.preparation.writing import write_whole
+from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
 from rsna_bcd.reporting.contact_sheet import as_png
 from rsna_bcd.reporting.study_picture import NO_DEVICE, study_picture
 from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, breasts_table, images_table
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
-from rsna_bcd.tables.predictions import write_csv
 
 # What needs torch is imported where it is used, in the main process alone: it would cost each of
 # the processes that decode seconds and half a gigabyte.
@@ -85,7 +84,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
         for examination in predict_studies(
             images, {name: files[name] for name in headers}, runs, leading[0].crop,
             batch_size=cfg.batch_size, ahead=cfg.ahead,
-            workers=engine.usable_cores() if cfg.workers is None else cfg.workers,
+            workers=usable_cores() if cfg.workers is None else cfg.workers,
         ):  # fmt: skip
             own = study_results(examination, headers, ensemble, members, made_up=made_up)
             answers += own
@@ -215,7 +214,7 @@ class _Pictures:
                 self.files[image.file] = file
                 strength = strengths.get(image.file)
                 figure = study_picture(breast, image, prepared.pixels, strength, self._notes)
-                write_whole(self._folder / file, as_png(figure))
+                write_file(self._folder / file, as_png(figure))
 
 
 def _write(
@@ -251,4 +250,4 @@ def _write(
         "failures": dict(ordered),
     }
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_whole(folder / "predictions.json", text.encode())
+    write_file(folder / "predictions.json", text.encode())

@@ -13,14 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rsna_bcd._records import check_same_config, select_settings, write_record
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import is_file
+from rsna_bcd.files import is_file, write_file
 from rsna_bcd.imaging.codecs import check_decoders
 from rsna_bcd.imaging.crops import Crop, read_crop
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, Source
 from rsna_bcd.preparation.files import expected_file, find_files
 from rsna_bcd.preparation.manifest import PreparedFolder
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop, write_whole
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop
+from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.contact_sheet import SampledImage, as_png, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images, table_files
@@ -204,7 +205,7 @@ def _work(
     }
     if not pending:
         return
-    workers = engine.usable_cores() if cfg.workers is None else cfg.workers
+    workers = usable_cores() if cfg.workers is None else cfg.workers
     tasks = (
         ((split, image_id), how.task(split, files[split][image_id], crop_file))
         for (split, image_id), crop_file in pending.items()
@@ -241,7 +242,7 @@ def _draw_contact_sheet(
 
     sample = sample_crops(images, done.finished, done.failures)
     sheet = as_png(contact_sheet(sample, read, title))
-    write_whole(folder.folder / f"{split}_contact_sheet.png", sheet)
+    write_file(folder.folder / f"{split}_contact_sheet.png", sheet)
 
 
 def _summarise(

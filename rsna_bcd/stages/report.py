@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_file
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
 from rsna_bcd.inference.run import check_current
-from rsna_bcd.preparation.writing import write_whole
 from rsna_bcd.reporting.cohort import sample_images
 from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
@@ -75,8 +75,8 @@ def report(cfg: DictConfig) -> Contents:
         )
     )
     folder = Path(cfg.report_dir) / (f"runs/{cfg.run}" if cfg.name is None else str(cfg.name))
-    write_whole(folder / "model_card.md", render_card(contents).encode())
-    write_whole(folder / "index.html", render_page(contents).encode())
+    write_file(folder / "model_card.md", render_card(contents).encode())
+    write_file(folder / "index.html", render_page(contents).encode())
     size = (folder / "index.html").stat().st_size / 1e6
     Console(markup=False).print(
         f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd._records import check_same_config, format_override, select_settings, write_record
-from rsna_bcd._stage import CONF, locked
+from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.ranks import kill_with_parent
+from rsna_bcd.files import locked, write_csv
+from rsna_bcd.processes import die_with_parent
 from rsna_bcd.scoring.metrics import DECISION, RANKING
-from rsna_bcd.tables.predictions import write_csv
 
 _RECORDED = ("name", "train", "fold", "metric", "direction", "seed", "space")
 _OURS = ("name", "fold", "resume", "overwrite", "paths.data", "paths.output")  # of train's keys
@@ -261,7 +261,7 @@ def _train(cfg: DictConfig, trial: Any) -> float | None:
 
 def _run(command: list[str]) -> int:
     """Run a command that ends with this process, however that ends."""
-    code = subprocess.run(command, preexec_fn=kill_with_parent, check=False).returncode
+    code = subprocess.run(command, preexec_fn=die_with_parent, check=False).returncode
     if code in _STOPPED:  # by the user or the cluster, who mean the search as well
         raise KeyboardInterrupt
     return code

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import parts_sha256, write_csv, write_file
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.inference.test_set import (
     Unread,
@@ -28,19 +29,13 @@ from rsna_bcd.inference.test_set import (
     of_files,
     with_needed_columns,
 )
-from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.files import find_files
-from rsna_bcd.preparation.writing import write_whole
+from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
 from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
 from rsna_bcd.tables.failures import failures_table
 from rsna_bcd.tables.hidden import HiddenTest, read_hidden
-from rsna_bcd.tables.predictions import (
-    PREDICTION_COLUMNS,
-    check_submission,
-    read_submission,
-    write_csv,
-)
+from rsna_bcd.tables.predictions import PREDICTION_COLUMNS, check_submission, read_submission
 
 # What needs torch is imported where it is used, in the main process alone: it would cost each of
 # the processes that decode seconds and half a gigabyte.
@@ -114,7 +109,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
         how = f"{device}, {means.precision}, {' and '.join(sorted(set(outcome.engines)))}"
         summary = _summary(ensemble, runs, test, journal, outcome, breasts, failures, how)
         record = {**summary.as_dict(), "seconds_in_all": time.monotonic() - started, "asked": asked}
-        write_whole(folder / "summary.json", json.dumps(record, indent=1).encode() + b"\n")
+        write_file(folder / "summary.json", json.dumps(record, indent=1).encode() + b"\n")
     for line in (*summary.lines(failures), str(folder / "submission.csv")):
         _say(console, line)
     return submission
@@ -191,7 +186,7 @@ def _means(cfg: DictConfig, device: torch.device, started: float) -> Means:
     return Means(
         source=cfg.source,
         batch_size=cfg.batch_size,
-        workers=engine.usable_cores() if cfg.workers is None else cfg.workers,
+        workers=usable_cores() if cfg.workers is None else cfg.workers,
         ahead=cfg.ahead,
         precision=resolve_precision(cfg.precision, device.type),
         engine=cfg.engine,
@@ -241,12 +236,10 @@ def _made_from(
 
 def _asked(cfg: DictConfig, test: _Test) -> dict[str, Any]:
     """What else a finished submission follows from."""
-    from rsna_bcd.inference.progress import content_hash
-
     amiss = failures_table(test.tables.failures)
     return {
-        "sample": content_hash("\n".join(test.tables.breasts["prediction_id"]).encode()),
-        "amiss": content_hash(amiss.to_csv(index=False).encode()),
+        "sample": parts_sha256("\n".join(test.tables.breasts["prediction_id"]).encode()),
+        "amiss": parts_sha256(amiss.to_csv(index=False).encode()),
         "unread": cfg.unread,
         "budget_hours": cfg.budget.hours,
     }

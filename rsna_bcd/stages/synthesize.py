@@ -15,6 +15,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.phantom.competition import Size, plan, tables
 from rsna_bcd.phantom.examination import LESION_COLUMNS, Appearance, Examination, examine
 from rsna_bcd.preparation import engine
+from rsna_bcd.processes import usable_cores
 
 
 def synthesize(cfg: DictConfig) -> None:
@@ -58,7 +59,7 @@ def _examine_all(
         for (split, patient), rows in patients:
             yield str(patient), Examination(rows, data / f"{split}_images", appearance, cfg.seed)
 
-    workers = engine.usable_cores() if cfg.workers is None else cfg.workers
+    workers = usable_cores() if cfg.workers is None else cfg.workers
     lesions: list[dict[str, Any]] = []
     results = engine.run(examine, tasks(), workers=workers)
     for result in track(

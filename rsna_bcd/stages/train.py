@@ -1,6 +1,5 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd._records import check_same_config, select_settings, write_record
-from rsna_bcd._stage import locked
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.data.workers import shared_memory_failure
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import atomic_file, file_sha256, locked, write_csv
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
-from rsna_bcd.models.checkpoints import read_whole, whole_file
+from rsna_bcd.models.checkpoints import read_whole
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
 from rsna_bcd.models.ending import Ending, FiniteGuard, ending
 from rsna_bcd.models.history import Record
@@ -48,7 +47,6 @@ from rsna_bcd.tables.predictions import (
     logit,
     to_breasts,
     with_unread,
-    write_csv,
 )
 from rsna_bcd.tables.seen import SEEN_FILE, seen_values, write_seen
 
@@ -218,7 +216,7 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
         **select_settings(cfg, *_RECORDED),
         "dataset": {"name": cfg.dataset.name},
         # By content: under other folds, a resumed run would be scored on patients it has seen.
-        "folds": {"strategy": cfg.folds.strategy, "sha256": _sha256(Path(cfg.folds_csv))},
+        "folds": {"strategy": cfg.folds.strategy, "sha256": file_sha256(Path(cfg.folds_csv))},
         "source": prepared.source,
         "trainer": trainer,
     }
@@ -241,10 +239,6 @@ def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
     noted: Any = OmegaConf.to_container(OmegaConf.load(own))
     same = noted["network"].get("checkpoint_path") == str(file)
     return noted.get("starts_from", []) if same else []
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
@@ -385,7 +379,7 @@ def _draw_curves(run_dir: Path) -> None:
     """Draw the learning curves of a run that has finished epochs."""
     if (run_dir / "metrics.csv").is_file():
         picture = learning_curves({run_dir.name: pd.read_csv(run_dir / "metrics.csv")})
-        with whole_file(run_dir / "curves.png") as file:
+        with atomic_file(run_dir / "curves.png", sync=True) as file:
             picture.savefig(file, format="png")
 
 
@@ -393,8 +387,9 @@ def _draw_curves(run_dir: Path) -> None:
 def _finish(run_dir: Path, metrics: dict[str, Any], end: Ending) -> None:
     """Write `metrics.json` (undefined scores as null), show it, and say why training ended."""
     plain = {k: None if v != v else v for k, v in metrics.items()}  # NaN is no JSON
-    with whole_file(run_dir / "metrics.json", "w", encoding="utf-8") as file:
-        file.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    with atomic_file(run_dir / "metrics.json", "w", sync=True, encoding="utf-8") as file:
+        file.write(text)
     optimistic = " (optimistic: an epoch chosen on it)" if metrics["optimistic"] else ""
     title = f"{metrics['name']}, fold {metrics['fold']}{optimistic}"
     table = Table("", "", title=title, show_header=False)

@@ -4,7 +4,6 @@ A fold table has one row a patient: `patient_id` (string), `fold` (0-based). A r
 validates on the patients of fold k and trains on all others.
 """
 
-import os
 import warnings
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 from rsna_bcd.tables.delimited import read_own_csv
 
 # How far folds may differ in positive breasts: a patient has up to two, and stays whole.
@@ -171,11 +171,7 @@ def save_folds(csv: Path, folds: pd.DataFrame, *, overwrite: bool) -> None:
                 "name of their own (folds.strategy=...), or replace them with overwrite_folds=true."
             )
         return
-    csv.parent.mkdir(parents=True, exist_ok=True)
-    # Runs of several crops may be at it at once.
-    unfinished = csv.with_suffix(f".csv.{os.uname().nodename}-{os.getpid()}.part")
-    folds.to_csv(unfinished, index=False)
-    unfinished.replace(csv)
+    write_csv(folds, csv)  # runs of several crops may write it at once
 
 
 def read_folds(csv: Path) -> pd.DataFrame:

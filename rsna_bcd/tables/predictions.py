@@ -3,7 +3,6 @@
 A breast is one `prediction_id`. Its probability is the mean or the maximum of those of its images.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -110,22 +109,6 @@ def with_unread(breasts: pd.DataFrame, expected: pd.DataFrame, prior: float) -> 
     frame["logit"] = logit(frame["probability"])
     frame["unread"] = unread.astype("int64")
     return frame[list(breasts.columns)]
-
-
-def write_csv(frame: pd.DataFrame, csv: Path) -> None:
-    """Write a table; the file is either whole or absent. Floats keep all their digits."""
-    csv.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=csv.parent, prefix=".", suffix=".csv", delete=False, encoding="utf-8", newline=""
-    ) as file:
-        try:
-            frame.to_csv(file, index=False)
-            file.flush()
-        except OSError:  # the disk is full: nothing half-written is left
-            Path(file.name).unlink()
-            raise
-    Path(file.name).chmod(0o644)  # temporary files are private by default, results are not
-    Path(file.name).replace(csv)
 
 
 def read_oof(csv: Path) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_file
 from rsna_bcd.tables.metadata import as_text
 
 SEEN_FILE = "seen.json"  # in a run's folder
@@ -31,12 +32,7 @@ def seen_values(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
 
 def write_seen(seen: Seen, file: Path) -> None:
     """Write `seen.json`; the file is either whole or absent."""
-    unfinished = file.with_name(f"{file.name}.part")
-    try:
-        unfinished.write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_file(file, json.dumps(seen, indent=2) + "\n")
 
 
 def read_seen(file: Path) -> dict[str, tuple[str, ...]]:

@@ -20,9 +20,9 @@ from study_table import (
     study_table,
 )
 
+from rsna_bcd.files import write_csv
 from rsna_bcd.scoring.bootstrap import paired_difference, percentiles, two_sided_p
 from rsna_bcd.scoring.ranking import auroc
-from rsna_bcd.tables.predictions import write_csv
 
 STUDY = """
 dataset: rsna

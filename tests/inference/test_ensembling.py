@@ -11,13 +11,14 @@ from fabricated_runs import fabricated_ensemble, images_of, oof, save_image_run,
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
+from rsna_bcd.files import write_csv
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.scoring.blend import Blend, Ranks
 from rsna_bcd.scoring.calibration import Temperature
 from rsna_bcd.scoring.ensembles import Ensemble, Member
 from rsna_bcd.stages.ensemble import ensemble
-from rsna_bcd.tables.predictions import read_ensemble_oof, write_csv
+from rsna_bcd.tables.predictions import read_ensemble_oof
 
 PATIENTS = range(300)
 

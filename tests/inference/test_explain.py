@@ -13,10 +13,11 @@ from hydra.utils import instantiate
 
 from rsna_bcd._records import write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.saliency import Explainer, saliency_maps
 from rsna_bcd.scoring.ensembles import Ensemble, Member
-from rsna_bcd.tables.predictions import OOF_COLUMNS, write_csv
+from rsna_bcd.tables.predictions import OOF_COLUMNS
 
 IMAGES = {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_resnet"}
 TRANSFORMER = {

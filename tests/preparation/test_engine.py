@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from rsna_bcd.errors import InputError, StorageError
-from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.engine import run
 
 
@@ -51,29 +50,6 @@ def test_a_task_that_kills_its_process_is_named_and_takes_nothing_with_it() -> N
     assert {int(r.key): r.value for r in results if not r.reason} == {
         n: n**2 for n in range(30) if n not in (3, 4, 5)
     }
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu.max": "3200000 100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-    ],
-)
-def test_cores_are_those_that_a_container_may_use(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(engine, "_CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    assert engine.usable_cores() == cores
 
 
 def wait_long(task: int) -> int:

@@ -11,9 +11,10 @@ import pytest
 from breast_shapes import breast_picture
 
 from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.files import write_file
 from rsna_bcd.preparation.crop import CropSettings, Record
 from rsna_bcd.preparation.manifest import MANIFEST_COLUMNS, PreparedFolder
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop, write_whole
+from rsna_bcd.preparation.writing import CropTask, Png, make_crop
 from rsna_bcd.tables.images import Split
 
 SETTINGS = CropSettings("test", 64, 32, box="breast", margin=0.01, orient=True, fit="pad")
@@ -174,7 +175,7 @@ def test_what_was_redone_or_failed_since_is_forgotten(folder: PreparedFolder) ->
 
 def test_a_folder_has_one_run_at_a_time(folder: PreparedFolder) -> None:
     with folder.held():
-        with pytest.raises(InputError, match=r"Another run .* crop\.name="), folder.held():
+        with pytest.raises(InputError, match=r"Another process .* crop\.name="), folder.held():
             pass
         leftover = folder.folder / "train/9/c.png.part"
         leftover.parent.mkdir(parents=True)
@@ -207,7 +208,7 @@ def test_two_processes_do_not_write_one_unfinished_file(
     monkeypatch.setattr(Path, "replace", lambda unfinished, file: names.add(unfinished.name))
     for process in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
-        write_whole(folder.folder / "c.png", b"")
+        write_file(folder.folder / "c.png", b"")
     assert len(names) == 2
     with folder.held():
         assert [f.name for f in folder.folder.iterdir()] == ["lock"]

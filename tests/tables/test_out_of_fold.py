@@ -8,6 +8,7 @@ import pytest
 from fabricated_runs import images_of, oof, save_image_run, save_run
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 from rsna_bcd.tables.out_of_fold import (
     align,
     check_informative,
@@ -15,7 +16,6 @@ from rsna_bcd.tables.out_of_fold import (
     trained_folds,
     under_each_rule,
 )
-from rsna_bcd.tables.predictions import write_csv
 
 
 def test_folds_are_pooled_in_order(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
     check_submission,
@@ -18,7 +19,6 @@ from rsna_bcd.tables.predictions import (
     read_solution,
     to_breasts,
     with_unread,
-    write_csv,
 )
 
 
