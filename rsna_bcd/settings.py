@@ -329,7 +329,7 @@ class Search(Command):
 
 @dataclass(kw_only=True)
 class Size(Strict):
-    """Of a synthetic competition."""
+    """Size of a synthetic competition."""
 
     train_patients: Positive
     test_patients: Positive
@@ -338,12 +338,12 @@ class Size(Strict):
 
 @dataclass(kw_only=True)
 class Appearance(Strict):
-    """Of synthetic images."""
+    """Appearance of synthetic images."""
 
-    pixel_mm: float
-    radius_mm: float
-    contrast: float
-    lookalikes: float
+    pixel_mm: Annotated[float, Field(ge=0.05, le=2)]
+    radius_mm: Annotated[float, Field(ge=2, le=12)]
+    contrast: Share
+    lookalikes: Share
     lesion_views: Literal["both", "one"]
 
 

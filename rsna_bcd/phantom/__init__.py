@@ -1,1 +1,1 @@
-"""The phantom: breasts, lesions and machines from which a synthetic competition is made. numpy."""
+"""The phantom: breasts, lesions and machines of a synthetic competition."""

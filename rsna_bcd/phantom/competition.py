@@ -1,20 +1,16 @@
-"""The tables of a synthetic competition: patients, breasts, images, with the real ones' statistics.
+"""The tables of a synthetic competition, with the statistics of the real `train.csv`."""
 
-All shares were counted in the competition's `train.csv`.
-"""
-
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.phantom.machines import MACHINES, Machine
+from rsna_bcd.phantom.scanner import MACHINES, Machine
 from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS
 
-# Views of a breast and how many breasts have them; what is rarer is left out but for AT, LM, ML and
-# LMO, of which each is once.
+# Views of a breast -> number of breasts. Rarer combinations are left out, but AT, LM, ML and LMO
+# each occur once.
 _VIEWS = {
     ("CC", "MLO"): 18384,
     ("CC", "MLO", "MLO"): 2659,
@@ -42,83 +38,66 @@ _NEGATIVES: dict[int, tuple[tuple[int, float, int], ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large a competition, and how many cancers.
-
-    Attributes:
-        train_patients: patients with labels.
-        test_patients: patients without.
-        prevalence: share of breasts with cancer, in both parts. It is 0.021 in reality.
-    """
-
-    train_patients: int
-    test_patients: int
-    prevalence: float
-
-    def __post_init__(self) -> None:
-        """Refuse what is no competition."""
-        total = self.train_patients + self.test_patients
-        enough = min(self.train_patients, self.test_patients) >= 1
-        if not (enough and total <= len(_PATIENT_IDS) and 0 <= self.prevalence <= 1):
-            raise InputError(
-                f"size: {self.train_patients} training and {self.test_patients} test patients, "
-                f"prevalence {self.prevalence}. Ask for at least one patient in each part, "
-                f"{len(_PATIENT_IDS)} in all at most, and a prevalence in [0, 1]."
-            )
-
-
-def plan(size: Size, seed: int) -> pd.DataFrame:
-    """Draw the tables.
+def sample_images(
+    train_patients: int, test_patients: int, prevalence: float, seed: int
+) -> pd.DataFrame:
+    """Draw patients, breasts and images.
 
     Args:
-        size: of the competition.
+        train_patients: number of patients with labels.
+        test_patients: number of patients without.
+        prevalence: share of breasts with cancer, in both parts; 0.021 in the real competition.
         seed: of everything.
 
     Returns:
-        One row an image, patients in ascending order within each split. Columns: `split`, those of
-        `train.csv`, `prediction_id`, and `parenchyma`, the density also where the tables hide it.
+        One row per image, patients in ascending order within each split. Columns: `split`, those of
+        `train.csv`, `prediction_id`, and `parenchyma`, the density also where the tables lack it.
+
+    Raises:
+        InputError: more patients than there are identifiers.
     """
     rng = np.random.default_rng([seed, 0])
-    total = size.train_patients + size.test_patients
+    total = train_patients + test_patients
+    if total > len(_PATIENT_IDS):
+        raise InputError(f"size: {total} patients. Choose at most {len(_PATIENT_IDS)} in all.")
     patient_ids = rng.choice(_PATIENT_IDS, total, replace=False)
     rows: list[dict[str, Any]] = []
     for split, ids in (
-        ("train", np.sort(patient_ids[: size.train_patients])),
-        ("test", np.sort(patient_ids[size.train_patients :])),
+        ("train", np.sort(patient_ids[:train_patients])),
+        ("test", np.sort(patient_ids[train_patients:])),
     ):
-        cancers = _cancers(len(ids), size.prevalence, rng)
+        cancers = _cancers(len(ids), prevalence, rng)
         machines = _machines(len(ids), rng)
         for patient_id, machine, cancer in zip(ids, machines, cancers, strict=True):
-            rows += _patient(split, int(patient_id), machine, cancer, rng)
+            rows += _patient_rows(split, int(patient_id), machine, cancer, rng)
     frame = pd.DataFrame(rows)
     image_ids = rng.choice(2**31 - 1 - 68491, len(frame), replace=False) + 68491
     frame["image_id"] = image_ids.astype(int)
     return frame[["split", *TRAIN_COLUMNS, "prediction_id", "parenchyma"]]
 
 
-def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Split a plan into the files of a competition folder, file name to table.
+def competition_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Make the tables of a competition folder, by file name.
 
-    `solution.csv` has what the competition keeps to itself: one row a test breast.
+    `solution.csv` has the labels of the test set: one row per test breast.
     """
     train = frame[frame["split"] == "train"]
     test = frame[frame["split"] == "test"]
     breasts = test.drop_duplicates("prediction_id")
-    hidden = ["patient_id", "laterality", "biopsy", "invasive", "BIRADS", "difficult_negative_case"]
+    labels = ["patient_id", "laterality", "biopsy", "invasive", "BIRADS", "difficult_negative_case"]
     sample = breasts[["prediction_id"]].assign(cancer=round(float(train["cancer"].mean()), 3))
     return {
         "train.csv": train[list(TRAIN_COLUMNS)],
         "test.csv": test[list(TEST_COLUMNS)],
         "sample_submission.csv": sample,
-        "solution.csv": breasts[["prediction_id", "cancer", *hidden, "parenchyma"]].rename(
+        "solution.csv": breasts[["prediction_id", "cancer", *labels, "parenchyma"]].rename(
             columns={"parenchyma": "density"}
         ),
     }
 
 
 def _cancers(n_patients: int, prevalence: float, rng: np.random.Generator) -> np.ndarray:
-    """Say which breasts have cancer, (n_patients, 2) of 0 or 1, the exact share of them."""
+    """Draw which breasts have cancer: (n_patients, 2) of 0 or 1, with the exact prevalence."""
     cancers = np.zeros(2 * n_patients, int)
     count = round(prevalence * 2 * n_patients)
     cancers[rng.choice(2 * n_patients, count, replace=False)] = 1
@@ -135,10 +114,10 @@ def _machines(n_patients: int, rng: np.random.Generator) -> list[Machine]:
     return [given[i] for i in rng.permutation(n_patients)]
 
 
-def _patient(
+def _patient_rows(
     split: str, patient_id: int, machine: Machine, cancer: np.ndarray, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Rows of one patient."""
+    """The rows of one patient's images."""
     site = machine.site_id
     # Ages of women without and with cancer: 58.5 and 63.4 years, standard deviation 9.9.
     age = float(np.clip(np.rint(rng.normal(63.4 if cancer.any() else 58.5, 9.9)), 26, 89))
@@ -169,14 +148,14 @@ def _patient(
 
 
 def _views(rng: np.random.Generator) -> list[str]:
-    """Views of one breast in the order in which they were taken."""
+    """Draw the views of one breast, in the order in which they were taken."""
     counts = np.array(list(_VIEWS.values()), float)
     views = list(_VIEWS)[rng.choice(len(counts), p=counts / counts.sum())]
     return [str(view) for view in rng.permutation(views)]
 
 
 def _labels(site: int, cancer: int, rng: np.random.Generator) -> dict[str, Any]:
-    """What is known of a breast in hindsight; every cancer was biopsied."""
+    """Draw the labels of a breast; every cancer was biopsied."""
     if cancer:
         invasive = int(rng.random() < _INVASIVE[site])
         birads = 0.0 if site == 1 else np.nan

@@ -1,4 +1,4 @@
-"""All images of one patient: breasts, findings, views, machine, files."""
+"""All images of one patient: breasts, lesions, views, machine, files."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -9,14 +9,10 @@ import numpy as np
 import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from rsna_bcd.errors import InputError
-from rsna_bcd.phantom.anatomy import project
-from rsna_bcd.phantom.breast import Breast, sample_breast
+from rsna_bcd.phantom.anatomy import project, sample_breast
 from rsna_bcd.phantom.competition import INVASIVE_SHARE
-from rsna_bcd.phantom.dicom import write_dicom
 from rsna_bcd.phantom.lesions import Circle, Finding, plant, sample_findings
-from rsna_bcd.phantom.machines import MACHINES
-from rsna_bcd.phantom.scanner import choose_detector, expose, matrix
+from rsna_bcd.phantom.scanner import MACHINES, choose_detector, expose, matrix, write_dicom
 
 LESION_COLUMNS = (
     "prediction_id", "image_id", "kind", "center_x", "center_y", "radius", "box_left", "box_top",
@@ -27,10 +23,10 @@ _NAMES = {"mass": "spiculated_mass", "calcifications": "calcification_cluster"}
 
 @dataclass(frozen=True)
 class Appearance:
-    """What the images look like, and how hard they are.
+    """Appearance and difficulty of the images.
 
     Attributes:
-        pixel_mm: millimetres a stored pixel; .05 to .1 in reality.
+        pixel_mm: pixel spacing, mm; 0.05 to 0.1 in reality.
         radius_mm: mean radius of masses and clusters, without spicules.
         contrast: brightness of a mass over its surroundings, of a range of 1.
         lookalikes: share of negative breasts with look-alikes of cancers.
@@ -43,32 +39,16 @@ class Appearance:
     lookalikes: float
     lesion_views: Literal["both", "one"]
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        checks = {
-            f"pixel_mm={self.pixel_mm}": 0.05 <= self.pixel_mm <= 2,
-            f"radius_mm={self.radius_mm}": 2 <= self.radius_mm <= 12,
-            f"contrast={self.contrast}": 0 <= self.contrast <= 1,
-            f"lookalikes={self.lookalikes}": 0 <= self.lookalikes <= 1,
-            f"lesion_views={self.lesion_views}": self.lesion_views in ("both", "one"),
-        }
-        wrong = [setting for setting, holds in checks.items() if not holds]
-        if wrong:
-            raise InputError(
-                f"appearance: {', '.join(wrong)}. pixel_mm lies in [0.05, 2], radius_mm in "
-                "[2, 12], contrast and lookalikes in [0, 1], lesion_views is both or one."
-            )
-
 
 @dataclass(frozen=True)
 class Examination:
     """A patient's visit.
 
     Attributes:
-        images: the patient's rows of the competition's plan.
+        images: the patient's rows of `sample_images`.
         folder: `<data>/<split>_images`.
         appearance: of the images.
-        seed: of the competition. With the patient's number it decides all that is seen.
+        seed: of the competition; with the patient's number it determines everything drawn.
     """
 
     images: pd.DataFrame
@@ -81,7 +61,7 @@ def examine(examination: Examination) -> list[dict[str, Any]]:
     """Make the DICOM files of one patient.
 
     Returns:
-        One record for each cancer in each image, keys `LESION_COLUMNS`.
+        One record per cancer and image, keys `LESION_COLUMNS`.
     """
     appearance, images = examination.appearance, examination.images
     patient = int(images["patient_id"].iloc[0])
@@ -95,16 +75,22 @@ def examine(examination: Examination) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     lesions = []
     for laterality, rows in images.groupby("laterality"):
-        known = rows.iloc[0]
-        breast = sample_breast(size, known["parenchyma"], bool(known["implant"]), rng)
-        findings = _findings(known, breast, appearance, rng)
-        hidden_side = bool(rng.integers(2)) if appearance.lesion_views == "one" else None
+        first = rows.iloc[0]
+        breast = sample_breast(size, first["parenchyma"], bool(first["implant"]), rng)
+        cancer = bool(first["cancer"])
+        invasive = bool(first["invasive"]) if cancer else rng.random() < INVASIVE_SHARE
+        findings = sample_findings(
+            breast, cancer, invasive, appearance.radius_mm, appearance.contrast, rng
+        )
+        if not cancer and rng.random() >= appearance.lookalikes:
+            findings = []
+        unseen_side = bool(rng.integers(2)) if appearance.lesion_views == "one" else None
         for row in rows.to_dict("records"):
             projection = project(breast, row["view"], shape, detector.height_mm / shape[0], rng)
             planted = [
                 (finding, plant(projection, finding))
                 for finding in findings
-                if projection.from_side != hidden_side
+                if projection.from_side != unseen_side
             ]
             exposure = expose(projection, shape[1], machine, str(laterality), row["view"], rng)
             image_id = str(row["image_id"])
@@ -118,18 +104,6 @@ def examine(examination: Examination) -> list[dict[str, Any]]:
                 if finding.malignant
             ]
     return lesions
-
-
-def _findings(
-    known: pd.Series, breast: Breast, appearance: Appearance, rng: np.random.Generator
-) -> list[Finding]:
-    """Draw what is planted in a breast: its cancers, look-alikes, or nothing."""
-    cancer = bool(known["cancer"])
-    invasive = bool(known["invasive"]) if cancer else rng.random() < INVASIVE_SHARE
-    findings = sample_findings(
-        breast, cancer, invasive, appearance.radius_mm, appearance.contrast, rng
-    )
-    return findings if cancer or rng.random() < appearance.lookalikes else []
 
 
 def _record(

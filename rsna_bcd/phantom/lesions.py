@@ -1,9 +1,9 @@
-"""What is planted in a breast: cancers, and look-alikes of the same size and brightness.
+"""Cancers, and look-alikes of the same size and brightness, planted in a breast.
 
 A cancer and its look-alike differ in shape alone. Of a spiculated mass the look-alike is a smooth
 node, with lines like the spicules as ligaments elsewhere in the breast; of a cluster of
-microcalcifications it is as many specks strewn over the breast. Neither brightness nor area tells
-them apart.
+microcalcifications it is as many specks scattered over the breast. Neither brightness nor area
+tells them apart.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from rsna_bcd.phantom.anatomy import Projection
-from rsna_bcd.phantom.breast import Breast
-from rsna_bcd.phantom.edges import soft_edge
+from rsna_bcd.phantom.anatomy import DRAWING_SHIFT, Breast, Projection, soft_edge
 
 Kind = Literal["mass", "calcifications"]
 
@@ -24,7 +22,6 @@ _IN_SITU: dict[tuple[Kind, ...], float] = {
     ("calcifications",): 0.75,
     ("mass", "calcifications"): 0.25,
 }
-_SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 _CHAIN = 4  # spicules' worth of line in a ligament
 _LONGEST = 2.0  # spicule, as a multiple of the mass's radius
 _FROM_SKIN = 10.0  # mm between the skin and scattered parts of look-alikes
@@ -58,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Circle:
-    """Where something was drawn, pixels."""
+    """A drawn lesion, pixels."""
 
     x: float
     y: float
@@ -76,12 +73,12 @@ def sample_findings(
     """Draw the cancers of a breast, or look-alikes from the very same distribution.
 
     Args:
-        breast: whose.
+        breast: the breast.
         malignant: cancers rather than look-alikes.
-        invasive: decides how the cancer shows; for look-alikes: how the cancer would.
+        invasive: how the cancer shows; for look-alikes, how their cancer would.
         radius: mean of masses and clusters, mm.
         contrast: mean brightness of a mass, display units.
-        rng: used alike in both cases.
+        rng: used in the same way for both.
     """
     shares = _INVASIVE if invasive else _IN_SITU
     kinds = list(shares)[rng.choice(len(shares), p=list(shares.values()))]
@@ -175,15 +172,15 @@ def _ligaments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw lines of the same lengths in chains anywhere in the breast; as for `_spicules`."""
     n = len(lengths)
-    places = _strewn(projection, n, rng)
+    places = _scattered(projection, n, rng)
     bends = rng.normal(0, 0.35, n)
     bends[::_CHAIN] = rng.uniform(0, 2 * np.pi, len(bends[::_CHAIN]))
     starts, ends = np.empty((n, 2)), np.empty((n, 2))
     angle = 0.0
     for i in range(n):
-        begins = i % _CHAIN == 0
-        angle = bends[i] + (0 if begins else angle)
-        starts[i] = places[i] if begins else ends[i - 1]
+        is_first = i % _CHAIN == 0
+        angle = bends[i] + (0 if is_first else angle)
+        starts[i] = places[i] if is_first else ends[i - 1]
         ends[i] = starts[i] + lengths[i] * np.array([np.cos(angle), np.sin(angle)])
     return starts, ends
 
@@ -197,17 +194,17 @@ def _calcifications(
     around = rng.uniform(0, 2 * np.pi, finding.count)
     out = radius * np.sqrt(rng.uniform(0, 1, finding.count))
     cluster = centre + np.stack([out * np.cos(around), out * np.sin(around)], axis=1)
-    strewn = _strewn(projection, finding.count, rng)
+    scattered = _scattered(projection, finding.count, rng)
     # Larger than life (0.05 to 0.5 mm), as are the pixels.
     sizes = rng.uniform(0.6, 1.0, finding.count) / projection.pixel_mm
-    for place, size in zip(cluster if finding.malignant else strewn, sizes, strict=True):
-        at = np.round(place * 2**_SHIFT).astype(int).tolist()
-        cv2.circle(specks, at, round(size * 2**_SHIFT), 255, -1, cv2.LINE_AA, _SHIFT)
+    for place, size in zip(cluster if finding.malignant else scattered, sizes, strict=True):
+        at = np.round(place * 2**DRAWING_SHIFT).astype(int).tolist()
+        cv2.circle(specks, at, round(size * 2**DRAWING_SHIFT), 255, -1, cv2.LINE_AA, DRAWING_SHIFT)
     blurred = cv2.GaussianBlur(specks, (0, 0), 0.3 / projection.pixel_mm).astype(np.float32)
     return blurred * (1.6 * finding.contrast / 255), radius + float(sizes.max())
 
 
-def _strewn(projection: Projection, count: int, rng: np.random.Generator) -> np.ndarray:
+def _scattered(projection: Projection, count: int, rng: np.random.Generator) -> np.ndarray:
     """Draw (count, 2) places (x, y) in the breast, away from the skin and the muscle's top."""
     nipple_y = projection.nipple[1]
     inside = projection.depth > _FROM_SKIN
@@ -221,5 +218,5 @@ def _line(
     canvas: np.ndarray, start: np.ndarray, end: np.ndarray, thickness: int, level: int
 ) -> None:
     """Draw an anti-aliased line between two (x, y) points."""
-    a, b = (np.round(p * 2**_SHIFT).astype(int).tolist() for p in (start, end))
-    cv2.line(canvas, a, b, level, thickness, cv2.LINE_AA, _SHIFT)
+    a, b = (np.round(p * 2**DRAWING_SHIFT).astype(int).tolist() for p in (start, end))
+    cv2.line(canvas, a, b, level, thickness, cv2.LINE_AA, DRAWING_SHIFT)

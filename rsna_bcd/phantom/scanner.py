@@ -1,13 +1,110 @@
-"""From brightness to what a machine stores: orientation, markers, noise, bits, window, header."""
+"""From a projection to a DICOM file: machines, orientation, markers, noise, bits, window, header.
 
+Counts and header values of the machines were tabulated from the competition's `train.csv` and from
+the headers of 10,920 of its DICOM files.
+"""
+
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import cv2
+import gdcm
 import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1
 
 from rsna_bcd.phantom.anatomy import Projection
-from rsna_bcd.phantom.machines import Detector, Machine
+
+_SYNTAXES = {
+    JPEG2000Lossless: gdcm.TransferSyntax.JPEG2000Lossless,
+    JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+}
+_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"  # Digital X-Ray Image Storage - For Presentation
+_UID_ROOT = "1.2.826.0.1.3680043.8.498"  # pydicom's root, free for such use
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One matrix size of a machine.
+
+    `height_mm` is the rows times the pitch; `share` the part of the machine's images.
+    """
+
+    rows: int
+    columns: int
+    height_mm: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a machine stores its images.
+
+    Attributes:
+        machine_id: as in the tables.
+        site_id: the only site that uses it.
+        patients: patients seen on it in the real training set.
+        detectors: from small to large; large breasts get the large one.
+        bits: bits stored.
+        photometric: MONOCHROME1 stores tissue dark.
+        window: style of the VOI window in the header; `absent` leaves it out.
+        padding: whether the header has PixelPaddingValue.
+        spacing: whether the header has PixelSpacing.
+        turned: share of images that face the other way than their laterality says.
+        periphery_mm: how far from the skin the image is darker because the breast is thinner.
+        skin: brightness of the skin line.
+        fat: brightness of fat.
+        noise: standard deviation of the quantum noise in display units of [0, 1].
+        marker: style of the burned-in view marker.
+        collimator: whether the edges of the collimator show.
+    """
+
+    machine_id: int
+    site_id: int
+    patients: int
+    detectors: tuple[Detector, ...]
+    bits: int = 12
+    photometric: Literal["MONOCHROME1", "MONOCHROME2"] = "MONOCHROME2"
+    window: Literal["full", "narrow", "sigmoid", "sigmoid_fixed", "absent"] = "full"
+    padding: bool = True
+    spacing: bool = False
+    turned: float = 0.0
+    periphery_mm: float = 25.0
+    skin: float = 0.05
+    fat: float = 0.3
+    noise: float = 0.02
+    marker: Literal["boxed", "plain", "none"] = "plain"
+    collimator: bool = False
+
+
+_HOLOGIC = (Detector(3328, 2560, 217.0, 0.38), Detector(4096, 3328, 267.0, 0.62))
+_GE = (Detector(2294, 1914, 229.4, 0.33), Detector(3062, 2394, 306.2, 0.67))
+_GE_SMALL = (Detector(2294, 1914, 229.4, 1.0),)
+_COMPUTED = (Detector(2776, 2082, 277.6, 1.0),)
+
+MACHINES = {
+    machine.machine_id: machine
+    for machine in (
+        Machine(49, 1, 4589, _HOLOGIC, spacing=True, turned=0.41, periphery_mm=12.0, skin=0.22,
+                fat=0.22, noise=0.03, marker="boxed"),
+        Machine(93, 1, 388, _GE, window="sigmoid", turned=0.02),
+        Machine(170, 1, 191, _HOLOGIC, spacing=True, skin=0.1),
+        Machine(190, 1, 27, _GE_SMALL, window="sigmoid", padding=False),
+        Machine(197, 1, 4, _GE_SMALL, window="absent", padding=False),
+        Machine(210, 1, 234, (Detector(4740, 3540, 237.0, 0.74), Detector(5928, 4728, 296.4, 0.26)),
+                bits=10, photometric="MONOCHROME1", padding=False, spacing=True, turned=0.02),
+        Machine(216, 1, 386, _GE_SMALL, window="sigmoid", padding=False),
+        Machine(21, 2, 2000, _COMPUTED, window="narrow", fat=0.36),
+        Machine(29, 2, 2021, (Detector(5355, 4915, 267.8, 1.0),), bits=16,
+                photometric="MONOCHROME1", window="sigmoid_fixed", periphery_mm=15.0, fat=0.4,
+                marker="none", collimator=True),
+        Machine(48, 2, 2074, (Detector(4096, 3328, 267.0, 1.0),), spacing=True, periphery_mm=12.0,
+                skin=0.22, fat=0.22, noise=0.03, marker="boxed"),
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,9 +151,9 @@ def expose(
     """Make the stored image of a projection.
 
     Args:
-        projection: what is on the detector, chest wall on the left.
+        projection: of the breast, chest wall on the left.
         columns: of the detector.
-        machine: which machine.
+        machine: the machine.
         laterality: L or R; left breasts face right unless the machine turns them.
         view: for the marker.
         rng: noise, window and orientation of this image.
@@ -64,9 +161,9 @@ def expose(
     Returns:
         Stored values and the header fields that go with them.
     """
-    seen = _brightness(projection, machine, rng)
-    display = np.zeros((seen.shape[0], columns), np.float32)
-    display[:, : seen.shape[1]] = seen
+    brightness = _brightness(projection, machine, rng)
+    display = np.zeros((brightness.shape[0], columns), np.float32)
+    display[:, : brightness.shape[1]] = brightness
     mirrored = (laterality == "R") != (rng.random() < machine.turned)
     if mirrored:
         display = np.ascontiguousarray(display[:, ::-1])
@@ -81,7 +178,7 @@ def expose(
     highest = 2**machine.bits - 1
     background = 0
     if inverted:
-        # 16-bit machines call for less than the white that they could store.
+        # The white of 16-bit machines is below the highest value that they could store.
         background = 3044 + 32 * int(rng.integers(16)) if machine.bits == 16 else highest
     pixels[display <= 0] = background
     header: dict[str, object] = {
@@ -119,7 +216,7 @@ def _brightness(projection: Projection, machine: Machine, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class _Window:
-    """What the header says about display; the first centre and width are in force."""
+    """The VOI window in a header; the first centre and width apply."""
 
     centres: list[float]
     widths: list[float]
@@ -127,7 +224,7 @@ class _Window:
 
 
 def _choose_window(machine: Machine, rng: np.random.Generator) -> _Window | None:
-    """Draw a window as the machine writes them; None where it writes none."""
+    """Draw a window in the machine's style."""
     if machine.window == "absent":
         return None
     if machine.window == "full":
@@ -179,3 +276,87 @@ def _burn_in(display: np.ndarray, text: str, machine: Machine, mirrored: bool) -
     cv2.putText(display, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, value, 1, cv2.LINE_AA)
     if machine.marker == "boxed":
         cv2.rectangle(display, (x - 3, y - height - 3), (x + width + 2, y + 3), value, 1)
+
+
+def write_dicom(
+    path: Path,
+    pixels: np.ndarray,
+    header: dict[str, object],
+    patient_id: str,
+    image_id: str,
+    syntax: str,
+) -> None:
+    """Write one image; the file is either whole or absent.
+
+    Args:
+        path: of the file; its folder exists.
+        pixels: (H, W) uint16.
+        header: DICOM keyword to value; must include BitsStored, HighBit and
+            PhotometricInterpretation.
+        patient_id: number as text.
+        image_id: number as text.
+        syntax: UID of JPEG 2000 lossless (...4.90) or JPEG lossless SV1 (...4.70).
+    """
+    dataset = _dataset(pixels, header, patient_id, image_id)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        plain, coded = Path(folder) / "plain.dcm", Path(folder) / "coded.dcm"
+        dataset.save_as(plain, enforce_file_format=True)
+        _transcode(plain, coded, syntax)
+        # Only the compressed frame is GDCM's: it would add elements of its own to the header.
+        dataset.PixelData = pydicom.dcmread(coded).PixelData
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+        dataset.save_as(coded, enforce_file_format=True)
+        coded.replace(path)
+
+
+def _dataset(
+    pixels: np.ndarray, header: dict[str, object], patient_id: str, image_id: str
+) -> Dataset:
+    """Build the uncompressed data set with the elements that the competition's files have."""
+    study = f"{_UID_ROOT}.{patient_id}"
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.UID(_PRESENTATION)
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.UID(f"{study}.1.{image_id}")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = Dataset()
+    dataset.preamble, dataset.file_meta = bytes(128), meta
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    dataset.PatientID = patient_id
+    dataset.StudyInstanceUID = study
+    dataset.SeriesInstanceUID = f"{study}.1"
+    dataset.InstanceNumber = image_id
+    dataset.SamplesPerPixel = 1
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = 16
+    dataset.PixelRepresentation = 0
+    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
+    dataset.PixelIntensityRelationship = "LOG"
+    dataset.PixelIntensityRelationshipSign = 1
+    dataset.LossyImageCompression = "00"
+    dataset.PartialView = "NO"  # of all that the real ones have, this alone says mammogram
+    for keyword, value in header.items():
+        setattr(dataset, keyword, value)
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def _transcode(source: Path, target: Path, syntax: str) -> None:
+    """Compress a DICOM file with GDCM."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(source))
+    if not reader.Read():
+        raise RuntimeError(f"GDCM cannot read {source}")
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(_SYNTAXES[pydicom.uid.UID(syntax)]))
+    change.SetInput(reader.GetImage())
+    if not change.Change():
+        raise RuntimeError(f"GDCM cannot compress {source} to {syntax}")
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    if not writer.Write():
+        raise RuntimeError(f"GDCM cannot write {target}")

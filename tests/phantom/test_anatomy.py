@@ -1,10 +1,16 @@
-"""Projections of breasts: where things are, and what a repeat shares."""
+"""Projections of breasts: geometry, density, repeated views, texture."""
 
 import numpy as np
 import pytest
 
-from rsna_bcd.phantom.anatomy import Projection, project
-from rsna_bcd.phantom.breast import Breast, sample_breast
+from rsna_bcd.phantom.anatomy import (
+    FIELD_SIZE,
+    Breast,
+    Projection,
+    power_law_field,
+    project,
+    sample_breast,
+)
 
 SHAPE, PIXEL_MM = (320, 260), 0.83
 
@@ -13,14 +19,14 @@ def breast(density: str = "B", implant: bool = False, seed: int = 0) -> Breast:
     return sample_breast(0.0, density, implant, np.random.default_rng(seed))
 
 
-def seen(view: str, positioning: int = 0, whose: Breast | None = None) -> Projection:
+def projected(view: str, positioning: int = 0, given: Breast | None = None) -> Projection:
     rng = np.random.default_rng(positioning)
-    return project(whose or breast(), view, SHAPE, PIXEL_MM, rng)
+    return project(given or breast(), view, SHAPE, PIXEL_MM, rng)
 
 
 @pytest.mark.parametrize("view", ["CC", "MLO", "AT", "LM", "ML", "LMO"])
-def test_the_breast_lies_at_the_chest_wall_and_ends_behind_the_nipple(view: str) -> None:
-    projection = seen(view)
+def test_project_places_the_breast_between_chest_wall_and_nipple(view: str) -> None:
+    projection = projected(view)
     inside = projection.depth > 0
     x, y = projection.nipple
     assert inside[round(y), 0], "the chest wall is at the left"
@@ -30,8 +36,8 @@ def test_the_breast_lies_at_the_chest_wall_and_ends_behind_the_nipple(view: str)
     assert 0.1 < inside.sum() / (SHAPE[0] * SHAPE[1]) < 0.7
 
 
-def test_only_oblique_views_show_the_muscle_and_the_axilla() -> None:
-    above, side = seen("CC"), seen("MLO")
+def test_project_shows_muscle_and_axilla_in_oblique_views_only() -> None:
+    above, side = projected("CC"), projected("MLO")
     assert not above.depth[0].any()
     assert side.depth[0].any()
     corner = side.tissue[:10, :10].mean()
@@ -40,9 +46,9 @@ def test_only_oblique_views_show_the_muscle_and_the_axilla() -> None:
     assert side.from_side
 
 
-def test_density_is_brightness() -> None:
+def test_project_brightness_increases_with_density() -> None:
     def brightness(density: str) -> float:
-        views = [seen("CC", whose=breast(density, seed=seed)) for seed in range(6)]
+        views = [projected("CC", given=breast(density, seed=seed)) for seed in range(6)]
         return float(np.mean([view.tissue[view.depth > 0].mean() for view in views]))
 
     means = [brightness(density) for density in "ABCD"]
@@ -50,8 +56,12 @@ def test_density_is_brightness() -> None:
     assert means[3] > 2 * means[0]
 
 
-def test_a_repeat_shows_the_same_tissue_elsewhere() -> None:
-    first, repeat, other = seen("CC", 1), seen("CC", 2), seen("CC", 1, breast(seed=9))
+def test_project_repeats_the_tissue_in_another_position() -> None:
+    first, repeat, other = (
+        projected("CC", 1),
+        projected("CC", 2),
+        projected("CC", 1, breast(seed=9)),
+    )
     shift = round(repeat.nipple[1]) - round(first.nipple[1])
     assert shift != 0
 
@@ -63,9 +73,21 @@ def test_a_repeat_shows_the_same_tissue_elsewhere() -> None:
     assert np.corrcoef(patch(first, 0), patch(other, 0))[0, 1] < 0.6
 
 
-def test_an_implant_is_bright_and_smooth() -> None:
-    projection = seen("CC", whose=breast("A", implant=True))
+def test_project_implant_is_bright_and_smooth() -> None:
+    projection = projected("CC", given=breast("A", implant=True))
     y = round(projection.nipple[1])
     core = projection.tissue[y - 20 : y + 20, :20]
     assert core.mean() > 0.5
     assert core.std() < 0.05
+
+
+@pytest.mark.parametrize("beta", [2.0, 3.0])
+def test_power_law_field_has_its_spectrum(beta: float) -> None:
+    field = power_law_field(beta, 2, np.random.default_rng(0))
+    power = np.abs(np.fft.fft2(field)) ** 2
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(FIELD_SIZE, 1 / FIELD_SIZE)] * 2))
+    used = (frequency >= 4) & (frequency < FIELD_SIZE / 2)
+    slope, _ = np.polyfit(np.log(frequency[used]), np.log(power[used]), 1)
+    assert slope == pytest.approx(-beta, abs=0.05)
+    assert power[(frequency > 0) & (frequency < 2)].max() < 1e-6 * power.max()
+    assert (field.mean(), field.std()) == pytest.approx((0, 1), abs=1e-4)

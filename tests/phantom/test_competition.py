@@ -1,19 +1,22 @@
-"""The tables: formats, shares and labels as in the real ones."""
+"""Formats, shares and labels of the tables, compared with the real ones."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_bcd.phantom.competition import Size, plan, tables
-from rsna_bcd.phantom.machines import MACHINES
+from rsna_bcd.errors import InputError
+from rsna_bcd.phantom.competition import competition_tables, sample_images
+from rsna_bcd.phantom.scanner import MACHINES
 from rsna_bcd.tables.images import TEST_COLUMNS, TRAIN_COLUMNS
 
-SIZE = Size(train_patients=1500, test_patients=100, prevalence=0.2)
+SIZE: dict[str, Any] = {"train_patients": 1500, "test_patients": 100, "prevalence": 0.2}
 
 
 @pytest.fixture(scope="module")
 def images() -> pd.DataFrame:
-    return plan(SIZE, seed=3)
+    return sample_images(**SIZE, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def breasts(images: pd.DataFrame) -> pd.DataFrame:
     return images.drop_duplicates("prediction_id")
 
 
-def test_the_prevalence_is_exact_in_both_splits(breasts: pd.DataFrame) -> None:
+def test_sample_images_prevalence_is_exact_in_both_splits(breasts: pd.DataFrame) -> None:
     count = breasts.groupby("split")["cancer"].value_counts()
     assert count.to_dict() == {
         ("train", 1): 600,
@@ -31,12 +34,14 @@ def test_the_prevalence_is_exact_in_both_splits(breasts: pd.DataFrame) -> None:
     }
 
 
-def test_the_seed_decides(images: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(plan(SIZE, seed=3), images)
-    assert not plan(SIZE, seed=4)["image_id"].isin(images["image_id"]).all()
+def test_sample_images_depends_on_the_seed(images: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(sample_images(**SIZE, seed=3), images)
+    assert not sample_images(**SIZE, seed=4)["image_id"].isin(images["image_id"]).all()
+    with pytest.raises(InputError, match="size"):
+        sample_images(65000, 600, 0.1, seed=3)
 
 
-def test_identifiers_are_unique_and_patients_sorted(images: pd.DataFrame) -> None:
+def test_sample_images_identifiers_are_unique_and_patients_sorted(images: pd.DataFrame) -> None:
     assert images["image_id"].is_unique
     splits = images.groupby("patient_id")["split"].nunique()
     assert (splits == 1).all()
@@ -45,16 +50,16 @@ def test_identifiers_are_unique_and_patients_sorted(images: pd.DataFrame) -> Non
     assert train.is_monotonic_increasing
 
 
-def test_every_breast_has_both_standard_views_and_one_label(images: pd.DataFrame) -> None:
+def test_sample_images_every_breast_has_both_standard_views(images: pd.DataFrame) -> None:
     groups = images.groupby("prediction_id")
     views = groups["view"].agg(set)
-    assert (views.map(lambda seen: {"CC", "MLO"} <= seen)).all()
+    assert (views.map(lambda names: {"CC", "MLO"} <= names)).all()
     assert set().union(*views) >= {"CC", "MLO", "AT"}
     assert len(images) / len(views) == pytest.approx(2.296, abs=0.06)  # 54,706 / 23,826
     assert (groups[["cancer", "biopsy", "invasive"]].nunique() == 1).all(axis=None)
 
 
-def test_labels_agree_with_each_other_as_in_the_real_table(breasts: pd.DataFrame) -> None:
+def test_sample_images_labels_agree_with_each_other(breasts: pd.DataFrame) -> None:
     cancer = breasts["cancer"] == 1
     assert (breasts.loc[cancer, "biopsy"] == 1).all()
     assert not breasts.loc[cancer, "difficult_negative_case"].any()
@@ -64,7 +69,7 @@ def test_labels_agree_with_each_other_as_in_the_real_table(breasts: pd.DataFrame
     assert breasts.loc[cancer, "invasive"].mean() == pytest.approx(0.71, abs=0.06)
 
 
-def test_sites_and_machines_have_their_share(breasts: pd.DataFrame) -> None:
+def test_sample_images_shares_of_sites_and_machines(breasts: pd.DataFrame) -> None:
     site = breasts.groupby("machine_id")["site_id"].unique()
     assert {machine: sites.tolist() for machine, sites in site.items()} == {
         machine.machine_id: [machine.site_id] for machine in MACHINES.values()
@@ -78,7 +83,7 @@ def test_sites_and_machines_have_their_share(breasts: pd.DataFrame) -> None:
     assert 0.03 < breasts.loc[~second, "implant"].mean() < 0.09
 
 
-def test_women_with_cancer_are_older(breasts: pd.DataFrame) -> None:
+def test_sample_images_women_with_cancer_are_older(breasts: pd.DataFrame) -> None:
     age = breasts.groupby("cancer")["age"].mean()
     assert age[0] == pytest.approx(58.9, abs=1.5)
     assert age[1] == pytest.approx(63.4, abs=1.5)
@@ -87,8 +92,8 @@ def test_women_with_cancer_are_older(breasts: pd.DataFrame) -> None:
     assert (whole == np.rint(whole)).all()
 
 
-def test_the_tables_are_those_of_the_competition(images: pd.DataFrame) -> None:
-    files = tables(images)
+def test_competition_tables_have_the_columns_of_the_real_ones(images: pd.DataFrame) -> None:
+    files = competition_tables(images)
     assert files["train.csv"].columns.tolist() == list(TRAIN_COLUMNS)
     assert files["test.csv"].columns.tolist() == list(TEST_COLUMNS)
     sample, solution = files["sample_submission.csv"], files["solution.csv"]

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rsna_bcd.phantom.anatomy import Projection, project
-from rsna_bcd.phantom.breast import sample_breast
+from rsna_bcd.phantom.anatomy import Projection, project, sample_breast
 from rsna_bcd.phantom.lesions import Circle, Finding, plant, sample_findings
 
 SHAPE, PIXEL_MM = (480, 390), 0.55
 
 
 def view_with(finding_seed: int, view: str, malignant: bool) -> tuple[Projection, list[Circle]]:
-    """One and the same breast, with cancers or with their look-alikes."""
+    """The same breast, with cancers or with their look-alikes."""
     rng = np.random.default_rng(finding_seed)
     breast = sample_breast(0.0, "B", False, rng)
     findings = sample_findings(breast, malignant, finding_seed % 3 > 0, 7.0, 0.25, rng)
@@ -24,7 +23,7 @@ def view_with(finding_seed: int, view: str, malignant: bool) -> tuple[Projection
 
 
 def one(kind: str, malignant: bool) -> tuple[Finding, Projection]:
-    """A finding of a kind, and a breast without any tissue but itself."""
+    """A finding of a kind, and a breast without tissue."""
     for seed in range(100):
         rng = np.random.default_rng(seed)
         breast = sample_breast(0.0, "B", False, rng)
@@ -37,7 +36,7 @@ def one(kind: str, malignant: bool) -> tuple[Finding, Projection]:
 
 
 @pytest.mark.parametrize("kind", ["mass", "calcifications"])
-def test_a_look_alike_is_as_bright_and_as_large_but_not_in_one_place(kind: str) -> None:
+def test_plant_look_alikes_differ_from_cancers_in_shape_only(kind: str) -> None:
     finding, cancer = one(kind, malignant=True)
     circle = plant(cancer, finding)
     _, benign = one(kind, malignant=False)
@@ -52,7 +51,7 @@ def test_a_look_alike_is_as_bright_and_as_large_but_not_in_one_place(kind: str) 
     assert benign.tissue[~near].sum() > 0.2 * benign.tissue.sum()
 
 
-def test_cancers_lie_at_the_same_distance_behind_the_nipple_in_both_views() -> None:
+def test_plant_same_distance_from_the_nipple_in_both_views() -> None:
     for seed in range(10):
         behind = []
         for view in ("CC", "MLO"):
@@ -62,7 +61,7 @@ def test_cancers_lie_at_the_same_distance_behind_the_nipple_in_both_views() -> N
         assert behind[0] == pytest.approx(behind[1], abs=0.01)
 
 
-def test_intensity_statistics_do_not_tell_cancers_from_look_alikes() -> None:
+def test_plant_intensity_statistics_do_not_separate_cancers() -> None:
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "mean": np.mean,
         "sd": np.std,

@@ -1,14 +1,25 @@
-"""Machines: windows that show what was exposed, orientation, headers."""
+"""Machines: windows, orientation, headers, DICOM files."""
 
+from pathlib import Path
+
+import dicomsdl
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi_lut
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from rsna_bcd.phantom.anatomy import project
-from rsna_bcd.phantom.breast import sample_breast
-from rsna_bcd.phantom.machines import MACHINES, Machine
-from rsna_bcd.phantom.scanner import Exposure, choose_detector, expose, matrix
+from rsna_bcd.phantom.anatomy import project, sample_breast
+from rsna_bcd.phantom.scanner import (
+    MACHINES,
+    Exposure,
+    Machine,
+    choose_detector,
+    expose,
+    matrix,
+    write_dicom,
+)
 
 COLUMNS = 270
 
@@ -21,7 +32,7 @@ def exposed(machine: Machine, laterality: str = "L", seed: int = 0) -> Exposure:
 
 
 def displayed(exposure: Exposure) -> np.ndarray:
-    """What a viewer shows, in [0, 1], by pydicom's window."""
+    """Pixels in [0, 1] after pydicom's VOI window."""
     header = Dataset()
     for keyword, value in exposure.header.items():
         setattr(header, keyword, value)
@@ -35,7 +46,7 @@ def displayed(exposure: Exposure) -> np.ndarray:
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda machine: machine.machine_id)
-def test_the_header_s_window_shows_tissue_grey_on_black(machine: Machine) -> None:
+def test_expose_window_shows_tissue_grey_on_black(machine: Machine) -> None:
     for seed in range(3):
         exposure = exposed(machine, seed=seed)
         assert exposure.pixels.dtype == np.uint16
@@ -48,13 +59,13 @@ def test_the_header_s_window_shows_tissue_grey_on_black(machine: Machine) -> Non
         assert wall.std() > 0.01
 
 
-def test_left_breasts_face_right_and_one_machine_turns_some() -> None:
+def test_expose_left_breasts_face_right_except_on_one_machine() -> None:
     assert not any(exposed(MACHINES[48], "L", seed).mirrored for seed in range(10))
     assert all(exposed(MACHINES[48], "R", seed).mirrored for seed in range(10))
     assert len({exposed(MACHINES[49], "L", seed).mirrored for seed in range(20)}) == 2
 
 
-def test_headers_are_those_of_the_machines() -> None:
+def test_expose_headers_differ_by_machine() -> None:
     headers = {number: exposed(machine, seed=1).header for number, machine in MACHINES.items()}
     assert headers[210]["BitsStored"] == 10
     assert headers[29]["BitsStored"] == 16
@@ -72,10 +83,35 @@ def test_headers_are_those_of_the_machines() -> None:
     assert "PixelSpacing" not in headers[21]
 
 
-def test_detectors_keep_their_aspect_and_large_breasts_get_the_large_one() -> None:
+def test_choose_detector_by_size_and_matrix_keeps_the_aspect() -> None:
     for machine in MACHINES.values():
         small, large = choose_detector(machine, -3.0), choose_detector(machine, 3.0)
         assert (small, large) == (machine.detectors[0], machine.detectors[-1])
         rows, columns = matrix(large, 0.5)
         assert rows * 0.5 == pytest.approx(large.height_mm, abs=0.3)
         assert columns / rows == pytest.approx(large.columns / large.rows, abs=0.002)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1])
+def test_write_dicom_is_lossless_in_every_decoder(syntax: str, bits: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(bits).integers(0, 2**bits, (37, 53), dtype=np.uint16)
+    header: dict[str, object] = {
+        "PhotometricInterpretation": "MONOCHROME1",
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "ImageLaterality": "L",
+        "WindowCenter": [1.5, 2.0],
+        "WindowWidth": [10.0, 11.0],
+    }
+    path = tmp_path / "99.dcm"
+    write_dicom(path, pixels, header, "12", "99", syntax)
+    assert [file.name for file in tmp_path.iterdir()] == ["99.dcm"]
+
+    dataset = pydicom.dcmread(path)
+    assert dataset.file_meta.TransferSyntaxUID == syntax
+    assert (dataset.PatientID, dataset.InstanceNumber) == ("12", 99)
+    assert dataset.BitsStored == bits
+    assert list(dataset.WindowCenter) == [1.5, 2.0]
+    np.testing.assert_array_equal(dataset.pixel_array, pixels)
+    np.testing.assert_array_equal(dicomsdl.open(str(path)).pixelData(), pixels)
