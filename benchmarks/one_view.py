@@ -20,12 +20,16 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd.scoring.bootstrap import Difference, Interval, paired_difference, patient_bootstraps
-from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
+from rsna_bcd.scoring.intervals import Difference
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import paired_difference
+from rsna_bcd.scoring.intervals import bootstrap_metrics
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
+from rsna_bcd.scoring.cross_fitting import patient_groups
 from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.ranking import auroc
-from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run
 from rsna_bcd.tables.predictions import to_breasts
 
@@ -124,8 +128,8 @@ def main() -> None:
     differences: dict[str, Difference] = {}
     for i, name in enumerate(tables):
         results[name] = {
-            **patient_bootstraps(RANKING, labels, probabilities[i], **rest),
-            **patient_bootstraps({"pf1": pf1}, labels, decisions[i], **rest),
+            **bootstrap_metrics(RANKING, labels, probabilities[i], **rest),
+            **bootstrap_metrics({"pf1": pf1}, labels, decisions[i], **rest),
         }
         if i:
             first, second = probabilities[0], probabilities[i]

@@ -37,9 +37,10 @@ from rsna_bcd.imaging.crops import as_training_input, in_8_bits
 from rsna_bcd.inference import saliency
 from rsna_bcd.inference.saliency import ExplainedImage, Explainer
 from rsna_bcd.models.prediction import to_input
-from rsna_bcd.scoring.bootstrap import Interval, patient_bootstrap
-from rsna_bcd.scoring.ensembles import read_ensemble
-from rsna_bcd.scoring.threshold import decide
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import bootstrap_interval
+from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.thresholds import decide
 from rsna_bcd.tables.predictions import read_oof
 
 Map = NDArray[np.float32]  # (h, w)
@@ -215,7 +216,7 @@ def summary(rows: pd.DataFrame) -> list[dict[str, Any]]:
         strongest = of_method.loc[of_method.groupby("breast")["largest"].idxmax()]
         for unit, part in (("image", of_method), ("breast", strongest)):
             means: dict[str, Any] = {
-                name: patient_bootstrap(
+                name: bootstrap_interval(
                     _mean, np.ones(len(part)), part[name], part["patient"], n=2000, seed=0
                 )
                 for name in MEASURES

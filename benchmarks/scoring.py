@@ -21,11 +21,15 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd.scoring.bootstrap import Score, score_bootstraps
-from rsna_bcd.scoring.cross_fitting import cross_fit, cross_fitted_bootstraps, patient_groups
-from rsna_bcd.scoring.metrics import OPERATING, RANKING
-from rsna_bcd.scoring.operating import operating_points
-from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.scoring.intervals import Score
+from rsna_bcd.scoring.intervals import bootstrap_scores
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
+from rsna_bcd.scoring.cross_fitting import cross_fitted_bootstraps
+from rsna_bcd.scoring.cross_fitting import patient_groups
+from rsna_bcd.scoring.metrics import OPERATING
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.thresholds import operating_points
+from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.predictions import to_breasts
 
 PATIENTS, POSITIVES = 11_913, 492  # of the competition; a breast has 2.3 images
@@ -85,14 +89,14 @@ def one_round(steps: Steps, csv: Path | None, resamples: int) -> dict[str, int]:
     policy = BestPf1()
     in_sample = steps("threshold", lambda: policy.fit(*case)).decide(probabilities)
     groups = patient_groups(labels, patients, GROUPS, 0)
-    honest = steps("cross-fit", lambda: cross_fit(*case, policy, groups)).decisions
+    honest = steps("cross-fit", lambda: cross_fitted_decisions(*case, policy, groups)).decisions
 
     scores = {name: Score(metric, probabilities) for name, metric in RANKING.items()}
     for kind, made in (("in sample", in_sample), ("cross-fitted", honest)):
         scores |= {f"{name}, {kind}": Score(metric, made) for name, metric in OPERATING.items()}
     steps(
         f"bootstrap of {len(scores)} scores",
-        lambda: score_bootstraps(scores, labels, patients, resamples),
+        lambda: bootstrap_scores(scores, labels, patients, resamples),
     )
     steps(
         f"bootstrap of {len(OPERATING)} scores, thresholds refitted",

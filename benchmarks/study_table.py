@@ -14,9 +14,12 @@ from sklearn.preprocessing import StandardScaler
 from study_config import Study, Variant, run_name
 from study_runs import RECORD, Task, is_predicted, is_trained, run_folder
 
-from rsna_bcd.scoring.bootstrap import percentiles, two_sided_p
-from rsna_bcd.scoring.ranking import auroc
-from rsna_bcd.scoring.resampling import Judged, patient_numbers, resamples
+from rsna_bcd.scoring.intervals import percentile_interval
+from rsna_bcd.scoring.intervals import two_sided_p_value
+from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.intervals import Judged
+from rsna_bcd.scoring.intervals import patient_indices
+from rsna_bcd.scoring.intervals import patient_resamples
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align
 from rsna_bcd.tables.predictions import read_oof, read_oof_images
@@ -55,7 +58,7 @@ def study_table(
 
     A variant is compared with the reference over the same breasts: those of the folds that both
     have, for the seeds that have them all. AUROCs are the mean over seeds. Intervals and p-values
-    resample patients, with the same resamples for all rows; `p_holm` is corrected for the number of
+    resample patients, with the same patient_resamples for all rows; `p_holm` is corrected for the number of
     rows (Holm, 1979).
 
     Args:
@@ -240,12 +243,12 @@ def _row(study: Study, name: str, scored: Scored, reference: Scored) -> tuple[ob
     values, resampled = auroc_resamples(labels, probabilities, patients, study.resamples)
     n = len(tables)
     counts = (len(rows), int(labels.sum()))
-    score = (values[:n].mean(), *percentiles(resampled[:n].mean(axis=0)))
+    score = (values[:n].mean(), *percentile_interval(resampled[:n].mean(axis=0)))
     difference: tuple[float, ...] = (np.nan,) * 4
     if name != study.reference:
         differences = resampled[:n].mean(axis=0) - resampled[n:].mean(axis=0)
         value = values[:n].mean() - values[n:].mean()
-        difference = (value, *percentiles(differences), two_sided_p(differences))
+        difference = (value, *percentile_interval(differences), two_sided_p_value(differences))
     listed = ",".join(seeds), ",".join(map(str, folds))
     return (name, *listed, *counts, *score, *difference, minutes, missing)
 
@@ -296,19 +299,19 @@ def auroc_resamples(
         labels: (N,), each 0 or 1.
         probabilities: (M, N).
         patients: (N,), an id per row.
-        n: number of resamples.
-        seed: of the resamples.
+        n: number of patient_resamples.
+        seed: of the patient_resamples.
 
     Returns:
         (M,), and (M, n); NaN where a resample has one class only.
     """
-    patient, n_patients = patient_numbers(patients)
+    patient, n_patients = patient_indices(patients)
     judged = [Judged(labels, row, patient) for row in probabilities]
     for one in judged:
         one.metrics.append(auroc)
     blocks = [
         np.stack([one.scores(counts)[0] for one in judged])
-        for counts in resamples(n_patients, len(patient), n, seed)
+        for counts in patient_resamples(n_patients, len(patient), n, seed)
     ]
     values = np.array([auroc(labels, row) for row in probabilities])
     return values, np.concatenate(blocks, axis=1)
@@ -354,7 +357,7 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
         "",
         f"Reference: {study.reference}. Up to {breasts} breasts, {positives} with cancer, out of "
         "fold; mean over seeds; intervals and p-values from "
-        f"{study.resamples} resamples of patients; p-values corrected for the number of rows "
+        f"{study.resamples} patient_resamples of patients; p-values corrected for the number of rows "
         "(Holm).",
     ]
     absent = table[table["missing"] != ""]

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.ranking import auroc
+from rsna_bcd.scoring.metrics import auroc
 from rsna_bcd.stages.compare import compare
 
 Compare = Callable[..., dict[str, Any]]

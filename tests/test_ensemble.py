@@ -11,13 +11,15 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.calibration import brier, ece
+from rsna_bcd.scoring.metrics import brier
+from rsna_bcd.scoring.calibration import ece
 from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
-from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.ranking import auroc
-from rsna_bcd.scoring.recipe import Recipe
-from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter
+from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.tables.out_of_fold import read_run, under_each_rule
 from rsna_bcd.tables.predictions import read_ensemble_oof, read_oof
@@ -276,7 +278,7 @@ def test_what_is_chosen_is_cross_fitted_together(output: Path, fit: Fit) -> None
         for run in runs
     ]
     labels, patients = table["label"], table["patient_id"].to_numpy(dtype=str)
-    recipe = Recipe("rank_mean", None, BestPf1(), "platt")
+    recipe = EnsembleFitter("rank_mean", None, BestPf1(), "platt")
     groups = patient_groups(labels, patients, 4, 0)
     held_out = recipe.cross_fit(labels, members, patients, groups)
     np.testing.assert_array_equal(table["group"], groups)

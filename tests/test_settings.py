@@ -83,9 +83,9 @@ def test_choices_are_those_of_the_code() -> None:
     from rsna_bcd.inference.test_set import Unread
     from rsna_bcd.models.prediction import TTA
     from rsna_bcd.preparation.writing import Filter, Strategy
-    from rsna_bcd.scoring.blend import Blend
-    from rsna_bcd.scoring.calibration import Method
-    from rsna_bcd.scoring.ensembles import PolicyName
+    from rsna_bcd.scoring.blend import BlendMethod
+    from rsna_bcd.scoring.calibration import CalibrationMethod
+    from rsna_bcd.scoring.ensemble import PolicyName
     from rsna_bcd.tables.predictions import Rule
 
     for command, key, choices in (
@@ -94,9 +94,9 @@ def test_choices_are_those_of_the_code() -> None:
         (settings.Submit, "unread", get_args(Unread)),
         (settings.Submit, "precision", get_args(Precision)),
         (settings.Submit, "engine", get_args(Engine)),
-        (settings.Ensemble, "blend", get_args(Blend)),
+        (settings.Ensemble, "blend", get_args(BlendMethod)),
         (settings.Ensemble, "threshold", get_args(PolicyName)),
-        (settings.Ensemble, "calibration", ("none", *get_args(Method))),
+        (settings.Ensemble, "calibration", ("none", *get_args(CalibrationMethod))),
         (settings.Png, "strategy", get_args(Strategy)),
         (settings.Png, "filter", get_args(Filter)),
     ):

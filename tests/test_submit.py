@@ -20,7 +20,7 @@ import torch
 from fabricated_networks import TinyImages
 from fabricated_submission import NAME, configure, overrides, save_members, save_test_set
 
-from rsna_bcd.scoring.ensembles import write_ensemble
+from rsna_bcd.scoring.ensemble import write_ensemble
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.predictions import check_submission
 

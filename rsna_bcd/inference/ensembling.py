@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
-from rsna_bcd.scoring.ensembles import Ensemble
+from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.predictions import to_breasts, with_unread
 from rsna_bcd.tables.sites import sites_of
 from rsna_bcd.tables.views import left_out

@@ -41,7 +41,7 @@ from rsna_bcd.models.breast import BreastClassifier, SideBySide, side_by_side
 from rsna_bcd.models.encoder import Encoder
 from rsna_bcd.models.global_local import GlobalLocal
 from rsna_bcd.models.prediction import TTA, Batch, outputs_of, plain_float32, to_input
-from rsna_bcd.scoring.ensembles import Ensemble
+from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import read_run
 

@@ -29,7 +29,7 @@ from rsna_bcd.inference.stream import (
 )
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, CropsTask, PreparedImage, prepare_images
-from rsna_bcd.scoring.ensembles import Ensemble
+from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, Decision, ImageAnswer
 from rsna_bcd.tables.from_headers import UNKNOWN_SIDE
 from rsna_bcd.tables.views import left_out

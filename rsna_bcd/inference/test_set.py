@@ -19,7 +19,7 @@ from rsna_bcd.inference.progress import Progress
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction, predict_files
 from rsna_bcd.preparation.crop import Source
-from rsna_bcd.scoring.ensembles import Ensemble
+from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.failures import Failure, Kind
 from rsna_bcd.tables.hidden import HiddenTest
 from rsna_bcd.tables.metadata import as_text

@@ -29,10 +29,10 @@ from rsna_bcd.reporting.performance import (
 )
 from rsna_bcd.reporting.preparation_summary import PreparationSummary
 from rsna_bcd.reporting.subgroups import Subgroup
-from rsna_bcd.scoring.bands import Band
-from rsna_bcd.scoring.bootstrap import Interval
-from rsna_bcd.scoring.calibration_intervals import CalibrationScores
-from rsna_bcd.scoring.plateau import Plateau
+from rsna_bcd.scoring.intervals import ConfidenceBand
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.calibration import CalibrationScores
+from rsna_bcd.scoring.thresholds import Plateau
 
 ENRICHED = 0.05  # a prevalence by breast that no screening has
 
@@ -110,7 +110,7 @@ def precision(scores: Mapping[str, Interval], prevalence: float) -> str:
     )
 
 
-def screening(band: Band, prevalence: float) -> str:
+def screening(band: ConfidenceBand, prevalence: float) -> str:
     """Where a screening programme would work."""
     at = 0.02
     value, low, high = (

@@ -32,13 +32,19 @@ from rsna_bcd.reporting.performance import (
 )
 from rsna_bcd.reporting.preparation_summary import PreparationSummary
 from rsna_bcd.reporting.subgroups import Subgroup, subgroups
-from rsna_bcd.scoring.bands import Band, precision_band, roc_band
-from rsna_bcd.scoring.bootstrap import Interval
-from rsna_bcd.scoring.calibration import Reliability, reliability
-from rsna_bcd.scoring.calibration_intervals import CalibrationScores, calibration_bootstraps
-from rsna_bcd.scoring.ensembles import Ensemble
-from rsna_bcd.scoring.plateau import ThresholdCurve, threshold_curve
-from rsna_bcd.scoring.threshold import BestPf1, RecallRate
+from rsna_bcd.scoring.intervals import ConfidenceBand
+from rsna_bcd.scoring.intervals import precision_recall_band
+from rsna_bcd.scoring.intervals import roc_band
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.calibration import ReliabilityCurve
+from rsna_bcd.scoring.calibration import reliability_curve
+from rsna_bcd.scoring.calibration import CalibrationScores
+from rsna_bcd.scoring.calibration import calibration_scores
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.thresholds import ThresholdCurve
+from rsna_bcd.scoring.thresholds import threshold_curve
+from rsna_bcd.scoring.thresholds import BestPf1
+from rsna_bcd.scoring.thresholds import RecallRate
 from rsna_bcd.tables.sites import sites_of
 
 _LOWEST = 0.003  # 1 - specificity, of the figure where it is high
@@ -121,7 +127,7 @@ class Contents:
         curve: of all thresholds, in sample.
         operating: ways to use the model.
         calibration: `brier` and `ece`, by what gave the probabilities.
-        reliability: likewise, its name and the bins.
+        reliability_curve: likewise, its name and the bins.
         groups: all breasts first, with the intervals of `scores`.
         contrasts: of each group with the rest of its factor.
         folds: each by itself.
@@ -138,13 +144,13 @@ class Contents:
     in_sample: Mapping[str, Interval]
     optimism: float
     delong: Interval | None
-    roc: Band
-    precision: Band
-    screening: Band
+    roc: ConfidenceBand
+    precision: ConfidenceBand
+    screening: ConfidenceBand
     curve: ThresholdCurve
     operating: Sequence[OperatingRow]
     calibration: Mapping[str, CalibrationScores]
-    reliability: Sequence[tuple[str, Reliability]]
+    reliability_curve: Sequence[tuple[str, ReliabilityCurve]]
     groups: Sequence[Subgroup]
     contrasts: Sequence[Contrast]
     folds: Sequence[FoldScore]
@@ -196,15 +202,15 @@ def assemble(sources: Sources) -> Contents:
         optimism=flattering["pf1"].value - scores["pf1"].value,
         delong=area(judged),
         roc=roc_band(labels, judged.probabilities, patients, n, seed),
-        precision=precision_band(labels, judged.probabilities, patients, n, seed),
+        precision=precision_recall_band(labels, judged.probabilities, patients, n, seed),
         screening=roc_band(labels, judged.probabilities, patients, n, seed, _false_alarms(labels)),
         curve=threshold_curve(labels, blended),
         operating=operating_rows(judged, scores, n, seed),
         calibration={
-            name: calibration_bootstraps(labels, p, patients, sources.resamples, seed)
+            name: calibration_scores(labels, p, patients, sources.resamples, seed)
             for name, p in probabilities.items()
         },
-        reliability=[(name, reliability(labels, p)) for name, p in probabilities.items()],
+        reliability=[(name, reliability_curve(labels, p)) for name, p in probabilities.items()],
         groups=[_as_in(scores, total), *rest],
         contrasts=contrasts(judged, facts, n, seed),
         folds=fold_scores(judged),

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.subgroups import CANCER, LEAST, SITE, Part, parts
-from rsna_bcd.scoring.arrays import Floats
-from rsna_bcd.scoring.bootstrap import Interval, percentiles
-from rsna_bcd.scoring.ranking import auroc
-from rsna_bcd.scoring.resampling import Judged, RowSum, patient_numbers
-from rsna_bcd.scoring.resampling import resamples as drawn
+from rsna_bcd.scoring.metrics import Floats
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import percentile_interval
+from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.intervals import Judged
+from rsna_bcd.scoring.intervals import RowSum
+from rsna_bcd.scoring.intervals import patient_indices
+from rsna_bcd.scoring.intervals import patient_resamples as drawn
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def contrasts(
         seed: of the resamples.
     """
     compared = _pairs(judged, parts(facts, judged.labels))
-    patient, n_patients = patient_numbers(judged.patients)
+    patient, n_patients = patient_indices(judged.patients)
     sides = [(_side(judged, patient, p.score, p.inside), _side(judged, patient, p.score, p.outside))
              for p in compared]  # fmt: skip
     blocks = [
@@ -71,7 +74,7 @@ def contrasts(
     found = []
     for number, (pair, (first, second)) in enumerate(zip(compared, sides, strict=True)):
         inside, outside = float(first(once)[0]), float(second(once)[0])
-        ends = percentiles(np.concatenate([block[number] for block in blocks]))
+        ends = percentile_interval(np.concatenate([block[number] for block in blocks]))
         if ends[0] == ends[1]:  # nothing varies: nothing is known of chance
             ends = (float("nan"), float("nan"))
         found.append(

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from rsna_bcd.reporting.figures import ACCENT, INK, MUTED, PAPER, RULE, drawing, to_svg
-from rsna_bcd.scoring.bootstrap import Interval
+from rsna_bcd.scoring.intervals import Interval
 
 _LINE, _HEAD, _FOOT = 22.0, 28.0, 30.0  # pixels: a row; what is above and below all rows
 _MARGIN, _GAP = 6.0, 28.0

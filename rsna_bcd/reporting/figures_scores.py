@@ -29,17 +29,18 @@ from rsna_bcd.reporting.figures import (
 )
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import PUBLISHED
-from rsna_bcd.scoring.bands import Band
-from rsna_bcd.scoring.calibration import Reliability
-from rsna_bcd.scoring.plateau import Plateau, ThresholdCurve
-from rsna_bcd.scoring.proportion import wilson
+from rsna_bcd.scoring.intervals import ConfidenceBand
+from rsna_bcd.scoring.calibration import ReliabilityCurve
+from rsna_bcd.scoring.thresholds import Plateau
+from rsna_bcd.scoring.thresholds import ThresholdCurve
+from rsna_bcd.scoring.intervals import wilson
 
 _WIDTH, _HEIGHT = 340.0, 295.0
 _BINS = 25
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 
 
-def roc_figure(band: Band, point: tuple[float, float]) -> str:
+def roc_figure(band: ConfidenceBand, point: tuple[float, float]) -> str:
     """Sensitivity over 1 - specificity, and the operating point: (1 - specificity, sensitivity)."""
     with drawing(_WIDTH, _HEIGHT) as figure:
         axes = axes_of(figure, "1 − specificity (false alarms)", "sensitivity")
@@ -52,7 +53,7 @@ def roc_figure(band: Band, point: tuple[float, float]) -> str:
         return to_svg(figure, "roc", "ROC curve with 95 % band and the chosen operating point")
 
 
-def precision_figure(band: Band, point: tuple[float, float], prevalence: float) -> str:
+def precision_figure(band: ConfidenceBand, point: tuple[float, float], prevalence: float) -> str:
     """Precision over recall, and the operating point: (sensitivity, PPV)."""
     with drawing(_WIDTH, _HEIGHT) as figure:
         axes = axes_of(figure, "sensitivity (recall)", "PPV (precision)")
@@ -67,7 +68,7 @@ def precision_figure(band: Band, point: tuple[float, float], prevalence: float) 
         return to_svg(figure, "precision", "Precision-recall curve with 95 % band")
 
 
-def screening_figure(band: Band, point: tuple[float, float]) -> str:
+def screening_figure(band: ConfidenceBand, point: tuple[float, float]) -> str:
     """Sensitivity where specificity is high, beside the challenge's published points.
 
     Args:
@@ -98,7 +99,7 @@ def screening_figure(band: Band, point: tuple[float, float]) -> str:
         return to_svg(figure, "screening", "Sensitivity at high specificity, and published points")
 
 
-def beyond_edge(band: Band, point: tuple[float, float]) -> list[str]:
+def beyond_edge(band: ConfidenceBand, point: tuple[float, float]) -> list[str]:
     """Which points `screening_figure` draws at its edge, as their specificity is higher."""
     places = {"the chosen threshold": point[0]}
     places |= {published.name: 1 - published.specificity for published in PUBLISHED}
@@ -173,7 +174,7 @@ def distribution_figure(judged: JudgedBreasts, chosen: float) -> str:
         return to_svg(figure, "scores", "Distribution of probabilities with and without cancer")
 
 
-def reliability_figure(curves: Sequence[tuple[str, Reliability]]) -> str:
+def reliability_figure(curves: Sequence[tuple[str, ReliabilityCurve]]) -> str:
     """Share with cancer over the probability given, by name of what gave it."""
     with drawing(_WIDTH, _HEIGHT) as figure:
         axes = axes_of(figure, "mean probability of the bin", "share with cancer")
@@ -226,7 +227,7 @@ def ages_figure(ages_with: NDArray[np.float64], ages_without: NDArray[np.float64
         return to_svg(figure, "ages", "Ages with and without cancer")
 
 
-def _band(axes: Axes, band: Band) -> None:
+def _band(axes: Axes, band: ConfidenceBand) -> None:
     """A curve and what resampled patients make of it."""
     x, value, low, high = thinned(band.x, band.value, band.low, band.high, step=1 / 300)
     if np.isfinite(low).all():

@@ -2,7 +2,8 @@
 
 import math
 
-from rsna_bcd.scoring.bootstrap import Difference, Interval
+from rsna_bcd.scoring.intervals import Difference
+from rsna_bcd.scoring.intervals import Interval
 
 UNKNOWN = "–"
 THIN = "\u202f"  # a narrow space that does not break

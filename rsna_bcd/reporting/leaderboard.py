@@ -11,11 +11,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.bootstrap import Difference, Interval, paired_difference, patient_bootstrap
-from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
+from rsna_bcd.scoring.intervals import Difference
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import paired_difference
+from rsna_bcd.scoring.intervals import bootstrap_interval
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
+from rsna_bcd.scoring.cross_fitting import patient_groups
 from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.out_of_fold import read_run, trained_folds
 
 METRICS = (*RANKING, "pf1")  # pF1 is that of decisions whose threshold was fitted on other patients
@@ -90,7 +94,7 @@ class Scoring:
     def score(self, rows: pd.DataFrame) -> Interval:
         """The score of out-of-fold predictions."""
         metric = RANKING.get(self.metric, pf1)
-        return patient_bootstrap(
+        return bootstrap_interval(
             metric, rows["label"], self._judged(rows), _patients(rows), self.resamples, self.seed
         )
 
@@ -112,7 +116,7 @@ class Scoring:
             return probabilities
         labels, patients = rows["label"].to_numpy(), _patients(rows)
         groups = patient_groups(labels, patients, self.groups, self.seed)
-        fitted = cross_fit(labels, probabilities, patients, BestPf1(), groups)
+        fitted = cross_fitted_decisions(labels, probabilities, patients, BestPf1(), groups)
         return np.asarray(fitted.decisions, dtype=np.float64)
 
 

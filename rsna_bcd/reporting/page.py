@@ -40,7 +40,7 @@ from rsna_bcd.reporting.formatting import (
 )
 from rsna_bcd.reporting.performance import PUBLISHED
 from rsna_bcd.reporting.subgroups import LEAST, Subgroup
-from rsna_bcd.scoring.bootstrap import Interval
+from rsna_bcd.scoring.intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -10,17 +10,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.reporting.judged import JudgedBreasts
-from rsna_bcd.scoring.bootstrap import Difference, Interval, paired_difference, patient_bootstraps
-from rsna_bcd.scoring.cross_fitting import CrossFit, cross_fit
-from rsna_bcd.scoring.decisions import decide
-from rsna_bcd.scoring.delong import delong, delong_difference
-from rsna_bcd.scoring.ensembles import Ensemble
-from rsna_bcd.scoring.metrics import OPERATING, RANKING
-from rsna_bcd.scoring.operating import operating_points
-from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.proportion import unless_certain, with_width
-from rsna_bcd.scoring.ranking import auroc, average_precision
-from rsna_bcd.scoring.threshold import BestPf1, RecallRate
+from rsna_bcd.scoring.intervals import Difference
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import paired_difference
+from rsna_bcd.scoring.intervals import bootstrap_metrics
+from rsna_bcd.scoring.cross_fitting import CrossFit
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
+from rsna_bcd.scoring.metrics import decide
+from rsna_bcd.scoring.intervals import delong
+from rsna_bcd.scoring.intervals import delong_difference
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.metrics import OPERATING
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.thresholds import operating_points
+from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.intervals import nan_if_degenerate
+from rsna_bcd.scoring.intervals import wilson_if_degenerate
+from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.metrics import average_precision
+from rsna_bcd.scoring.thresholds import BestPf1
+from rsna_bcd.scoring.thresholds import RecallRate
 
 CHALLENGE = 0.0206  # prevalence by breast of the challenge's training set; screening's is lower
 
@@ -128,7 +137,7 @@ class Honestly:
         Raises:
             InputError: there is nothing to choose a threshold by.
         """
-        return cross_fit(labels, probabilities, patients, self.policy, self.groups, self.sites)
+        return cross_fitted_decisions(labels, probabilities, patients, self.policy, self.groups, self.sites)
 
 
 def headline(ensemble: Ensemble, judged: JudgedBreasts) -> dict[str, Interval]:
@@ -137,13 +146,13 @@ def headline(ensemble: Ensemble, judged: JudgedBreasts) -> dict[str, Interval]:
     Returns:
         By name, those of `metrics.RANKING` and `metrics.OPERATING`.
     """
-    ranked = {name: unless_certain(ensemble.score[name]) for name in RANKING}
+    ranked = {name: nan_if_degenerate(ensemble.score[name]) for name in RANKING}
     return ranked | _widened(ensemble.score["cross_fitted"], judged)
 
 
 def decision_scores(judged: JudgedBreasts, resamples: int, seed: int) -> dict[str, Interval]:
     """Scores of decisions that are taken as they are."""
-    found = patient_bootstraps(
+    found = bootstrap_metrics(
         OPERATING, judged.labels, judged.decisions, judged.patients, resamples, seed
     )
     return _widened(found, judged)
@@ -159,8 +168,8 @@ def _widened(scores: Mapping[str, Interval], judged: JudgedBreasts) -> dict[str,
         "accuracy": judged.labels >= 0,
     }
     numbers = {key: len(np.unique(judged.patients[of_key])) for key, of_key in rows.items()}
-    widened = {key: with_width(one, numbers.get(key, 0)) for key, one in scores.items()}
-    return {key: unless_certain(one) for key, one in widened.items()}
+    widened = {key: wilson_if_degenerate(one, numbers.get(key, 0)) for key, one in scores.items()}
+    return {key: nan_if_degenerate(one) for key, one in widened.items()}
 
 
 def fold_scores(judged: JudgedBreasts) -> list[FoldScore]:
@@ -262,7 +271,7 @@ def area(judged: JudgedBreasts, probabilities: ArrayLike | None = None) -> Inter
     """
     scores = judged.probabilities if probabilities is None else np.asarray(probabilities)
     try:
-        return unless_certain(delong(judged.labels, scores, judged.patients))
+        return nan_if_degenerate(delong(judged.labels, scores, judged.patients))
     except InputError:  # fewer than two patients of a class
         value = auroc(judged.labels, scores)
         return Interval(value, float("nan"), float("nan")) if np.isfinite(value) else None

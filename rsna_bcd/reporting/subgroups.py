@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from rsna_bcd.reporting.cohort import FACTORS, NOT_RECORDED, merged_levels, order_of
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import area
-from rsna_bcd.scoring.bootstrap import Interval, patient_bootstrap
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import bootstrap_interval
 from rsna_bcd.scoring.metrics import DECISION
-from rsna_bcd.scoring.proportion import unless_certain, with_width
+from rsna_bcd.scoring.intervals import nan_if_degenerate
+from rsna_bcd.scoring.intervals import wilson_if_degenerate
 
 CANCER, _HEALTHY = "Cancer", "Without cancer"
 SITE = FACTORS["site"]
@@ -181,8 +183,8 @@ class _Scorer:
         if int(rows.sum()) < LEAST:
             return None
         judged = self.judged
-        found = patient_bootstrap(
+        found = bootstrap_interval(
             DECISION[metric], judged.labels[rows], judged.decisions[rows], judged.patients[rows],
             self.resamples, self.seed,
         )  # fmt: skip
-        return unless_certain(with_width(found, len(np.unique(judged.patients[rows]))))
+        return nan_if_degenerate(wilson_if_degenerate(found, len(np.unique(judged.patients[rows]))))

@@ -9,8 +9,9 @@ import pandas as pd
 import wandb
 from numpy.typing import NDArray
 
-from rsna_bcd.scoring.arrays import Floats
-from rsna_bcd.scoring.curves import precision_recall_curve, roc_curve
+from rsna_bcd.scoring.metrics import Floats
+from rsna_bcd.scoring.curves import precision_recall_curve
+from rsna_bcd.scoring.curves import roc_curve
 
 Picture = NDArray[np.uint8]  # (H, W)
 MISSED, FALSE_ALARM = "missed cancer", "false alarm"

@@ -21,11 +21,14 @@ from rsna_bcd.reporting.leaderboard import (
     leaderboard_table,
     rank,
 )
-from rsna_bcd.scoring.bootstrap import paired_difference, patient_bootstrap, patient_bootstraps
-from rsna_bcd.scoring.cross_fitting import cross_fit, patient_groups
+from rsna_bcd.scoring.intervals import paired_difference
+from rsna_bcd.scoring.intervals import bootstrap_interval
+from rsna_bcd.scoring.intervals import bootstrap_metrics
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
+from rsna_bcd.scoring.cross_fitting import patient_groups
 from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.pf1 import pf1
-from rsna_bcd.scoring.threshold import BestPf1
+from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
 
 _BASELINE = "baseline"  # what differences are from, where nothing else is asked for
@@ -121,8 +124,8 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
     for i, name in enumerate(names):
         comparison["runs"][name] = {
             "score": {
-                **patient_bootstraps(RANKING, labels, probabilities[i], **rest),
-                "pf1": patient_bootstrap(pf1, labels, decisions[i], **rest),
+                **bootstrap_metrics(RANKING, labels, probabilities[i], **rest),
+                "pf1": bootstrap_interval(pf1, labels, decisions[i], **rest),
             }
         }
         if i > 0:

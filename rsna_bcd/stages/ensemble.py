@@ -17,17 +17,30 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import write_csv
 from rsna_bcd.inference.run import fold_hashes
-from rsna_bcd.scoring.blend import Blend, blend
-from rsna_bcd.scoring.bootstrap import Interval, Score, score_bootstraps
-from rsna_bcd.scoring.calibration import Method
-from rsna_bcd.scoring.calibration_intervals import calibration_bootstraps
-from rsna_bcd.scoring.cross_fitting import optimism, patient_groups
-from rsna_bcd.scoring.delong import delong
-from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, Member, PolicyName, write_ensemble
-from rsna_bcd.scoring.metrics import OPERATING, RANKING
-from rsna_bcd.scoring.plateau import plateau
-from rsna_bcd.scoring.recipe import Fitted, HeldOut, Recipe, Rule
-from rsna_bcd.scoring.threshold import BestPf1, RecallRate
+from rsna_bcd.scoring.blend import BlendMethod
+from rsna_bcd.scoring.blend import blend
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import Score
+from rsna_bcd.scoring.intervals import bootstrap_scores
+from rsna_bcd.scoring.calibration import CalibrationMethod
+from rsna_bcd.scoring.calibration import calibration_scores
+from rsna_bcd.scoring.cross_fitting import optimism
+from rsna_bcd.scoring.cross_fitting import patient_groups
+from rsna_bcd.scoring.intervals import delong
+from rsna_bcd.scoring.ensemble import FILE_NAME
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.ensemble import Member
+from rsna_bcd.scoring.ensemble import PolicyName
+from rsna_bcd.scoring.ensemble import write_ensemble
+from rsna_bcd.scoring.metrics import OPERATING
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.thresholds import plateau
+from rsna_bcd.scoring.cross_fitting import FittedEnsemble
+from rsna_bcd.scoring.cross_fitting import CrossFitted
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter
+from rsna_bcd.scoring.metrics import Aggregation
+from rsna_bcd.scoring.thresholds import BestPf1
+from rsna_bcd.scoring.thresholds import RecallRate
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align, check_informative, read_run, under_each_rule
 from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS, logit
@@ -106,13 +119,13 @@ def _command(cfg: DictConfig, names: list[str]) -> str:
     return " ".join(["python -m rsna_bcd.ensemble", *map(shlex.quote, words)])
 
 
-def _recipe(cfg: DictConfig, names: list[str]) -> Recipe:
+def _recipe(cfg: DictConfig, names: list[str]) -> EnsembleFitter:
     """What the settings leave to be chosen; unfit ones are refused before anything is read."""
     for key, known in (
         ("threshold", get_args(PolicyName)),
         ("rule", ("own", "auto")),
-        ("blend", get_args(Blend)),
-        ("calibration", ("none", *get_args(Method))),
+        ("blend", get_args(BlendMethod)),
+        ("calibration", ("none", *get_args(CalibrationMethod))),
     ):
         if cfg[key] not in known:
             raise InputError(f"{key} is {' or '.join(known)}, not {cfg[key]!r}.")
@@ -130,7 +143,7 @@ def _recipe(cfg: DictConfig, names: list[str]) -> Recipe:
             " the sites in it. Set one of them."
         )
     by_rate = cfg.threshold == "recall_rate"
-    return Recipe(
+    return EnsembleFitter(
         blend=cfg.blend,
         weights=_weights(cfg.weights, len(names)),
         policy=RecallRate(rate=cfg.recall_rate) if by_rate else BestPf1(by_site=cfg.by_site),
@@ -208,7 +221,7 @@ def _oof(
     rows: pd.DataFrame,
     unread: NDArray[np.bool_],
     blended: NDArray[np.float64],
-    held_out: HeldOut,
+    held_out: CrossFitted,
 ) -> pd.DataFrame:
     """The blend's out-of-fold rows, `ENSEMBLE_OOF_COLUMNS` and maybe `calibrated`."""
     oof = rows.assign(
@@ -288,7 +301,7 @@ def _settings(record_file: Path) -> dict[str, Any]:
     return found
 
 
-def _fitted_members(runs: list[Member], fitted: Fitted) -> tuple[Member, ...]:
+def _fitted_members(runs: list[Member], fitted: FittedEnsemble) -> tuple[Member, ...]:
     ranks = fitted.ranks or (None,) * len(runs)
     return tuple(
         replace(run, rule=rule, weight=weight, ranks=own)
@@ -298,9 +311,9 @@ def _fitted_members(runs: list[Member], fitted: Fitted) -> tuple[Member, ...]:
 
 def _score(
     oof: pd.DataFrame,
-    recipe: Recipe,
-    fitted: Fitted,
-    held_out: HeldOut,
+    recipe: EnsembleFitter,
+    fitted: FittedEnsemble,
+    held_out: CrossFitted,
     sites: NDArray | None,
     cfg: DictConfig,
 ) -> dict[str, Any]:
@@ -321,14 +334,14 @@ def _score(
     }
     rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
     found: dict[str, dict[str, Interval]] = {}
-    for key, interval in score_bootstraps(scores, labels, **rest).items():
+    for key, interval in bootstrap_scores(scores, labels, **rest).items():
         kind, name = key.split(".")
         found.setdefault(kind, {})[name] = interval
     calibration = {}
     if recipe.blend != "rank_mean":  # ranks are no probabilities before they are calibrated
-        calibration["blended"] = calibration_bootstraps(labels, blended, **rest)
+        calibration["blended"] = calibration_scores(labels, blended, **rest)
     if held_out.calibrated is not None:
-        calibration["calibrated"] = calibration_bootstraps(labels, held_out.calibrated, **rest)
+        calibration["calibrated"] = calibration_scores(labels, held_out.calibrated, **rest)
     return {
         **found["blend"],
         "auroc_delong": delong(labels, honest, patients),

@@ -14,10 +14,13 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import parts_sha256
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
 from rsna_bcd.inference.run import check_current
-from rsna_bcd.scoring.bootstrap import Interval, patient_bootstraps
-from rsna_bcd.scoring.decisions import confusion
-from rsna_bcd.scoring.ensembles import FILE_NAME, read_ensemble
-from rsna_bcd.scoring.metrics import DECISION, RANKING
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import bootstrap_metrics
+from rsna_bcd.scoring.metrics import confusion_matrix
+from rsna_bcd.scoring.ensemble import FILE_NAME
+from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.metrics import DECISION
+from rsna_bcd.scoring.metrics import RANKING
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import (
     check_submission,
@@ -59,15 +62,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "patients": int(solution["patient_id"].nunique()),
         "breasts": len(solution),
         "positives": int(labels.sum()),
-        "decisions": asdict(confusion(labels, decisions)),
+        "decisions": asdict(confusion_matrix(labels, decisions)),
         "score": {
-            **patient_bootstraps(RANKING, labels, predictions["probability"].loc[ids], **rest),
-            **patient_bootstraps(DECISION, labels, decisions, **rest),
+            **bootstrap_metrics(RANKING, labels, predictions["probability"].loc[ids], **rest),
+            **bootstrap_metrics(DECISION, labels, decisions, **rest),
         },
     }
     if cfg.baseline:
         tree = _baseline(cfg).reindex(ids)
-        evaluation["baseline"] = patient_bootstraps(RANKING, labels, tree, **rest)
+        evaluation["baseline"] = bootstrap_metrics(RANKING, labels, tree, **rest)
     _show(evaluation)
     text = json.dumps(evaluation, indent=2, default=asdict) + "\n"  # an Interval becomes a dict
     (folder / "evaluation.json").write_text(text, encoding="utf-8")

@@ -20,13 +20,18 @@ from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
 from rsna_bcd.reporting.page import render_card, render_page
 from rsna_bcd.reporting.preparation_summary import read_manifests
-from rsna_bcd.scoring.bootstrap import patient_bootstraps
+from rsna_bcd.scoring.intervals import bootstrap_metrics
 from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, Member, read_ensemble
-from rsna_bcd.scoring.metrics import OPERATING, RANKING
-from rsna_bcd.scoring.plateau import plateau
-from rsna_bcd.scoring.recipe import Recipe
-from rsna_bcd.scoring.threshold import BestPf1, RecallRate
+from rsna_bcd.scoring.ensemble import FILE_NAME
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.ensemble import Member
+from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.metrics import OPERATING
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.thresholds import plateau
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter
+from rsna_bcd.scoring.thresholds import BestPf1
+from rsna_bcd.scoring.thresholds import RecallRate
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align, read_run, under_each_rule
 from rsna_bcd.tables.predictions import read_ensemble_oof
@@ -111,7 +116,7 @@ def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
     labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy(np.float64)
     patients = oof["patient_id"].to_numpy(dtype=str)
     unread = oof["unread"].to_numpy(dtype=np.bool_)
-    recipe = Recipe("mean", (1.0,), BestPf1(), names=(member.name,))
+    recipe = EnsembleFitter("mean", (1.0,), BestPf1(), names=(member.name,))
     columns = [{member.rule: probabilities}]
     groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
     fitted = recipe.fit(labels, columns, patients, unread=unread).threshold
@@ -131,7 +136,7 @@ def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
         breasts=len(oof),
         positives=int(labels.sum()),
         score={
-            **patient_bootstraps(RANKING, labels, probabilities, **rest),
+            **bootstrap_metrics(RANKING, labels, probabilities, **rest),
             "cross_fitted": recipe.intervals(OPERATING, labels, honest, unread=unread, **rest),
         },
     )

@@ -32,7 +32,8 @@ from rsna_bcd.inference.test_set import (
 from rsna_bcd.preparation.files import find_files
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
-from rsna_bcd.scoring.ensembles import Ensemble, read_ensemble
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.ensemble import read_ensemble
 from rsna_bcd.tables.failures import failures_table
 from rsna_bcd.tables.hidden import HiddenTest, read_hidden
 from rsna_bcd.tables.predictions import PREDICTION_COLUMNS, check_submission, read_submission

@@ -13,9 +13,9 @@ from rsna_bcd.imaging.quality import split_flags
 from rsna_bcd.inference import studies
 from rsna_bcd.inference.run import Run
 from rsna_bcd.preparation.crop import CropSettings
-from rsna_bcd.scoring.ensembles import Member
-from rsna_bcd.scoring.plateau import Plateau
-from rsna_bcd.scoring.threshold import Threshold
+from rsna_bcd.scoring.ensemble import Member
+from rsna_bcd.scoring.thresholds import Plateau
+from rsna_bcd.scoring.thresholds import Threshold
 from rsna_bcd.tables.answers import DOUBTS
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import Seen

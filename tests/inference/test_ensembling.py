@@ -14,9 +14,11 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.files import write_csv
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
-from rsna_bcd.scoring.blend import Blend, Ranks
+from rsna_bcd.scoring.blend import BlendMethod
+from rsna_bcd.scoring.blend import RankTransform
 from rsna_bcd.scoring.calibration import Temperature
-from rsna_bcd.scoring.ensembles import Ensemble, Member
+from rsna_bcd.scoring.ensemble import Ensemble
+from rsna_bcd.scoring.ensemble import Member
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.tables.predictions import read_ensemble_oof
 
@@ -134,9 +136,9 @@ def test_a_site_that_nobody_knows_has_the_global_threshold(output: Path) -> None
 @pytest.mark.parametrize("blend", ["mean", "rank_mean"])
 @pytest.mark.parametrize("threshold", [0.5, 0.05])  # the prior below it, and above
 def test_folds_are_averaged_and_what_was_not_read_has_the_prior_and_is_negative(
-    blend: Blend, threshold: float
+    blend: BlendMethod, threshold: float
 ) -> None:
-    ranks = Ranks((0.0, 0.05, 1.0), (0.0, 0.7, 1.0)) if blend == "rank_mean" else None
+    ranks = RankTransform((0.0, 0.05, 1.0), (0.0, 0.7, 1.0)) if blend == "rank_mean" else None
     member = Member("b5", (0, 1), "rsna", "h512", "max", "last", 1.0, ranks)
     fitted = replace(
         fabricated_ensemble((member,), threshold, prior=0.1),
@@ -167,7 +169,7 @@ def test_folds_are_averaged_and_what_was_not_read_has_the_prior_and_is_negative(
 
 
 @pytest.mark.parametrize("blend", ["mean", "logit_mean", "rank_mean"])
-def test_dropped_folds_leave_what_the_others_alone_say(blend: Blend, output: Path) -> None:
+def test_dropped_folds_leave_what_the_others_alone_say(blend: BlendMethod, output: Path) -> None:
     fitted, _ = fit(output, f"blend={blend}", "weights=[3,2,1]")
     images, by_image, by_breast = the_same_images_as_a_test(output)
     for dropped in ((0,), (2,), (0, 1)):

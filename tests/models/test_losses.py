@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from rsna_bcd.models.losses import BinaryCrossEntropy, Focal, PairwiseRanking, SoftF1
-from rsna_bcd.scoring.pf1 import pf1
+from rsna_bcd.scoring.metrics import pf1
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.0, 2.0, 40.0, -40.0])
 TARGETS = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 1.0])

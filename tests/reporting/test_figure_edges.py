@@ -4,8 +4,8 @@ import numpy as np
 
 from rsna_bcd.reporting.figures_groups import axis_start
 from rsna_bcd.reporting.figures_scores import beyond_edge
-from rsna_bcd.scoring.bands import Band
-from rsna_bcd.scoring.bootstrap import Interval
+from rsna_bcd.scoring.intervals import ConfidenceBand
+from rsna_bcd.scoring.intervals import Interval
 
 
 def test_an_axis_holds_every_interval() -> None:
@@ -19,9 +19,9 @@ def test_an_axis_holds_every_interval() -> None:
 
 def test_points_of_a_higher_specificity_than_the_figure_shows_are_named() -> None:
     x = np.geomspace(0.0125, 1, 5)  # of 80 breasts without cancer
-    beyond = beyond_edge(Band(x, x, x, x), (0.0, 0.7))
+    beyond = beyond_edge(ConfidenceBand(x, x, x, x), (0.0, 0.7))
     assert beyond[0] == "the chosen threshold"
     assert "Best single algorithm" in beyond
     assert "Any of the top ten recalls" not in beyond
     x = np.geomspace(0.003, 1, 5)
-    assert beyond_edge(Band(x, x, x, x), (0.003, 0.7)) == []
+    assert beyond_edge(ConfidenceBand(x, x, x, x), (0.003, 0.7)) == []

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from rsna_bcd.reporting.cohort import NOT_RECORDED
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.subgroups import Subgroup, subgroups
-from rsna_bcd.scoring.proportion import wilson
+from rsna_bcd.scoring.intervals import wilson
 
 N = 240
 
