@@ -20,15 +20,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd.scoring.intervals import Difference
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import paired_difference
-from rsna_bcd.scoring.intervals import bootstrap_metrics
-from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.metrics import pf1
-from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_groups
+from rsna_bcd.scoring.intervals import Difference, Interval, bootstrap_metrics, paired_difference
+from rsna_bcd.scoring.metrics import RANKING, auroc, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run
 from rsna_bcd.tables.predictions import to_breasts
@@ -122,7 +116,9 @@ def main() -> None:
     rows, probabilities = align(tables)
     labels, patients = rows["label"].to_numpy(), rows["patient_id"].to_numpy(dtype=str)
     groups = patient_groups(labels, patients, GROUPS, arguments.seed)
-    decisions = [cross_fit(labels, p, patients, BestPf1(), groups).decisions for p in probabilities]
+    decisions = [
+        cross_fitted_decisions(labels, p, patients, BestPf1(), groups) for p in probabilities
+    ]
     rest = {"patients": patients, "n": arguments.resamples, "seed": arguments.seed}
     results: dict[str, dict[str, Interval]] = {}
     differences: dict[str, Difference] = {}

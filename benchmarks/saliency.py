@@ -37,9 +37,8 @@ from rsna_bcd.imaging.crops import as_training_input, in_8_bits
 from rsna_bcd.inference import saliency
 from rsna_bcd.inference.saliency import ExplainedImage, Explainer
 from rsna_bcd.models.prediction import to_input
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import bootstrap_interval
 from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.intervals import Interval, bootstrap_interval
 from rsna_bcd.scoring.thresholds import decide
 from rsna_bcd.tables.predictions import read_oof
 

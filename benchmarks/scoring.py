@@ -21,15 +21,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd.scoring.intervals import Score
-from rsna_bcd.scoring.intervals import bootstrap_scores
-from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
-from rsna_bcd.scoring.cross_fitting import cross_fitted_bootstraps
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.metrics import OPERATING
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.thresholds import operating_points
-from rsna_bcd.scoring.thresholds import BestPf1
+from rsna_bcd.scoring.cross_fitting import (
+    EnsembleFitter,
+    Members,
+    patient_groups,
+)
+from rsna_bcd.scoring.intervals import Score, bootstrap_scores
+from rsna_bcd.scoring.metrics import OPERATING, RANKING
+from rsna_bcd.scoring.thresholds import BestPf1, operating_points
 from rsna_bcd.tables.predictions import to_breasts
 
 PATIENTS, POSITIVES = 11_913, 492  # of the competition; a breast has 2.3 images
@@ -89,10 +88,12 @@ def one_round(steps: Steps, csv: Path | None, resamples: int) -> dict[str, int]:
     policy = BestPf1()
     in_sample = steps("threshold", lambda: policy.fit(*case)).decide(probabilities)
     groups = patient_groups(labels, patients, GROUPS, 0)
-    honest = steps("cross-fit", lambda: cross_fitted_decisions(*case, policy, groups)).decisions
+    fitter = EnsembleFitter("mean", (1.0,), policy)
+    members: Members = [{"mean": probabilities}]
+    fitted = steps("cross-fit", lambda: fitter.cross_fit(labels, members, patients, groups))
 
     scores = {name: Score(metric, probabilities) for name, metric in RANKING.items()}
-    for kind, made in (("in sample", in_sample), ("cross-fitted", honest)):
+    for kind, made in (("in sample", in_sample), ("cross-fitted", fitted.decisions)):
         scores |= {f"{name}, {kind}": Score(metric, made) for name, metric in OPERATING.items()}
     steps(
         f"bootstrap of {len(scores)} scores",
@@ -100,7 +101,7 @@ def one_round(steps: Steps, csv: Path | None, resamples: int) -> dict[str, int]:
     )
     steps(
         f"bootstrap of {len(OPERATING)} scores, thresholds refitted",
-        lambda: cross_fitted_bootstraps(OPERATING, *case, policy, groups, n=resamples),
+        lambda: fitter.intervals(OPERATING, labels, fitted, patients, n=resamples),
     )
     steps("operating points", lambda: operating_points(*case, n=resamples))
     return {"images": len(images), "breasts": len(oof), "patients": len(np.unique(patients))}

@@ -14,12 +14,13 @@ from sklearn.preprocessing import StandardScaler
 from study_config import Study, Variant, run_name
 from study_runs import RECORD, Task, is_predicted, is_trained, run_folder
 
-from rsna_bcd.scoring.intervals import percentile_interval
-from rsna_bcd.scoring.intervals import two_sided_p_value
+from rsna_bcd.scoring.intervals import (
+    Score,
+    bootstrap_distributions,
+    percentile_interval,
+    two_sided_p_value,
+)
 from rsna_bcd.scoring.metrics import auroc
-from rsna_bcd.scoring.intervals import Judged
-from rsna_bcd.scoring.intervals import patient_indices
-from rsna_bcd.scoring.intervals import patient_resamples
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align
 from rsna_bcd.tables.predictions import read_oof, read_oof_images
@@ -58,7 +59,7 @@ def study_table(
 
     A variant is compared with the reference over the same breasts: those of the folds that both
     have, for the seeds that have them all. AUROCs are the mean over seeds. Intervals and p-values
-    resample patients, with the same patient_resamples for all rows; `p_holm` is corrected for the number of
+    resample patients, with the same resamples for all rows; `p_holm` is corrected for the number of
     rows (Holm, 1979).
 
     Args:
@@ -305,16 +306,10 @@ def auroc_resamples(
     Returns:
         (M,), and (M, n); NaN where a resample has one class only.
     """
-    patient, n_patients = patient_indices(patients)
-    judged = [Judged(labels, row, patient) for row in probabilities]
-    for one in judged:
-        one.metrics.append(auroc)
-    blocks = [
-        np.stack([one.scores(counts)[0] for one in judged])
-        for counts in patient_resamples(n_patients, len(patient), n, seed)
-    ]
+    scores = {str(model): Score(auroc, row) for model, row in enumerate(probabilities)}
+    resampled = bootstrap_distributions(scores, labels, patients, n, seed)
     values = np.array([auroc(labels, row) for row in probabilities])
-    return values, np.concatenate(blocks, axis=1)
+    return values, np.stack(list(resampled.values()))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -357,7 +352,7 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
         "",
         f"Reference: {study.reference}. Up to {breasts} breasts, {positives} with cancer, out of "
         "fold; mean over seeds; intervals and p-values from "
-        f"{study.resamples} patient_resamples of patients; p-values corrected for the number of rows "
+        f"{study.resamples} resamples of patients; p-values corrected for the number of rows "
         "(Holm).",
     ]
     absent = table[table["missing"] != ""]

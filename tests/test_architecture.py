@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "rsna_bcd"
 ALLOWED: dict[str, set[str]] = {
     "phantom": {"tables"},
     "imaging": set(),
-    "tables": set(),
+    "tables": {"scoring"},
     "scoring": set(),
     "preparation": {"imaging", "tables"},
     "data": {"imaging", "tables"},

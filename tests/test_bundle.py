@@ -23,9 +23,7 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.bundling.lock import as_requirements, read_lock
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run, read_checkpoint
-from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.ensemble import read_ensemble
-from rsna_bcd.scoring.ensemble import write_ensemble
+from rsna_bcd.scoring.ensemble import Member, read_ensemble, write_ensemble
 from rsna_bcd.stages.bundle import bundle
 from rsna_bcd.stages.rehearse import compare, rehearse
 

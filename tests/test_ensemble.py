@@ -11,14 +11,10 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.metrics import brier
 from rsna_bcd.scoring.calibration import ece
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import read_ensemble
-from rsna_bcd.scoring.metrics import pf1
-from rsna_bcd.scoring.metrics import auroc
-from rsna_bcd.scoring.cross_fitting import EnsembleFitter
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter, patient_groups
+from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble
+from rsna_bcd.scoring.metrics import auroc, brier, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.tables.out_of_fold import read_run, under_each_rule
@@ -132,7 +128,7 @@ def test_unread_breasts_fit_nothing_and_are_never_called(
     assert rows["decision"][unread].sum() == 0
     assert rows["calibrated"][unread].to_numpy() == pytest.approx(0.2, abs=0.02)
     # They are missed, not left out.
-    in_sample = fitted.decide(rows["probability"], unread=unread)
+    in_sample = fitted.decide(rows["probability"], unreadable=unread)
     for kind, decisions in (("in_sample", in_sample), ("cross_fitted", rows["decision"])):
         assert fitted.score[kind]["pf1"].value == pytest.approx(pf1(rows["label"], decisions))
         assert fitted.score[kind]["pf1"].value < read_alone.score[kind]["pf1"].value

@@ -14,8 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.metrics import pf1
-from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.metrics import auroc, pf1
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.stages.evaluate import evaluate
 

@@ -17,9 +17,7 @@ from hydra import compose, initialize_config_dir
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import check_current, read_checkpoint, save_safetensors
-from rsna_bcd.scoring.ensemble import FILE_NAME
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.stages.ensemble import ensemble
 
 

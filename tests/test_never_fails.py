@@ -17,8 +17,7 @@ from planted_faults import FAULTS, MANY, Planted, Planter
 from rsna_bcd._records import write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.ensemble import write_ensemble
+from rsna_bcd.scoring.ensemble import Member, write_ensemble
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.stages.synthesize import synthesize
 from rsna_bcd.tables.failures import FAILURE_COLUMNS

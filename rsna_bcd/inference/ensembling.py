@@ -50,7 +50,9 @@ def predict_breasts(
         `rank_mean` ranks; `calibrated` it is the prior itself, and `cancer` 0.
     """
     blended = _blend(ensemble, runs, images, by_image, by_breast, dropped)
-    breasts = with_unread(blended, images if expected is None else expected, ensemble.unread)
+    breasts = with_unread(
+        blended, images if expected is None else expected, ensemble.unreadable_probability
+    )
     unread = breasts["unread"] == 1
     calibrated = ensemble.calibrate(breasts["probability"], unread)
     if calibrated is not None:

@@ -23,8 +23,7 @@ from rsna_bcd.files import file_sha256
 from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.models.prediction import TTA, Batch, network_unit, predict_logits
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import Select
+from rsna_bcd.scoring.ensemble import Ensemble, Select
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
 from rsna_bcd.tables.views import Unit, Views

@@ -18,8 +18,7 @@ from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
 from rsna_bcd.models.optimizers import MakeOptimizer, Rates
 from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
-from rsna_bcd.scoring.metrics import DECISION
-from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.metrics import DECISION, RANKING
 from rsna_bcd.tables.predictions import Rule, to_breasts
 
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps

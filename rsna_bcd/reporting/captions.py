@@ -29,9 +29,8 @@ from rsna_bcd.reporting.performance import (
 )
 from rsna_bcd.reporting.preparation_summary import PreparationSummary
 from rsna_bcd.reporting.subgroups import Subgroup
-from rsna_bcd.scoring.intervals import ConfidenceBand
-from rsna_bcd.scoring.intervals import Interval
 from rsna_bcd.scoring.calibration import CalibrationScores
+from rsna_bcd.scoring.intervals import ConfidenceBand, Interval
 from rsna_bcd.scoring.thresholds import Plateau
 
 ENRICHED = 0.05  # a prevalence by breast that no screening has

@@ -32,19 +32,15 @@ from rsna_bcd.reporting.performance import (
 )
 from rsna_bcd.reporting.preparation_summary import PreparationSummary
 from rsna_bcd.reporting.subgroups import Subgroup, subgroups
-from rsna_bcd.scoring.intervals import ConfidenceBand
-from rsna_bcd.scoring.intervals import precision_recall_band
-from rsna_bcd.scoring.intervals import roc_band
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.calibration import ReliabilityCurve
-from rsna_bcd.scoring.calibration import reliability_curve
-from rsna_bcd.scoring.calibration import CalibrationScores
-from rsna_bcd.scoring.calibration import calibration_scores
+from rsna_bcd.scoring.calibration import (
+    CalibrationScores,
+    ReliabilityCurve,
+    calibration_scores,
+    reliability_curve,
+)
 from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.thresholds import ThresholdCurve
-from rsna_bcd.scoring.thresholds import threshold_curve
-from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.scoring.thresholds import RecallRate
+from rsna_bcd.scoring.intervals import ConfidenceBand, Interval, precision_recall_band, roc_band
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, ThresholdCurve, threshold_curve
 from rsna_bcd.tables.sites import sites_of
 
 _LOWEST = 0.003  # 1 - specificity, of the figure where it is high
@@ -127,7 +123,7 @@ class Contents:
         curve: of all thresholds, in sample.
         operating: ways to use the model.
         calibration: `brier` and `ece`, by what gave the probabilities.
-        reliability_curve: likewise, its name and the bins.
+        reliability: likewise, its name and the bins.
         groups: all breasts first, with the intervals of `scores`.
         contrasts: of each group with the rest of its factor.
         folds: each by itself.
@@ -150,7 +146,7 @@ class Contents:
     curve: ThresholdCurve
     operating: Sequence[OperatingRow]
     calibration: Mapping[str, CalibrationScores]
-    reliability_curve: Sequence[tuple[str, ReliabilityCurve]]
+    reliability: Sequence[tuple[str, ReliabilityCurve]]
     groups: Sequence[Subgroup]
     contrasts: Sequence[Contrast]
     folds: Sequence[FoldScore]

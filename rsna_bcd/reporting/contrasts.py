@@ -1,6 +1,6 @@
 """How much each group differs from the rest of its factor, over the same resampled patients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.subgroups import CANCER, LEAST, SITE, Part, parts
-from rsna_bcd.scoring.metrics import Floats
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import percentile_interval
-from rsna_bcd.scoring.metrics import auroc
-from rsna_bcd.scoring.intervals import Judged
-from rsna_bcd.scoring.intervals import RowSum
-from rsna_bcd.scoring.intervals import patient_indices
-from rsna_bcd.scoring.intervals import patient_resamples as drawn
+from rsna_bcd.scoring.intervals import (
+    Interval,
+    Score,
+    bootstrap_distributions,
+    percentile_interval,
+)
+from rsna_bcd.scoring.metrics import auroc, sensitivity, specificity
 
 
 @dataclass(frozen=True)
@@ -62,19 +61,19 @@ def contrasts(
         seed: of the resamples.
     """
     compared = _pairs(judged, parts(facts, judged.labels))
-    patient, n_patients = patient_indices(judged.patients)
-    sides = [(_side(judged, patient, p.score, p.inside), _side(judged, patient, p.score, p.outside))
-             for p in compared]  # fmt: skip
-    blocks = [
-        np.stack([first(counts) - second(counts) for first, second in sides])
-        for counts in drawn(n_patients, len(patient), resamples, seed)
-        if sides
-    ]
-    once = np.ones((1, n_patients))
+    sides = {
+        f"{side} {number}": _score(judged, pair.score, getattr(pair, side))
+        for number, pair in enumerate(compared)
+        for side in ("inside", "outside")
+    }
+    values = bootstrap_distributions(sides, judged.labels, judged.patients, resamples, seed)
     found = []
-    for number, (pair, (first, second)) in enumerate(zip(compared, sides, strict=True)):
-        inside, outside = float(first(once)[0]), float(second(once)[0])
-        ends = percentile_interval(np.concatenate([block[number] for block in blocks]))
+    for number, pair in enumerate(compared):
+        inside, outside = (
+            score.metric(judged.labels[score.rows], np.asarray(score.probabilities)[score.rows])
+            for score in (sides[f"inside {number}"], sides[f"outside {number}"])
+        )
+        ends = percentile_interval(values[f"inside {number}"] - values[f"outside {number}"])
         if ends[0] == ends[1]:  # nothing varies: nothing is known of chance
             ends = (float("nan"), float("nan"))
         found.append(
@@ -131,21 +130,8 @@ def _enough(*sets: NDArray[np.bool_]) -> bool:
     return all(int(rows.sum()) >= LEAST for rows in sets)
 
 
-def _side(
-    judged: JudgedBreasts, patient: NDArray[np.intp], score: str, rows: NDArray[np.bool_]
-) -> Callable[[Floats], Floats]:
-    """The score of some rows in each resample: (R, P) to (R,); NaN where none of them is drawn."""
+def _score(judged: JudgedBreasts, score: str, rows: NDArray[np.bool_]) -> Score:
+    """The score of some rows."""
     if score == "AUROC":
-        ranked = Judged(judged.labels[rows], judged.probabilities[rows], patient[rows])
-        ranked.metrics.append(auroc)
-        return lambda counts: ranked.scores(counts)[0]
-    right = judged.decisions == (1 if score == "sensitivity" else 0)
-    hits = RowSum(patient, (rows & right).astype(np.float64))
-    of_all = RowSum(patient, rows.astype(np.float64))
-
-    def share(counts: Floats) -> Floats:
-        drawn_rows = of_all(counts)
-        empty = np.full_like(drawn_rows, np.nan)
-        return np.divide(hits(counts), drawn_rows, out=empty, where=drawn_rows > 0)
-
-    return share
+        return Score(auroc, judged.probabilities, rows)
+    return Score(sensitivity if score == "sensitivity" else specificity, judged.decisions, rows)

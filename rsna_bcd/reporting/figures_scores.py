@@ -29,11 +29,9 @@ from rsna_bcd.reporting.figures import (
 )
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import PUBLISHED
-from rsna_bcd.scoring.intervals import ConfidenceBand
 from rsna_bcd.scoring.calibration import ReliabilityCurve
-from rsna_bcd.scoring.thresholds import Plateau
-from rsna_bcd.scoring.thresholds import ThresholdCurve
-from rsna_bcd.scoring.intervals import wilson
+from rsna_bcd.scoring.intervals import ConfidenceBand, wilson
+from rsna_bcd.scoring.thresholds import Plateau, ThresholdCurve
 
 _WIDTH, _HEIGHT = 340.0, 295.0
 _BINS = 25

@@ -2,8 +2,7 @@
 
 import math
 
-from rsna_bcd.scoring.intervals import Difference
-from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import Difference, Interval
 
 UNKNOWN = "–"
 THIN = "\u202f"  # a narrow space that does not break

@@ -11,14 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.scoring.intervals import Difference
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import paired_difference
-from rsna_bcd.scoring.intervals import bootstrap_interval
-from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_groups
+from rsna_bcd.scoring.intervals import Difference, Interval, bootstrap_interval, paired_difference
+from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.out_of_fold import read_run, trained_folds
 
@@ -116,8 +111,8 @@ class Scoring:
             return probabilities
         labels, patients = rows["label"].to_numpy(), _patients(rows)
         groups = patient_groups(labels, patients, self.groups, self.seed)
-        fitted = cross_fitted_decisions(labels, probabilities, patients, BestPf1(), groups)
-        return np.asarray(fitted.decisions, dtype=np.float64)
+        decisions = cross_fitted_decisions(labels, probabilities, patients, BestPf1(), groups)
+        return decisions.astype(np.float64)
 
 
 def finished_runs(runs: Path, pattern: str = "*") -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

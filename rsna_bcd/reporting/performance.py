@@ -10,26 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.reporting.judged import JudgedBreasts
-from rsna_bcd.scoring.intervals import Difference
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import paired_difference
-from rsna_bcd.scoring.intervals import bootstrap_metrics
-from rsna_bcd.scoring.cross_fitting import CrossFit
 from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
-from rsna_bcd.scoring.metrics import decide
-from rsna_bcd.scoring.intervals import delong
-from rsna_bcd.scoring.intervals import delong_difference
 from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.metrics import OPERATING
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.thresholds import operating_points
-from rsna_bcd.scoring.metrics import pf1
-from rsna_bcd.scoring.intervals import nan_if_degenerate
-from rsna_bcd.scoring.intervals import wilson_if_degenerate
-from rsna_bcd.scoring.metrics import auroc
-from rsna_bcd.scoring.metrics import average_precision
-from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.scoring.thresholds import RecallRate
+from rsna_bcd.scoring.intervals import (
+    Difference,
+    Interval,
+    bootstrap_metrics,
+    delong,
+    delong_difference,
+    nan_if_degenerate,
+    paired_difference,
+    wilson_if_degenerate,
+)
+from rsna_bcd.scoring.metrics import OPERATING, RANKING, auroc, average_precision, decide, pf1
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, operating_points
 
 CHALLENGE = 0.0206  # prevalence by breast of the challenge's training set; screening's is lower
 
@@ -131,13 +125,17 @@ class Honestly:
     groups: NDArray[np.int64]
     sites: NDArray[np.str_]
 
-    def decide(self, labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike) -> CrossFit:
+    def decide(
+        self, labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike
+    ) -> NDArray[np.int64]:
         """Decide (N,) breasts.
 
         Raises:
             InputError: there is nothing to choose a threshold by.
         """
-        return cross_fitted_decisions(labels, probabilities, patients, self.policy, self.groups, self.sites)
+        return cross_fitted_decisions(
+            labels, probabilities, patients, self.policy, self.groups, self.sites
+        )
 
 
 def headline(ensemble: Ensemble, judged: JudgedBreasts) -> dict[str, Interval]:
@@ -246,7 +244,7 @@ def compare(
     for name, probabilities in others.items():
         score, gain = None, None
         with suppress(InputError):  # raised where it tells no breast from another
-            decisions = honestly.decide(judged.labels, probabilities, judged.patients).decisions
+            decisions = honestly.decide(judged.labels, probabilities, judged.patients)
             score = pf1(judged.labels, decisions)
             gain = paired_difference(
                 pf1, judged.labels, decisions, judged.decisions, judged.patients, resamples, seed
@@ -332,8 +330,8 @@ def operating_rows(
     found = [OperatingRow("chosen, cross-fitted", scores, honest=True)]
     for name, point in points.items():
         made = replace(judged, decisions=decide(judged.probabilities, point.threshold))
-        own = _widened({key: getattr(point, key) for key in OPERATING}, made)
-        reach = point.recall_rate.value / prevalence
+        own = _widened(point.scores, made)
+        reach = point.scores["recall_rate"].value / prevalence
         limited = name.startswith("recall rate") and reach < 1
         found.append(OperatingRow(name, own, honest=False, ceiling=reach if limited else None))
     return found

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from rsna_bcd.reporting.cohort import FACTORS, NOT_RECORDED, merged_levels, order_of
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import area
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import bootstrap_interval
+from rsna_bcd.scoring.intervals import (
+    Interval,
+    bootstrap_interval,
+    nan_if_degenerate,
+    wilson_if_degenerate,
+)
 from rsna_bcd.scoring.metrics import DECISION
-from rsna_bcd.scoring.intervals import nan_if_degenerate
-from rsna_bcd.scoring.intervals import wilson_if_degenerate
 
 CANCER, _HEALTHY = "Cancer", "Without cancer"
 SITE = FACTORS["site"]

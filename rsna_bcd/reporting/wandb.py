@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import wandb
 from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from rsna_bcd.scoring.metrics import Floats
-from rsna_bcd.scoring.curves import precision_recall_curve
-from rsna_bcd.scoring.curves import roc_curve
 
 Picture = NDArray[np.uint8]  # (H, W)
 MISSED, FALSE_ALARM = "missed cancer", "false alarm"
@@ -41,8 +40,11 @@ def log_results(
     labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy()
     logged: dict[str, Any] = {}
     if 0 < labels.sum() < len(labels):
-        roc = roc_curve(labels, probabilities)
-        precision = precision_recall_curve(labels, probabilities)
+        fpr, tpr, _ = roc_curve(labels, probabilities, drop_intermediate=False)
+        roc = np.stack([fpr, tpr], axis=1)
+        precisions, recall, _ = precision_recall_curve(labels, probabilities)
+        # By ascending recall; without the point at recall 0, which scikit-learn adds.
+        precision = np.stack([recall, precisions], axis=1)[-2::-1]
         logged["roc"] = _chart("ROC out of fold", roc, ["1 - specificity", "sensitivity"])
         logged["precision_recall"] = _chart(
             "Precision and recall out of fold", precision, ["recall", "precision"]

@@ -322,7 +322,8 @@ class _HeldOutGroup:
         total = np.zeros(2)
         for rows, site in zip(self.decided, self.site_training, strict=True):
             threshold = value
-            if site is not None and np.sum(draws[site.patient] * site.labels) >= policy.by_site:
+            enough = policy.by_site or 0
+            if site is not None and np.sum(draws[site.patient] * site.labels) >= enough:
                 with suppress(InputError):
                     threshold = choose(site)
             total += rows.counts(threshold, draws)

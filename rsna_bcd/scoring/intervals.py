@@ -312,8 +312,9 @@ def auroc_covariance(
     auroc = placements[:, positive].mean(axis=1)
     # Sum over each patient's rows of a class of the deviation from the mean: (M, P).
     deviation = placements - auroc[:, None]
-    sums = [
-        np.stack([np.bincount(patient[rows], d[rows], n) for d in deviation]) for rows in classes
+    sums: list[Floats] = [
+        np.array([np.bincount(patient[rows], d[rows], n) for d in deviation], dtype=np.float64)
+        for rows in classes
     ]
     covariance = np.zeros((len(scores), len(scores)))
     for own, count, holding in zip(sums, counts, holders, strict=True):

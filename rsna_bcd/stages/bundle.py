@@ -27,9 +27,7 @@ from rsna_bcd.inference.run import (
     save_safetensors,
 )
 from rsna_bcd.models.exporting import fingerprint
-from rsna_bcd.scoring.ensemble import FILE_NAME
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 
 _WHEELS = Path("dataset") / "wheels"  # in the bundle
 _SOURCE = Path(CONF).parent  # the source tree: there is none around an installed package

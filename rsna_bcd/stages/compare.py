@@ -21,13 +21,9 @@ from rsna_bcd.reporting.leaderboard import (
     leaderboard_table,
     rank,
 )
-from rsna_bcd.scoring.intervals import paired_difference
-from rsna_bcd.scoring.intervals import bootstrap_interval
-from rsna_bcd.scoring.intervals import bootstrap_metrics
-from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.metrics import pf1
+from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_groups
+from rsna_bcd.scoring.intervals import bootstrap_interval, bootstrap_metrics, paired_difference
+from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
 
@@ -114,7 +110,9 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
     patients = rows["patient_id"].to_numpy(dtype=str)
     rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
     groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    decisions = [cross_fit(labels, p, patients, BestPf1(), groups).decisions for p in probabilities]
+    decisions = [
+        cross_fitted_decisions(labels, p, patients, BestPf1(), groups) for p in probabilities
+    ]
     comparison: dict[str, Any] = {
         "folds": folds,
         "breasts": len(rows),

@@ -17,30 +17,19 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import write_csv
 from rsna_bcd.inference.run import fold_hashes
-from rsna_bcd.scoring.blend import BlendMethod
-from rsna_bcd.scoring.blend import blend
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import Score
-from rsna_bcd.scoring.intervals import bootstrap_scores
-from rsna_bcd.scoring.calibration import CalibrationMethod
-from rsna_bcd.scoring.calibration import calibration_scores
-from rsna_bcd.scoring.cross_fitting import optimism
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.intervals import delong
-from rsna_bcd.scoring.ensemble import FILE_NAME
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.ensemble import PolicyName
-from rsna_bcd.scoring.ensemble import write_ensemble
-from rsna_bcd.scoring.metrics import OPERATING
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.thresholds import plateau
-from rsna_bcd.scoring.cross_fitting import FittedEnsemble
-from rsna_bcd.scoring.cross_fitting import CrossFitted
-from rsna_bcd.scoring.cross_fitting import EnsembleFitter
-from rsna_bcd.scoring.metrics import Aggregation
-from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.scoring.thresholds import RecallRate
+from rsna_bcd.scoring.blend import BlendMethod, blend
+from rsna_bcd.scoring.calibration import CalibrationMethod, calibration_scores
+from rsna_bcd.scoring.cross_fitting import (
+    CrossFitted,
+    EnsembleFitter,
+    FittedEnsemble,
+    optimism,
+    patient_groups,
+)
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, PolicyName, write_ensemble
+from rsna_bcd.scoring.intervals import Interval, Score, bootstrap_scores, delong
+from rsna_bcd.scoring.metrics import OPERATING, RANKING, Aggregation
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align, check_informative, read_run, under_each_rule
 from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS, logit
@@ -80,8 +69,8 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     sites = None if cfg.by_site is None else _sites(output, runs[0], rows)
     unread = _unread(rows, tables)
     groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    fitted = recipe.fit(labels, columns, patients, sites, unread=unread)
-    held_out = recipe.cross_fit(labels, columns, patients, groups, sites, unread=unread)
+    fitted = recipe.fit(labels, columns, patients, sites, unreadable=unread)
+    held_out = recipe.cross_fit(labels, columns, patients, groups, sites, unreadable=unread)
     oof = _oof(rows, unread, fitted.combine(columns), held_out)
     result = Ensemble(
         name=cfg.name,
@@ -187,7 +176,7 @@ def _weights(setting: Any, n_members: int) -> tuple[float, ...] | None:
 
 def _columns(
     cfg: DictConfig, output: Path, member: Member, table: pd.DataFrame, rows: pd.DataFrame
-) -> dict[Rule, NDArray[np.float64]]:
+) -> dict[Aggregation, NDArray[np.float64]]:
     """A member's probabilities of `rows`, under each rule that may be chosen for it."""
     if cfg.rule == "auto":
         by_rule = under_each_rule(output / "runs" / member.name, table, member.rule)
@@ -305,7 +294,9 @@ def _fitted_members(runs: list[Member], fitted: FittedEnsemble) -> tuple[Member,
     ranks = fitted.ranks or (None,) * len(runs)
     return tuple(
         replace(run, rule=rule, weight=weight, ranks=own)
-        for run, rule, weight, own in zip(runs, fitted.rules, fitted.weights, ranks, strict=True)
+        for run, rule, weight, own in zip(
+            runs, fitted.aggregations, fitted.weights, ranks, strict=True
+        )
     )
 
 
@@ -346,7 +337,7 @@ def _score(
         **found["blend"],
         "auroc_delong": delong(labels, honest, patients),
         "cross_fitted": recipe.intervals(
-            OPERATING, labels, held_out, sites=sites, unread=unread, **rest
+            OPERATING, labels, held_out, sites=sites, unreadable=unread, **rest
         ),
         "in_sample": found["in_sample"],
         "optimism": optimism(labels, in_sample, held_out.decisions),

@@ -14,13 +14,9 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import parts_sha256
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
 from rsna_bcd.inference.run import check_current
-from rsna_bcd.scoring.intervals import Interval
-from rsna_bcd.scoring.intervals import bootstrap_metrics
-from rsna_bcd.scoring.metrics import confusion_matrix
-from rsna_bcd.scoring.ensemble import FILE_NAME
-from rsna_bcd.scoring.ensemble import read_ensemble
-from rsna_bcd.scoring.metrics import DECISION
-from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.scoring.ensemble import FILE_NAME, read_ensemble
+from rsna_bcd.scoring.intervals import Interval, bootstrap_metrics
+from rsna_bcd.scoring.metrics import DECISION, RANKING, confusion_matrix
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import (
     check_submission,

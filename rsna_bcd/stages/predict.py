@@ -23,9 +23,7 @@ from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
 from rsna_bcd.reporting.contact_sheet import as_png
 from rsna_bcd.reporting.study_picture import NO_DEVICE, study_picture
-from rsna_bcd.scoring.ensemble import FILE_NAME
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, breasts_table, images_table
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
 

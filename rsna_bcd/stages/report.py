@@ -20,18 +20,11 @@ from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
 from rsna_bcd.reporting.page import render_card, render_page
 from rsna_bcd.reporting.preparation_summary import read_manifests
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter, patient_groups
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, read_ensemble
 from rsna_bcd.scoring.intervals import bootstrap_metrics
-from rsna_bcd.scoring.cross_fitting import patient_groups
-from rsna_bcd.scoring.ensemble import FILE_NAME
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.ensemble import read_ensemble
-from rsna_bcd.scoring.metrics import OPERATING
-from rsna_bcd.scoring.metrics import RANKING
-from rsna_bcd.scoring.thresholds import plateau
-from rsna_bcd.scoring.cross_fitting import EnsembleFitter
-from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.scoring.thresholds import RecallRate
+from rsna_bcd.scoring.metrics import OPERATING, RANKING
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.out_of_fold import align, read_run, under_each_rule
 from rsna_bcd.tables.predictions import read_ensemble_oof
@@ -119,8 +112,8 @@ def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
     recipe = EnsembleFitter("mean", (1.0,), BestPf1(), names=(member.name,))
     columns = [{member.rule: probabilities}]
     groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    fitted = recipe.fit(labels, columns, patients, unread=unread).threshold
-    honest = recipe.cross_fit(labels, columns, patients, groups, unread=unread)
+    fitted = recipe.fit(labels, columns, patients, unreadable=unread).threshold
+    honest = recipe.cross_fit(labels, columns, patients, groups, unreadable=unread)
     rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
     ensemble = Ensemble(
         name=str(cfg.run),
@@ -137,7 +130,7 @@ def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
         positives=int(labels.sum()),
         score={
             **bootstrap_metrics(RANKING, labels, probabilities, **rest),
-            "cross_fitted": recipe.intervals(OPERATING, labels, honest, unread=unread, **rest),
+            "cross_fitted": recipe.intervals(OPERATING, labels, honest, unreadable=unread, **rest),
         },
     )
     return ensemble, oof.assign(

@@ -32,8 +32,7 @@ from rsna_bcd.inference.test_set import (
 from rsna_bcd.preparation.files import find_files
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import read_ensemble
+from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble
 from rsna_bcd.tables.failures import failures_table
 from rsna_bcd.tables.hidden import HiddenTest, read_hidden
 from rsna_bcd.tables.predictions import PREDICTION_COLUMNS, check_submission, read_submission
@@ -297,7 +296,7 @@ def _summary(
 
     read = breasts.loc[breasts["unread"] == 0, "probability"]
     fitted = outcome.fitted(ensemble)
-    used, keeps_rate = fitted.threshold_for(read), fitted.keeps_rate(len(read))
+    used, keeps_rate = fitted.threshold_for(read), fitted.keeps_recall_rate(len(read))
     return SubmissionSummary(
         breasts=len(breasts),
         images=len(test.images),

@@ -14,8 +14,7 @@ from rsna_bcd.inference import studies
 from rsna_bcd.inference.run import Run
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.thresholds import Plateau
-from rsna_bcd.scoring.thresholds import Threshold
+from rsna_bcd.scoring.thresholds import Plateau, Threshold
 from rsna_bcd.tables.answers import DOUBTS
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.seen import Seen

@@ -14,11 +14,9 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.files import write_csv
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
-from rsna_bcd.scoring.blend import BlendMethod
-from rsna_bcd.scoring.blend import RankTransform
+from rsna_bcd.scoring.blend import BlendMethod, RankTransform
 from rsna_bcd.scoring.calibration import Temperature
-from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.scoring.ensemble import Member
+from rsna_bcd.scoring.ensemble import Ensemble, Member
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.tables.predictions import read_ensemble_oof
 

@@ -25,8 +25,7 @@ from rsna_bcd.inference.stream import BreastPrediction, PatientBuffer, Predictio
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import predict_logits
 from rsna_bcd.preparation.crop import CropSettings, prepare_image
-from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.ensemble import write_ensemble
+from rsna_bcd.scoring.ensemble import Member, write_ensemble
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views

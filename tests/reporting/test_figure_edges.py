@@ -4,8 +4,7 @@ import numpy as np
 
 from rsna_bcd.reporting.figures_groups import axis_start
 from rsna_bcd.reporting.figures_scores import beyond_edge
-from rsna_bcd.scoring.intervals import ConfidenceBand
-from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import ConfidenceBand, Interval
 
 
 def test_an_axis_holds_every_interval() -> None:

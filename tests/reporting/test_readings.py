@@ -7,8 +7,7 @@ from rsna_bcd.reporting.cohort import Cohort
 from rsna_bcd.reporting.contrasts import Contrast
 from rsna_bcd.reporting.judged import JudgedBreasts
 from rsna_bcd.reporting.performance import CHALLENGE, MemberScore
-from rsna_bcd.scoring.intervals import Difference
-from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.intervals import Difference, Interval
 
 
 def cohort(breasts: int = 200, cancers: int = 40) -> Cohort:
