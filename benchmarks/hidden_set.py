@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 
 from rsna_bcd._records import select_settings, write_record
 from rsna_bcd._stage import CONF
-from rsna_bcd.scoring.bootstrap import Interval
-from rsna_bcd.scoring.ensembles import FILE_NAME, Ensemble, Member, write_ensemble
-from rsna_bcd.scoring.plateau import Plateau
-from rsna_bcd.scoring.threshold import Threshold
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, write_ensemble
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.thresholds import Plateau, Threshold
 
 NAME = "benchmark"  # of the ensemble
 _SEEN = ("CC", "MLO")  # views of each breast

@@ -21,11 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd.scoring.cross_fitting import (
-    EnsembleFitter,
-    Members,
-    patient_groups,
-)
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter, Members, patient_groups
 from rsna_bcd.scoring.intervals import Score, bootstrap_scores
 from rsna_bcd.scoring.metrics import OPERATING, RANKING
 from rsna_bcd.scoring.thresholds import BestPf1, operating_points

@@ -17,8 +17,8 @@ from torch import nn
 
 from rsna_bcd._records import write_record
 from rsna_bcd._stage import CONF
-from rsna_bcd.scoring.ensembles import Ensemble, Member, write_ensemble
-from rsna_bcd.scoring.threshold import Threshold
+from rsna_bcd.scoring.ensemble import Ensemble, Member, write_ensemble
+from rsna_bcd.scoring.thresholds import Threshold
 
 CROP = {
     "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64, "width": 32,

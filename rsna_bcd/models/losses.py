@@ -57,7 +57,7 @@ class Focal(nn.Module):
 
 
 class SoftF1(nn.Module):
-    """1 - pF1 of the batch (`scoring.pf1`), which has a gradient.
+    """1 - pF1 of the batch (`scoring.metrics.pf1`), which has a gradient.
 
     A batch without positives has a loss of 1 and no gradient: draw some into every batch
     (`negatives_per_positive`). The score of a small batch is a noisy and biased estimate of that of
