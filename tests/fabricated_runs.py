@@ -7,10 +7,9 @@ import pandas as pd
 
 from rsna_bcd._records import write_record
 from rsna_bcd.files import write_csv
-from rsna_bcd.scoring.bootstrap import Interval
-from rsna_bcd.scoring.ensembles import Ensemble, Member
-from rsna_bcd.scoring.plateau import Plateau
-from rsna_bcd.scoring.threshold import Threshold
+from rsna_bcd.scoring.ensemble import Ensemble, Member
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.thresholds import Plateau, Threshold
 from rsna_bcd.tables.predictions import OOF_COLUMNS, OOF_IMAGE_COLUMNS, logit, to_breasts
 
 SETTINGS = {

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_file
 from rsna_bcd.scoring.blend import BlendMethod, RankTransform, blend
 from rsna_bcd.scoring.calibration import (
     Calibration,
@@ -50,7 +50,7 @@ class Member:
         weight: In the blend.
         ranks: The member's out-of-fold distribution; None but under `rank_mean`.
         hashes: By fold, SHA-256 of the predictions and of the weights that it was fitted to
-            (`inference.freshness`); empty in ensembles that were fitted before they were kept.
+            (`inference.run`); empty in ensembles that were fitted before they were kept.
     """
 
     name: str
@@ -208,13 +208,7 @@ def write_ensemble(ensemble: Ensemble, file: Path) -> None:
         ) from error
     # Lists of numbers on one line each: a thousand knots are not worth a thousand lines.
     text = re.sub(r"\[[-+.\deE,\s]+\]", lambda match: " ".join(match[0].split()), text)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=".", suffix=".json", delete=False, encoding="utf-8"
-    ) as part:
-        part.write(text)
-    Path(part.name).chmod(0o644)  # temporary files are private by default, results are not
-    Path(part.name).replace(file)
+    write_file(file, text)
 
 
 def read_ensemble(file: Path) -> Ensemble:

@@ -21,8 +21,8 @@ from study_table import (
 )
 
 from rsna_bcd.files import write_csv
-from rsna_bcd.scoring.bootstrap import paired_difference, percentiles, two_sided_p
-from rsna_bcd.scoring.ranking import auroc
+from rsna_bcd.scoring.intervals import paired_difference, percentile_interval, two_sided_p_value
+from rsna_bcd.scoring.metrics import auroc
 
 STUDY = """
 dataset: rsna
@@ -110,8 +110,8 @@ def test_of_one_seed_it_is_the_paired_difference_of_the_package() -> None:
     found = paired_difference(auroc, labels, both[1], both[0], patients, 300)
     assert values[0] - values[1] == pytest.approx(found.value, abs=1e-12)
     difference = resampled[0] - resampled[1]
-    assert percentiles(difference) == pytest.approx((found.low, found.high), abs=1e-12)
-    assert two_sided_p(difference) == found.p_value
+    assert percentile_interval(difference) == pytest.approx((found.low, found.high), abs=1e-12)
+    assert two_sided_p_value(difference) == found.p_value
 
 
 def test_what_is_not_complete_is_named_and_the_rest_compared(

@@ -16,7 +16,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.saliency import Explainer, saliency_maps
-from rsna_bcd.scoring.ensembles import Ensemble, Member
+from rsna_bcd.scoring.ensemble import Ensemble, Member
 from rsna_bcd.tables.predictions import OOF_COLUMNS
 
 IMAGES = {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_resnet"}
