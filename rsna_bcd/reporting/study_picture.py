@@ -6,186 +6,162 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.contact_sheet import (
-    ADVANCE,
-    AMBER,
-    BRIGHT,
-    MUTED,
-    PLAIN,
-    RED,
-    RULE,
-    Page,
-    shortened,
-)
+from rsna_bcd.reporting.contact_sheet import AMBER, DARK, LETTER, MUTED, RED, shorten
 from rsna_bcd.reporting.gallery import overlaid
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, ImageAnswer
 
 NO_DEVICE = "No medical device: for research only, not validated for the care of patients."
 
-# All lengths are pixels.
-_TALLEST, _WIDEST = 720, 540  # of a crop
-_MARGIN, _GAP, _NARROWEST = 28, 16, 780
-_HEADER, _CAPTION, _LEADING, _FOOTER = 104, 24, 19, 12
-_LARGE, _VERDICT = 21, 16  # sizes of text
-_NAMES = 12  # letters of the column of names
-_RAMP = 96, 10  # width and height of the legend's colours
-_FAINTEST = 0.3  # colours of a breast called negative, of those of a positive one
+_PANEL, _WIDEST, _MARGIN, _LINE = 5.6, 4.2, 0.25, 0.16  # inches
+_SMALL, _PLAIN, _LARGE = 7, 9, 13  # points
+_PIXELS = 1440  # of the crop's longest side at most
+_WEAKEST = 0.3  # saliency of a breast far below the threshold, relative to a positive one
 _SIDES = {"L": "left", "R": "right"}
 
-_Colour = tuple[int, int, int]
 
-
+@DARK
 def study_picture(
     breast: BreastAnswer,
     image: ImageAnswer,
     crop: NDArray[np.unsignedinteger[Any]],
-    strength: NDArray[np.floating[Any]] | None,
+    saliency: NDArray[np.floating[Any]] | None,
     notes: Sequence[str],
 ) -> Figure:
-    """Draw the crop, beside it the crop with its map, and all the rest in words beneath.
+    """Draw the crop, the crop with its saliency map, and the result in words below.
+
+    Below the threshold the map fades with the probability: something is the most suspicious place
+    of every breast.
 
     Args:
-        breast: that could be read.
-        image: of it.
-        crop: (H, W) uint8 or uint16, as networks saw it.
-        strength: (h, w) in [0, 1] over the whole crop, how much each place raised the score; None
-            where no network was shown the image.
-        notes: what else is to be known, in sentences.
+        breast: with a probability.
+        image: of the breast.
+        crop: (H, W) uint8 or uint16, the network's input.
+        saliency: (h, w) in [0, 1] over the whole crop; None where no network used the image.
+        notes: sentences about the model.
 
     Returns:
-        A figure for `sheet.as_png`. Crops keep their aspect; they are at most 720 pixels high.
+        A figure for `as_png`.
     """
-    grey = _shown(crop)
-    height, wide = grey.shape
-    width = max(_NARROWEST, 2 * wide + _GAP + 2 * _MARGIN)
-    letters = int((width - 2 * _MARGIN) / (PLAIN * ADVANCE)) - _NAMES
-    lines = _lines(breast, image, crop.shape, notes, letters)
-    page = Page(width, _HEADER + height + _CAPTION + _LEADING * (len(lines) + 2) + _FOOTER)
-    _draw_header(page, breast, image)
-    left = (width - 2 * wide - _GAP) // 2
-    faded = None if strength is None else strength * _fading(breast)
-    _draw_panels(page, grey, faded, (left, left + wide + _GAP))
-    baseline = _HEADER + height + _CAPTION + _LEADING + 6
-    for name, words, colour in lines:
-        page.write(_MARGIN, baseline, name, PLAIN, MUTED if colour == BRIGHT else colour)
-        page.write(_MARGIN + _NAMES * PLAIN * ADVANCE, baseline, words, PLAIN, colour)
-        baseline += _LEADING
-    page.fill(_MARGIN, baseline - 8, page.width - 2 * _MARGIN, 1, RULE)
-    page.write(_MARGIN, baseline + 14, NO_DEVICE, PLAIN, BRIGHT, "bold")
-    return page.figure()
+    assert breast.probability is not None, "an unreadable breast has no picture"
+    grey = _as_uint8(crop)
+    height = _PANEL
+    panel_width = min(_WIDEST, height * grey.shape[1] / grey.shape[0])
+    height = panel_width * grey.shape[0] / grey.shape[1]
+    width = max(6.5, 2 * panel_width + 3 * _MARGIN)
+    letters = int((width - 2 * _MARGIN) / (_SMALL * LETTER))
+    lines = _text_lines(breast, image, crop.shape, notes, letters)
+    below = _LINE * (len(lines) + 2) + 2 * _MARGIN
+    total = 0.9 + height + below
+    figure = Figure(figsize=(width, total), dpi=128)
+
+    examination = f", examination {breast.examination}" if breast.examination > 1 else ""
+    side = _SIDES.get(breast.laterality, "side unknown")
+    title = f"{breast.patient_id}{examination} · {side} · {image.view or 'view unknown'}"
+    room = int((width - 2 * _MARGIN) / (_LARGE * LETTER))
+    x = _MARGIN / width
+    figure.text(x, 1 - 0.35 / total, shorten(title, room), size=_LARGE, weight="bold")
+    calibrated = "" if breast.calibrated is None else f"; calibrated {breast.calibrated:.3f}"
+    result = (
+        f"{breast.decision}: probability {breast.probability:.3f} (threshold "
+        f"{breast.threshold:.3f}{calibrated})"
+    )
+    colour = RED if breast.decision == "positive" else "white"
+    figure.text(x, 1 - 0.65 / total, result, size=_PLAIN, color=colour)
+
+    fading = max(_WEAKEST, min(1.0, breast.probability / breast.threshold))
+    overlay = grey if saliency is None else overlaid(grey, saliency * fading)
+    names = "input of the networks", "saliency" if saliency is not None else "not used by a network"
+    lefts = np.array([-panel_width - _MARGIN / 2, _MARGIN / 2]) + width / 2
+    for left, pixels, name in zip(lefts, (grey, overlay), names, strict=True):
+        box = (left / width, below / total, panel_width / width, height / total)
+        axes = figure.add_axes(box, xticks=[], yticks=[])
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        axes.set_xlabel(name, color=MUTED, size=_SMALL, loc="left")
+        axes.spines[:].set(color="#2b2f36")
+    if saliency is not None:
+        _draw_colour_bar(figure, (lefts[1] / width, below / total, panel_width / width, total))
+    for row, (line, line_colour) in enumerate([*lines, (NO_DEVICE, "white")]):
+        y = (below - 0.35 - _LINE * (row + (row == len(lines)) / 2)) / total
+        weight = "bold" if row == len(lines) else "normal"
+        figure.text(x, y, line, size=_SMALL, color=line_colour, va="top", weight=weight)
+    return figure
 
 
-def _lines(
+def _draw_colour_bar(figure: Figure, panel: tuple[float, float, float, float]) -> None:
+    """The colours of the map, from none to the strongest, below the right half of the panel."""
+    left, bottom, width, height = panel
+    ramp = overlaid(np.full((1, 256), 128, np.uint8), np.linspace(0, 1, 256)[None])
+    axes = figure.add_axes((left + 0.5 * width, bottom - 0.17 / height, 0.5 * width, 0.09 / height))
+    axes.imshow(np.arange(256)[None], cmap=ListedColormap(ramp[0] / 255), aspect="auto")
+    axes.set(xticks=[0, 255], yticks=[], xticklabels=["none", "strong"])
+    axes.tick_params(length=0, labelsize=_SMALL - 1, labelcolor=MUTED, pad=1)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
+    axes.spines[:].set_visible(False)
+
+
+def _text_lines(
     breast: BreastAnswer,
     image: ImageAnswer,
     shape: tuple[int, ...],
     notes: Sequence[str],
     letters: int,
-) -> list[tuple[str, str, _Colour]]:
-    """Doubts, facts and notes: name, at most so many letters, colour; a name stands once."""
-    kinds = {*breast.doubts, *image.doubts}
-    parts = [("in doubt", f"{kind}: {DOUBTS[kind]}", AMBER) for kind in DOUBTS if kind in kinds]
-    parts += [(name, words, BRIGHT) for name, words in _facts(image, shape).items()]
-    parts += [("note", note, MUTED) for note in notes]
-    return [
-        ("" if row else name, line, colour)
-        for name, words, colour in parts
-        for row, line in enumerate(textwrap.wrap(words, letters))
-    ]
-
-
-def _facts(image: ImageAnswer, shape: tuple[int, ...]) -> dict[str, str]:
-    """What is known of an image, for reading."""
+) -> list[tuple[str, str]]:
+    """Lines of at most `letters`, with their colour: quality flags, header, crop and notes."""
     facts = image.facts
-    machine = " ".join(str(facts[key]) for key in ("manufacturer", "machine") if facts[key])
-    said = [
+    device = " ".join(str(facts[key]) for key in ("manufacturer", "machine") if facts[key])
+    header = [
         f"{facts['rows']} x {facts['columns']} pixels",
-        *([facts["view_header"]] if facts["view_header"] else []),
-        *([f"{facts['age']:.0f} years"] if facts["age"] is not None else []),
-        machine or "machine not named",
-        *([facts["presentation"].lower()] if facts["presentation"] else []),
+        facts["view_header"],
+        None if facts["age"] is None else f"{facts['age']:.0f} years",
+        device or "machine unknown",
+        facts["presentation"] and facts["presentation"].lower(),
     ]
     box = [facts[f"box_{key}"] for key in ("height", "width", "top", "left")]
     turned = "mirrored" if facts["flipped"] else ""
     if facts["rotated"]:
         turned = f"rotated by {facts['rotated']} degrees counterclockwise"
-    oriented = f", {turned}: the chest wall is on the left" if turned else ""
-    alone = image.probability
-    return {
-        "file": image.file,
-        "header": ", ".join(map(str, said)),
-        "crop": f"{shape[0]} x {shape[1]} pixels, of {box[0]} x {box[1]} at row {box[2]}, column "
-        f"{box[3]}{oriented}; window {facts['window']}",
-        **({} if alone is None else {"by itself": f"{alone:.3f}, this image alone"}),
-        "colour": "strongest where this breast has most of it, fainter the lower its score is "
-        "below the threshold; it explains a score and outlines no lesion",
-    }
-
-
-def _draw_header(page: Page, breast: BreastAnswer, image: ImageAnswer) -> None:
-    """Whose image it is, and what the model says of the breast."""
-    number = f", examination {breast.examination}" if breast.examination > 1 else ""
-    side = _SIDES.get(breast.laterality, "side unknown")
-    title = f"{breast.patient_id}{number} · {side} · {image.view or 'view unknown'}"
-    room = int((page.width - 2 * _MARGIN) / (_LARGE * ADVANCE))
-    page.write(_MARGIN, 44, shortened(title, room), _LARGE, BRIGHT, "bold")
-    colour = RED if breast.decision == "positive" else BRIGHT
-    page.fill(_MARGIN, 62, 4, 22, colour)
-    calibrated = "" if breast.calibrated is None else f"; calibrated {breast.calibrated:.3f}"
-    verdict = (
-        f"The model calls this breast {breast.decision}: {breast.probability:.3f} "
-        f"(threshold {breast.threshold:.3f}{calibrated})"
+    orientation = f", {turned}: the chest wall is on the left" if turned else ""
+    flags = {*breast.doubts, *image.doubts}
+    entries = [("flag", f"{flag}: {DOUBTS[flag]}", AMBER) for flag in DOUBTS if flag in flags]
+    entries += [
+        ("file", image.file, "white"),
+        ("header", ", ".join(str(part) for part in header if part), "white"),
+        (
+            "crop",
+            f"{shape[0]} x {shape[1]} pixels, of {box[0]} x {box[1]} at row {box[2]}, column "
+            f"{box[3]}{orientation}; window {facts['window']}",
+            "white",
+        ),
+    ]
+    if image.probability is not None:
+        entries.append(("image", f"probability {image.probability:.3f} of it alone", "white"))
+    entries.append(
+        (
+            "saliency",
+            "the regions that raised the score; fainter the further the score is below the "
+            "threshold; not an outline of a lesion",
+            "white",
+        )
     )
-    page.write(_MARGIN + 14, 78, verdict, _VERDICT, colour)
+    entries += [("note", note, MUTED) for note in notes]
+    return [
+        (f"{'' if row else name:<10}{line}", colour)
+        for name, text, colour in entries
+        for row, line in enumerate(textwrap.wrap(text, letters - 10))
+    ]
 
 
-def _draw_panels(
-    page: Page,
-    grey: NDArray[np.uint8],
-    strength: NDArray[np.floating[Any]] | None,
-    lefts: tuple[int, int],
-) -> None:
-    """The crop, and the crop with its map; what they are, beneath."""
-    height, wide = grey.shape
-    plain = np.repeat(grey[..., None], 3, axis=2)
-    beside = plain if strength is None else overlaid(grey, strength)
-    for left, pixels in zip(lefts, (plain, beside), strict=True):
-        page.fill(left - 1, _HEADER - 1, wide + 2, height + 2, RULE)
-        page.pixels[_HEADER : _HEADER + height, left : left + wide] = pixels
-    left, right = lefts
-    baseline = _HEADER + height + _CAPTION - 6
-    page.write(left, baseline, "as the networks saw it", PLAIN, MUTED)
-    if strength is None:
-        page.write(right, baseline, "no network was shown this image", PLAIN, MUTED)
-        return
-    end = page.write(right, baseline, "what raised the score: less ", PLAIN, MUTED)
-    _draw_ramp(page, round(end), baseline)
-    page.write(end + _RAMP[0] + 7, baseline, "more", PLAIN, MUTED)
-
-
-def _fading(breast: BreastAnswer) -> float:
-    """How strong the colours are: also where nothing is wrong, something is the most suspicious."""
-    assert breast.probability is not None, "a breast that could not be read has no picture"
-    if breast.probability >= breast.threshold:
-        return 1.0
-    return max(_FAINTEST, breast.probability / breast.threshold)
-
-
-def _draw_ramp(page: Page, left: int, baseline: int) -> None:
-    """The colours of a map, from nothing to the strongest."""
-    width, height = _RAMP
-    ramp = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, axis=0)
-    beneath = np.full((height, width), 128, np.uint8)
-    page.pixels[baseline - height + 1 : baseline + 1, left : left + width] = overlaid(beneath, ramp)
-
-
-def _shown(crop: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
-    """8 bits, in the size of the picture."""
+def _as_uint8(crop: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
+    """The upper 8 bits, averaged to at most `_PIXELS` on the longest side."""
     grey: NDArray[Any] = crop if crop.dtype == np.uint8 else crop >> 8
-    scale = min(_TALLEST / grey.shape[0], _WIDEST / grey.shape[1])
-    size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(grey.astype(np.uint8), size, interpolation=how).astype(np.uint8)
+    scale = _PIXELS / max(grey.shape)
+    if scale < 1:
+        size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return grey.astype(np.uint8)
