@@ -16,8 +16,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.imaging.codecs import DECODERS
-from rsna_bcd.preparation.crop import CropSettings
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop
+from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 
 Way = Callable[[Path, Path], None]  # source file, PNG
 

@@ -17,9 +17,8 @@ from hydra.utils import instantiate
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, StorageError
-from rsna_bcd.preparation import writing
 from rsna_bcd.preparation.crop import CropSettings
-from rsna_bcd.preparation.manifest import PreparedFolder
+from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.stages import prepare as stage
 from rsna_bcd.stages.prepare import prepare
 from rsna_bcd.tables.folds import read_folds
@@ -216,7 +215,9 @@ def test_crops_of_files_that_failed_and_rows_that_left_are_deleted(
     lost.write_bytes(lost.read_bytes() + b"\0")
     table = pd.read_csv(data / "train.csv")
     table[table["image_id"] != 1010].to_csv(data / "train.csv", index=False)
-    monkeypatch.setattr(writing, "prepare_image", lambda *arguments: 1 / 0)  # no `ImageError`
+    monkeypatch.setattr(
+        "rsna_bcd.preparation.crop.prepare_image", lambda *arguments: 1 / 0
+    )  # no `ImageError`
     seen = []
     write_tables = PreparedFolder.write_tables
 

@@ -82,7 +82,7 @@ def test_choices_are_those_of_the_code() -> None:
     from rsna_bcd.inference.predictor import Precision
     from rsna_bcd.inference.test_set import Unread
     from rsna_bcd.models.prediction import TTA
-    from rsna_bcd.preparation.writing import Filter, Strategy
+    from rsna_bcd.preparation.crop import Filter, Strategy
     from rsna_bcd.scoring.blend import BlendMethod
     from rsna_bcd.scoring.calibration import CalibrationMethod
     from rsna_bcd.scoring.ensemble import PolicyName

@@ -5,22 +5,23 @@ with the background's 0: on the right, and in equal parts above and below. An im
 wall on the right is flipped, one with the chest wall above or below is rotated.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.imaging.breast import Box, find_breast
+from rsna_bcd.files import version_stamp, write_file
+from rsna_bcd.imaging.breast import Box, Breast, Side, find_breast
 from rsna_bcd.imaging.crops import Crop
 from rsna_bcd.imaging.mammogram import ImageError, Mammogram, centred
-from rsna_bcd.imaging.quality import join_flags
+from rsna_bcd.imaging.quality import QualityFlag, join_flags
 from rsna_bcd.imaging.raster import read_raster_image
-from rsna_bcd.preparation.orientation import UPRIGHT, Orientation, choose_orientation
 
 Source = Literal["dicom", "image"]
 Record = dict[str, str | int | float | None]
@@ -231,6 +232,61 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
 
 
 @dataclass(frozen=True)
+class Orientation:
+    """A flip or a rotation.
+
+    Attributes:
+        flipped: columns are mirrored.
+        rotated: degrees counterclockwise: 0, 90 or 270. Only one of both is in use.
+        flags: quality flags; pixels and header may contradict each other.
+    """
+
+    flipped: bool
+    rotated: int
+    flags: tuple[QualityFlag, ...] = ()
+
+    def apply(self, pixels: Crop) -> Crop:
+        """Flip or rotate pixels, (H, W)."""
+        if self.rotated:
+            return np.rot90(pixels, self.rotated // 90)
+        return pixels[:, ::-1] if self.flipped else pixels
+
+
+UPRIGHT = Orientation(flipped=False, rotated=0)
+_ROTATIONS: dict[Side, int] = {"left": 0, "right": 0, "top": 90, "bottom": 270}
+
+
+def choose_orientation(breast: Breast, patient_orientation: str) -> Orientation:
+    """Choose what brings the chest wall to the left.
+
+    Args:
+        breast: found in the pixels.
+        patient_orientation: of the header, values separated by a backslash; "" where there is none.
+    """
+    side, in_header = breast.chest_wall, _chest_wall_in_header(patient_orientation)
+    contradicts = breast.side_is_clear and in_header not in (None, side)
+    if in_header is not None and not breast.side_is_clear:
+        side = in_header
+    flags = (QualityFlag.ORIENTATION_CONTRADICTORY,) if contradicts else ()
+    return Orientation(side == "right", _ROTATIONS[side], flags)
+
+
+def _chest_wall_in_header(patient_orientation: str) -> Side | None:
+    """The side opposite the anterior one.
+
+    Args:
+        patient_orientation: directions of rows (to the right) and of columns (downwards). The first
+            letter is the main one: A anterior, P posterior (PS3.3 C.7.6.1.1.1).
+    """
+    sides: tuple[tuple[Side, Side], ...] = (("left", "right"), ("top", "bottom"))
+    for direction, walls in zip(patient_orientation.split("\\"), sides, strict=False):
+        letter = direction.strip().upper()[:1]
+        if letter in ("A", "P"):
+            return walls["AP".index(letter)]
+    return None
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where the breast is.
 
@@ -352,3 +408,95 @@ def _pad(pixels: Crop, settings: CropSettings) -> Crop:
     top = (settings.height - height) // 2
     crop[top : top + height, :width] = pixels
     return crop
+
+
+Strategy = Literal["default", "filtered", "huffman", "rle", "fixed"]  # in OpenCV's order, from 0
+Filter = Literal["none", "sub", "up", "avg", "paeth"]
+_FILTERS: dict[Filter, int] = {
+    "none": cv2.IMWRITE_PNG_FILTER_NONE,
+    "sub": cv2.IMWRITE_PNG_FILTER_SUB,
+    "up": cv2.IMWRITE_PNG_FILTER_UP,
+    "avg": cv2.IMWRITE_PNG_FILTER_AVG,
+    "paeth": cv2.IMWRITE_PNG_FILTER_PAETH,
+}
+
+
+@dataclass(frozen=True)
+class Png:
+    """How PNG files are compressed; their pixels do not depend on it.
+
+    Attributes:
+        level: 0 (none) to 9.
+        strategy: of zlib.
+        filter: of rows, before zlib sees them.
+    """
+
+    level: int
+    strategy: Strategy
+    filter: Filter
+
+    def __post_init__(self) -> None:
+        """Refuse values that PNG does not know."""
+        known = self.strategy in get_args(Strategy) and self.filter in _FILTERS
+        if not 0 <= self.level <= 9 or not known:
+            raise InputError(
+                f"png.level={self.level}, png.strategy={self.strategy}, png.filter={self.filter}: "
+                f"the level is 0 to 9, the strategy one of {', '.join(get_args(Strategy))}, the "
+                f"filter one of {', '.join(_FILTERS)}."
+            )
+
+    def encode(self, pixels: Crop) -> bytes:
+        """Compress a crop."""
+        strategy = get_args(Strategy).index(self.strategy)
+        options = [
+            *(cv2.IMWRITE_PNG_COMPRESSION, self.level),  # which resets the others
+            *(cv2.IMWRITE_PNG_STRATEGY, strategy),
+            *(cv2.IMWRITE_PNG_FILTER, _FILTERS[self.filter]),
+        ]
+        return cv2.imencode(".png", pixels, options)[1].tobytes()
+
+
+@dataclass(frozen=True)
+class CropTask:
+    """One file to make a crop of.
+
+    Attributes:
+        source_file: the DICOM file or picture.
+        crop_file: the PNG to write.
+        settings: of the crop.
+        source: how to read `source_file`.
+        decoders: which may be used, in order of preference.
+        png: how to compress.
+        source_name: path of `source_file` in the folder of images, wherever that is; for its stamp.
+    """
+
+    source_file: Path
+    crop_file: Path
+    settings: CropSettings
+    source: Source
+    decoders: Sequence[str]
+    png: Png
+    source_name: str = ""
+
+
+def make_crop(task: CropTask) -> Record:
+    """Prepare one image and write its PNG.
+
+    Returns:
+        The record of `prepare_image` with `crop_sha256` and `crop_bytes`, hash and size of the PNG,
+        and `source_stamp`, by which a file that was replaced is recognised.
+
+    Raises:
+        ImageError: the file is no image that can be used.
+        StorageError: the crop cannot be written.
+    """
+    stamp = version_stamp(task.source_file, task.source_name)
+    prepared = prepare_image(task.source_file, task.settings, task.source, task.decoders)
+    encoded = task.png.encode(prepared.pixels)
+    write_file(task.crop_file, encoded)
+    return {
+        **prepared.record,
+        "crop_sha256": hashlib.sha256(encoded).hexdigest(),
+        "crop_bytes": len(encoded),
+        "source_stamp": stamp,
+    }

@@ -11,7 +11,7 @@ from rich.progress import track
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.quality import count_flags
-from rsna_bcd.preparation.folders import copies, files_below, read_headers
+from rsna_bcd.preparation.source_files import find_copies, list_files, read_headers
 from rsna_bcd.tables.answers import DOUBTS
 from rsna_bcd.tables.from_headers import distinct
 
@@ -33,7 +33,7 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     if not root.is_dir():
         raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
     console = Console(stderr=True, markup=False)
-    names, skipped = files_below(root)
+    names, skipped = list_files(root)
     files = {name: root / name for name in names}
     headers, reasons = read_headers(
         files,
@@ -44,7 +44,7 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     if not headers:
         kinds = ", ".join(f"{n} {reason}" for reason, n in Counter(reasons.values()).most_common(3))
         raise InputError(f"There is no DICOM image in {root}: {kinds or 'it is empty'}.")
-    for file, original in copies(headers, files).items():
+    for file, original in find_copies(headers, files).items():
         reasons[file] = f"a copy of {original}"
         del headers[file]
     # Two images with one identifier are both kept, the second as `<identifier>_2`.

@@ -18,7 +18,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv, write_file
 from rsna_bcd.imaging.headers import Header
 from rsna_bcd.inference.studies import model_notes, study_results
-from rsna_bcd.preparation.folders import files_below, read_headers, refused
+from rsna_bcd.preparation.source_files import find_unusable, list_files, read_headers
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
 from rsna_bcd.reporting.contact_sheet import as_png
@@ -140,7 +140,7 @@ def _files(inputs: Sequence[Path]) -> tuple[dict[str, Path], dict[str, str]]:
     files: dict[Path, Path] = {}
     skipped: dict[str, str] = {}
     for one in inputs:
-        names, reasons = ([""], {}) if one.is_file() else files_below(one)
+        names, reasons = ([""], {}) if one.is_file() else list_files(one)
         skipped |= {str(one / name): reason for name, reason in reasons.items()}
         for file in (one / name for name in names):
             files.setdefault(file.resolve(), file)
@@ -166,7 +166,7 @@ def _mammograms(
         ),
     )
     headers = {name: headers[name] for name in files if name in headers}
-    others = refused(headers, files)
+    others = find_unusable(headers, files)
     headers = {name: header for name, header in headers.items() if name not in others}
     reasons |= others
     reasons |= skipped

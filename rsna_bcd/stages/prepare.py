@@ -17,10 +17,9 @@ from rsna_bcd.files import is_file, write_file
 from rsna_bcd.imaging.codecs import check_decoders
 from rsna_bcd.imaging.crops import Crop, read_crop
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropSettings, Source
-from rsna_bcd.preparation.files import expected_file, find_files
-from rsna_bcd.preparation.manifest import PreparedFolder
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop
+from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, Source, make_crop
+from rsna_bcd.preparation.folder import PreparedFolder
+from rsna_bcd.preparation.source_files import expected_file, find_files
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.contact_sheet import SampledImage, as_png, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds

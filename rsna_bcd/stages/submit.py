@@ -29,7 +29,7 @@ from rsna_bcd.inference.test_set import (
     of_files,
     with_needed_columns,
 )
-from rsna_bcd.preparation.files import find_files
+from rsna_bcd.preparation.source_files import find_files
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
 from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble

@@ -12,9 +12,8 @@ from breast_shapes import breast_picture
 
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.files import write_file
-from rsna_bcd.preparation.crop import CropSettings, Record
-from rsna_bcd.preparation.manifest import MANIFEST_COLUMNS, PreparedFolder
-from rsna_bcd.preparation.writing import CropTask, Png, make_crop
+from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, Record, make_crop
+from rsna_bcd.preparation.folder import MANIFEST_COLUMNS, PreparedFolder
 from rsna_bcd.tables.images import Split
 
 SETTINGS = CropSettings("test", 64, 32, box="breast", margin=0.01, orient=True, fit="pad")

@@ -1,13 +1,14 @@
 """Finding the files of a table: by identifiers, by path, by pattern."""
 
 import os
+import socket
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.preparation.files import expected_file, find_files
+from rsna_bcd.preparation.source_files import expected_file, find_files, list_files
 
 
 def images(**columns: list[str]) -> pd.DataFrame:
@@ -124,3 +125,51 @@ def test_a_folder_that_cannot_be_listed_costs_its_images(
     found = find_files(tmp_path, images(patient_id=["7", "8"]), "dicom", unlistable)
     assert found == {"0": tmp_path / "7/0.dcm"}
     assert unlistable == {"1": f"{tmp_path}/8: Input/output error"}
+
+
+def test_list_files_lists_in_order_and_leaves_out_what_is_hidden(tmp_path: Path) -> None:
+    touch(tmp_path, "b", "a/2.DCM", "a/1", ".hidden", ".folder/3")
+    assert list_files(tmp_path) == (["b", "a/1", "a/2.DCM"], {})
+
+
+def test_list_files_follows_links_and_notices_loops(tmp_path: Path) -> None:
+    touch(tmp_path, "root/a/1", "elsewhere/c/2")
+    root = tmp_path / "root"
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / "file").symlink_to(tmp_path / "elsewhere/c/2")
+    (root / "a/up").symlink_to(root)
+    (root / "a/self").symlink_to(root / "a")
+    (root / "nowhere").symlink_to(tmp_path / "none")
+    found, skipped = list_files(root)
+    assert found == ["file", "a/1", "link/c/2"]
+    assert skipped.keys() == {"a/up", "a/self", "nowhere"}
+    assert "back to a folder above" in skipped["a/up"]
+    assert "leads nowhere" in skipped["nowhere"]
+
+
+def test_list_files_skips_pipes_and_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "1")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        found, skipped = list_files(tmp_path)
+    assert found == ["1"]
+    assert skipped.keys() == {"pipe", "socket"}
+
+
+def test_list_files_names_folders_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a/1", "b/2")
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> object:
+        if Path(folder).name == "a":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr("rsna_bcd.preparation.source_files.os.scandir", refuse)
+    assert list_files(tmp_path) == (["b/2"], {"a": "cannot be listed: Permission denied"})
