@@ -29,8 +29,12 @@ from omegaconf import OmegaConf
 from study_crops import quoted, run_stage
 
 from rsna_bcd._records import write_record
-from rsna_bcd.bundling.lock import as_requirements, closure, read_lock, requirements_of
-from rsna_bcd.bundling.wheels import collect_wheels
+from rsna_bcd.bundling.wheels import (
+    collect_wheels,
+    direct_requirements,
+    read_lock,
+    with_dependencies,
+)
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 
@@ -120,18 +124,22 @@ def _project(file: Path) -> Path:
     return file
 
 
-def missing_packages(lock_file: Path, unused: Iterable[str], present: Iterable[str]) -> set[str]:
-    """Names of the packages that the benchmarks import, directly or not, and a machine lacks.
+def missing_packages(
+    lock_file: Path, python: str, unused: Iterable[str], present: Iterable[str]
+) -> dict[str, str]:
+    """Requirements of the benchmarks that a machine lacks, by name.
 
     Args:
         lock_file: `requirements.lock`.
+        python: of the machine, such as "3.12".
         unused: required by `pyproject.toml`, and not imported.
-        present: on the machine; those that the lock does not name are ignored.
+        present: on the machine; names that the lock lacks are ignored.
     """
-    lock = read_lock(lock_file)
-    known = {entry.name for entry in lock}
-    there = closure(lock, {name.lower().replace("_", "-") for name in present} & known)
-    return closure(lock, requirements_of(ROOT / "pyproject.toml") - set(unused)) - there
+    lock = read_lock(lock_file, python)
+    installed = {name.lower().replace("_", "-") for name in present} & lock.keys()
+    there = with_dependencies(lock, installed)
+    needed = with_dependencies(lock, direct_requirements(ROOT / "pyproject.toml") - set(unused))
+    return {name: line for name, line in needed.items() if name not in there}
 
 
 def _wheels(cfg: Any, folder: Path) -> list[Path]:
@@ -141,9 +149,7 @@ def _wheels(cfg: Any, folder: Path) -> list[Path]:
         lines = Path(present).read_text(encoding="utf-8").replace("=", " ").split("\n")
         present = [line.split()[0] for line in lines if line.strip() and line[0] != "#"]
     lock = ROOT / "requirements.lock"
-    wanted = as_requirements(
-        read_lock(lock), missing_packages(lock, cfg.unused, present), str(cfg.python)
-    )
+    wanted = missing_packages(lock, str(cfg.python), cfg.unused, present)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.whl"):
         old.unlink()

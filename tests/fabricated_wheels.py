@@ -1,14 +1,13 @@
-"""Packages with nothing in them, in the place of those that a bundle carries."""
+"""Empty packages, in the place of the real wheels of a bundle."""
 
 import base64
 import hashlib
 import io
+import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-from rsna_bcd.bundling.lock import Locked
 
 _SETUP = "from setuptools import setup; setup(name={!r}, version={!r}, py_modules=[{!r}])\n"
 
@@ -52,14 +51,12 @@ def stub_source(folder: Path, name: str, version: str) -> Path:
     return source
 
 
-def written_lock(lock: Iterable[Locked], stubs: Mapping[str, Path]) -> str:
-    """A lock as `uv` writes it, in which some packages are stubs."""
-    text = ""
-    for entry in lock:
-        stub = stubs.get(entry.name)
-        digest = hashlib.sha256(stub.read_bytes()).hexdigest() if stub else ""
-        hashes = (f"sha256:{digest}",) if stub else entry.hashes
-        text += f"{entry.name}=={entry.version}" + (f" ; {entry.marker}" if entry.marker else "")
-        text += "".join(f" \\\n    --hash={value}" for value in hashes) + "\n    # via\n"
-        text += "".join(f"    #   {parent}\n" for parent in sorted(entry.wanted_by))
+def lock_with_stubs(lock: Path, stubs: Mapping[str, Path]) -> str:
+    """The text of a lock, with the hashes of stubs in the place of those of real packages."""
+    text = lock.read_text(encoding="utf-8")
+    for name, stub in stubs.items():
+        digest = hashlib.sha256(stub.read_bytes()).hexdigest()
+        entry = rf"(^{re.escape(name)}==[^\\]*\\\n)(?:    --hash=.*\n)+"
+        text, found = re.subn(entry, rf"\1    --hash=sha256:{digest}\n", text, flags=re.MULTILINE)
+        assert found == 1, name
     return text

@@ -1,4 +1,4 @@
-"""A bundle of runs that were never trained, with empty packages in the place of real wheels."""
+"""A bundle of untrained runs, with empty packages in the place of real wheels."""
 
 import json
 import shutil
@@ -14,13 +14,12 @@ import pytest
 import torch
 from fabricated_exports import lively, save_network
 from fabricated_runs import fabricated_ensemble
-from fabricated_wheels import stub_source, stub_wheel, written_lock
+from fabricated_wheels import lock_with_stubs, stub_source, stub_wheel
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
-from rsna_bcd.bundling.lock import as_requirements, read_lock
+from rsna_bcd.bundling.wheels import read_lock
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run, read_checkpoint
 from rsna_bcd.scoring.ensemble import Member, read_ensemble, write_ensemble
@@ -28,12 +27,13 @@ from rsna_bcd.stages.bundle import bundle
 from rsna_bcd.stages.rehearse import compare, rehearse
 
 ROOT = Path(__file__).parents[1]
-# What inference needs and Kaggle's image lacks; whoever adds a requirement sees it arrive here.
+# Packages that inference needs and Kaggle's image lacks: a new requirement belongs here.
 BUNDLED = {
     "antlr4-python3-runtime": stub_source,
     "dicomsdl": stub_wheel,
     "hydra-core": stub_wheel,
     "omegaconf": stub_wheel,
+    "pebble": stub_wheel,
     "python-gdcm": stub_wheel,
 }
 RUNS = (("tiny", 0), ("tiny", 2), ("pair", 1))
@@ -66,11 +66,15 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.parent.mkdir(parents=True)
     write_ensemble(fabricated_ensemble(members, 0.4, 0.02), file)
     (output / "wheelhouse").mkdir()
-    real = read_lock(ROOT / "requirements.lock")
-    versions = {entry.name: entry.version for entry in real}
-    stubs = {n: make(output / "wheelhouse", n, versions[n]) for n, make in BUNDLED.items()}
-    (output / "stub.lock").write_text(written_lock(real, stubs))
+    stubs = make_stubs(output / "wheelhouse")
+    (output / "stub.lock").write_text(lock_with_stubs(ROOT / "requirements.lock", stubs))
     return output
+
+
+def make_stubs(folder: Path) -> dict[str, Path]:
+    lock = read_lock(ROOT / "requirements.lock", "3.12")
+    versions = {name: lock[name].requirement.split()[0].partition("==")[2] for name in BUNDLED}
+    return {name: make(folder, name, versions[name]) for name, make in BUNDLED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,7 @@ def files(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_it_is_whole_and_nothing_else(made: Path, output: Path) -> None:
+def test_bundle_has_exactly_these_files(made: Path, output: Path) -> None:
     assert made == output / "kaggle" / "both"
     runs = {
         f"dataset/runs/{name}/fold{fold}/{file}"
@@ -120,7 +124,7 @@ def test_it_is_whole_and_nothing_else(made: Path, output: Path) -> None:
     assert kernel["dataset_sources"] == [dataset["id"]] == ["me/rsna-bcd-both"]
 
 
-def test_what_inference_reads_of_it_is_what_it_read_before(made: Path, output: Path) -> None:
+def test_bundle_networks_and_records_are_those_of_the_runs(made: Path, output: Path) -> None:
     models = made / "dataset"
     place = Path("ensembles") / "both" / "ensemble.json"
     assert read_ensemble(models / place) == read_ensemble(output / place)
@@ -137,7 +141,7 @@ def test_what_inference_reads_of_it_is_what_it_read_before(made: Path, output: P
         assert checkpoint["config"] == before.record
 
 
-def test_its_records_are_checked(made: Path, tmp_path: Path) -> None:
+def test_bundle_records_are_checked_against_the_checkpoint(made: Path, tmp_path: Path) -> None:
     copy = tmp_path / "runs" / "tiny" / "fold0"
     shutil.copytree(made / "dataset" / "runs" / "tiny" / "fold0", copy)
     load_run(copy)
@@ -147,20 +151,17 @@ def test_its_records_are_checked(made: Path, tmp_path: Path) -> None:
         load_run(copy)
 
 
-def test_the_image_is_what_the_lock_says_and_does_not_have_the_wheels(made: Path) -> None:
+def test_bundle_image_is_locked_and_lacks_the_wheels(made: Path) -> None:
     lines = (made / "image.txt").read_text().splitlines()
     assert lines[0] == "# Python 3.12"
     pinned = {line.split("==")[0] for line in lines if "==" in line}
     assert {"torch", "timm", "numpy", "pandas", "pyyaml", "packaging"} <= pinned
     assert not pinned & BUNDLED.keys()
-    lock = read_lock(ROOT / "requirements.lock")
-    real = as_requirements(lock, {"numpy"}, "3.12")["numpy"]
-    assert real in (made / "image.txt").read_text()
+    numpy = read_lock(ROOT / "requirements.lock", "3.12")["numpy"].requirement
+    assert numpy in (made / "image.txt").read_text()
 
 
-def test_wheels_are_fetched_once_and_again_for_another_list(
-    made: Path, run: Bundle, output: Path
-) -> None:
+def test_bundle_fetches_wheels_once_per_list(made: Path, run: Bundle, output: Path) -> None:
     empty = output / "empty"
     empty.mkdir()
     before = {f.name: f.read_bytes() for f in (made / "dataset" / "wheels").glob("[!r]*.whl")}
@@ -172,10 +173,8 @@ def test_wheels_are_fetched_once_and_again_for_another_list(
     assert files(made)  # what was there stays
 
 
-def test_a_file_of_another_content_is_refused(run: Bundle, output: Path, tmp_path: Path) -> None:
-    versions = {e.name: e.version for e in read_lock(output / "stub.lock")}
-    for name, make in BUNDLED.items():
-        make(tmp_path, name, versions[name])
+def test_bundle_refuses_a_wheel_with_another_hash(run: Bundle, tmp_path: Path) -> None:
+    make_stubs(tmp_path)
     (wheel,) = tmp_path.glob("dicomsdl-*.whl")
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("more.py", "")
@@ -183,9 +182,9 @@ def test_a_file_of_another_content_is_refused(run: Bundle, output: Path, tmp_pat
         run(f"wheelhouse={tmp_path}", "python='3.13'")
 
 
-def test_what_it_cannot_do_is_said(run: Bundle, output: Path) -> None:
-    with pytest.raises(InputError, match="nobody"):
-        run("name=nobody")
+def test_bundle_refuses_bad_settings(run: Bundle, output: Path) -> None:
+    with pytest.raises(InputError, match="absent"):
+        run("name=absent")
     with pytest.raises(InputError, match="Choose another title="):
         run("title=x")
     with pytest.raises(InputError, match=r"requirements\.lock has no pytroch"):
@@ -194,7 +193,7 @@ def test_what_it_cannot_do_is_said(run: Bundle, output: Path) -> None:
         run("lock=absent.lock")
 
 
-def test_the_rehearsal_says_what_is_missing(made: Path, output: Path, tmp_path: Path) -> None:
+def test_rehearse_names_missing_files(made: Path, output: Path, tmp_path: Path) -> None:
     def rehearsed(*overrides: str) -> float:
         with initialize_config_dir(CONF, version_base="1.3"):
             settings = [f"paths.output={output}", f"paths.data={tmp_path}", *overrides]
@@ -211,7 +210,7 @@ def test_the_rehearsal_says_what_is_missing(made: Path, output: Path, tmp_path: 
         rehearsed("name=both")
 
 
-def test_only_the_same_submission_is_green(tmp_path: Path) -> None:
+def test_compare_accepts_only_the_same_submission(tmp_path: Path) -> None:
     submission = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "cancer": [0, 1]})
     predictions = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "probability": [0.25, 0.5]})
 
@@ -235,7 +234,7 @@ def test_only_the_same_submission_is_green(tmp_path: Path) -> None:
             compare(far / "submission.csv", far, direct)
 
 
-def test_a_user_sees_one_message(output: Path) -> None:
+def test_bundle_command_prints_one_message(output: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rsna_bcd.bundle", f"paths.output={output}", "name=both"]
         + ["push=create", "owner=me"],

@@ -1,1 +1,1 @@
-"""What an offline code competition needs: wheels, a notebook, a rehearsal without a network."""
+"""The folders of an offline code competition: wheels, a notebook, and its rehearsal."""

@@ -1,4 +1,4 @@
-"""A clean Python like Kaggle's, and a place that looks like Kaggle's, without a network."""
+"""Rehearsal: a clean Python with Kaggle's packages, Kaggle's folders, and no network."""
 
 import os
 import shutil
@@ -9,57 +9,57 @@ from pathlib import Path
 
 from rsna_bcd.errors import InputError
 
-IMAGE = "image.txt"  # in a bundle: what Kaggle's image has, as requirements
+IMAGE = "image.txt"  # in a bundle: the packages of Kaggle's image, as requirements
 
 _PYTHON = "# Python "
 _CELLS = Path(__file__).with_name("cells.py")
-# How many threads, which processor: what belongs to this machine, not to this project.
+# Variables that describe this machine (threads, devices, language).
 _KEPT = ("OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "LANG", "LC_", "TMPDIR")
 
 
 def write_image(file: Path, version: str, wanted: Mapping[str, str]) -> None:
-    """Note what Kaggle's image has.
+    """Write the packages of Kaggle's image.
 
     Args:
-        file: requirements for pip or uv, the Python in a comment before them.
+        file: requirements for pip or uv, the Python in a comment above them.
         version: of Python ("3.12").
-        wanted: requirements by name (`lock.as_requirements`).
+        wanted: requirements by name.
     """
     lines = [f"{_PYTHON}{version}", *(wanted[name] for name in sorted(wanted))]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make_image(interpreter: str, packages: Path, folder: Path) -> Path:
-    """Make a virtual environment with what Kaggle's image has, and nothing else.
+    """Make a virtual environment with the packages of Kaggle's image, and nothing else.
 
     Args:
         interpreter: a Python with `venv`, by name or path.
         packages: from `write_image`, or any requirements file.
-        folder: where to.
+        folder: of the environment.
 
     Returns:
         Its Python.
 
     Raises:
-        InputError: there is no such Python, or the packages cannot be had.
+        InputError: there is no such Python, or the packages cannot be installed.
     """
     if not packages.is_file():
         raise InputError(f"There is no {packages}: packages= is a requirements file.")
     text = packages.read_text(encoding="utf-8")
     version = text.partition("\n")[0].removeprefix(_PYTHON) if text.startswith(_PYTHON) else ""
     found = shutil.which(interpreter)
-    asked = "import sys; print('{}.{}'.format(*sys.version_info))"
-    if found is None or version not in ("", _said([found, "-c", asked]).strip()):
+    script = "import sys; print('{}.{}'.format(*sys.version_info))"
+    if found is None or version not in ("", _output([found, "-c", script]).strip()):
         raise InputError(
             f"interpreter={interpreter} is no Python {version}, which Kaggle has. Install one "
             f"(`uv python install {version}`, or your distribution's), and say interpreter=<its "
             "path>, or make kaggle KAGGLE_PYTHON=<its path>."
         )
-    _said([found, "-m", "venv", str(folder)])
+    _output([found, "-m", "venv", str(folder)])
     made = folder / "bin" / "python"
     hashes = ["--require-hashes"] if "--hash=" in text else []
     install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(made)]
-    _said([*install, *hashes, "--requirement", str(packages)])
+    _output([*install, *hashes, "--requirement", str(packages)])
     return made
 
 
@@ -77,11 +77,11 @@ def run_offline(python: Path, notebook: Path, root: Path) -> None:
 
     Args:
         python: of the image.
-        notebook: whose cells.
+        notebook: with the cells.
         root: laid out by `lay_out`.
 
     Raises:
-        InputError: a cell failed, or no namespace can be had.
+        InputError: a cell failed, or a network namespace cannot be made.
     """
     unshare = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     try:
@@ -104,8 +104,8 @@ def run_offline(python: Path, notebook: Path, root: Path) -> None:
         raise InputError(f"The notebook failed (see above): {notebook}")
 
 
-def _said(command: list[str]) -> str:
-    """Run a command; returns what it printed."""
+def _output(command: list[str]) -> str:
+    """Run a command; returns its output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(

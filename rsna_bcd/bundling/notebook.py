@@ -1,9 +1,14 @@
-"""The notebook that submits, and what Kaggle is told of it and of its dataset."""
+"""Kaggle: the notebook that submits, the metadata of it and of its dataset, and the upload."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -12,12 +17,18 @@ from rsna_bcd.errors import InputError
 
 NOTEBOOK = "notebook.ipynb"
 KERNEL, DATASET = "kernel-metadata.json", "dataset-metadata.json"
+UNKNOWN_OWNER = "OWNER"  # default of `owner`
+
+Mode = Literal["create", "version"]
+
+_CREDENTIALS = ("kaggle.json", "access_token")
+_TIMEOUT_SECONDS, _PAUSE_SECONDS = 1800, 20
 
 _TITLE = """\
 # Breast cancer in screening mammograms: `{name}`
 
-Test images → `submission.csv`, with the networks of the attached dataset, offline. Whatever is
-wrong with a file costs its breast some evidence, never the submission; `failures.csv` lists it.
+Test images → `submission.csv`, with the networks of the attached dataset, offline. A bad
+file never stops the submission; `failures.csv` lists it.
 
 No medical device."""
 
@@ -32,7 +43,7 @@ from pathlib import Path
 
 STARTED = time.monotonic()
 NAME = "{name}"  # of the ensemble
-HOURS = {hours}  # for everything; what does not fit is left out: first TTA, then folds
+HOURS = {hours}  # for everything; if time runs short, TTA is dropped first, then folds
 ROOT = Path(os.environ.get("KAGGLE_ROOT", "/kaggle"))
 
 
@@ -53,7 +64,7 @@ subprocess.run(install + wheels, check=True)"""
 _SUBMIT = """\
 submit = [sys.executable, "-m", "rsna_bcd.submit", "paths=kaggle", f"name='{{NAME}}'"]
 places = [f"paths.data='{{competition}}'", f"paths.models='{{bundle}}'"]
-for _ in range(3):  # killed, for want of memory perhaps, it goes on where it was
+for _ in range(3):  # killed, perhaps out of memory, it resumes
     left = max(HOURS - (time.monotonic() - STARTED) / 3600, 0.1)
     done = subprocess.run([*submit, *places, f"budget.hours={{left:.3f}}"])
     if done.returncode >= 0:
@@ -70,7 +81,7 @@ for file in ("submission.csv", "failures.csv"):
     print(f"{{file}}: {{len(lines) - 1}} rows", *lines[:6], sep="\\n  ")"""
 
 
-def slug_of(title: str) -> str:
+def kaggle_slug(title: str) -> str:
     """The address that Kaggle makes of a title.
 
     Raises:
@@ -83,71 +94,127 @@ def slug_of(title: str) -> str:
 
 
 def write_notebook(
-    folder: Path, *, name: str, dataset: str, competition: str, hours: float
-) -> Path:
-    """Write the notebook, checked by nbformat.
+    folder: Path,
+    *,
+    name: str,
+    owner: str,
+    title: str,
+    competition: str,
+    hours: float,
+    accelerator: str,
+) -> None:
+    """Write the notebook, checked by nbformat, and its metadata: private, offline, on a GPU.
 
     Args:
-        folder: where to.
+        folder: made if it is absent.
         name: of the ensemble.
-        dataset: the slug of the dataset that holds the bundle.
-        competition: the slug of the competition.
-        hours: after which a submission must be there.
+        owner: name of the account.
+        title: of the dataset that holds the bundle; the notebook's has " submit" after it.
+        competition: its slug.
+        hours: time limit of the submission.
+        accelerator: the client's name of the GPU.
+
+    Raises:
+        InputError: Kaggle would not take a title.
     """
-    words = {"name": name, "dataset": dataset, "competition": competition, "hours": f"{hours:g}"}
-    cells = [new_markdown_cell(_TITLE.format(**words))]
-    cells += [new_code_cell(c.format(**words)) for c in (_PLACES, _INSTALL, _SUBMIT, _LOOK)]
+    dataset = kaggle_slug(title)
+    values = {"name": name, "dataset": dataset, "competition": competition, "hours": f"{hours:g}"}
+    cells = [new_markdown_cell(_TITLE.format(**values))]
+    cells += [new_code_cell(c.format(**values)) for c in (_PLACES, _INSTALL, _SUBMIT, _LOOK)]
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"  # else drawn at random
     python = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = new_notebook(cells=cells, metadata={"kernelspec": python})
     nbformat.validate(notebook)
-    file = folder / NOTEBOOK
-    file.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, file)
-    return file
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / NOTEBOOK)
+    _write_json(
+        folder / KERNEL,
+        {
+            "id": f"{owner}/{kaggle_slug(f'{title} submit')}",
+            "title": f"{title} submit",
+            "code_file": NOTEBOOK,
+            "language": "python",
+            "kernel_type": "notebook",
+            "is_private": True,
+            "enable_gpu": True,
+            "machine_shape": accelerator,
+            "enable_internet": False,
+            "dataset_sources": [f"{owner}/{dataset}"],
+            "competition_sources": [competition],
+            "kernel_sources": [],
+            "model_sources": [],
+        },
+    )
 
 
 def write_dataset_metadata(folder: Path, *, owner: str, title: str, licence: str) -> None:
-    """Write what the `kaggle` client wants beside a dataset's files."""
-    content = {
-        "id": f"{owner}/{slug_of(title)}",
+    """Write the file that the `kaggle` client needs beside a dataset."""
+    metadata = {
+        "id": f"{owner}/{kaggle_slug(title)}",
         "title": title,
         "licenses": [{"name": licence}],
     }
-    _write(folder / DATASET, content)
+    _write_json(folder / DATASET, metadata)
 
 
-def write_kernel_metadata(
-    folder: Path, *, owner: str, title: str, dataset: str, competition: str, accelerator: str
-) -> None:
-    """Write what the `kaggle` client wants beside a notebook: private, offline, on a GPU.
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def check_credentials(owner: str) -> None:
+    """Check that there are credentials for Kaggle, without reading them.
 
     Args:
-        folder: of the notebook.
-        owner: name of the account.
-        title: of the notebook.
-        dataset: its slug, of the same owner.
-        competition: its slug.
-        accelerator: the client's name of the GPU.
+        owner: of the dataset.
+
+    Raises:
+        InputError: no owner, or no credentials.
     """
-    content = {
-        "id": f"{owner}/{slug_of(title)}",
-        "title": title,
-        "code_file": NOTEBOOK,
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": True,
-        "machine_shape": accelerator,
-        "enable_internet": False,
-        "dataset_sources": [f"{owner}/{dataset}"],
-        "competition_sources": [competition],
-        "kernel_sources": [],
-        "model_sources": [],
-    }
-    _write(folder / KERNEL, content)
+    if owner == UNKNOWN_OWNER:
+        raise InputError("owner= is missing. Give your name on Kaggle, or set KAGGLE_USERNAME.")
+    folder = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))
+    in_environment = "KAGGLE_API_TOKEN" in os.environ or (
+        os.environ.keys() >= {"KAGGLE_USERNAME", "KAGGLE_KEY"}
+    )
+    if not in_environment and not any((folder / name).is_file() for name in _CREDENTIALS):
+        raise InputError(
+            "No credentials for Kaggle. Make a token in your account's settings there, and put it "
+            f"into {folder / _CREDENTIALS[0]}, or set KAGGLE_USERNAME and KAGGLE_KEY."
+        )
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _run_client(arguments: Sequence[str]) -> str:
+    """Run the `kaggle` client, which `uv` installs temporarily; returns its output."""
+    command = [sys.executable, "-m", "uv", "tool", "run", "kaggle", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    sys.stdout.write(done.stdout)
+    if done.returncode:
+        raise InputError(f"kaggle {' '.join(arguments[:2])} failed (see above).")
+    return done.stdout
+
+
+def push(
+    dataset: Path, kernel: Path, mode: Mode, run: Callable[[Sequence[str]], str] = _run_client
+) -> None:
+    """Upload a dataset, wait until Kaggle has unpacked it, and start the notebook.
+
+    Args:
+        dataset: folder with `dataset-metadata.json`.
+        kernel: folder with `kernel-metadata.json`.
+        mode: `create` it the first time, later a `version` of it.
+        run: runs the client with arguments and returns its output.
+
+    Raises:
+        InputError: the client failed, or Kaggle does not get ready.
+    """
+    address = json.loads((dataset / DATASET).read_text(encoding="utf-8"))["id"]
+    accelerator = json.loads((kernel / KERNEL).read_text(encoding="utf-8"))["machine_shape"]
+    message = [] if mode == "create" else ["--message", "rsna_bcd.bundle"]
+    run(["datasets", mode, "--path", str(dataset), "--dir-mode", "zip", *message])
+    started = time.monotonic()
+    while "ready" not in run(["datasets", "status", address]):
+        if time.monotonic() - started > _TIMEOUT_SECONDS:
+            raise InputError(f"{address} is still not ready on Kaggle. Later: push=version")
+        time.sleep(_PAUSE_SECONDS)
+    run(["kernels", "push", "--path", str(kernel), "--accelerator", accelerator])

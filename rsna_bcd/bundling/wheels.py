@@ -1,20 +1,103 @@
-"""Wheels for a machine without a network: this package's own, and those that it lacks."""
+"""Wheels for a machine without a network: this package's own, and the locked ones that it lacks."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.markers import Marker
+from packaging.utils import canonicalize_name
 
 from rsna_bcd.errors import InputError
 
+LIST = "requirements.txt"  # beside the wheels: the requirements they were fetched for
+
 _OWN = "rsna_bcd-*.whl"
-LIST = "requirements.txt"  # beside the wheels: what they were fetched for
+_ENTRY = re.compile(r"([\w.-]+)==([^\s;\\]+)(?:\s*;\s*([^\\]+))?")
+_VIA = re.compile(r"\s+#\s+(?:via\s+)?([\w.-]+)")
+
+
+@dataclass(frozen=True)
+class Locked:
+    """One package of the lock.
+
+    Attributes:
+        requirement: `name==version` and the hashes of its files, as pip and uv read it.
+        required_by: names of the packages that require it.
+    """
+
+    requirement: str
+    required_by: frozenset[str]
+
+
+def read_lock(file: Path, python: str) -> dict[str, Locked]:
+    """Read the packages for one Python from a lock, by name.
+
+    Args:
+        file: written by `uv pip compile --generate-hashes`, with annotations.
+        python: such as "3.12", on a machine like this one.
+
+    Raises:
+        InputError: no such file, or it lacks hashes or annotations.
+    """
+    if not file.is_file():
+        raise InputError(f"There is no {file}. Run in the source tree, or say lock=...")
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    lock: dict[str, Locked] = {}
+    for block in re.split(r"^(?=\w)", file.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        entry = _ENTRY.match(block)
+        if entry is None:
+            continue
+        name, version, marker = entry.groups(default="")
+        hashes = re.findall(r"--hash=(\S+)", block)
+        lines = [line for line in block.splitlines() if not line.rstrip().endswith("# via")]
+        required_by = {m[1] for line in lines if (m := _VIA.match(line))}
+        if not hashes or not required_by:
+            raise InputError(
+                f"{file}: {name} has no hash, or no comment on what requires it. Compile it with "
+                "`uv pip compile --generate-hashes`, as `make lock` does."
+            )
+        if not marker or Marker(marker.strip()).evaluate(environment):
+            name = canonicalize_name(name)
+            requirement = " \\\n    ".join(
+                [f"{name}=={version}", *(f"--hash={value}" for value in hashes)]
+            )
+            lock[name] = Locked(requirement, frozenset(map(canonicalize_name, required_by)))
+    return lock
+
+
+def with_dependencies(lock: Mapping[str, Locked], roots: Iterable[str]) -> dict[str, str]:
+    """Requirements, by name, of packages and of all that they require, directly or not.
+
+    Raises:
+        InputError: a root is not in the lock.
+    """
+    ahead: set[str] = {canonicalize_name(root) for root in roots}
+    if unknown := ahead - lock.keys():
+        raise InputError(
+            f"requirements.lock has no {', '.join(sorted(unknown))} for this Python. Correct the "
+            "list of names, or python=."
+        )
+    found: dict[str, str] = {}
+    while ahead:
+        found |= {name: lock[name].requirement for name in ahead}
+        ahead = {name for name in lock.keys() - found if lock[name].required_by & ahead}
+    return found
+
+
+def direct_requirements(project: Path) -> set[str]:
+    """Names of the packages that a `pyproject.toml` requires, without its extras."""
+    required = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return {canonicalize_name(m[0]) for line in required if (m := re.match(r"[\w.-]+", line))}
 
 
 def build_own_wheel(source: Path, folder: Path) -> Path:
-    """Build the wheel of this package, whose `pyproject.toml` is in `source`; returns it."""
+    """Build the wheel of the package whose `pyproject.toml` is in `source`."""
     folder.mkdir(parents=True, exist_ok=True)
     _run(
         ["hatchling", "build", "--target", "wheel", "--directory", str(folder.resolve())],
@@ -38,7 +121,7 @@ def collect_wheels(
     """Fetch wheels at the versions and hashes of the lock.
 
     Args:
-        wanted: requirements with hashes, by name (`lock.as_requirements`).
+        wanted: requirements with hashes, by name.
         folder: where to; may hold other wheels.
         python: of the machine that they are for ("3.12"), otherwise like this one.
         from_source: names of those that are published without a wheel, and pure Python: theirs are
@@ -54,8 +137,9 @@ def collect_wheels(
         InputError: they cannot be had.
     """
     text = f"# for Python {python}\n" + "".join(f"{wanted[name]}\n" for name in sorted(wanted))
-    if before is not None and _reads(before / LIST) == text:
-        for wheel in before.glob("*.whl"):
+    list_before = None if before is None else before / LIST
+    if list_before and list_before.is_file() and list_before.read_text(encoding="utf-8") == text:
+        for wheel in list_before.parent.glob("*.whl"):
             if not wheel.match(_OWN):
                 shutil.copy2(wheel, folder)
     else:
@@ -67,10 +151,6 @@ def collect_wheels(
         _pip(["wheel", "--no-build-isolation", "--wheel-dir", str(folder), *place], wanted, sources)
     (folder / LIST).write_text(text, encoding="utf-8")
     return sorted(folder.glob("*.whl"))
-
-
-def _reads(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _pip(command: Sequence[str], wanted: Mapping[str, str], names: Collection[str]) -> None:
@@ -94,6 +174,6 @@ def _run(module: Sequence[str], remedy: str, folder: Path | None = None) -> str:
         [sys.executable, "-m", *module], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        said = done.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"{remedy}\n  {module[0]}: {said[-1]}")
     return done.stdout

@@ -23,8 +23,8 @@ def rehearse(cfg: DictConfig) -> float:
         The largest difference of a breast's probability.
 
     Raises:
-        InputError: no bundle or submission, no fitting Python, no namespace to be had, a cell that
-            failed, or another submission than the direct one.
+        InputError: no bundle or submission, another Python, no network namespace, a failed cell, or
+            another submission than the direct one.
     """
     bundle, direct = Path(cfg.bundle_dir), Path(cfg.submission_dir)
     arguments = f"name={cfg.name} paths.output={cfg.paths.output} paths.data={cfg.paths.data}"
@@ -48,7 +48,7 @@ def rehearse(cfg: DictConfig) -> float:
     lay_out(root, bundle / "dataset", slug, data, competition)
     packages = bundle / IMAGE if cfg.packages is None else Path(cfg.packages)
     with tempfile.TemporaryDirectory(prefix="image_", dir=root) as image:
-        console.print("A clean Python with what Kaggle's image has ...")
+        console.print("A clean Python with the packages of Kaggle's image ...")
         python = make_image(cfg.interpreter, packages, Path(image))
         console.print("The notebook, without a network ...")
         run_offline(python, bundle / "kernel" / NOTEBOOK, root)
@@ -64,10 +64,10 @@ def rehearse(cfg: DictConfig) -> float:
 
 
 def compare(submission: Path, rehearsed: Path, direct: Path) -> float:
-    """Check that two submissions decide alike.
+    """Check that two submissions make the same decisions.
 
     Args:
-        submission: what the notebook hands in.
+        submission: written by the notebook.
         rehearsed: the folder in which the notebook worked.
         direct: the folder of the direct submission.
 
@@ -81,8 +81,8 @@ def compare(submission: Path, rehearsed: Path, direct: Path) -> float:
     columns = list(SUBMISSION_COLUMNS)
     if not ours[columns].equals(theirs[columns]):
         raise InputError(
-            f"{submission} differs from {direct / 'submission.csv'}. If the latter is of another "
-            "time or other data, make it anew."
+            f"{submission} differs from {direct / 'submission.csv'}. If the latter is older "
+            "or of other data, make it again."
         )
     key = "prediction_id"
     first, second = (

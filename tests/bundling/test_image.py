@@ -1,4 +1,4 @@
-"""A notebook without a network, and without anything else to lean on."""
+"""A notebook without a network and without this package."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def save(file: Path, *cells: str) -> Path:
 
 
 @needs_namespaces
-def test_cells_run_one_after_the_other_and_reach_nobody(
+def test_run_offline_runs_all_cells_without_a_network(
     python: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -70,7 +70,7 @@ def test_cells_run_one_after_the_other_and_reach_nobody(
 
 
 @needs_namespaces
-def test_a_cell_that_fails_ends_it(
+def test_run_offline_stops_at_a_failing_cell(
     python: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=r"The notebook failed \(see above\)"):
@@ -80,7 +80,7 @@ def test_a_cell_that_fails_ends_it(
 
 
 @needs_namespaces
-def test_a_python_that_has_the_package_shows_nothing(
+def test_run_offline_refuses_a_python_that_has_the_package(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="The notebook failed"):
@@ -88,7 +88,7 @@ def test_a_python_that_has_the_package_shows_nothing(
     assert "rsna_bcd is installed here already" in capfd.readouterr().err
 
 
-def test_a_network_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_isolation_refuses_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     from rsna_bcd.bundling import cells
 
     class Socket:
@@ -100,11 +100,11 @@ def test_a_network_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells.importlib.util, "find_spec", lambda _: None)
     for connect in (too_late, lambda *_, **__: Socket()):
         monkeypatch.setattr(cells.socket, "create_connection", connect)
-        with pytest.raises(SystemExit, match="nothing would be shown"):
-            cells.check_nothing_to_lean_on()
+        with pytest.raises(SystemExit, match="prove nothing"):
+            cells.check_isolation()
 
 
-def test_another_python_than_kaggles_is_refused(tmp_path: Path) -> None:
+def test_make_image_refuses_another_python(tmp_path: Path) -> None:
     write_image(tmp_path / "image.txt", "2.7", {})
     for interpreter in (sys.executable, "no-such-python"):
         with pytest.raises(InputError, match=r"is no Python 2\.7.*KAGGLE_PYTHON="):

@@ -1,49 +1,54 @@
-"""The notebook is valid, short, and does what it says with what Kaggle attaches."""
+"""The notebook: valid, its cells run against stubs; metadata; the calls of the client."""
 
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
+from rsna_bcd.bundling import notebook as module
 from rsna_bcd.bundling.notebook import (
-    slug_of,
+    UNKNOWN_OWNER,
+    Mode,
+    check_credentials,
+    kaggle_slug,
+    push,
     write_dataset_metadata,
-    write_kernel_metadata,
     write_notebook,
 )
 from rsna_bcd.errors import InputError
 
+SETTINGS: dict[str, Any] = {
+    "name": "a+b", "owner": "me", "title": "rsna bcd A_B", "competition": "comp", "hours": 8.5,
+    "accelerator": "NvidiaTeslaT4",
+}  # fmt: skip
+
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Any:
-    file = write_notebook(
-        tmp_path / "kernel", name="a+b", dataset="rsna-bcd-a-b", competition="comp", hours=8.5
-    )
-    return nbformat.read(file, as_version=4)
+    write_notebook(tmp_path / "kernel", **SETTINGS)
+    return nbformat.read(tmp_path / "kernel" / "notebook.ipynb", as_version=4)
 
 
 def code(notebook: Any) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_it_is_valid_short_and_the_same_again(notebook: Any, tmp_path: Path) -> None:
+def test_write_notebook_is_valid_and_reproducible(notebook: Any, tmp_path: Path) -> None:
     nbformat.validate(notebook)
-    assert sum(len(source.splitlines()) for source in code(notebook)) < 45
-    first = (tmp_path / "kernel" / "notebook.ipynb").read_bytes()
-    again = write_notebook(
-        tmp_path / "again", name="a+b", dataset="rsna-bcd-a-b", competition="comp", hours=8.5
-    )
-    assert again.read_bytes() == first
+    write_notebook(tmp_path / "again", **SETTINGS)
+    first, second = (tmp_path / k / "notebook.ipynb" for k in ("kernel", "again"))
+    assert first.read_bytes() == second.read_bytes()
     assert "\nHOURS = 8.5 " in code(notebook)[0]
 
 
 @pytest.mark.parametrize("below", ["", "competitions", "datasets/someone"])
-def test_it_finds_what_is_attached(
+def test_notebook_finds_attached_folders(
     notebook: Any, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_ROOT", str(tmp_path))
@@ -73,10 +78,10 @@ def begun(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     return names
 
 
-def test_it_fails_where_a_command_fails(
+def test_notebook_fails_when_a_command_fails(
     notebook: Any, begun: dict[str, Any], tmp_path: Path
 ) -> None:
-    """`!command` in a notebook would go on, and hand in what lies about."""
+    """`!command` in a notebook would continue, and submit old files."""
     (tmp_path / "then").write_text("exit 1")
     for source in code(notebook)[1:3]:
         with pytest.raises(subprocess.CalledProcessError):
@@ -85,7 +90,7 @@ def test_it_fails_where_a_command_fails(
     assert not (tmp_path / "working").exists()
 
 
-def test_it_goes_on_where_it_was_killed_in_what_time_is_left(
+def test_notebook_restarts_a_killed_submission_in_the_remaining_time(
     notebook: Any, begun: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "then").write_text(f"[ $(wc -l < {tmp_path}/said) = 3 ] || kill -9 $$")
@@ -107,7 +112,7 @@ def test_it_goes_on_where_it_was_killed_in_what_time_is_left(
     assert [line.split("=")[-1] for line in said] == ["0.100"] * 3
 
 
-def test_it_hands_in_and_shows_what_was_made(
+def test_notebook_copies_and_shows_the_submission(
     notebook: Any, begun: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = tmp_path / "working" / "output" / "submissions" / "a+b"
@@ -124,31 +129,64 @@ def test_it_hands_in_and_shows_what_was_made(
     assert "failures.csv: 0 rows" in shown
 
 
-def test_kaggle_is_told_everything_it_asks_for(tmp_path: Path) -> None:
-    write_dataset_metadata(tmp_path, owner="me", title="rsna bcd A_1", licence="other")
-    write_kernel_metadata(
-        tmp_path,
-        owner="me",
-        title="rsna bcd A_1 submit",
-        dataset="rsna-bcd-a-1",
-        competition="comp",
-        accelerator="NvidiaTeslaT4",
-    )
-    dataset = json.loads((tmp_path / "dataset-metadata.json").read_text())
-    assert dataset == {
-        "id": "me/rsna-bcd-a-1", "title": "rsna bcd A_1", "licenses": [{"name": "other"}],
+def test_write_metadata_has_the_fields_of_kaggle(notebook: Any, tmp_path: Path) -> None:
+    write_dataset_metadata(tmp_path, owner="me", title="rsna bcd A_B", licence="other")
+    assert json.loads((tmp_path / "dataset-metadata.json").read_text()) == {
+        "id": "me/rsna-bcd-a-b", "title": "rsna bcd A_B", "licenses": [{"name": "other"}],
     }  # fmt: skip
-    kernel = json.loads((tmp_path / "kernel-metadata.json").read_text())
-    assert kernel == {
-        "id": "me/rsna-bcd-a-1-submit", "title": "rsna bcd A_1 submit",
+    assert json.loads((tmp_path / "kernel" / "kernel-metadata.json").read_text()) == {
+        "id": "me/rsna-bcd-a-b-submit", "title": "rsna bcd A_B submit",
         "code_file": "notebook.ipynb", "language": "python", "kernel_type": "notebook",
         "is_private": True, "enable_gpu": True, "machine_shape": "NvidiaTeslaT4",
-        "enable_internet": False, "dataset_sources": ["me/rsna-bcd-a-1"],
+        "enable_internet": False, "dataset_sources": ["me/rsna-bcd-a-b"],
         "competition_sources": ["comp"], "kernel_sources": [], "model_sources": [],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("title", ["short", "x" * 51, "+ + + + + +"])
-def test_a_title_that_kaggle_refuses_is_refused(title: str) -> None:
+def test_kaggle_slug_refuses_titles_that_kaggle_refuses(title: str) -> None:
     with pytest.raises(InputError, match="Choose another title="):
-        slug_of(title)
+        kaggle_slug(title)
+
+
+def test_check_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"kaggle\.json, or set KAGGLE_USERNAME"):
+        check_credentials("me")
+    monkeypatch.setenv("KAGGLE_USERNAME", "me")
+    with pytest.raises(InputError, match="No credentials"):
+        check_credentials("me")
+    (tmp_path / "kaggle.json").touch()
+    check_credentials("me")
+    (tmp_path / "kaggle.json").unlink()
+    monkeypatch.setenv("KAGGLE_KEY", "key")
+    check_credentials("me")
+    with pytest.raises(InputError, match="owner="):
+        check_credentials(UNKNOWN_OWNER)
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"), [("create", []), ("version", ["--message", "rsna_bcd.bundle"])]
+)
+def test_push_starts_the_notebook_when_the_dataset_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, more: list[str]
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0)
+    write_dataset_metadata(tmp_path, owner="me", title="bundle", licence="other")
+    write_notebook(tmp_path, **{**SETTINGS, "title": "bundle"})
+    calls: list[list[str]] = []
+    outputs = iter(["", "pending", "pending", "ready", ""])
+
+    def run(arguments: Sequence[str]) -> str:
+        calls.append(list(arguments))
+        return next(outputs)
+
+    push(tmp_path, tmp_path, mode, run)
+    status = ["datasets", "status", "me/bundle"]
+    assert calls == [
+        ["datasets", mode, "--path", str(tmp_path), "--dir-mode", "zip", *more],
+        status, status, status,
+        ["kernels", "push", "--path", str(tmp_path), "--accelerator", "NvidiaTeslaT4"],
+    ]  # fmt: skip
