@@ -130,7 +130,7 @@ def make_step(cfg: Any, classifier: Any, device: torch.device, *, compiled: bool
     classifier.network.to(device).train()
     precision = str(cfg.trainer.precision)
     scaled = precision.startswith("16")
-    optimizer = instantiate(cfg.rates).optimizer(
+    optimizer = instantiate(cfg.rates).make_optimizer(
         instantiate(cfg.optimizer), classifier.network, batch_size=cfg.batch_size, fused=not scaled
     )
     network = classifier.trained_network() if compiled else classifier.network
@@ -210,7 +210,7 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
         answer: gets a line when all is compiled, and then the rows.
         wait: returns when it is this process's turn.
     """
-    from rsna_bcd.models.process import keep_freed_memory, quieten_lightning
+    from rsna_bcd.models.launch import keep_freed_memory, quieten_lightning
 
     quieten_lightning()
     keep_freed_memory()

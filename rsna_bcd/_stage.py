@@ -43,7 +43,7 @@ _MENDABLE = {
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
     errno.ENOTDIR, errno.EEXIST,
 }  # fmt: skip
-_RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.ranks`
+_RANK = "RSNA_BCD_RANKS_OF"  # in the environment of ranks, see `models.launch`
 _FLAGS_WITH_A_VALUE = {
     "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c",
     "--package", "-p", "--experimental-rerun",

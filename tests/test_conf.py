@@ -126,7 +126,7 @@ def test_an_experiment_takes_a_training_step(name: str) -> None:
     torch.manual_seed(0)
     classifier = instantiate(cfg.classifier)
     rates = instantiate(cfg.rates)
-    optimizer = rates.optimizer(
+    optimizer = rates.make_optimizer(
         instantiate(cfg.optimizer), classifier.network, batch_size=cfg.batch_size, fused=True
     )
     schedule = instantiate(cfg.scheduler)(optimizer, 10)

@@ -61,7 +61,7 @@ def output(tmp_path: Path) -> Path:
         (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "nothing"]),
         (["trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches=0", "at least 1"]),
         (
-            ["+callbacks.progress={_target_: rsna_bcd.models.progress.RunProgress}"],
+            ["+callbacks.progress={_target_: rsna_bcd.models.callbacks.RunProgress}"],
             ["enable_progress_bar=false", "~callbacks.progress"],
         ),
         (["folds.assign.n_folds=5"], ["folds.assign.n_folds: 4 -> 5", "rsna_bcd.prepare"]),

@@ -203,7 +203,7 @@ def test_a_run_with_a_progress_bar(output: Path) -> None:
     cfg = configure(output, "epochs=1")
     cfg.trainer.enable_progress_bar = True
     OmegaConf.update(
-        cfg, "callbacks.progress", {"_target_": "rsna_bcd.models.progress.RunProgress"},
+        cfg, "callbacks.progress", {"_target_": "rsna_bcd.models.callbacks.RunProgress"},
         force_add=True,
     )  # fmt: skip
     train(cfg)

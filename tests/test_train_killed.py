@@ -31,7 +31,7 @@ SETTINGS = [
     "name=x", "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}", "trainer=cpu",
     "network.backbone=test_convnext", "network.pretrained=false", "epochs=3", "batch_size=4",
     "network.dropout=0.5", "network.drop_path_rate=0.3", "mix.probability=0.5",
-    "ema.decay=0.8", "ema.start=5", "scheduler._target_=rsna_bcd.models.schedules.one_cycle",
+    "ema.decay=0.8", "ema.start=5", "scheduler._target_=rsna_bcd.models.optim.one_cycle",
     "trainer.accumulate_grad_batches=2", "workers=0", "~callbacks.progress",
     "+trainer.enable_progress_bar=false",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier
-from rsna_bcd.models.ranks import _free_port
+from rsna_bcd.models.launch import _free_port
 from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -77,7 +77,7 @@ class MaxProbability(Aggregator):
         return logits.masked_fill(~mask, -torch.inf).amax(dim=1)
 
 
-class Roles(nn.Module):
+class ViewEmbedding(nn.Module):
     """Adds to the features of an image what it shows: learned vectors of its view and its side.
 
     Args:
@@ -134,7 +134,7 @@ class Attention(Aggregator):
 
     def __init__(self, features: int, hidden: int = 128) -> None:
         super().__init__(features)
-        self.roles = Roles(features, std=0.0)
+        self.roles = ViewEmbedding(features, std=0.0)
         self.attention = GatedAttention(features, hidden)
 
     def forward(self, features: Tensor, mask: Tensor, view: Tensor, other: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Transformer(Aggregator):
         if width % heads:
             raise InputError(f"aggregator.heads={heads} must divide aggregator.width={width}.")
         self.project = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
-        self.roles = Roles(width, std=0.02)
+        self.roles = ViewEmbedding(width, std=0.02)
         self.token = nn.Parameter(0.02 * torch.randn(width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

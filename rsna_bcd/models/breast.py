@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rsna_bcd.models.aggregators import Aggregator, masked_mean
+from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import Unit
-from rsna_bcd.models.weights import start_from
 from rsna_bcd.tables.metadata import Metadata
 
 _CC, _MLO = 0, 1

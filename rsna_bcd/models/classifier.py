@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.criterion import Criterion
+from rsna_bcd.models.losses import Criterion
 from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
-from rsna_bcd.models.optimizers import MakeOptimizer, Rates
+from rsna_bcd.models.optim import MakeOptimizer, ParameterGroups
 from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
 from rsna_bcd.scoring.metrics import DECISION, RANKING
 from rsna_bcd.tables.predictions import Rule, to_breasts
@@ -57,7 +57,7 @@ class Classifier(pl.LightningModule):
         network: nn.Module,
         criterion: Criterion,
         optimizer: MakeOptimizer,
-        rates: Rates,
+        rates: ParameterGroups,
         scheduler: MakeScheduler,
         mix: Mix,
         *,
@@ -170,7 +170,7 @@ class Classifier(pl.LightningModule):
         # Gradients of float16 are scaled, and a fused optimizer unscales them itself: too late to
         # clip them.
         scaled = self.trainer.scaler is not None
-        optimizer: Any = self._rates.optimizer(
+        optimizer: Any = self._rates.make_optimizer(
             self._optimizer,
             self.network,
             batch_size=self._batch_size * accumulated,

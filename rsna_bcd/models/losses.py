@@ -1,12 +1,24 @@
-"""Losses: classes that take (logits, targets), both (B,), and return a scalar.
+"""Losses, and the criterion that adds them up over outputs and ranks.
 
-Targets are 0 or 1, or between them where samples were mixed. A loss of the whole batch (the F1, the
-ranking) sees that of all ranks: `models.criterion` gathers it.
+A loss is a module that takes (logits, targets), both (B,), and returns a scalar. Targets are 0 or
+1, or between them where samples were mixed.
+
+With several ranks each has a part of the batch. A mean over parts is not the loss of the batch if
+the loss compares samples, or if targets are missing; so outputs and targets of all ranks are
+gathered first, and each rank computes the loss of the whole batch.
 """
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.prediction import Batch
+from rsna_bcd.tables.targets import TARGETS
+
+_DEEP, _PENALTY = "logit_", "penalty_"  # how outputs of the contract begin
 
 
 class BinaryCrossEntropy(nn.Module):
@@ -110,3 +122,126 @@ def _with_entropy(loss: Tensor, logits: Tensor, targets: Tensor, weight: float) 
     if weight == 0:
         return loss
     return loss + weight * functional.binary_cross_entropy_with_logits(logits, targets)
+
+
+class Criterion(nn.Module):
+    """Adds up the losses of a network's outputs (`models.prediction`).
+
+    loss(logit) + deep_weight * the sum of loss(logit_<name>)
+    + auxiliary[column] * the loss of <column> + penalties[name] * penalty_<name>
+
+    A column's loss is the cross-entropy of its kind, or smooth L1 for a continuous one; samples
+    without a value do not count.
+
+    Args:
+        loss: (logits, targets), both (B,), to a scalar.
+        deep_weight: of the losses of a network's further logits.
+        penalties: weight of each penalty; 1 for those not named.
+        auxiliary: weight of each column.
+
+    Raises:
+        InputError: a column that is no auxiliary target.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        *,
+        deep_weight: float = 1.0,
+        penalties: Mapping[str, float] | None = None,
+        auxiliary: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in auxiliary or {} if name not in TARGETS]
+        if unknown:
+            raise InputError(
+                f"auxiliary: {', '.join(unknown)} is no auxiliary target. There are "
+                f"{', '.join(TARGETS)}."
+            )
+        self.loss = loss
+        self._deep_weight = deep_weight
+        self._penalties = dict(penalties or {})
+        self._auxiliary = dict(auxiliary or {})
+
+    def forward(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Compute all losses.
+
+        Args:
+            outputs: of the network, for this rank's part of the batch.
+            batch: `label` (B,) and `target_<column>` (B,).
+
+        Returns:
+            By name: `loss`, whose gradient averaged over the ranks is that of the whole batch's
+            loss; and for the log, detached and the same on every rank, `total`, `label`,
+            and the unweighted loss of each further output.
+        """
+        ranks = distributed.get_world_size() if _several_ranks() else 1
+        labels = gather(batch["label"])
+        parts = {"label": self.loss(gather(outputs["logit"].float()), labels)}
+        weights = {"label": 1.0}
+        for name in (n for n in outputs if n.startswith(_DEEP)):
+            parts[name] = self.loss(gather(outputs[name].float()), labels)
+            weights[name] = self._deep_weight
+        for column, weight in self._auxiliary.items():
+            output, target = self._output(column, outputs), batch[f"target_{column}"]
+            parts[column] = auxiliary_loss(column, gather(output.float()), gather(target))
+            weights[column] = weight
+        whole = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        penalties = {n: value.float() for n, value in outputs.items() if n.startswith(_PENALTY)}
+        # Every rank has the gradient of the whole by way of its own outputs alone, and DDP takes
+        # the mean of what should be added up. A penalty is of the rank's own part: a mean is right.
+        loss, total = ranks * whole, whole.detach()
+        for name, value in penalties.items():
+            weight = self._penalties.get(name.removeprefix(_PENALTY), 1.0)
+            loss = loss + weight * value
+            parts[name] = gather(value.detach()[None]).mean()
+            total = total + weight * parts[name]
+        return {
+            "loss": loss,
+            "total": total,
+            **{name: part.detach() for name, part in parts.items()},
+        }
+
+    def _output(self, column: str, outputs: Mapping[str, Tensor]) -> Tensor:
+        if column not in outputs:
+            raise InputError(
+                f"auxiliary.{column}: the network has no output for it ({', '.join(outputs)}). "
+                "Choose a network= with auxiliary heads, or leave it out."
+            )
+        return outputs[column]
+
+
+def auxiliary_loss(column: str, output: Tensor, target: Tensor) -> Tensor:
+    """The mean loss of the samples whose target is known; 0 where none is.
+
+    Args:
+        column: one of `tables.targets.TARGETS`.
+        output: (B,), or (B, K) for a categorical column.
+        target: (B,), NaN where unknown; a share between 0 and 1 for a binary column is allowed.
+    """
+    known = ~target.isnan()
+    if not known.any():
+        return output.sum() * 0  # with a gradient, so that all ranks have the same graph
+    output, target = output[known], target[known]
+    if TARGETS[column].kind == "binary":
+        return functional.binary_cross_entropy_with_logits(output, target)
+    if TARGETS[column].kind == "categorical":
+        return functional.cross_entropy(output, target.long())
+    return functional.smooth_l1_loss(output, target)
+
+
+def gather(mine: Tensor) -> Tensor:
+    """The rows of all ranks, (ranks * B, ...), rank by rank; those of this rank keep their graph.
+
+    Every rank must have equally many.
+    """
+    if not _several_ranks():
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, mine.detach().contiguous())
+    parts[distributed.get_rank()] = mine
+    return torch.cat(parts)
+
+
+def _several_ranks() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
 from rsna_bcd.models.prediction import Unit
-from rsna_bcd.models.weights import start_from
 from rsna_bcd.tables.metadata import Metadata
 
 
@@ -24,7 +24,7 @@ class ImageClassifier(Encoder):
         backbone: name of a timm network that yields a feature map, e.g. `tf_efficientnet_b5`.
         pretrained: start from the weights that timm downloads for this name.
         checkpoint_path: start from this file instead: weights of the same timm network, or a
-            checkpoint of a run of ours, see `models.weights`.
+            checkpoint of a run of ours, see `models.checkpoint`.
         pooling: of the feature map over its area.
         dropout: before the last layer.
         drop_path_rate: stochastic depth; None leaves the backbone's own default.

@@ -18,8 +18,8 @@ from rsna_bcd._records import (
 )
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
+from rsna_bcd.models.launch import started_outside
 from rsna_bcd.models.prediction import TTA
-from rsna_bcd.models.ranks import started_outside
 from rsna_bcd.tables.predictions import Rule
 from rsna_bcd.targets import with_current_targets
 

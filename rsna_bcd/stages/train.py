@@ -23,21 +23,21 @@ from rsna_bcd.data.workers import shared_memory_failure
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import atomic_file, file_sha256, locked, write_csv
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
-from rsna_bcd.models.checkpoints import read_whole
+from rsna_bcd.models.callbacks import ConfigInCheckpoint, Ending, FiniteGuard, find_ending
+from rsna_bcd.models.checkpoint import check_unseen, is_optimistic, read_intact, starts_from
 from rsna_bcd.models.classifier import Classifier, breast_metrics, gather_logits, sigmoid
-from rsna_bcd.models.ending import Ending, FiniteGuard, ending
-from rsna_bcd.models.history import Record
-from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
-from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
-from rsna_bcd.models.prediction import check_network, network_unit
-from rsna_bcd.models.process import keep_freed_memory, quieten_lightning, synchronise_norms
-from rsna_bcd.models.ranks import (
+from rsna_bcd.models.launch import (
     another_has_lock,
     end_with_parent,
+    keep_freed_memory,
     n_ranks_to_start,
+    quieten_lightning,
     run_ranks,
     started_outside,
+    synchronise_norms,
 )
+from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
+from rsna_bcd.models.prediction import check_network, network_unit
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.reporting.figures import learning_curves
 from rsna_bcd.stages._training_checks import check_training
@@ -110,11 +110,11 @@ def _train(cfg: DictConfig) -> None:
     exit_code = 1
     try:
         trainer: pl.Trainer = instantiate(cfg.trainer, sync_batchnorm=False)
-        trainer.callbacks[:0] = [Record(record), FiniteGuard()]  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [ConfigInCheckpoint(record), FiniteGuard()]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_hyperparams(select_settings(cfg, *map(str, cfg)))
         _fit(trainer, classifier, data, cfg, checkpoint)
-        end = ending(trainer)
+        end = find_ending(trainer)
         _draw_curves(run_dir)
         if not end.is_finished:
             raise InputError(f"{run_dir}: {end.reason}")
@@ -285,7 +285,7 @@ def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
     is_wanted = cfg.resume or (run_dir / "metrics.json").exists()  # finished: a table was lost
     if not is_wanted or cfg.overwrite or not last.exists():
         return None
-    read_whole(last)
+    read_intact(last)
     return last
 
 
@@ -330,7 +330,7 @@ def _predict_held_out(
     where nothing was left to train (a run killed just now) and the average is kept.
     """
     file = Path(cfg.run_dir) / "checkpoints" / f"{cfg.select}.ckpt"
-    classifier.load_state_dict(read_whole(file)["state_dict"])
+    classifier.load_state_dict(read_intact(file)["state_dict"])
     loader = data.val_dataloader()
     predicted: Any = trainer.predict(classifier, loader) if loader else []
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rsna_bcd.models.averaging import Average
-from rsna_bcd.models.checkpoints import Patience, WholeFiles
+from rsna_bcd.models.callbacks import EMA, Patience
+from rsna_bcd.models.checkpoint import AtomicCheckpointIO
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4  # an epoch
@@ -52,7 +52,7 @@ def fit(
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=[callback, checkpoints], logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     steps: Any = DataLoader([0] * STEPS)  # type: ignore[arg-type]
     once: Any = DataLoader([0])  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def averages(decay: float, start: int, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("start", [0, 2, 6, 99])
 def test_the_average_is_validated_saved_and_left(start: int, tmp_path: Path) -> None:
-    module, saved, _ = fit(tmp_path, Average(0.9, start))
+    module, saved, _ = fit(tmp_path, EMA(0.9, start))
     expected = averages(0.9, start, 2 * STEPS)
     assert module.validated == pytest.approx([expected[STEPS - 1], expected[-1]])
     assert saved["state_dict"]["weight"].item() == pytest.approx(expected[-1])
@@ -91,16 +91,16 @@ def test_the_average_is_validated_saved_and_left(start: int, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("start", [0, 6])
 def test_a_resumed_average_is_that_of_a_straight_run(start: int, tmp_path: Path) -> None:
-    _, straight, _ = fit(tmp_path / "a", Average(0.9, start), epochs=3)
-    fit(tmp_path / "b", Average(0.9, start), epochs=1)
-    _, resumed, _ = fit(tmp_path / "b", Average(0.9, start), epochs=3, resume=True)
+    _, straight, _ = fit(tmp_path / "a", EMA(0.9, start), epochs=3)
+    fit(tmp_path / "b", EMA(0.9, start), epochs=1)
+    _, resumed, _ = fit(tmp_path / "b", EMA(0.9, start), epochs=3, resume=True)
     for state in ("state_dict", "current_model_state", "averaging_state"):
         assert straight[state].keys() == resumed[state].keys()
         assert all(torch.equal(straight[state][k], resumed[state][k]) for k in straight[state])
 
 
 def test_no_average_changes_nothing(tmp_path: Path) -> None:
-    module, saved, _ = fit(tmp_path, Average(None))
+    module, saved, _ = fit(tmp_path, EMA(None))
     assert module.validated == [STEPS, 2 * STEPS]
     assert saved["state_dict"]["weight"].item() == module.weight.item() == 2 * STEPS
     assert "current_model_state" not in saved
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"a": 1}, file)
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, file)
 
     def half(checkpoint: Any, stream: Any) -> None:
         stream.write(b"half")
@@ -133,5 +133,5 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(KeyboardInterrupt):
-        WholeFiles().save_checkpoint({"a": 2}, file)
+        AtomicCheckpointIO().save_checkpoint({"a": 2}, file)
     assert torch.load(file, weights_only=True) == {"a": 1}

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.criterion import Criterion, auxiliary_loss
-from rsna_bcd.models.losses import BinaryCrossEntropy, PairwiseRanking
+from rsna_bcd.models.losses import BinaryCrossEntropy, Criterion, PairwiseRanking, auxiliary_loss
 
 NAN = math.nan
 BATCH = {

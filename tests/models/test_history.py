@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rsna_bcd.models.history import History, kept_rows, write_rows
+from rsna_bcd.models.callbacks import History, read_rows_before, write_rows
 
 
 def epoch(history: History, number: int, *, validated: bool, metrics: dict[str, Any]) -> None:
@@ -45,5 +45,5 @@ def test_rows_that_are_kept_stay_as_they_are(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     write_rows(file, [{"epoch": 0, "a": 1 / 3}, {"epoch": 1, "a": 0.1, "b": 2}])
     before = file.read_bytes()
-    write_rows(file, kept_rows(file, 2))
+    write_rows(file, read_rows_before(file, 2))
     assert file.read_bytes() == before

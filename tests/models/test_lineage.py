@@ -8,7 +8,7 @@ import torch
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import save_safetensors
-from rsna_bcd.models.lineage import check_unseen, is_optimistic, starts_from
+from rsna_bcd.models.checkpoint import check_unseen, is_optimistic, starts_from
 
 
 def record(**changes: Any) -> dict[str, Any]:

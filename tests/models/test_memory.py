@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rsna_bcd.models.criterion import Criterion
+from rsna_bcd.models.losses import Criterion
 from rsna_bcd.models.memory import (
     MemoryLimit,
     TrainingStep,

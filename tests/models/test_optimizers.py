@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, NAdam, Optimizer
 
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.optimizers import Rates
+from rsna_bcd.models.optim import ParameterGroups
 
 
 class Layered(nn.Module):
@@ -24,8 +24,8 @@ class Layered(nn.Module):
         return [list(m.parameters()) for m in (self.stem, self.norm, self.head)]
 
 
-def make(network: nn.Module, rates: Rates, fused: bool = False) -> Optimizer:
-    return rates.optimizer(
+def make(network: nn.Module, rates: ParameterGroups, fused: bool = False) -> Optimizer:
+    return rates.make_optimizer(
         partial(SGD, lr=1.0, weight_decay=0.1), network, batch_size=64, fused=fused
     )
 
@@ -40,7 +40,7 @@ def rate_of(optimizer: Optimizer, parameter: torch.Tensor) -> tuple[float, float
 def test_each_layer_learns_slower_than_the_one_above() -> None:
     """By twelve steps in all, however many layers there are."""
     network = Layered()
-    optimizer = make(network, Rates(0.5))
+    optimizer = make(network, ParameterGroups(0.5))
     assert rate_of(optimizer, network.head.weight) == (1.0, 0.1)
     assert rate_of(optimizer, network.head.bias) == (1.0, 0)
     assert rate_of(optimizer, network.norm.weight) == (0.5**6, 0)
@@ -50,7 +50,7 @@ def test_each_layer_learns_slower_than_the_one_above() -> None:
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_convnext", "test_resnet"])
 def test_a_stem_keeps_what_twelve_layers_leave_it(backbone: str) -> None:
     network = ImageClassifier(backbone, pretrained=False)
-    optimizer = make(network, Rates(0.8))
+    optimizer = make(network, ParameterGroups(0.8))
     name = network.backbone.pretrained_cfg["first_conv"]
     stem = network.backbone.get_parameter(f"{name}.weight")
     assert rate_of(optimizer, stem)[0] == pytest.approx(0.8**12)
@@ -59,35 +59,39 @@ def test_a_stem_keeps_what_twelve_layers_leave_it(backbone: str) -> None:
 
 def test_a_network_without_layers_is_one() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    rates = {group["lr"] for group in make(network, Rates(0.5)).param_groups}
+    rates = {group["lr"] for group in make(network, ParameterGroups(0.5)).param_groups}
     assert rates == {1.0}
 
 
 def test_everything_decays_if_asked() -> None:
     network = Layered()
-    optimizer = make(network, Rates(decay_all=True))
+    optimizer = make(network, ParameterGroups(decay_all=True))
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
 
 
 def test_frozen_parameters_are_left_out() -> None:
     network = Layered()
     network.stem.requires_grad_(False)
-    optimizer = make(network, Rates())
+    optimizer = make(network, ParameterGroups())
     found = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert found == {id(p) for p in (*network.norm.parameters(), *network.head.parameters())}
 
 
 def test_the_rate_is_in_proportion_to_the_batch() -> None:
     network = Layered()
-    assert rate_of(make(network, Rates(reference_batch=16)), network.head.weight)[0] == 4.0
-    assert rate_of(make(network, Rates(reference_batch=None)), network.head.weight)[0] == 1.0
+    assert (
+        rate_of(make(network, ParameterGroups(reference_batch=16)), network.head.weight)[0] == 4.0
+    )
+    assert (
+        rate_of(make(network, ParameterGroups(reference_batch=None)), network.head.weight)[0] == 1.0
+    )
 
 
 def test_a_parameter_that_no_layer_names_is_noticed() -> None:
     network = Layered()
     network.forgotten = nn.Parameter(torch.zeros(1))
     with pytest.raises(AssertionError, match="each parameter once"):
-        make(network, Rates())
+        make(network, ParameterGroups())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_fused_steps_are_those_of_the_plain_loop_and_the_same_each_time(
 ) -> None:
     def weights(fused: bool) -> torch.Tensor:
         network = Layered()
-        optimizer = Rates().optimizer(kind, network, batch_size=1, fused=fused)
+        optimizer = ParameterGroups().make_optimizer(kind, network, batch_size=1, fused=fused)
         assert optimizer.defaults["fused"] is (True if fused else None)
         x = torch.linspace(-1, 1, 200).reshape(2, 1, 10, 10)
         for _ in range(5):
@@ -119,10 +123,10 @@ def test_fused_steps_are_those_of_the_plain_loop_and_the_same_each_time(
 def test_an_implementation_that_was_chosen_is_taken(
     kind: partial[Optimizer], foreach: bool | None
 ) -> None:
-    defaults = Rates().optimizer(kind, Layered(), batch_size=1, fused=True).defaults
+    defaults = ParameterGroups().make_optimizer(kind, Layered(), batch_size=1, fused=True).defaults
     assert defaults["foreach"] is foreach
     assert not defaults["fused"]
 
 
 def test_an_optimizer_without_a_fused_implementation_is_taken_as_it_is() -> None:
-    Rates().optimizer(partial(NAdam, lr=0.1), Layered(), batch_size=1, fused=True)
+    ParameterGroups().make_optimizer(partial(NAdam, lr=0.1), Layered(), batch_size=1, fused=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.patches import choose_patches, cut_patches
+from rsna_bcd.models.global_local import choose_patches, cut_patches
 
 
 def overlaps(corners: torch.Tensor, patch: int) -> torch.Tensor:

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from rsna_bcd.models.history import time_left
-from rsna_bcd.models.progress import RunProgress
+from rsna_bcd.models.callbacks import RunProgress, format_time_left
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rest_takes_as_long_as_what_was_done(
     begun: float, first: float, done: float, left: str
 ) -> None:
-    assert time_left(begun, first, done, 10) == left
+    assert format_time_left(begun, first, done, 10) == left
 
 
 def trainer(epoch: int, batch: int, **changes: Any) -> Any:
@@ -45,12 +44,12 @@ def trainer(epoch: int, batch: int, **changes: Any) -> Any:
 @pytest.mark.usefixtures("now")
 def test_the_bar_shows_the_time_left_of_the_run() -> None:
     bar = RunProgress()
-    bar._begun = (900.0, 2)
-    assert bar.left(trainer(2, 2)) == "0:25:00"  # 100 s half an epoch, 7.5 to come
-    assert bar.left(trainer(9, 4)) == ""
+    bar._start = (900.0, 2)
+    assert bar.time_left(trainer(2, 2)) == "0:25:00"  # 100 s half an epoch, 7.5 to come
+    assert bar.time_left(trainer(9, 4)) == ""
     predicting: Any = trainer(2, 2)
     predicting.training = False
-    assert bar.left(predicting) == ""
+    assert bar.time_left(predicting) == ""
     screen = io.StringIO()
     console = Console(file=screen, width=120, force_terminal=True)
     with Progress(*bar.configure_columns(trainer(2, 2)), console=console) as progress:

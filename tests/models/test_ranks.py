@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models import ranks
-from rsna_bcd.models.ranks import run_ranks, started_outside
+from rsna_bcd.models import launch
+from rsna_bcd.models.launch import run_ranks, started_outside
 
 
 def python(code: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_heard(tmp_path: Path) -> None:
 def test_a_rank_that_does_not_listen_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "_GRACE", 0.3)
+    monkeypatch.setattr(launch, "_GRACE", 0.3)
     code = (
         "import os, pathlib, signal, sys, time;"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
@@ -87,14 +87,14 @@ def test_a_rank_that_does_not_listen_is_killed(
 
 def test_ranks_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, time; from rsna_bcd.models.ranks import end_with_parent;"
+        "import os, pathlib, time; from rsna_bcd.models.launch import end_with_parent;"
         "end_with_parent();"
         f"pathlib.Path('{tmp_path}', os.environ['RANK']).write_text(str(os.getpid()));"
         "time.sleep(100)"
     )
     parent = subprocess.Popen(
         python(
-            "import sys; from rsna_bcd.models.ranks import run_ranks;"
+            "import sys; from rsna_bcd.models.launch import run_ranks;"
             f"run_ranks([sys.executable, '-c', {code!r}], 2)"
         )
     )

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rsna_bcd.models.schedules import one_cycle, warmup_cosine
+from rsna_bcd.models.optim import one_cycle, warmup_cosine
 
 PEAK, STEPS = 0.01, 100
 

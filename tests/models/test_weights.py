@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.models.checkpoint import record_in
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.weights import record_in
 
 TINY = "test_efficientnet"
 

@@ -1,24 +1,31 @@
-"""Weights that a network starts from: of ImageNet, or of an earlier run of ours."""
+"""Checkpoints: atomic writing, checked reading, initial weights, and the runs they come from."""
 
+import errno
 import json
 import logging
 import re
+import shutil
+import zipfile
 from _pickle import UnpicklingError  # what torch raises for foreign files; nothing is pickled here
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.files import atomic_file
 from rsna_bcd.models.encoder import Encoder
 
 State = dict[str, Tensor]
+Record = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 _COUNTER = "num_batches_tracked"  # of BatchNorm; old files lack it
@@ -26,9 +33,11 @@ _SHOWN = 3  # parameters named in a message
 _SHARE = 0.9  # of the tensors of another's file and of the backbone that must agree
 _DEEPEST = 6  # parts of a prefix
 _AVERAGED = re.compile(r"(^|_)ema|teacher", re.IGNORECASE)  # keys of averaged weights
-# What a file that holds no weights gives rise to, depending on its first bytes.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What torch and safetensors raise for a file of something else, depending on its first bytes.
 _UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, UnpicklingError, SafetensorError,
+    zipfile.BadZipFile, zipfile.LargeZipFile,
 )  # fmt: skip
 _OF_RUN = "network."  # of the network's parameters in a checkpoint of a run
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
@@ -37,6 +46,66 @@ _COMPILED = "_orig_mod."  # what torch.compile puts into names
 _BACKBONE = "backbone."
 _ENCODER = (_BACKBONE, "mean", "std", "pool.")
 _PLACES = ("", "local_encoder.", "global_encoder.")
+_KEPT = ("name", "fold", "dataset", "folds")  # of the record of an earlier run
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its file, then renames it: a kill leaves the old or the new one.
+
+    Lightning writes to the folder for temporary files and moves the file: a copy, half of which may
+    be left, if that is another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write beside the file, then rename.
+
+        Raises:
+            StorageError: the disk is full; an earlier file of this name is still there.
+        """
+        assert storage_options is None
+        path = Path(path)
+        try:
+            with atomic_file(path, sync=True) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            # Where a write fails, torch may raise a RuntimeError of its own instead.
+            number = getattr(error, "errno", None) or getattr(error.__context__, "errno", None)
+            sizes: list[int] = []
+            apply_to_collection(checkpoint, Tensor, lambda tensor: sizes.append(tensor.nbytes))
+            needed = sum(sizes)
+            free = shutil.disk_usage(path.parent).free
+            if number not in _NO_SPACE and (number is not None or free > needed):
+                raise
+            kept = "The checkpoint before it is kept. " if path.exists() else ""
+            raise StorageError(
+                f"{path} cannot be written: the disk has {free / 1e6:,.0f} MB left, a checkpoint "
+                f"needs {needed / 1e6:,.0f} MB. {kept}Free some space, then run the same command "
+                "to resume."
+            ) from error
+
+
+def read_intact(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of training and compare its checksums, which torch does not.
+
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    remedy = "Copy it again from where it was trained, or train again with overwrite=true."
+    if not file.is_file():
+        raise InputError(f"{file} is absent. {remedy}")
+    try:
+        with zipfile.ZipFile(file) as parts:
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise ValueError(f"checksum of {damaged}")
+        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE as error:
+        raise InputError(f"{file} is damaged ({error}). {remedy}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise InputError(f"{file} is not a checkpoint of training. {remedy}")
+    return content
 
 
 def start_from(network: nn.Module, file: Path) -> list[str]:
@@ -113,7 +182,7 @@ def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) ->
 
 
 def record_in(file: Path) -> dict[str, Any] | None:
-    """The settings of the run that a checkpoint is of (`models.history.Record`); None in others.
+    """The settings of the run that a checkpoint is of (`models.callbacks.Record`); None in others.
 
     Others may have a `config`, too: a run's says of which data and folds it is.
     """
@@ -275,3 +344,49 @@ def _foreign_encoder(
             f"Parameters: {_difference(found, wanted)}"
         )
     return taken, ""
+
+
+def starts_from(file: Path) -> list[Record]:
+    """What a file's weights have learnt from: the run that it is of, and those before it.
+
+    Args:
+        file: of weights, of whatever kind.
+
+    Returns:
+        Of each run `name, fold, dataset, folds`, which of its weights were taken (`select`), and
+        its `patience`; the latest run first. Empty for a file that is no checkpoint of a run.
+    """
+    run = record_in(file)
+    if run is None:
+        return []
+    # A file of another name: the weights that the run keeps, which a bundle copies.
+    select = file.stem if file.stem in ("best", "last") else run.get("select", "last")
+    own = {key: run[key] for key in _KEPT} | {"select": select, "patience": run.get("patience")}
+    return [own, *run.get("starts_from", [])]
+
+
+def check_unseen(record: Record) -> None:
+    """Refuse to start from weights that have learnt from the patients held out now.
+
+    Raises:
+        InputError: a run in `starts_from` had other patients of the same data set held out.
+    """
+    for run in record.get("starts_from", []) if record["fold"] != "all" else []:
+        same_split = run["fold"] == record["fold"] and run["folds"] == record["folds"]
+        if run["dataset"] == record["dataset"] and not same_split:
+            raise InputError(
+                f"checkpoint_path={record['network']['checkpoint_path']} has learnt from patients "
+                f"of {record['dataset']['name']} that fold={record['fold']} holds out: it comes "
+                f"from {run['name']}, fold {run['fold']}, folds {run['folds']['strategy']}. Start "
+                "from the same fold of that run, on the same folds."
+            )
+
+
+def is_optimistic(record: Record) -> bool:
+    """Whether an epoch was chosen on the patients held out: of this run, or of one before it."""
+    if record["fold"] == "all":
+        return False
+    before = [r for r in record.get("starts_from", []) if r["dataset"] == record["dataset"]]
+    return any(
+        run.get("select") == "best" or run.get("patience") is not None for run in (record, *before)
+    )
