@@ -97,8 +97,8 @@ class Classifier(pl.LightningModule):
         """Return the loss of a batch, and log its parts."""
         batch = self._mix(batch, (self._seed, self._draw(batch_idx)))
         losses = self.criterion(outputs_of(self.trained_network(), batch), batch)
-        several = len(losses) > len(("loss", "total", "label"))
-        for name in losses.keys() - {"loss"} if several else {"total"}:
+        has_parts = len(losses) > len(("loss", "total", "label"))
+        for name in [n for n in losses if n != "loss"] if has_parts else ["total"]:
             self.log(
                 "train_loss" if name == "total" else f"train_loss_{name}", losses[name],
                 on_step=False, on_epoch=True, prog_bar=name == "total",
