@@ -1,0 +1,247 @@
+"""`ensemble.json` written and read, and the decisions of a fitted ensemble."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.scoring.blend import RankTransform
+from rsna_bcd.scoring.calibration import Calibration, CalibrationError, Isotonic, Temperature
+from rsna_bcd.scoring.ensemble import Ensemble, Member, read_ensemble, write_ensemble
+from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.thresholds import Plateau, Threshold
+
+ABOVE = math.nextafter(1, 2)
+FITTED = Ensemble(
+    name="pair",
+    blend="mean",
+    members=(
+        Member("b5", (0, 1), "rsna", "h1536", rule="mean", select="last", weight=3.0),
+        Member("small", (0, 1), "rsna", "h2048", rule="max", select="last", weight=1.0),
+    ),
+    policy="pf1",
+    threshold=0.31,
+    thresholds=Threshold(0.31, {"2": 0.4}, recall_rate=0.02),
+    plateau=Plateau(0.29, 0.33, 0.31, pf1=0.5, standard_error=0.02),
+    cross_fitted_thresholds=(0.3, 0.32),
+    calibration=None,
+    prior=0.0207,
+    breasts=23826,
+    positives=492,
+    score={
+        "auroc": Interval(0.92, 0.9, 0.94),
+        "cross_fitted": {"pf1": Interval(0.48, 0.44, 0.52)},
+        "in_sample": {"pf1": Interval(0.5, 0.46, 0.54)},
+        "optimism": 0.02,
+        "calibration": {
+            "blended": {
+                "brier": Interval(0.019, 0.018, 0.02),
+                "ece": CalibrationError(0.004, chance=0.002),
+            }
+        },
+    },
+)
+RANKED = replace(
+    FITTED,
+    blend="rank_mean",
+    members=tuple(
+        replace(member, ranks=RankTransform((0.0, top, 1.0), (0.0, 0.9, 1.0)))
+        for member, top in zip(FITTED.members, (0.1, 0.5), strict=True)
+    ),
+)
+BY_RATE = replace(FITTED, policy="recall_rate", thresholds=Threshold(0.31, {}, 0.02))
+
+
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        FITTED,
+        RANKED,
+        replace(BY_RATE, calibration=Temperature(1.3, -0.2)),
+        replace(FITTED, calibration=Isotonic((0.1, 0.2, 1 / 3), (0.0, 0.1, 1.0))),
+        # Of `recall_rate` where no row is predicted positive.
+        replace(FITTED, threshold=ABOVE, thresholds=Threshold(ABOVE, {}, 0.0)),
+    ],
+)
+def test_ensemble_is_read_as_it_was_written(tmp_path: Path, fitted: Ensemble) -> None:
+    file = tmp_path / "pair" / "ensemble.json"
+    write_ensemble(fitted, file)
+    assert [path.name for path in file.parent.iterdir()] == ["ensemble.json"]
+    assert read_ensemble(file) == fitted
+
+
+def test_ensemble_json_keeps_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "ensemble.json"
+    write_ensemble(RANKED, file)
+    record = json.loads(file.read_text())
+    assert list(record) == [
+        "name", "blend", "members", "policy", "threshold", "thresholds", "plateau",
+        "cross_fitted_thresholds", "calibration", "prior", "breasts", "positives", "score",
+        "command",
+    ]  # fmt: skip
+    assert list(record["members"][0]) == [
+        "name", "folds", "dataset", "crop", "rule", "select", "weight", "ranks", "hashes",
+    ]  # fmt: skip
+    assert record["thresholds"] == {"value": 0.31, "sites": {"2": 0.4}, "recall_rate": 0.02}
+    assert list(record["plateau"]) == ["low", "high", "threshold", "pf1", "standard_error"]
+    assert record["score"]["cross_fitted"]["pf1"] == {"value": 0.48, "low": 0.44, "high": 0.52}
+    blended = record["score"]["calibration"]["blended"]
+    assert blended["ece"] == {"value": 0.004, "chance": 0.002}
+    assert '"probabilities": [ 0.0, 0.1, 1.0 ],' in file.read_text()  # a line, not a thousand
+
+
+def test_ensemble_json_without_hashes_and_command_is_read(tmp_path: Path) -> None:
+    """As it was written before they were kept."""
+    file = tmp_path / "ensemble.json"
+    write_ensemble(FITTED, file)
+    record = json.loads(file.read_text())
+    del record["command"]
+    for member in record["members"]:
+        del member["hashes"]
+    file.write_text(json.dumps(record))
+    assert read_ensemble(file) == FITTED
+
+
+def test_combine_weighs_members_and_ranks_by_the_stored_distribution() -> None:
+    np.testing.assert_allclose(FITTED.combine([[0.4, 0.0], [0.8, 1.0]]), [0.5, 0.25])
+    assert FITTED.unreadable_probability == pytest.approx(FITTED.prior)
+    # Halfway to each member's top: rank .45; beyond it, halfway to 1: rank .95.
+    np.testing.assert_allclose(RANKED.combine([[0.05, 0.55], [0.25, 0.75]]), [0.45, 0.95])
+    # The prior, .0207, is below the tops: ranks .9 * .207 and .9 * .0414, weights 3 and 1.
+    assert RANKED.unreadable_probability == pytest.approx(0.9 * (3 * 0.207 + 0.0414) / 4)
+
+
+def test_combine_of_some_members_shares_the_weight_of_the_others() -> None:
+    assert FITTED.combine([[0.4]], [True, False]).tolist() == [0.4]
+    useless = replace(FITTED, members=(FITTED.members[0], replace(FITTED.members[1], weight=0.0)))
+    assert useless.combine([[0.8]], [False, True]).tolist() == [0.8]
+
+
+def test_decide_by_site() -> None:
+    decided = FITTED.decide([0.35, 0.35, 0.35, 0.35, 0.41], ["1", "2", "", "9", "2"])
+    assert decided.tolist() == [1, 0, 1, 1, 1]
+    assert FITTED.decide([0.35, 0.3]).tolist() == [1, 0]
+
+
+def test_decide_keeps_the_recall_rate_of_enough_readable_rows() -> None:
+    p = np.random.default_rng(0).random(2000) / 10  # all below the fitted threshold
+    assert BY_RATE.decide(p).sum() == 40
+    assert BY_RATE.decide(p[:100]).sum() == 0  # 2 positive decisions are left to chance
+    assert FITTED.decide(p).sum() == 0
+    # Unreadable rows above all others would take the whole share.
+    both, unreadable = np.append(p, np.full(2000, 0.5)), np.repeat([False, True], 2000)
+    decided = BY_RATE.decide(both, unreadable=unreadable)
+    np.testing.assert_array_equal(decided, np.append(BY_RATE.decide(p), np.zeros(2000)))
+    assert BY_RATE.decide(p[:4], unreadable=[1, 1, 1, 1]).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("fitted", [FITTED, RANKED], ids=["mean", "rank_mean"])
+def test_unreadable_breasts_are_negative_with_a_prior_above_the_threshold(
+    fitted: Ensemble,
+) -> None:
+    prior = fitted.unreadable_probability
+    low, calibration = prior / 2, Temperature(2.0, -1.0)
+    fitted = replace(fitted, threshold=low, thresholds=Threshold(low, {"2": low}))
+    p, unreadable = [0.9, prior, prior, 0.0], [0, 1, 1, 0]
+    assert fitted.decide(p).tolist() == [1, 1, 1, 0]  # readable, with the same blend
+    assert fitted.decide(p, unreadable=unreadable).tolist() == [1, 0, 0, 0]
+    sites = ["2", "2", "", "2"]
+    assert fitted.decide(p, sites, np.array(unreadable, bool)).tolist() == [1, 0, 0, 0]
+    assert fitted.calibrate(p, unreadable) is None
+    calibrated = replace(fitted, calibration=calibration).calibrate(p, unreadable)
+    assert calibrated is not None
+    whole = calibration.apply(p)
+    assert calibrated.tolist() == [whole[0], fitted.prior, fitted.prior, whole[3]]
+
+
+@pytest.mark.parametrize("calibration", [Temperature(2.0, -1.0), Isotonic((0.2, 0.6), (0.0, 1.0))])
+def test_calibration_changes_no_decision(calibration: Calibration) -> None:
+    fitted, p = replace(FITTED, calibration=calibration), np.linspace(0, 1, 101)
+    decisions, calibrated = fitted.decide(p), fitted.calibrate(p)
+    assert decisions.tolist() == FITTED.decide(p).tolist()
+    assert calibrated is not None
+    assert calibrated[decisions == 1].min() >= calibrated[decisions == 0].max()
+
+
+def change(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda record: {**record, **changes}
+
+
+def change_members(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda record: {
+        **record,
+        "members": [{**member, **changes} for member in record["members"]],
+    }
+
+
+PF1 = {"pf1": {"value": 0.5, "low": 0.4, "high": 0.6}}
+SCORE = {"cross_fitted": PF1, "in_sample": PF1}
+RANKS = {"probabilities": [0.0, 1.0], "ranks": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (change(threshold=None), "threshold is None"),
+        (change(threshold=float("nan")), "threshold is nan"),
+        (change(threshold=1.5), "threshold is 1.5"),
+        (change(threshold=0.3), "differ"),
+        (change(prior=-0.1), "prior is -0.1"),
+        (change(members=[]), "names no members"),
+        (change(score={"in_sample": PF1}), "cross_fitted"),
+        (change(score={**SCORE, "cross_fitted": 3}), "no score.cross_fitted.pf1"),
+        (change(score={**SCORE, "cross_fitted": None}), "no score.cross_fitted.pf1"),
+        (change(score={**SCORE, "in_sample": {"pf1": 1}}), "no score.in_sample.pf1"),
+        (change(blend="median"), "not 'median'"),
+        (change(policy="f2"), "policy is pf1 or recall_rate"),
+        (change(thresholds={"value": 0.31, "sites": {"2": None}, "recall_rate": 0.1}), "site 2"),
+        (change(thresholds={"value": 0.31, "sites": {}, "recall_rate": None}), "recall_rate is"),
+        (change(calibration={"method": "temperature", "temperature": -1.0}), "no calibration"),
+        (change(blend="rank_mean"), "blend=rank_mean needs the ranks of b5"),
+        (change_members(rule="median"), "rule of b5 is mean or max, not 'median'"),
+        (change_members(select="first"), "select of b5 is last or best"),
+        (change_members(ranks=RANKS), "blend=mean needs no ranks of b5"),
+        (change(another=1), "another version"),
+        (change(score=None), "another version"),
+        (change(plateau=[1]), "another version"),
+        (change(thresholds={"value": 0.31, "sites": [1], "recall_rate": 0.1}), "another version"),
+        (change(calibration="platt"), "another version"),
+        (change(members=[1]), "another version"),
+        (change_members(ranks=[1, 2]), "another version"),
+        (change_members(folds=3), "another version"),
+        (change_members(weight="much"), "another version"),
+        (lambda record: {k: v for k, v in record.items() if k != "plateau"}, "another version"),
+    ],
+)
+def test_read_ensemble_refuses_a_damaged_file_with_the_remedy(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], dict[str, Any]], match: str
+) -> None:
+    file = tmp_path / "ensemble.json"
+    write_ensemble(FITTED, file)
+    file.write_text(json.dumps(damage(json.loads(file.read_text()))))
+    with pytest.raises(InputError, match=f"{match}.*rsna_bcd.ensemble.*overwrite=true"):
+        read_ensemble(file)
+
+
+def test_read_ensemble_refuses_an_absent_and_an_unreadable_file(tmp_path: Path) -> None:
+    file = tmp_path / "pair" / "ensemble.json"
+    with pytest.raises(InputError, match=r"ensemble name=pair members="):
+        read_ensemble(file)
+    file.parent.mkdir()
+    file.write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        read_ensemble(file)
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_write_ensemble_refuses_numbers_that_are_not_finite(tmp_path: Path, number: float) -> None:
+    plateau = replace(FITTED.plateau, standard_error=number)
+    with pytest.raises(InputError, match="ensemble.json is not written: .* not finite"):
+        write_ensemble(replace(FITTED, plateau=plateau), tmp_path / "ensemble.json")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,364 @@
+"""Intervals against resampling by hand, formulas, published figures and repeated sampling."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+
+from rsna_bcd.errors import InputError
+from rsna_bcd.scoring.intervals import (
+    Interval,
+    Score,
+    auroc_covariance,
+    bootstrap_distributions,
+    bootstrap_interval,
+    bootstrap_metrics,
+    bootstrap_scores,
+    delong,
+    delong_difference,
+    nan_if_degenerate,
+    paired_difference,
+    precision_recall_band,
+    roc_band,
+    wilson,
+    wilson_if_degenerate,
+)
+from rsna_bcd.scoring.metrics import (
+    OPERATING,
+    RANKING,
+    accuracy,
+    auroc,
+    average_precision,
+    brier,
+    pf1,
+    sensitivity,
+)
+
+Case = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+# 43 patients of DeLong et al. (1988), with the figures of the SAS/STAT User's Guide, PROC LOGISTIC,
+# "Comparing Receiver Operating Characteristic Curves": albumin, total protein, K-G score, outcome.
+OVARIAN = """
+3.0 5.8 10 0  3.2 6.3  5 1  3.9 6.8  3 1  2.8 4.8  6 0  3.2 5.8  3 1  0.9 4.0  5 0  2.5 5.7  8 0
+1.6 5.6  5 1  3.8 5.7  5 1  3.7 6.7  6 1  3.2 5.4  4 1  3.8 6.6  6 1  4.1 6.6  5 1  3.6 5.7  5 1
+4.3 7.0  4 1  3.6 6.7  4 0  2.3 4.4  6 1  4.2 7.6  4 0  4.0 6.6  6 0  3.5 5.8  6 1  3.8 6.8  7 1
+3.0 4.7  8 0  4.5 7.4  5 1  3.7 7.4  5 1  3.1 6.6  6 1  4.1 8.2  6 1  4.3 7.0  5 1  4.3 6.5  4 1
+3.2 5.1  5 1  2.6 4.7  6 1  3.3 6.8  6 0  1.7 4.0  7 0  3.7 6.1  5 1  3.3 6.3  7 1  4.2 7.7  6 1
+3.5 6.2  5 1  2.9 5.7  9 0  2.1 4.8  7 1  2.8 6.2  8 0  4.0 7.0  7 1  3.3 5.7  6 1  3.7 6.9  5 1
+3.6 6.6  5 1
+"""
+
+
+def make_case(seed: int, n_patients: int = 40, decimals: int = 8) -> Case:
+    """Labels, probabilities and patients of two shuffled rows each."""
+    rng = np.random.default_rng(seed)
+    patients = rng.permutation(np.repeat([f"p{i}" for i in range(n_patients)], 2))
+    labels = (rng.random(2 * n_patients) < 0.3).astype(int)
+    p = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
+    return labels, p.round(decimals), patients
+
+
+@pytest.mark.parametrize("decimals", [1, 8], ids=["ties", "distinct"])
+@pytest.mark.parametrize("metric", [*RANKING.values(), brier, *OPERATING.values()])
+def test_bootstrap_equals_repeating_rows_by_hand(
+    metric: Callable[..., float], decimals: int
+) -> None:
+    labels, p, patients = make_case(0, decimals=decimals)
+    rng, ids, draws = np.random.default_rng(7), np.unique(patients), []
+    for _ in range(50):
+        drawn = ids[rng.integers(0, len(ids), len(ids))]
+        rows = np.concatenate([np.flatnonzero(patients == patient) for patient in drawn])
+        draws.append(metric(labels[rows], p[rows]))
+    interval = bootstrap_interval(metric, labels, p, patients, n=50, seed=7)
+    assert interval.value == metric(labels, p)
+    assert (interval.low, interval.high) == pytest.approx(
+        tuple(np.nanquantile(draws, [0.025, 0.975])), abs=1e-12
+    )
+
+
+def test_bootstrap_scores_share_resamples() -> None:
+    labels, p, patients = make_case(11)
+    scores = {
+        "a": Score(auroc, p),
+        "b": Score(accuracy, 1 - p),
+        "c": Score(average_precision, p),
+        "d": Score(auroc, 1 - p),
+    }
+    intervals = bootstrap_scores(scores, labels, patients, n=50, seed=3)
+    assert list(intervals) == [*"abcd"]
+    for name, score in scores.items():
+        alone = bootstrap_interval(score.metric, labels, score.probabilities, patients, 50, 3)
+        assert intervals[name] == alone
+    assert intervals["a"].low == pytest.approx(1 - intervals["d"].high, abs=1e-12)
+    both = bootstrap_metrics({"a": auroc, "c": average_precision}, labels, p, patients, 50, 3)
+    assert both == {"a": intervals["a"], "c": intervals["c"]}
+
+
+def test_bootstrap_of_some_rows_draws_all_patients() -> None:
+    labels, p, patients = make_case(12)
+    rows = np.arange(80) < 30
+    scores = {"some": Score(auroc, p, rows), "other": Score(auroc, p, ~rows)}
+    values = bootstrap_distributions(scores, labels, patients, n=20, seed=1)
+    whole = bootstrap_distributions({"": Score(auroc, p)}, labels, patients, n=20, seed=1)[""]
+    assert bootstrap_scores(scores, labels, patients, 20)["some"].value == auroc(
+        labels[rows], p[rows]
+    )
+    assert (values["some"] != whole).all()
+    assert (values["some"] != values["other"]).all()
+
+
+def test_bootstrap_interval_has_the_width_of_the_binomial_one() -> None:
+    rng = np.random.default_rng(0)
+    labels, correct = rng.integers(0, 2, 2000), rng.random(2000) < 0.8
+    decisions = np.where(correct, labels, 1 - labels)
+    interval = bootstrap_interval(accuracy, labels, decisions, np.arange(2000), n=2000)
+    assert interval.high - interval.low == pytest.approx(
+        2 * 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 2000), rel=0.1
+    )
+
+
+def test_bootstrap_gains_nothing_from_repeated_breasts() -> None:
+    labels, p, _ = make_case(1)
+    patients = np.arange(len(labels))
+    once = bootstrap_interval(auroc, labels, p, patients, n=100)
+    repeated = np.tile(labels, 2), np.tile(p, 2), np.tile(patients, 2)
+    twice = bootstrap_interval(auroc, *repeated, n=100)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), abs=1e-12)
+
+
+def test_bootstrap_is_seeded() -> None:
+    labels, p, patients = make_case(2)
+    first, again, other = (
+        bootstrap_interval(auroc, labels, p, patients, 50, seed) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_bootstrap_leaves_out_undefined_resamples() -> None:
+    interval = bootstrap_interval(auroc, [1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], np.arange(4), n=200)
+    assert interval == Interval(1.0, 1.0, 1.0)
+    undefined = bootstrap_interval(auroc, [0, 0], [0.1, 0.2], np.arange(2), n=20)
+    assert np.isnan([undefined.value, undefined.low, undefined.high]).all()
+
+
+def test_paired_difference_of_a_model_from_itself_is_zero() -> None:
+    labels, p, patients = make_case(3)
+    same = paired_difference(auroc, labels, p, p, patients, n=50)
+    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_paired_difference_detects_the_better_model_and_is_narrow() -> None:
+    labels, p, patients = make_case(6, n_patients=300)
+    rng = np.random.default_rng(7)
+    chance = rng.random(len(labels))
+    better = paired_difference(auroc, labels, chance, p, patients, n=200)
+    assert better.low > 0.1
+    assert better.p_value == pytest.approx(2 / 201)
+    worse = paired_difference(auroc, labels, p, chance, patients, n=200)
+    assert (worse.value, worse.low, worse.high) == pytest.approx(
+        (-better.value, -better.high, -better.low), abs=1e-12
+    )
+    near = paired_difference(auroc, labels, p, p + rng.normal(0, 0.02, len(p)), patients, n=200)
+    alone = bootstrap_interval(auroc, labels, p, patients, n=200)
+    assert near.high - near.low < 0.5 * (alone.high - alone.low)
+
+
+def test_p_value_of_no_difference_is_uniform() -> None:
+    rng = np.random.default_rng(8)
+    p_values = []
+    for seed in range(60):
+        labels, _, patients = make_case(seed, n_patients=60)
+        signal = rng.normal(labels, 1)
+        first, second = (signal + rng.normal(0, 0.7, len(labels)) for _ in range(2))
+        p_values.append(paired_difference(pf1, labels, first, second, patients, n=60).p_value)
+    assert 0.35 < np.mean(p_values) < 0.65
+    assert np.mean(np.array(p_values) < 0.1) < 0.25
+
+
+@pytest.mark.parametrize(("positives", "n"), [(1, 12), (7, 10), (300, 1000), (999, 1000)])
+def test_wilson_ends_solve_its_equation(positives: int, n: int) -> None:
+    interval = wilson(positives, n)
+    assert interval.value == positives / n
+    for end in (interval.low, interval.high):
+        half = 1.959963984540054 * np.sqrt(end * (1 - end) / n)
+        assert abs(interval.value - end) == pytest.approx(half)
+
+
+def test_wilson_has_a_width_at_zero_and_one() -> None:
+    for n in (12, 1200):
+        beyond = 1.959963984540054**2 / (n + 1.959963984540054**2)  # by hand
+        none, all_ = wilson(0, n), wilson(n, n)
+        assert [none.value, none.low, none.high] == pytest.approx([0, 0, beyond])
+        assert [all_.value, all_.low, all_.high] == pytest.approx([1, 1 - beyond, 1])
+
+
+@pytest.mark.parametrize(("positives", "n"), [(1, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_no_proportion(positives: int, n: int) -> None:
+    with pytest.raises(InputError, match="no proportion"):
+        wilson(positives, n)
+
+
+def test_degenerate_intervals_are_replaced() -> None:
+    for kept in (Interval(0.5, 0.3, 0.7), Interval(1.0, 0.9, 1.0)):
+        assert wilson_if_degenerate(kept, 10) is kept
+        assert nan_if_degenerate(kept) is kept
+    perfect = Interval(1.0, 1.0, 1.0)
+    assert wilson_if_degenerate(perfect, 10) == wilson(10, 10)
+    assert wilson_if_degenerate(perfect, 0) is perfect  # of no rows
+    unknown = nan_if_degenerate(perfect)
+    assert unknown.value == 1
+    assert np.isnan([unknown.low, unknown.high]).all()
+
+
+def test_interval_reads_like_a_sentence() -> None:
+    assert str(Interval(0.5194, 0.4761, 0.557)) == "0.519 (0.476 to 0.557)"
+
+
+def make_models(seed: int, n: int = 80) -> Case:
+    """Labels, two correlated models with ties, and patients of one to three rows."""
+    rng = np.random.default_rng(seed)
+    patients = np.sort(rng.integers(0, n // 2, n))
+    labels = (rng.random(n) < 0.3).astype(int)
+    shared = rng.normal(size=n // 2)[patients] + labels
+    return labels, (shared + rng.normal(size=(2, n))).round(1), patients
+
+
+def covariance_of_all_pairs(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> list:
+    """Obuchowski's covariance from every pair of a positive and a negative."""
+    x, y = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    wins = [(s[x][:, None] > s[y]) + 0.5 * (s[x][:, None] == s[y]) for s in scores]
+    by_patient = patients == np.unique(patients)[:, None]
+    rows = [by_patient[:, x] @ (w.mean(axis=1) - w.mean()) for w in wins]  # (P,) per model
+    columns = [by_patient[:, y] @ (w.mean(axis=0) - w.mean()) for w in wins]
+    i10, i01, i = len(set(patients[x])), len(set(patients[y])), len(by_patient)
+    return [
+        [
+            i10 / (i10 - 1) * (rows[a] @ rows[b]) / len(x) ** 2
+            + i01 / (i01 - 1) * (columns[a] @ columns[b]) / len(y) ** 2
+            + i / (i - 1) * (rows[a] @ columns[b] + columns[a] @ rows[b]) / (len(x) * len(y))
+            for b in (0, 1)
+        ]
+        for a in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_covariance_equals_that_of_all_pairs(seed: int) -> None:
+    labels, scores, patients = make_models(seed)
+    clustered = auroc_covariance(labels, scores, patients)
+    expected = covariance_of_all_pairs(labels, scores, patients)
+    np.testing.assert_allclose(clustered.covariance, expected, rtol=1e-10)
+    np.testing.assert_allclose(clustered.auroc, [roc_auc_score(labels, s) for s in scores])
+    x, y = labels == 1, labels == 0
+    wins = [(s[x][:, None] > s[y]) + 0.5 * (s[x][:, None] == s[y]) for s in scores]
+    by_row, by_column = (np.cov([w.mean(axis=axis) for w in wins]) for axis in (1, 0))
+    independent = auroc_covariance(labels, scores).covariance
+    np.testing.assert_allclose(independent, by_row / x.sum() + by_column / y.sum(), rtol=1e-10)
+
+
+def test_delong_gives_the_published_figures() -> None:
+    albumin, protein, score, outcome = np.array(OVARIAN.split(), dtype=float).reshape(-1, 4).T
+    estimate = auroc_covariance(outcome, [albumin, -score, protein])
+    np.testing.assert_allclose(estimate.auroc, [0.7366, 0.7258, 0.6478], atol=5e-5)
+    errors = np.sqrt(np.diag(estimate.covariance))
+    np.testing.assert_allclose(errors, [0.0927, 0.1028, 0.1000], atol=5e-5)
+    gain = delong_difference(outcome, -score, albumin)
+    figures = gain.value, gain.low, gain.high, gain.p_value
+    assert figures == pytest.approx((0.0108, -0.1761, 0.1976, 0.9102), abs=5e-5)
+    assert delong_difference(outcome, -score, protein).p_value == pytest.approx(0.4561, abs=5e-5)
+
+
+def test_delong_interval_is_symmetric_in_the_log_odds() -> None:
+    labels, scores, _ = make_models(0)
+    found = delong(labels, scores[0])
+    low, value, high = (np.log(a / (1 - a)) for a in (found.low, found.value, found.high))
+    assert high - value == pytest.approx(value - low)
+    error = float(np.sqrt(auroc_covariance(labels, scores[0]).covariance[0, 0]))
+    slope = error / (found.value * (1 - found.value))
+    assert high - low == pytest.approx(2 * 1.959964 * slope, rel=1e-6)
+
+
+def test_auroc_covariance_is_that_of_repeated_sampling() -> None:
+    """Two breasts of a patient that share most of their noise and their label."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(150), 2)
+    values, clustered, independent = [], [], []
+    for _ in range(300):
+        labels = np.repeat(rng.random(150) < 0.2, 2).astype(int)
+        scores = labels + np.repeat(rng.normal(size=150), 2) + 0.3 * rng.normal(size=300)
+        estimate = auroc_covariance(labels, scores, patients)
+        values.append(estimate.auroc[0])
+        clustered.append(estimate.covariance[0, 0])
+        independent.append(auroc_covariance(labels, scores).covariance[0, 0])
+    assert np.sqrt(np.mean(clustered)) == pytest.approx(np.std(values), rel=0.1)
+    assert np.sqrt(np.mean(independent)) < 0.8 * np.std(values)
+
+
+@pytest.mark.parametrize(("scores", "value"), [([1, 2, 3, 4], 1), ([4, 3, 2, 1], 0)])
+def test_delong_of_a_perfect_order_has_no_interval(scores: list[int], value: int) -> None:
+    found = delong([0, 0, 1, 1], scores)
+    assert found.value == value
+    assert np.isnan([found.low, found.high]).all()
+    reverse = delong_difference([0, 0, 1, 1], scores, [-score for score in scores])
+    assert reverse.value == 1 - 2 * value
+    assert np.isnan([reverse.low, reverse.high, reverse.p_value]).all()
+
+
+def test_delong_difference_of_equal_orders_is_zero() -> None:
+    labels, scores, patients = make_models(1)
+    same = delong_difference(labels, scores[0], np.exp(scores[0]), patients)
+    assert (same.value, same.p_value) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "patients", "match"),
+    [
+        ([0, 0, 1, 1], [0.5] * 4, None, "All 4 probabilities equal 0.5"),
+        ([1, 0, 0], [0.5, 0.2, 0.9], None, "two rows of each class, but 1 with cancer and 2"),
+        ([1, 1, 0, 0], [0.5, 0.6, 0.2, 0.9], [*"aabc"], "two patients of each class, but 1 with"),
+    ],
+)
+def test_delong_refuses_what_has_no_variance(
+    labels: list[int], scores: list[float], patients: list[str] | None, match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        delong(labels, scores, patients)
+
+
+def test_band_values_are_the_curves_of_scikit_learn() -> None:
+    labels, p, patients = make_case(5, 150, decimals=2)
+    fpr, tpr, _ = roc_curve(labels, p, drop_intermediate=False)
+    corners = np.unique(fpr)
+    highest = np.array([tpr[fpr == x].max() for x in corners])
+    np.testing.assert_allclose(roc_band(labels, p, patients, n=5, x=corners).value, highest)
+    precision, recall, _ = precision_recall_curve(labels, p)
+    band = precision_recall_band(labels, p, patients, n=5)
+    for x, value in zip(band.x[1:], band.value[1:], strict=True):
+        # In scikit-learn's order thresholds ascend: the last that reaches the recall is highest.
+        assert value == pytest.approx(precision[np.flatnonzero(recall >= x - 1e-12)[-1]])
+
+
+def test_roc_band_is_about_as_wide_as_the_interval_of_sensitivity() -> None:
+    labels, p, patients = make_case(5, 150)
+    decisions = (p > np.quantile(p[labels == 0], 0.8)).astype(int)
+    fpr = float(decisions[labels == 0].mean())
+    interval = bootstrap_interval(sensitivity, labels, decisions, patients, n=300)
+    band = roc_band(labels, p, patients, n=300, x=np.array([fpr]))
+    assert band.value[0] == pytest.approx(interval.value)
+    # At a fixed specificity the threshold moves as well.
+    assert 0.5 < (band.high[0] - band.low[0]) / (interval.high - interval.low) < 2
+    again, other = (roc_band(labels, p, patients, 20, seed) for seed in (1, 2))
+    np.testing.assert_array_equal(again.low, roc_band(labels, p, patients, 20, 1).low)
+    assert (again.low != other.low).any()
+
+
+def test_bands_of_a_perfect_order_and_of_one_class() -> None:
+    labels = np.repeat([0, 1], 20)
+    for curve in (roc_band, precision_recall_band):
+        band = curve(labels, labels * 0.5, np.arange(40), n=20)
+        assert (band.value == 1).all()
+        assert (band.low == 1).all()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        empty = roc_band(np.zeros(10), np.linspace(0, 1, 10), np.arange(10), n=3)
+    assert np.isnan(empty.low).all()
