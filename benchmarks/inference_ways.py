@@ -69,10 +69,10 @@ def _load(setting: Setting) -> list[Any]:
         [load_run(folder, setting.device) for folder in folders],
         setting.engine,
         exports=exports,
-        made=exports,
+        own_exports=exports,
         images=0,  # no file is worth making for so few: it is there, if it can be
         before=[],
-        tell=print,
+        log=print,
     )
 
 
@@ -147,7 +147,7 @@ def _ours(setting: Setting) -> Way:
     """What `submit` does."""
     import pandas as pd
 
-    from rsna_bcd.inference.stream import Prediction, predict_files
+    from rsna_bcd.inference.stream import InferenceSettings, Prediction, predict
 
     runs = _load(setting)
 
@@ -158,9 +158,8 @@ def _ours(setting: Setting) -> Way:
             {"image_id": ids, "patient_id": patient, "prediction_id": patient + "_L", "view": "CC"}
         )
         files = dict(zip(ids, _some(setting, number), strict=True))
-        predictions = predict_files(
-            table, files, runs, source="dicom", batch_size=setting.batch_size, workers=setting.cores
-        )
+        settings = InferenceSettings("dicom", setting.batch_size, setting.cores)
+        predictions = predict(table, files, runs, settings)
         said: list[float] = []
         for prediction in predictions:
             if isinstance(prediction, Prediction):

@@ -198,8 +198,6 @@ def test_without_one_file_there_is_no_answer(hospital: Path, clean: Path, tmp_pa
         (tmp_path / name).symlink_to(hospital / name)
     with pytest.raises(InputError, match=r"None of the \d+ files .* is in"):
         submitted(tmp_path, clean.parents[1], "nothing")
-    with pytest.raises(InputError, match="unread=maybe: choose negative or positive or prior"):
-        submitted(hospital, clean.parents[1], "maybe", "unread=maybe")
     assert not (clean.parents[1] / "submissions" / "nothing" / "submission.csv").exists()
 
 

@@ -370,7 +370,7 @@ def test_what_is_no_mammogram_is_refused_by_its_name(
     with pytest.raises(InputError) as alone:
         ask(models, tmp_path, file)
     assert f"{file}: {reason}" in str(alone.value)
-    assert "wanted as DICOM files of one image" in str(alone.value)
+    assert "expected as DICOM files of one image" in str(alone.value)
     (tmp_path / "in" / "read.me").write_text("nothing")
     with pytest.raises(InputError) as in_folder:
         ask(models, tmp_path, file.parent)

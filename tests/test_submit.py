@@ -149,9 +149,9 @@ def test_predictions_of_something_else_are_let_go(
     submit(configure(other, output))
     printed = capsys.readouterr().err
     if changed == "nothing but lines":
-        assert "Begins anew" in printed
+        assert "Begins again" in printed
     else:
-        assert f"others than before: {changed}." in printed
+        assert f"differ from before: {changed}." in printed
     assert len(lines_of(output)) == n_lines
     shutil.rmtree(submission_of(output))
     afresh = submit(configure(other, output))
@@ -278,7 +278,7 @@ def test_a_budget_that_is_too_short_sheds_and_answers_in_time(
     summary, printed = summary_of(output), capsys.readouterr().err
     assert not plans_of(output)[0]["tta"]
     assert plans_of(output)[-1]["dropped"] in ([2], [2, 1])
-    assert "Given up: test-time augmentation" in printed
+    assert "Dropped: test-time augmentation" in printed
     assert summary["shed"].startswith("test-time augmentation, images fold2")
     assert f"Given up for the budget: {summary['shed']}." in printed
     # What is left has no part of what was given up.
@@ -323,7 +323,7 @@ def test_without_time_for_all_images_the_rest_is_answered_too(
     assert "fold1" in summary_of(output)["shed"]
     capsys.readouterr()
     submit(configure(data, output))
-    assert "Begins anew" in capsys.readouterr().err
+    assert "Begins again" in capsys.readouterr().err
     assert summary_of(output)["shed"] == ""
     assert summary_of(output)["resumed"] == 0
 

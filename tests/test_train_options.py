@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.imaging.crops import read_crop
+from rsna_bcd.inference.predictor import Predictor
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.stages.train import train
 from rsna_bcd.tables.predictions import read_oof
@@ -87,7 +88,8 @@ def test_the_average_is_what_is_predicted_with(output: Path) -> None:
     prepared = output / "prepared" / "rsna" / "demo" / "train"
     names = images["patient_id"] + "/" + images["image_id"] + ".png"
     crops = np.stack([read_crop(prepared / name) for name in names])
-    assert loaded.predict(crops) == pytest.approx(images["probability"].to_numpy(), abs=1e-6)
+    found, _ = Predictor(loaded, "float32").predict({"image": torch.from_numpy(crops)[:, None]})
+    assert found == pytest.approx(images["probability"].to_numpy(), abs=1e-6)
 
 
 def test_compiled_training_leaves_the_same_run(

@@ -1,132 +1,127 @@
-"""Time budget: drop TTA and folds so that every image is predicted."""
+"""Time budget: drop TTA and folds so that every image is predicted.
 
+The order: test-time augmentation of all members, before the first prediction is kept; then folds,
+one at a time, each the last one of the member that has most of them left (of several such members,
+the last); each member keeps one fold. What would save no time, because decoding limits the rate,
+stays. Images that are out of time even then are not predicted.
+"""
+
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rsna_bcd.inference.run import Run
+from rsna_bcd.models.prediction import PASSES
+
+_WORTH = 0.01  # neither a smaller part of the images nor a smaller gain in time is worth a fold
+_FIRST_BATCHES = 3  # before the first estimate, or fewer:
+_FIRST_PART = 0.05  # of the budget, at most, for the first estimate; at least one batch
+_INTERVAL = 0.02  # of the time there is: the shortest interval that a rate is measured over
+_RESERVE = 0.05  # of the budget, to end processes and to write and check tables; and
+_LEAST_RESERVED, _MOST_RESERVED = 1.0, 120.0  # seconds
+
 
 @dataclass
 class StageTimer:
-    """Seconds by stage, noted while files are predicted.
+    """Seconds by stage, added up while files are predicted.
 
     Attributes:
         images: that were decoded or failed.
         decoding: seconds of all processes together.
         waiting: seconds in which the networks waited for the next image.
         longest: seconds of the longest batch, through all networks.
+        batches: number of batches.
     """
 
     images: int = 0
     decoding: float = 0.0
     waiting: float = 0.0
     longest: float = 0.0
+    batches: int = 0
     _network: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    _skipped: dict[int, int] = field(default_factory=dict)
 
-    def note_image(self, decoding: float, waiting: float) -> None:
-        """Note an image: the seconds of its process, and those that were waited for it."""
+    def add_image(self, decoding: float, waiting: float) -> None:
+        """Add an image: the seconds of its process, and those that the networks waited for it."""
         self.images += 1
         self.decoding += decoding
         self.waiting += waiting
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Note a batch through all networks."""
-        begun = time.monotonic()
+    def time_batch(self) -> Iterator[None]:
+        """Time a batch through all networks."""
+        started = time.monotonic()
         yield
-        self.longest = max(self.longest, time.monotonic() - begun)
+        self.batches += 1
+        self.longest = max(self.longest, time.monotonic() - started)
 
     @contextmanager
-    def of_network(self, run: int, images: int) -> Iterator[None]:
-        """Note a batch of so many images through the network of a run, by its position."""
-        begun = time.monotonic()
+    def time_network(self, run: int, images: int) -> Iterator[None]:
+        """Time so many images through the network of a run, by its position."""
+        started = time.monotonic()
         yield
-        self._network.setdefault(run, []).append((images, time.monotonic() - begun))
+        self._network.setdefault(run, []).append((images, time.monotonic() - started))
 
-    def network(self, run: int) -> float:
-        """Seconds that the network of a run took."""
+    def network_seconds(self, run: int) -> float:
+        """Seconds that the network of a run took in total."""
         return sum(seconds for _, seconds in self._network.get(run, []))
 
-    def an_image(self, run: int) -> float:
-        """Seconds an image that the network of a run takes; 0 if it was not asked.
+    def seconds_per_image(self, run: int) -> float:
+        """Seconds of a run's network per image; 0 before its first batch.
 
-        The first batch, in which much is done once and for all, counts only where it is alone.
+        The first batch, which includes one-off work, counts only where it is the only one.
         """
         batches = self._network.get(run, [])
-        batches = batches[1:] or batches
+        batches = batches[self._skipped.get(run, 1) :] or batches
         return sum(s for _, s in batches) / max(1, sum(n for n, _ in batches))
 
-
-# Fewer than this part of all images out of time are no reason to give up a fold, nor is less than
-# this part of the time.
-_WORTH = 0.01
-_LEAST = 0.02  # of the time there is: the shortest part of it by which the rest is judged
-_RESERVE = 0.05  # of the budget, to end processes and to write and check tables; and
-_LEAST_RESERVED, _MOST_RESERVED = 1.0, 120.0  # seconds
+    def restart(self) -> None:
+        """Estimate from later batches alone: networks became faster."""
+        self._skipped = {run: len(batches) for run, batches in self._network.items()}
+        self.longest = 0.0
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Seconds an image, measured.
+class Degradation:
+    """What was dropped for the budget.
 
     Attributes:
-        decoding: of one process.
-        network: of each run.
-        passes: of each run, how often its network sees an image: 2 with its mirror image.
-        workers: processes that decode.
-        shared: whether networks and processes work on the same cores.
-    """
-
-    decoding: float
-    network: Sequence[float]
-    passes: Sequence[int]
-    workers: int
-    shared: bool
-
-    def an_image(self, plan: "Shed") -> float:
-        """Seconds of the clock an image."""
-        decoding = self.decoding / max(1, self.workers)
-        networks = sum(
-            seconds / (1 if plan.tta else passes)
-            for run, (seconds, passes) in enumerate(zip(self.network, self.passes, strict=True))
-            if run not in plan.dropped
-        )
-        together = self.shared or self.workers == 0
-        return decoding + networks if together else max(decoding, networks)
-
-
-@dataclass(frozen=True)
-class Shed:
-    """What takes part.
-
-    Attributes:
-        tta: whether runs have the test-time augmentation that is theirs.
-        dropped: positions of the runs that have no say, in the order in which they went.
+        tta: whether runs keep their test-time augmentation.
+        dropped: positions of dropped runs, in the order in which they were dropped.
     """
 
     tta: bool = True
     dropped: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether anything was given up."""
+        """Whether anything was dropped."""
         return not self.tta or bool(self.dropped)
 
+    def describe(self, names: Sequence[str]) -> str:
+        """What was dropped, by the names of the runs: `test-time augmentation, b5 fold3`."""
+        tta = [] if self.tta else ["test-time augmentation"]
+        return ", ".join([*tta, *(names[run] for run in self.dropped)])
 
-def end_of(started: float, hours: float) -> float:
-    """When the last prediction must have come: a reserve is kept for writing."""
+
+def deadline(started: float, hours: float | None) -> float:
+    """When the last prediction must be there: a reserve is kept for writing."""
+    if hours is None:
+        return math.inf
     seconds = hours * 3600
     return started + seconds - min(max(_RESERVE * seconds, _LEAST_RESERVED), _MOST_RESERVED)
 
 
 def next_to_drop(folds: Sequence[int], dropped: Sequence[int]) -> int | None:
-    """The run that goes next.
+    """The run to drop next.
 
     Args:
         folds: of each member, how many runs it has; runs are counted through all members.
-        dropped: runs that went before.
+        dropped: runs that were dropped before.
 
     Returns:
-        Its position; None if each member has but one left.
+        Its position; None if each member has one run left.
     """
     left: list[list[int]] = []
     first = 0
@@ -137,81 +132,154 @@ def next_to_drop(folds: Sequence[int], dropped: Sequence[int]) -> int | None:
     return None if most < 2 else [runs for runs in left if len(runs) == most][-1][-1]
 
 
-def plan(costs: Costs, folds: Sequence[int], images: int, seconds: float) -> Shed:
-    """Give up what must be, so that so many images are done in so many seconds, if they can be."""
-    shed = Shed()
-    if costs.an_image(shed) * images > seconds:
-        without = Shed(tta=False)
-        shed = without if _saves(costs.an_image(shed), costs.an_image(without)) else shed
-    while costs.an_image(shed) * images > seconds:
-        run = next_to_drop(folds, shed.dropped)
-        if run is None:
-            break
-        without = Shed(shed.tta, (*shed.dropped, run))
-        if not _saves(costs.an_image(shed), costs.an_image(without)):
-            break
-        shed = without
-    return shed
-
-
-def _saves(before: float, after: float) -> bool:
-    """Whether it is worth anything."""
-    return after < (1 - _WORTH) * before
-
-
-class Pace:
-    """Watches whether the end will come in time, and says which runs go if it will not.
+class DeadlineMonitor:
+    """Watches whether all images will be predicted in time, and degrades if not.
 
     Args:
-        folds: of each member, how many runs it has.
-        images: that are to be predicted.
-        until: when the last prediction must have come (`time.monotonic`).
-        spent: what the stream notes.
-        workers: processes that decode.
+        members: of each, the runs of its folds.
+        images: number of images to predict.
+        until: deadline, on the clock of `time.monotonic`; infinite without a budget.
+        workers: processes that decode; 0 decodes in this one.
+        degradation: of an earlier process, which stays; None if there is none: TTA may be dropped.
+        log: called with messages for the user.
         clock: for tests.
+
+    Attributes:
+        degradation: what is dropped now.
+        needs_estimate: whether the first estimate is still to be made.
+        timer: seconds by stage, which the stream adds to.
+        until: as given.
     """
 
     def __init__(
         self,
-        folds: Sequence[int],
+        members: Sequence[Sequence[Run]],
         images: int,
-        until: float,
-        spent: StageTimer,
-        workers: int,
+        until: float = math.inf,
+        workers: int = 0,
+        degradation: Degradation | None = None,
+        log: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folds, self._images, self._until, self._spent = folds, images, until, spent
-        self._workers, self._clock = workers, clock
-        self._since, self._done_before = clock(), 0
-        self._least = _LEAST * (until - self._since)
+        runs = [run for member in members for run in member]
+        self.timer, self.until = StageTimer(), until
+        self.degradation = Degradation() if degradation is None else degradation
+        self.needs_estimate = degradation is None and math.isfinite(until)
+        self._folds = [len(member) for member in members]
+        self._names = [run.name for run in runs]
+        self._passes = [PASSES[run.tta] for run in runs]
+        self._shares_cores = workers == 0 or any(run.device.type == "cpu" for run in runs)
+        self._images, self._workers, self._log, self._clock = images, max(1, workers), log, clock
+        self._started = self._since = clock()
+        self._done_before = 0
 
-    def drops(self, done: int, dropped: Sequence[int]) -> list[int]:
-        """The runs that go now, in their order; mostly none.
+    def in_time(self) -> bool:
+        """Whether another batch would end before the deadline."""
+        return self._clock() + self.timer.longest < self.until
+
+    def has_sample(self) -> bool:
+        """Whether enough was measured for the first estimate."""
+        most = _FIRST_PART * (self.until - self._started)
+        is_long = self._clock() - self._started > most
+        return self.timer.batches >= (1 if is_long else _FIRST_BATCHES)
+
+    def estimate(self) -> None:
+        """Make the first estimate, from the first images; drop TTA and folds if it is too long.
+
+        It adds the stages up, for the clock includes the start of processes and networks.
+        """
+        self.needs_estimate = False
+        networks = sum(self.timer.seconds_per_image(run) for run in range(len(self._passes)))
+        if not networks:
+            return
+        decoding = self._decoding()
+        rate = decoding + networks if self._shares_cores else max(decoding, networks)
+        now = self._clock()
+        left = max(0.0, self.until - now)
+        cores = "on the same cores" if self._shares_cores else "at the same time"
+        self._log(
+            f"Estimate for {self._images:,} images: {duration(rate * self._images)}; there are "
+            f"{duration(left)}. Decoding takes {decoding * self._workers:.2g} s/image in each of "
+            f"{self._workers} process(es), {len(self._passes)} network(s) {networks:.2g} s/image, "
+            f"{cores}."
+        )
+        rate = self._degrade(rate, self._images, left, may_drop_tta=True)
+        if self.degradation:
+            names = self.degradation.describe(self._names)
+            seconds = rate * self._images
+            late = f"; about {1 - left / seconds:.0%} of the images will be out of time"
+            self._log(
+                f"That is too long. Dropped: {names}. Then it takes about {duration(seconds)}"
+                f"{late if seconds > left else ''}."
+            )
+            self.timer.restart()
+        self._since = now
+
+    def update(self, done: int) -> None:
+        """Drop folds if the rate so far is too slow.
 
         Args:
-            done: images predicted by now.
-            dropped: runs that went before.
+            done: images predicted until now.
         """
         now = self._clock()
-        if now - self._since < self._least or done <= self._done_before:
-            return []
-        an_image = (now - self._since) / (done - self._done_before)
-        decoding = self._spent.decoding / max(1, self._spent.images * self._workers)
-        going: list[int] = []
-        while self._lost(now, an_image, done) > _WORTH * self._images:
-            run = next_to_drop(self._folds, [*dropped, *going])
-            if run is None:
-                break
-            faster = max(decoding, an_image - self._spent.an_image(run))
-            if not _saves(an_image, faster):
-                break
-            going.append(run)
-            an_image = faster
-        if going:
+        if (
+            math.isinf(self.until)
+            or now - self._since < _INTERVAL * (self.until - self._started)
+            or done <= self._done_before
+        ):
+            return
+        rate = (now - self._since) / (done - self._done_before)
+        before = self.degradation
+        self._degrade(rate, self._images - done, self.until - now, may_drop_tta=False)
+        if self.degradation != before:
+            names = ", ".join(
+                self._names[i] for i in self.degradation.dropped[len(before.dropped) :]
+            )
+            self._log(
+                f"Slower than the budget allows, {done:,} of {self._images:,} images being done: "
+                f"dropped {names}."
+            )
             self._since, self._done_before = now, done
-        return going
 
-    def _lost(self, now: float, an_image: float, done: int) -> float:
-        """Images that would be out of time."""
-        left = self._images - done
-        return left - max(0.0, self._until - now) / max(an_image, 1e-9)
+    def _decoding(self) -> float:
+        """Seconds per image that decoding takes on the clock."""
+        return self.timer.decoding / max(1, self.timer.images * self._workers)
+
+    def _degrade(self, rate: float, left: int, seconds: float, *, may_drop_tta: bool) -> float:
+        """Drop what is necessary to predict the images that are left in so many seconds.
+
+        Returns:
+            Seconds per image after that.
+        """
+        network = [self.timer.seconds_per_image(run) for run in range(len(self._passes))]
+        decoding = self._decoding()
+        tta, dropped = self.degradation.tta, list(self.degradation.dropped)
+
+        def is_late() -> bool:
+            return left - max(0.0, seconds) / max(rate, 1e-9) > _WORTH * self._images
+
+        def rate_without(saved: float) -> float | None:
+            """The rate, where so many seconds per image make a difference."""
+            faster = max(decoding, rate - saved)
+            return faster if faster < (1 - _WORTH) * rate else None
+
+        if may_drop_tta and is_late():
+            plain = [s / passes for s, passes in zip(network, self._passes, strict=True)]
+            faster = rate_without(sum(network) - sum(plain))
+            if faster is not None:
+                tta, network, rate = False, plain, faster
+        while is_late() and (run := next_to_drop(self._folds, dropped)) is not None:
+            faster = rate_without(network[run])
+            if faster is None:
+                break
+            dropped.append(run)
+            rate = faster
+        self.degradation = Degradation(tta, tuple(dropped))
+        return rate
+
+
+def duration(seconds: float) -> str:
+    """A duration, in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

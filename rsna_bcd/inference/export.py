@@ -1,11 +1,10 @@
-"""Exported networks: ONNX Runtime or `torch.export` in place of torch."""
+"""Exported networks: run them in place of torch, compare them with it, choose the faster."""
 
-import dataclasses
 import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import as_training_input, read_crop
-from rsna_bcd.inference.predictor import device_of
 from rsna_bcd.inference.run import Run
 from rsna_bcd.models.exporting import (
     DESCRIPTION,
@@ -37,6 +35,14 @@ Engine = Literal["torch", "onnx", "auto"]
 Forward = Callable[..., dict[str, Tensor]]
 
 ONNX_FILE, TORCH_FILE = "model.onnx", "model.pt2"
+TOLERANCE = 1e-4  # of probabilities
+# Batches of one, a few and more samples; of breast level, with three, one and two images each.
+_SIZES = ((1, 3), (2, 1), (5, 2))
+# Seconds of torch from which on an export pays: it costs 12 to 26 s of a core (networks of 3 to
+# 50 million parameters at the size of their crops), and saves three quarters of the time and more.
+_WORTH = 120
+_SAMPLES = 2  # images, or breasts, that engines are compared on
+_EXPORTER = ("onnx", "onnxscript", "onnxruntime")
 
 
 class OnnxNetwork(nn.Module):
@@ -47,9 +53,9 @@ class OnnxNetwork(nn.Module):
         threads: of one call; None for as many as torch uses.
 
     Attributes:
-        description: what the file says of itself.
-        unit: what it looks at: an image or a breast.
-        inputs: entries of a batch that it looks at besides the image.
+        description: the file's own description.
+        unit: its level, image or breast.
+        inputs: entries of a batch that it takes besides the image.
 
     Raises:
         InputError: the file is absent, damaged or not of ours, or ONNX Runtime is not installed.
@@ -76,7 +82,7 @@ class OnnxNetwork(nn.Module):
             )
         except Exception as error:  # noqa: BLE001  (its own classes derive from nothing narrower)
             raise InputError(
-                f"{file} cannot be read as ONNX ({type(error).__name__}). Make it anew:\n"
+                f"{file} cannot be read as ONNX ({type(error).__name__}). Make it again:\n"
                 f"  {_command(file)} overwrite=true"
             ) from error
         self.description = _description(
@@ -118,7 +124,7 @@ def load_program(file: Path) -> Forward:
         program = torch.export.load(file, extra_files=extra)
     except Exception as error:  # noqa: BLE001  (whatever the bytes lead it to)
         raise InputError(
-            f"{file} cannot be read by torch.export.load ({type(error).__name__}). Make it anew:\n"
+            f"{file} cannot be read by torch.export.load ({type(error).__name__}). Make it again:\n"
             f"  {_command(file)} overwrite=true"
         ) from error
     _description(file, extra[DESCRIPTION])
@@ -143,18 +149,18 @@ def with_engine(run: Run, engine: Engine, file: Path, threads: int | None = None
         raise InputError(f"engine is {' or '.join(get_args(Engine))}, not {engine!r}.")
     if engine == "torch":
         return run
-    on_processor = next(run.network.parameters(), torch.empty(0)).device.type == "cpu"
+    on_processor = run.device.type == "cpu"
     if engine == "auto" and not (on_processor and _is_installed("onnxruntime") and file.is_file()):
         return run
     if not on_processor:
         raise InputError("engine=onnx is for the processor: add device=cpu, or take engine=torch.")
     network = OnnxNetwork(file, threads)
     if network.description["weights_sha256"] == fingerprint(run.network):
-        return dataclasses.replace(run, network=network)
+        return replace(run, network=network)
     if engine == "auto":
         return run
     raise InputError(
-        f"{file} has other weights than the run in {run.folder}. Make it anew:\n"
+        f"{file} has other weights than the run in {run.folder}. Make it again:\n"
         f"  {_command(file)} overwrite=true"
     )
 
@@ -178,13 +184,6 @@ def _command(file: Path) -> str:
     return f"python -m rsna_bcd.export name={name} fold={fold} format={made}"
 
 
-TOLERANCE = 1e-4  # of probabilities
-# Batches of one, a few and more samples; by breast, of one, two and three images.
-SIZES = ((1, 3), (2, 1), (5, 2))
-
-Images = Literal["crops", "random"]
-
-
 @dataclass(frozen=True)
 class Parity:
     """How far an exported file was from its network.
@@ -198,7 +197,7 @@ class Parity:
         highest: probability that the network gave; close to the lowest, agreement says little.
     """
 
-    images: Images
+    images: Literal["crops", "random"]
     batches: tuple[int, ...]
     probability: float
     logit: float
@@ -207,7 +206,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether all probabilities agree; not if one is no number."""
+        """Whether all probabilities agree; false if one is NaN."""
         return self.probability <= TOLERANCE
 
 
@@ -229,7 +228,7 @@ def measure_parity(
     """
     generator = torch.Generator().manual_seed(seed)
     expected, logits, probabilities = [], [], []
-    for batch, views in SIZES:
+    for batch, views in _SIZES:
         shown = random_batch(inputs, batch, views, generator, crops)
         with torch.inference_mode():
             expected.append(predict_logits(network, shown, "none").double())
@@ -239,16 +238,12 @@ def measure_parity(
     wanted = torch.cat(expected)
     return Parity(
         images="random" if crops is None else "crops",
-        batches=tuple(batch for batch, _ in SIZES),
-        probability=_largest(torch.cat(probabilities) - wanted.sigmoid()),
-        logit=_largest(torch.cat(logits) - wanted),
+        batches=tuple(batch for batch, _ in _SIZES),
+        probability=float((torch.cat(probabilities) - wanted.sigmoid()).abs().max()),
+        logit=float((torch.cat(logits) - wanted).abs().max()),
         lowest=float(wanted.sigmoid().min()),
         highest=float(wanted.sigmoid().max()),
     )
-
-
-def _largest(difference: Tensor) -> float:
-    return float(difference.abs().max())  # NaN if there is one
 
 
 def prepared_crops(folder: Path, height: int, width: int, most: int = 16) -> Tensor | None:
@@ -280,16 +275,15 @@ def prepared_crops(folder: Path, height: int, width: int, most: int = 16) -> Ten
     return torch.stack([to_input(torch.from_numpy(crop)) for crop in fitting])
 
 
-# Seconds of torch at which a file is worth making: it costs 12 to 26 s of a core (networks of 3 to
-# 50 million parameters at the size of their crops), and saves three quarters of the time and more.
-_WORTH = 120
-_SOME = 2  # images, or breasts, on which engines are compared
-_EXPORTER = ("onnx", "onnxscript", "onnxruntime")
-
-
 def engines_of(runs: Sequence[Run]) -> list[Engine]:
-    """What executes each run's network."""
+    """The engine of each run's network."""
     return ["onnx" if isinstance(run.network, OnnxNetwork) else "torch" for run in runs]
+
+
+def run_inputs(run: Run) -> tuple[Input, ...]:
+    """The inputs of a run's network."""
+    width = 0 if run.metadata is None else run.metadata.width
+    return network_inputs(run.network, run.crop.height, run.crop.width, width)
 
 
 def choose_engines(
@@ -297,57 +291,60 @@ def choose_engines(
     engine: Engine,
     *,
     exports: Path,
-    made: Path,
+    own_exports: Path,
     images: int,
     before: Sequence[Engine],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Run]:
-    """Let each run be executed by the engine asked for, or by what is faster here.
+    """Set the engine of each run to the given one, or to the faster one.
 
     Args:
         runs: as `load_run` gives them.
-        engine: `torch`; `onnx`, which wants a file in `exports` for each run; or `auto`, which on
-            the processor takes ONNX Runtime where it is installed, faster, and says the same.
+        engine: `torch`; `onnx`, which requires a file in `exports` for each run; or `auto`: on the
+            processor ONNX Runtime where it is installed, faster, and agrees with torch.
         exports: the folder that `rsna_bcd.export` writes into.
-        made: a folder for files that are made here, under `auto`, where there are none.
-        images: to be predicted: a little work is not worth a file.
-        before: what executed each run in an earlier process: `auto` stays with it if it can.
-        tell: called with what the user should know.
+        own_exports: a folder for files that `auto` makes where there are none.
+        images: to be predicted: few of them are not worth a file.
+        before: the engines of an earlier process: `auto` keeps them if possible.
+        log: called with messages for the user.
 
     Raises:
-        InputError: an unknown engine; or `onnx` cannot be had, with the reason.
+        InputError: an unknown engine; or `onnx` is impossible, with the reason.
     """
     if engine != "auto":
-        return [with_engine(run, engine, _exported(run, exports)) for run in runs]
+        return [with_engine(run, engine, _exported_file(run, exports)) for run in runs]
     chosen = []
     for number, run in enumerate(runs):
         known = before[number] if before else None
-        if known == "torch" or device_of(run).type != "cpu" or not _is_installed("onnxruntime"):
+        if known == "torch" or run.device.type != "cpu" or not _is_installed("onnxruntime"):
             chosen.append(run)
             continue
-        other = run
         try:
-            other = _by_onnx(run, exports, made, images, tell)
-            is_better = other is not run and (known == "onnx" or _is_better(run, other))
-        except Exception as error:  # noqa: BLE001  (whatever it is, torch can do without)
-            tell(f"{_name(run)} stays with torch: {type(error).__name__}: {error}")
-            is_better = False
-        chosen.append(other if is_better else run)
+            other = _with_onnx(run, exports, own_exports, images, log)
+            if other is not run and known != "onnx":
+                other = _faster(run, other)
+        except Exception as error:  # noqa: BLE001  (torch is left in any case)
+            log(f"{run.name} stays with torch: {type(error).__name__}: {error}")
+            other = run
+        chosen.append(other)
     return chosen
 
 
-def _by_onnx(run: Run, exports: Path, made: Path, images: int, tell: Callable[[str], None]) -> Run:
-    """The run by ONNX Runtime; itself where there is no file for it and none is worth making."""
-    own = made / _name(run).replace(" ", "_") / ONNX_FILE
-    for file in (_exported(run, exports), own):
+def _with_onnx(
+    run: Run, exports: Path, own_exports: Path, images: int, log: Callable[[str], None]
+) -> Run:
+    """The run in ONNX Runtime; itself where there is no file for it and none is worth making."""
+    own = own_exports / run.name.replace(" ", "_") / ONNX_FILE
+    for file in (_exported_file(run, exports), own):
         other = with_engine(run, "auto", file)
         if other is not run:
             return other
-    seconds = images * PASSES[run.tta] * _timed(run, _some(run))[1] / _SOME
+    inputs = run_inputs(run)
+    batch = random_batch(inputs, _SAMPLES, 2, torch.Generator().manual_seed(0))
+    seconds = images * PASSES[run.tta] * _timed(run, batch)[1] / _SAMPLES
     if seconds < _WORTH or not all(map(_is_installed, _EXPORTER)):
         return run
-    tell(f"Makes {own}: torch would take {seconds / 3600:.1g} h of {_name(run)} alone.")
-    inputs = _inputs(run)
+    log(f"Makes {own}: torch would take {seconds / 3600:.1g} h of {run.name} alone.")
     description = {"unit": run.unit, "weights_sha256": fingerprint(run.network)}
     own.parent.mkdir(parents=True, exist_ok=True)
     unfinished = own.with_name(f"unfinished_{own.name}")
@@ -356,39 +353,25 @@ def _by_onnx(run: Run, exports: Path, made: Path, images: int, tell: Callable[[s
     return with_engine(run, "auto", own)
 
 
-def _is_better(run: Run, other: Run) -> bool:
-    """Whether another engine says the same of a few images, in less time."""
-    batch = _some(run)
-    ours, seconds = _timed(run, batch)
-    theirs, other_seconds = _timed(other, batch)
-    same = (ours - theirs).abs().max() <= TOLERANCE  # not where one is no number
-    return bool(same) and other_seconds < seconds
-
-
-def _some(run: Run) -> Batch:
-    """A few images, blots and noise; by breast, of two images each."""
-    return random_batch(_inputs(run), _SOME, 2, torch.Generator().manual_seed(0))
+def _faster(run: Run, other: Run) -> Run:
+    """The second, if it predicts the same for a few images in less time; else the first."""
+    batch = random_batch(run_inputs(run), _SAMPLES, 2, torch.Generator().manual_seed(0))
+    expected, seconds = _timed(run, batch)
+    found, other_seconds = _timed(other, batch)
+    agrees = bool((expected - found).abs().max() <= TOLERANCE)  # not if one is NaN
+    return other if agrees and other_seconds < seconds else run
 
 
 def _timed(run: Run, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Probabilities, and the seconds of a second look."""
+    """Probabilities, and the seconds of the second of two passes."""
     predict_logits(run.network, batch, "none")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     logits = predict_logits(run.network, batch, "none")
-    return logits.sigmoid(), time.perf_counter() - begun
+    return logits.sigmoid(), time.perf_counter() - started
 
 
-def _inputs(run: Run) -> tuple[Input, ...]:
-    width = 0 if run.metadata is None else run.metadata.width
-    return network_inputs(run.network, run.crop.height, run.crop.width, width)
-
-
-def _exported(run: Run, exports: Path) -> Path:
+def _exported_file(run: Run, exports: Path) -> Path:
     return exports / run.folder.parent.name / run.folder.name / ONNX_FILE
-
-
-def _name(run: Run) -> str:
-    return f"{run.folder.parent.name} {run.folder.name}"
 
 
 def _is_installed(package: str) -> bool:

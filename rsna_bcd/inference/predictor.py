@@ -1,4 +1,4 @@
-"""A batch through a network: in the precision that pays, in as many parts as memory asks for."""
+"""A run's network on a batch: in the precision of the device, in parts that fit into its memory."""
 
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from rsna_bcd.models.prediction import Batch, predict_logits
 
 Precision = Literal["auto", "float32", "fp16", "bf16"]
 
-# On a processor, at a time: Lite0 at 1024 x 512 takes .20 s an image of torch in pairs and .32 s in
+# On a processor, at a time: Lite0 at 1024 x 512 takes .20 s/image of torch in pairs and .32 s in
 # sixteens (two cores), .058 s of ONNX Runtime in both, and 1 GB instead of 3.5.
 _PIXELS_AT_ONCE = 2**20
 
@@ -21,10 +21,10 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
-    """What `auto` is: fp16 on a GPU, float32 on a processor, which is slow at anything less.
+    """Resolve `auto`: fp16 on a GPU, float32 on a processor, which is slow at anything less.
 
     Args:
-        precision: as asked for.
+        precision: of the settings.
         device: type of the device, `cuda` or `cpu`.
 
     Raises:
@@ -37,13 +37,8 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
     return "fp16" if device == "cuda" else "float32"
 
 
-def device_of(run: Run) -> torch.device:
-    """Where its network is; those that torch does not execute have no parameters there."""
-    return next(run.network.parameters(), torch.empty(0)).device
-
-
 class Predictor:
-    """A run's network, whatever happens to a batch.
+    """Predicts batches with a run's network, and survives a lack of memory and overflow.
 
     Args:
         run: the network and its TTA.
@@ -52,7 +47,7 @@ class Predictor:
 
     def __init__(self, run: Run, precision: Precision) -> None:
         self._run = run
-        self.device = device_of(run)
+        self.device = run.device
         self._dtype = _AUTOCAST.get(resolve_precision(precision, self.device.type))
         self.limit = MemoryLimit()
 
@@ -60,48 +55,38 @@ class Predictor:
         """Predict a batch.
 
         A processor is given few samples at a time, which costs it less memory and no time. What
-        does not fit into the memory of a GPU is halved and tried again, down to one sample. Where a
-        precision below float32 gives a logit that is no number, the batch has float32.
+        does not fit into the memory of a GPU is halved and tried again, down to one sample. If a
+        precision below float32 gives a logit that is not finite, the batch is repeated in float32.
 
         Args:
-            batch: what the network looks at (`models.prediction`), on any device.
+            batch: what the network takes (`models.prediction`), on any device.
 
         Returns:
             Probabilities (B,), and why some of them are NaN; None where none is.
         """
         size = len(batch["image"])
-        pays = size
+        at_most = size
         if self.device.type == "cpu":
-            pays = max(1, _PIXELS_AT_ONCE // batch["image"][0].numel())
+            at_most = max(1, _PIXELS_AT_ONCE // batch["image"][0].numel())
         values = np.full(size, np.nan)
         reason: str | None = None
-        for part, logits in self.limit.split(self._predict, batch, pays):
+        for part, logits in self.limit.split(self._logits, batch, at_most):
             if logits is None:
-                reason = f"{self._name} needs more memory than {self.device} has"
+                reason = f"{self._run.name} needs more memory than {self.device} has"
                 continue
             values[part] = logits.double().sigmoid().cpu().numpy()
             if not np.isfinite(values[part]).all():
-                reason = f"{self._name} gave no finite value"
+                reason = f"{self._run.name} gave no finite value"
         return values, reason
 
-    @property
-    def _name(self) -> str:
-        return f"{self._run.folder.parent.name} {self._run.folder.name}"
-
-    def _predict(self, batch: Batch) -> torch.Tensor:
-        """Logits (B,) of a batch that is on any device."""
-        return self._logits({name: tensor.to(self.device) for name, tensor in batch.items()})
-
     def _logits(self, batch: Batch) -> torch.Tensor:
+        """Logits (B,) of a batch on any device; NaN for infinity, which is no certainty."""
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         network, tta = self._run.network, self._run.tta
         if self._dtype is not None:
             with torch.autocast(self.device.type, dtype=self._dtype):
                 logits = predict_logits(network, batch, tta, in_float32=False)
             if logits.isfinite().all():
                 return logits
-        return _infinite_as_nan(predict_logits(network, batch, tta))
-
-
-def _infinite_as_nan(logits: torch.Tensor) -> torch.Tensor:
-    """A network that overflows is not sure of anything: no probability of 0 or 1 comes of it."""
-    return torch.where(logits.isfinite(), logits, torch.nan)
+        logits = predict_logits(network, batch, tta)
+        return torch.where(logits.isfinite(), logits, torch.nan)

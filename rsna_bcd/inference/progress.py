@@ -1,7 +1,7 @@
-"""Predictions on disk as they come, so that a process that was killed goes on where it was.
+"""Predictions on disk as they come: a process that was killed resumes where it was.
 
-First comes what all predictions follow from, then how they are made (the last such line stands),
-then an image or a breast a line; null stands for NaN.
+First comes the fingerprint of all inputs, then how predictions are made (the last such line
+counts), then a line per image or breast; null stands for NaN.
 
 ```
 {"made_from": {"networks": "1f3a...", ...}}
@@ -10,8 +10,8 @@ then an image or a breast a line; null stands for NaN.
 {"breast": "1_L", "probabilities": [null, 0.2], "reason": null}
 ```
 
-Lines are only ever appended, each with one call of the system: after `kill -9` all but the last are
-whole, and what is left of that one is cut away.
+Lines are only appended, each with one system call: after `kill -9` all but the last are complete,
+and an incomplete last line is cut off.
 """
 
 import json
@@ -30,42 +30,42 @@ from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.models.exporting import fingerprint
 
-MadeFrom = dict[str, str]
+Fingerprint = dict[str, str]
 Plan = dict[str, Any]
 
 
 class Progress:
-    """The journal of one set of predictions; made by `open_progress`.
+    """The progress file of one test set; made by `open_progress`.
 
     Attributes:
         by_image: predictions by `image_id`.
         by_breast: predictions by `prediction_id`.
-        plan: how these were made; empty before it is noted.
-        is_new: whether it began with this process.
-        anew: what of `made_from` is not as it was, so that earlier predictions were let go.
+        plan: how these were made; empty until it is set.
+        is_new: whether it started with this process.
+        changed: entries of the fingerprint that differ, for which earlier predictions were deleted.
     """
 
-    def __init__(self, handle: int, file: Path, made_from: MadeFrom, *, overwrite: bool) -> None:
-        self._handle, self._file, self._made_from = handle, file, made_from
+    def __init__(self, handle: int, file: Path, inputs: Fingerprint, *, overwrite: bool) -> None:
+        self._handle, self._file, self._inputs = handle, file, inputs
         self.by_image: dict[str, Prediction] = {}
         self.by_breast: dict[str, BreastPrediction] = {}
         self.plan: Plan = {}
         self.is_new = False
-        self.anew: list[str] = []
+        self.changed: list[str] = []
         before = self._read()
-        if before != made_from and before is not None:
-            keys = sorted(before.keys() | made_from.keys())
-            self.anew = [key for key in keys if before.get(key) != made_from.get(key)]
-        if before != made_from or overwrite:
+        if before is not None:
+            keys = sorted(before.keys() | inputs.keys())
+            self.changed = [key for key in keys if before.get(key) != inputs.get(key)]
+        if before != inputs or overwrite:
             self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Delete all predictions."""
         self.by_image, self.by_breast, self.plan, self.is_new = {}, {}, {}, True
         os.ftruncate(self._handle, 0)
-        self._append({"made_from": self._made_from})
+        self._append({"made_from": self._inputs})
 
-    def note(self, prediction: Prediction | BreastPrediction) -> None:
+    def add(self, prediction: Prediction | BreastPrediction) -> None:
         """Append a prediction.
 
         Raises:
@@ -81,7 +81,7 @@ class Progress:
         plain = None if values is None else [None if math.isnan(v) else v for v in values.tolist()]
         self._append({**entry, "probabilities": plain, "reason": prediction.reason})
 
-    def note_plan(self, plan: Plan) -> None:
+    def set_plan(self, plan: Plan) -> None:
         """Append how predictions are made from now on.
 
         Raises:
@@ -90,26 +90,28 @@ class Progress:
         self.plan = plan
         self._append({"plan": plan})
 
-    def left(
+    def remaining(
         self, images: pd.DataFrame, files: Mapping[str, Path], *, by_patient: bool
     ) -> dict[str, Path]:
-        """The files that are yet to be predicted; what is known of a part of them is forgotten.
+        """The files that are still to be predicted; incomplete predictions are forgotten.
 
         Args:
-            images: `image_id, prediction_id, patient_id`, one row an image.
-            files: of those that are there, by `image_id`.
-            by_patient: networks look at breasts: a patient of whom an image or a breast is left is
-                left as a whole.
+            images: `image_id, prediction_id, patient_id`, one row per image.
+            files: of existing images, by `image_id`.
+            by_patient: whether there are runs of breast level: a patient with an image or a breast
+                without a prediction is predicted again.
         """
         left = {image_id for image_id in files if image_id not in self.by_image}
         if by_patient:
             rows = images[images["image_id"].isin(list(files))]
-            read = [
+            is_readable = [
                 image_id in self.by_image and self.by_image[image_id].probabilities is not None
                 for image_id in rows["image_id"]
             ]
-            unseen = pd.Series(read, rows.index) & ~rows["prediction_id"].isin(list(self.by_breast))
-            patients = rows.loc[unseen | rows["image_id"].isin(list(left)), "patient_id"]
+            lacks_breast = pd.Series(is_readable, rows.index) & ~rows["prediction_id"].isin(
+                list(self.by_breast)
+            )
+            patients = rows.loc[lacks_breast | rows["image_id"].isin(list(left)), "patient_id"]
             rows = rows[rows["patient_id"].isin(patients)]
             left = set(rows["image_id"])
             for breast in rows["prediction_id"]:
@@ -124,77 +126,73 @@ class Progress:
         except OSError as error:
             raise storage_error(self._file, error) from error
 
-    def _read(self) -> MadeFrom | None:
-        """Take in what is there; what it was made from, None if that is not to be told."""
+    def _read(self) -> Fingerprint | None:
+        """Read the file; its fingerprint, None if it is empty, {} if it is damaged or not ours."""
         content = self._file.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.ftruncate(self._handle, len(whole))
         try:
             entries = [json.loads(line) for line in whole.splitlines()]
-            made_from: MadeFrom | None = entries[0]["made_from"] if entries else None
+            inputs: Fingerprint | None = entries[0]["made_from"] if entries else None
             for entry in entries[1:]:
-                self._take(entry)
-        except (ValueError, KeyError, TypeError):  # not ours, or damaged
+                if "plan" in entry:
+                    self.plan = entry["plan"]
+                    continue
+                values, reason = entry["probabilities"], entry["reason"]
+                # None becomes NaN.
+                array = None if values is None else np.array(values, dtype=np.float64)
+                if "image" in entry:
+                    self.by_image[entry["image"]] = Prediction(entry["image"], array, reason)
+                elif array is not None:
+                    breast = BreastPrediction(entry["breast"], array, reason)
+                    self.by_breast[entry["breast"]] = breast
+        except (ValueError, KeyError, TypeError):
             return {}
-        return made_from
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        if "plan" in entry:
-            self.plan = entry["plan"]
-            return
-        values, reason = entry["probabilities"], entry["reason"]
-        # None becomes NaN.
-        array = None if values is None else np.array(values, dtype=np.float64)
-        if "image" in entry:
-            self.by_image[entry["image"]] = Prediction(entry["image"], array, reason)
-        elif array is not None:
-            self.by_breast[entry["breast"]] = BreastPrediction(entry["breast"], array, reason)
+        return inputs
 
 
 @contextmanager
 def open_progress(
-    file: Path, made_from: MadeFrom, *, overwrite: bool = False
+    file: Path, inputs: Fingerprint, *, overwrite: bool = False
 ) -> Iterator[Progress]:
-    """Open or begin a journal, and keep other processes out.
+    """Open or create a progress file, and keep other processes out.
 
     Args:
-        file: of the journal.
-        made_from: all that predictions follow from; made from anything else they count for nothing.
-        overwrite: begin anew whatever is there.
+        file: the file.
+        inputs: fingerprint of all inputs; predictions of other inputs are deleted.
+        overwrite: delete what is there in any case.
 
     Raises:
-        InputError: another process is at work on it.
+        InputError: another process works on it.
         StorageError: it cannot be written.
     """
     with locked(file.parent, "choose another submission_dir=...", file.name) as handle:
-        yield Progress(handle, file, made_from, overwrite=overwrite)
+        yield Progress(handle, file, inputs, overwrite=overwrite)
 
 
-def made_from(
+def inputs_fingerprint(
     ensemble_json: Path, runs: Sequence[Run], images: pd.DataFrame, files: Mapping[str, Path]
-) -> MadeFrom:
+) -> Fingerprint:
     """Hashes of what predictions follow from.
 
     Args:
         ensemble_json: the ensemble.
         runs: its networks, as `load_run` gives them.
         images: the table of images.
-        files: of those that are there; one that was replaced since has another size or time.
+        files: of existing images; one that was replaced since has another size or time.
     """
-    stamps = sorted(_stamp(file, image_id) for image_id, file in files.items())
+    stamps = []
+    for image_id, file in files.items():
+        try:
+            stamps.append(version_stamp(file, image_id))
+        except OSError as error:  # a dangling link: its reader reports it
+            stamps.append(f"{image_id} {error.errno}")
     records = [json.dumps(run.record, sort_keys=True, default=str) for run in runs]
     return {
         "ensemble": parts_sha256(ensemble_json.read_bytes()),
         "networks": parts_sha256(*(fingerprint(run.network).encode() for run in runs)),
         "records": parts_sha256(*(record.encode() for record in records)),
         "table": parts_sha256(images.to_csv(index=False).encode()),
-        "files": parts_sha256(*(stamp.encode() for stamp in stamps)),
+        "files": parts_sha256(*(stamp.encode() for stamp in sorted(stamps))),
     }
-
-
-def _stamp(file: Path, image_id: str) -> str:
-    try:
-        return version_stamp(file, image_id)
-    except OSError as error:  # a link to nowhere: its reader will say so
-        return f"{image_id} {error.errno}"

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import get_object, instantiate
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,8 +18,7 @@ from torch import nn
 
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
-from rsna_bcd.imaging.crops import Crop, as_training_input
-from rsna_bcd.models.prediction import TTA, Batch, network_unit, predict_logits
+from rsna_bcd.models.prediction import TTA, network_unit
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
 from rsna_bcd.scoring.ensemble import Ensemble, Select
 from rsna_bcd.tables.metadata import Metadata
@@ -66,36 +63,15 @@ class Run:
         """What it looks at: an image or a breast."""
         return network_unit(self.network)
 
-    def predict(
-        self, images: Crop, metadata: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float64]:
-        """Predict crops as the out-of-fold images were predicted, by a network of images.
+    @property
+    def name(self) -> str:
+        """Name and fold: `b5 fold3`."""
+        return f"{self.folder.parent.name} {self.folder.name}"
 
-        Args:
-            images: (B, H, W) uint8 or uint16, prepared with `crop`.
-            metadata: (B, M), as `metadata` encodes them; None where it is None.
-
-        Returns:
-            Probabilities (B,), on whichever device the network is.
-        """
-        batch = {"image": torch.from_numpy(as_training_input(images))[:, None]}
-        if metadata is not None:
-            batch["metadata"] = torch.from_numpy(metadata)
-        return self.predict_batch(batch)
-
-    def predict_batch(self, batch: Batch) -> NDArray[np.float64]:
-        """Predict a batch like those of training, of images or of breasts.
-
-        Args:
-            batch: what the network looks at (`models.prediction`).
-
-        Returns:
-            Probabilities (B,), on whichever device the network is.
-        """
-        # Networks that torch does not execute (`inference.export`) have no parameters.
-        device = next(self.network.parameters(), torch.empty(0)).device
-        there = {name: tensor.to(device) for name, tensor in batch.items()}
-        return predict_logits(self.network, there, self.tta).double().sigmoid().cpu().numpy()
+    @property
+    def device(self) -> torch.device:
+        """Of the network; the processor for one that torch does not execute, without parameters."""
+        return next(self.network.parameters(), torch.empty(0)).device
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
@@ -152,6 +128,27 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
         seen=read_seen(folder / SEEN_FILE),
     )
+
+
+def load_members(
+    ensemble: Ensemble, models: Path, device: torch.device | str = "cpu"
+) -> list[list[Run]]:
+    """Load the folds of each member of an ensemble.
+
+    Args:
+        ensemble: the ensemble.
+        models: the folder of `runs/` and `ensembles/`.
+        device: where the networks go.
+
+    Raises:
+        InputError: as `load_run`; or another version of this package made the crops of a run.
+    """
+    members = [
+        [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
+        for member in ensemble.members
+    ]
+    check_crop_algorithm(run for member in members for run in member)
+    return members
 
 
 def check_crop_algorithm(runs: Iterable[Run]) -> None:

@@ -296,7 +296,7 @@ class Explainer:
         paths = zip(shown["image_id"], shown["path"], strict=True)
         crops = {image_id: self._crop(run, path) for image_id, path in paths}
         patient = pd.concat([rows, of_patient[of_patient["prediction_id"] != prediction_id]])
-        return look(run, patient, prediction_id, crops)
+        return explain_breast(run, patient, prediction_id, crops)
 
     def run_of(self, prediction_id: str) -> Run:
         """The fold that held a breast out.
@@ -327,7 +327,7 @@ class Explainer:
         return crop
 
 
-def look(
+def explain_breast(
     run: Run, images: pd.DataFrame, prediction_id: str, crops: Mapping[str, Crop]
 ) -> list[ExplainedImage]:
     """Show a breast to a run, and see where it looks.

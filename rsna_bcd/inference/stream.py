@@ -1,15 +1,15 @@
 """Files to probabilities in one pass: processes decode and crop ahead of the networks.
 
-No crop is written. What a network sees is made by the code, and with the settings, that made its
-training crops. A breast is predicted when the last image of its patient has come, so that files
-are read patient by patient and few crops wait at a time.
+No crop is written. Crops are made by the code, and with the settings, that made the crops of
+training. A breast is predicted when the last image of its patient has come; files are read patient
+by patient, so that few crops are kept meanwhile.
 """
 
 import math
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +20,78 @@ from numpy.typing import NDArray
 
 from rsna_bcd.data.breasts import Sample, breast_sample, collate_breasts
 from rsna_bcd.imaging.crops import Crop, as_training_input
-from rsna_bcd.inference.deadline import StageTimer
+from rsna_bcd.inference.deadline import DeadlineMonitor, StageTimer
+from rsna_bcd.inference.export import Engine
 from rsna_bcd.inference.predictor import Precision, Predictor
 from rsna_bcd.inference.run import Run
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropSettings, CropsTask, Source, prepare_crops
+from rsna_bcd.preparation.crop import (
+    CropSettings,
+    CropsTask,
+    PreparedImage,
+    Source,
+    prepare_images,
+)
 from rsna_bcd.tables.views import left_out
 
-Decoded = engine.Result[str, list[Crop]]
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How files are predicted.
+
+    Attributes:
+        source: how to read the files.
+        batch_size: images at a time through a network; of breasts as many as have about so many.
+        workers: processes that decode; 0 decodes in this one.
+        ahead: images that may be decoded or under way while the networks are at work.
+        precision: of the networks (`inference.predictor`).
+        kept_crop: which of the crops each `Prediction` keeps; None for none.
+        engine: executes the networks of a test set, see `export.choose_engines`.
+        exports: folder of exported networks.
+        own_exports: folder for networks that are exported on the way.
+        until: when the last prediction must be there, on the clock of `time.monotonic`.
+    """
+
+    source: Source
+    batch_size: int
+    workers: int
+    ahead: int = 32
+    precision: Precision = "auto"
+    kept_crop: CropSettings | None = None
+    engine: Engine = "torch"
+    exports: Path = Path("exports")
+    own_exports: Path = Path("networks")
+    until: float = math.inf
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the runs say of one image.
+    """The probabilities of one image.
 
     Attributes:
         image_id: the image.
         probabilities: (runs,), in the order of the runs; each the mean over its TTA. NaN for runs
-            that look at breasts, that were dropped, or that gave no finite value. None if the file
-            could not be read.
-        reason: why the file could not be read, or a network gave no finite value; None if all is
-            well.
+            of breast level, for dropped ones, and where a value was not finite. None if the file
+            is unreadable.
+        reason: why the file is unreadable, or a value not finite; None without a fault.
+        prepared: the crop that the settings ask to keep.
     """
 
     image_id: str
     probabilities: NDArray[np.float64] | None
     reason: str | None
+    prepared: PreparedImage | None = None
 
 
 @dataclass(frozen=True)
 class BreastPrediction:
-    """What the runs say of one breast of which at least one image could be read.
+    """The probabilities of one breast that has a readable image.
 
     Attributes:
         prediction_id: the breast.
-        probabilities: (runs,), in the order of the runs; NaN for runs that look at images, that
-            were dropped, or that gave no finite value.
-        reason: why a network gave no finite value; None if all is well.
+        probabilities: (runs,), in the order of the runs; NaN for runs of image level, for dropped
+            ones, and where a value was not finite.
+        reason: why a value is not finite; None without a fault.
     """
 
     prediction_id: str
@@ -64,204 +99,210 @@ class BreastPrediction:
     reason: str | None = None
 
 
-def predict_files(
+def predict(
     images: pd.DataFrame,
     files: Mapping[str, Path],
     runs: Sequence[Run],
-    *,
-    source: Source,
-    batch_size: int,
-    workers: int,
-    ahead: int = 32,
-    precision: Precision = "auto",
-    dropped: Collection[int] = (),
-    until: float = math.inf,
-    spent: StageTimer | None = None,
+    settings: InferenceSettings,
+    monitor: DeadlineMonitor | None = None,
 ) -> Iterator[Prediction | BreastPrediction]:
-    """Predict each file with each run that looks at images, each breast with each of the others.
+    """Predict each file with each run of image level, each breast with each run of breast level.
 
     Args:
         images: the table of images: `image_id, prediction_id, patient_id, view`, and the columns
-            that runs are given as metadata.
-        files: paths by `image_id`; images that have none take no part.
+            that runs take as metadata.
+        files: paths by `image_id`; images without one take no part.
         runs: trained networks; those with equal crop settings share their crops.
-        source: how to read the files.
-        batch_size: images at a time through a network; of breasts as many as have about so many.
-        workers: processes that decode; 0 decodes in this one.
-        ahead: images that may be under way or decoded while the networks are at work.
-        precision: of the networks (`inference.predictor`).
-        dropped: positions of runs that are not asked. Looked at before each batch, so that the
-            caller may add to it in between.
-        until: time, as `time.monotonic` gives it, by which the last prediction comes. What is left
-            then has none; a batch that would take longer is not begun.
-        spent: where to note what took how long.
+        settings: how.
+        monitor: of the time budget; says which runs are dropped, and when to end. A batch that
+            would end after the deadline is not begun: what is left then has no prediction.
 
     Yields:
-        One `Prediction` a file, in the order in which they are ready: a file that cannot be read is
-        one with a reason. Among them, if any run looks at breasts, one `BreastPrediction` a breast
-        that has an image.
+        One `Prediction` per file, in the order in which they are ready. Among them, if there is a
+        run of breast level, one `BreastPrediction` per breast with a readable image.
 
     Raises:
-        InputError: the table lacks a column that a run is given.
+        InputError: the table lacks a column that a run takes.
     """
-    spent = StageTimer() if spent is None else spent
-    results = decode_files(
-        images, files, runs, source=source, workers=workers, ahead=ahead, until=until
-    )
-    with closing(results):
-        yield from predict_decoded(
-            results, images, files, runs, batch_size=batch_size, precision=precision,
-            dropped=dropped, until=until, spent=spent,
-        )  # fmt: skip
-
-
-def decode_files(
-    images: pd.DataFrame,
-    files: Mapping[str, Path],
-    runs: Sequence[Run],
-    *,
-    source: Source,
-    workers: int,
-    ahead: int,
-    until: float,
-) -> Generator[Decoded, None, None]:
-    """Make the crops that `runs` want of each file, patient by patient; see `predict_files`.
-
-    Yields:
-        One result a file, by `image_id`: the crops of `crops_of`.
-    """
-    settings = crops_of(runs)
+    if monitor is None:
+        monitor = DeadlineMonitor([runs], len(files))
+    crops = tuple(dict.fromkeys(run.crop for run in runs))
+    batches = _Batches(images, files, runs, crops, settings, monitor)
     tasks = (
-        (image_id, CropsTask(files[image_id], settings, source))
+        (image_id, CropsTask(files[image_id], crops, settings.source))
         for image_id in images.sort_values("patient_id", kind="stable")["image_id"]
         if image_id in files
     )
-    return engine.run(
-        prepare_crops, tasks, workers=min(workers, len(files)), ahead=ahead, until=until
+    results = engine.run(
+        prepare_images,
+        tasks,
+        workers=min(settings.workers, len(files)),
+        ahead=settings.ahead,
+        until=monitor.until,
     )
+    with closing(results):
+        timed = _timed(results, monitor)
+        if monitor.needs_estimate:
+            yield from _first_batches(timed, batches, monitor)
+        for result in timed:
+            yield from batches.add(result)
+        yield from batches.predict(1)
 
 
-def crops_of(runs: Sequence[Run]) -> tuple[CropSettings, ...]:
-    """The different crops that runs want."""
-    return tuple(dict.fromkeys(run.crop for run in runs))
+Decoded = engine.Result[str, list[PreparedImage]]
 
 
-def predict_decoded(
-    results: Iterable[Decoded],
-    images: pd.DataFrame,
-    files: Mapping[str, Path],
-    runs: Sequence[Run],
-    *,
-    batch_size: int,
-    precision: Precision,
-    dropped: Collection[int],
-    until: float,
-    spent: StageTimer,
-) -> Iterator[Prediction | BreastPrediction]:
-    """Predict what `decode_files` yields; see `predict_files`."""
-    forwards = [Predictor(run, precision) for run in runs]
-    which_crop = [crops_of(runs).index(run.crop) for run in runs]
-    of_images = _OfImages(images, runs, forwards, which_crop)
-    waiting = PatientBuffer(images, files, runs, which_crop)
-    ready: list[tuple[str, list[Crop]]] = []
-
-    def predict(least: int) -> Iterator[Prediction | BreastPrediction]:
-        """Predict what is ready, images and breasts, if there is at least so much of it."""
-        if len(ready) >= least and _in_time(spent, until):
-            with spent.batch():
-                of_batch = of_images.predict(ready, dropped, spent)
-            ready.clear()
-            yield from of_batch
-        if waiting.ready >= least and _in_time(spent, until):
-            with spent.batch():
-                breasts = [
-                    BreastPrediction(*of) for of in waiting.predict(forwards, dropped, spent)
-                ]
-            yield from breasts
-
+def _timed(results: Iterator[Decoded], monitor: DeadlineMonitor) -> Iterator[Decoded]:
+    """The results, with the time that they took; no more of them when the time is over."""
     asked = time.monotonic()
     for result in results:
-        spent.note_image(result.seconds, time.monotonic() - asked)
-        waiting.arrived(result.key, result.value)
-        if result.value is None:
-            yield Prediction(result.key, None, result.reason)
-        else:
-            ready.append((result.key, result.value))
-        yield from predict(batch_size)
-        if not _in_time(spent, until):
+        monitor.timer.add_image(result.seconds, time.monotonic() - asked)
+        yield result
+        if not monitor.in_time():
             return
         asked = time.monotonic()
-    yield from predict(1)
 
 
-def _in_time(spent: StageTimer, until: float) -> bool:
-    """Whether another batch would be done by then."""
-    return time.monotonic() + spent.longest < until
+def _first_batches(
+    results: Iterator[Decoded], batches: "_Batches", monitor: DeadlineMonitor
+) -> Sequence[Prediction | BreastPrediction]:
+    """Predict the images that the first estimate is made from.
+
+    If the test-time augmentation is dropped, they are predicted again: all images are on one scale.
+    """
+    first: list[Decoded] = []
+    predictions: list[Prediction | BreastPrediction] = []
+    for result in results:
+        first.append(result)
+        predictions += batches.add(result)
+        if monitor.has_sample():
+            break
+    predictions += batches.predict(1)
+    monitor.estimate()
+    if monitor.degradation.tta:
+        return predictions
+    batches.restart()
+    return [prediction for result in first for prediction in batches.add(result)]
 
 
-class _OfImages:
-    """The runs that look at images."""
+class _Batches:
+    """Collects decoded images to batches, and predicts these with every run that is not dropped."""
 
     def __init__(
         self,
         images: pd.DataFrame,
+        files: Mapping[str, Path],
         runs: Sequence[Run],
-        forwards: Sequence[Predictor],
-        which_crop: Sequence[int],
+        crops: Sequence[CropSettings],
+        settings: InferenceSettings,
+        monitor: DeadlineMonitor,
     ) -> None:
-        self._n_runs = len(runs)
+        self._images, self._files, self._runs = images, files, runs
+        self._which_crop = [crops.index(run.crop) for run in runs]
+        self._kept = None if settings.kept_crop is None else crops.index(settings.kept_crop)
+        self._settings, self._monitor = settings, monitor
         self._row = {image_id: row for row, image_id in enumerate(images["image_id"])}
-        self._runs = [
-            (column, forward, which, None if run.metadata is None else run.metadata.encode(images))
-            for column, (run, forward, which) in enumerate(
-                zip(runs, forwards, which_crop, strict=True)
+        self._metadata = {
+            column: torch.from_numpy(run.metadata.encode(images))
+            for column, run in enumerate(runs)
+            if run.unit == "image" and run.metadata is not None
+        }
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was added, and predict with the test-time augmentation that is left."""
+        runs = self._runs
+        if not self._monitor.degradation.tta:
+            runs = [replace(run, tta="none") for run in runs]
+        self._predictors = [Predictor(run, self._settings.precision) for run in runs]
+        self._patients = PatientBuffer(self._images, self._files, runs, self._which_crop)
+        self._ready: list[tuple[str, list[PreparedImage]]] = []
+        self._done = 0
+
+    def add(self, result: Decoded) -> list[Prediction | BreastPrediction]:
+        """Add an image, and predict the batches that are complete."""
+        prepared = result.value
+        crops = None if prepared is None else [one.pixels for one in prepared]
+        self._patients.add(result.key, crops)
+        if prepared is not None:
+            self._ready.append((result.key, prepared))
+            return self.predict(self._settings.batch_size)
+        self._done += 1
+        unreadable = Prediction(result.key, None, result.reason)
+        return [unreadable, *self.predict(self._settings.batch_size)]
+
+    def predict(self, least: int) -> list[Prediction | BreastPrediction]:
+        """Predict the images and breasts that are ready, if there are at least so many images."""
+        predictions: list[Prediction | BreastPrediction] = []
+        timer = self._monitor.timer
+        dropped = self._monitor.degradation.dropped
+        if len(self._ready) >= least and self._monitor.in_time():
+            with timer.time_batch():
+                predictions += self._predict_images(dropped)
+            self._done += len(self._ready)
+            self._ready.clear()
+        if self._patients.ready >= least and self._monitor.in_time():
+            with timer.time_batch():
+                predictions += self._patients.predict(self._predictors, dropped, timer)
+        if predictions and not self._monitor.needs_estimate:
+            self._monitor.update(self._done)
+        return predictions
+
+    def _predict_images(self, dropped: Collection[int]) -> list[Prediction]:
+        """Run every network of image level on what is ready."""
+        rows = [self._row[image_id] for image_id, _ in self._ready]
+        probabilities = np.full((len(self._ready), len(self._runs)), np.nan)
+        reasons: dict[int, str] = {}
+        shared: dict[tuple[int, torch.device], torch.Tensor] = {}  # by runs with the same crops
+        for column, (run, predictor) in enumerate(zip(self._runs, self._predictors, strict=True)):
+            if column in dropped or run.unit != "image":
+                continue
+            with self._monitor.timer.time_network(column, len(self._ready)):
+                key = self._which_crop[column], predictor.device
+                if key not in shared:
+                    crops = np.stack([prepared[key[0]].pixels for _, prepared in self._ready])
+                    image = torch.from_numpy(as_training_input(crops))[:, None]
+                    shared[key] = image.to(predictor.device)
+                batch = {"image": shared[key]}
+                if column in self._metadata:
+                    batch["metadata"] = self._metadata[column][rows]
+                probabilities[:, column], reason = predictor.predict(batch)
+            _add_reasons(reasons, probabilities[:, column], reason)
+        return [
+            Prediction(
+                image_id,
+                probabilities[number],
+                reasons.get(number),
+                None if self._kept is None else prepared[self._kept],
             )
-            if run.unit == "image"
+            for number, (image_id, prepared) in enumerate(self._ready)
         ]
 
-    def predict(
-        self, ready: Sequence[tuple[str, list[Crop]]], dropped: Collection[int], spent: StageTimer
-    ) -> list[Prediction]:
-        """Run every network on a batch of crops."""
-        rows = [self._row[image_id] for image_id, _ in ready]
-        probabilities = np.full((len(ready), self._n_runs), np.nan)
-        reasons: dict[int, str] = {}
-        on_device: dict[tuple[int, torch.device], torch.Tensor] = {}  # what several runs share
-        for column, forward, which, metadata in self._runs:
-            if column in dropped:
-                continue
-            with spent.of_network(column, len(ready)):
-                key = which, forward.device
-                if key not in on_device:
-                    crops = as_training_input(np.stack([crops[which] for _, crops in ready]))
-                    on_device[key] = torch.from_numpy(crops)[:, None].to(forward.device)
-                batch = {"image": on_device[key]}
-                if metadata is not None:
-                    batch["metadata"] = torch.from_numpy(metadata[rows])
-                probabilities[:, column], reason = forward.predict(batch)
-            if reason is not None:
-                nan = np.isnan(probabilities[:, column]).nonzero()[0]
-                reasons = dict.fromkeys(nan.tolist(), reason) | reasons
-        return [
-            Prediction(image_id, row, reasons.get(number))
-            for number, ((image_id, _), row) in enumerate(zip(ready, probabilities, strict=True))
-        ]
+
+def _add_reasons(reasons: dict[int, str], values: NDArray[np.float64], reason: str | None) -> None:
+    """Give rows without a finite value the reason, if they have none of an earlier run."""
+    if reason is not None:
+        for row in np.isnan(values).nonzero()[0].tolist():
+            reasons.setdefault(row, reason)
 
 
 class PatientBuffer:
-    """Collects crops by patient for the runs that look at breasts, and predicts them.
+    """Collects crops by patient for the runs of breast level, and predicts complete patients.
 
     Without such a run nothing is kept.
 
     Args:
         images: the table of images: `image_id, prediction_id, patient_id, view`, and the columns
-            that runs are given as metadata.
-        files: by `image_id`; the images that will arrive.
-        runs: all runs; those that look at images have no part in this.
-        which_crop: for each run, which of an image's crops it sees.
+            that runs take as metadata.
+        files: by `image_id`; the images that will be added.
+        runs: all runs; those of image level take no part.
+        which_crop: for each run, the position of its crop among those of an image.
+
+    Attributes:
+        ready: number of crops of complete patients.
 
     Raises:
-        InputError: the table lacks a column that a run is given.
+        InputError: the table lacks a column that a run takes.
     """
 
     def __init__(
@@ -278,25 +319,24 @@ class PatientBuffer:
             if run.unit == "breast"
         ]
         self._metadata = {
-            column: run.metadata.encode_breasts(images)
+            column: torch.from_numpy(run.metadata.encode_breasts(images))
             for column, run, _ in self._runs
             if run.metadata is not None
         }
-        self._breasts = {
-            breast: row for row, breast in enumerate(images["prediction_id"].drop_duplicates())
-        }
-        self._views: dict[str, str | None] = dict(
+        breasts = images["prediction_id"].drop_duplicates()
+        self._row = {breast: row for row, breast in enumerate(breasts)}
+        self._view: dict[str, str | None] = dict(
             zip(images["image_id"], images["view"], strict=True)
         )
-        # Breasts of which images may be left out; the competition's tables have none.
+        # Breasts that may leave out images; the competition's tables have none.
         supplemental = images[images["supplemental"]] if "supplemental" in images else images[:0]
         mixed = images["prediction_id"].isin(supplemental["prediction_id"])
         self._with_supplemental = images[mixed]
         expected = images[images["image_id"].isin(list(files))] if self._runs else images[:0]
-        self._patient_of = dict(zip(expected["image_id"], expected["patient_id"], strict=True))
-        self._to_come = expected["patient_id"].value_counts().to_dict()
-        # In the order of the table, as in training, whatever the order in which they arrive.
-        self._images = {
+        self._patient = dict(zip(expected["image_id"], expected["patient_id"], strict=True))
+        self._missing = expected["patient_id"].value_counts().to_dict()
+        # In the order of the table, as in training, whatever the order in which they are added.
+        self._breasts = {
             patient: {
                 breast: list(own)
                 for breast, own in rows.groupby("prediction_id", sort=False)["image_id"]
@@ -305,86 +345,74 @@ class PatientBuffer:
         }
         self._crops: dict[str, list[Crop]] = {}
         self._complete: list[str] = []
-        self.ready = 0  # crops of complete patients
+        self.ready = 0
 
-    def arrived(self, image_id: str, crops: list[Crop] | None) -> None:
-        """Take note of an image.
-
-        Args:
-            image_id: one of `files`.
-            crops: None if it could not be read: it is as if it were not there.
-        """
-        patient = self._patient_of.get(image_id)
+    def add(self, image_id: str, crops: list[Crop] | None) -> None:
+        """Add an image of `files`; None if it is unreadable, which counts as absent."""
+        patient = self._patient.get(image_id)
         if patient is None:
             return
         if crops is not None:
             self._crops[image_id] = crops
-        self._to_come[patient] -= 1
-        if not self._to_come[patient]:
+        self._missing[patient] -= 1
+        if not self._missing[patient]:
             self._complete.append(patient)
-            own = self._images[patient].values()
+            own = self._breasts[patient].values()
             self.ready += sum(image in self._crops for images in own for image in images)
 
     def predict(
-        self, forwards: Sequence[Predictor], dropped: Collection[int], spent: StageTimer
-    ) -> Iterator[tuple[str, NDArray[np.float64], str | None]]:
-        """Predict the breasts of all patients that are complete, and let go of their crops.
+        self, predictors: Sequence[Predictor], dropped: Collection[int], timer: StageTimer
+    ) -> list[BreastPrediction]:
+        """Predict the breasts of all complete patients, and free their crops.
 
         Args:
-            forwards: of all runs.
-            dropped: positions of runs that are not asked.
-            spent: where to note what took how long.
-
-        Yields:
-            `prediction_id`; (runs,) probabilities, NaN for runs that look at images, that are
-            dropped, or that gave no finite value; and why one gave none.
+            predictors: of all runs.
+            dropped: positions of runs that are not used.
+            timer: adds up the time of each run.
         """
         present = self._with_supplemental["image_id"].isin(list(self._crops))
-        dropped_images = left_out(self._with_supplemental[present])
-        read = {
-            breast: [i for i in images if i in self._crops and i not in dropped_images]
+        excluded = left_out(self._with_supplemental[present])
+        own = {
+            breast: [i for i in images if i in self._crops and i not in excluded]
             for patient in self._complete
-            for breast, images in self._images[patient].items()
+            for breast, images in self._breasts[patient].items()
         }
-        others = {
-            breast: [
-                image for other in self._images[patient] if other != breast for image in read[other]
-            ]
+        other = {
+            breast: [i for b in self._breasts[patient] if b != breast for i in own[b]]
             for patient in self._complete
-            for breast in self._images[patient]
+            for breast in self._breasts[patient]
         }
-        breasts = [breast for breast, images in read.items() if images]
-        if breasts:
-            probabilities = np.full((len(breasts), self._n_runs), np.nan)
-            reasons: dict[int, str] = {}
-            for column, run, which in self._runs:
-                if column in dropped:
-                    continue
-                with spent.of_network(column, self.ready):
-                    samples = [self._sample(run, which, read[b], others[b]) for b in breasts]
-                    batch = collate_breasts(samples)
-                    if column in self._metadata:
-                        rows = [self._breasts[breast] for breast in breasts]
-                        batch["metadata"] = torch.from_numpy(self._metadata[column][rows])
-                    probabilities[:, column], reason = forwards[column].predict(batch)
-                if reason is not None:
-                    nan = np.isnan(probabilities[:, column]).nonzero()[0]
-                    reasons = dict.fromkeys(nan.tolist(), reason) | reasons
-            for number, (breast, row) in enumerate(zip(breasts, probabilities, strict=True)):
-                yield str(breast), row, reasons.get(number)
+        breasts = [breast for breast, images in own.items() if images]
+        probabilities = np.full((len(breasts), self._n_runs), np.nan)
+        reasons: dict[int, str] = {}
+        for column, run, which in self._runs:
+            if column in dropped or not breasts:
+                continue
+            with timer.time_network(column, self.ready):
+                batch = collate_breasts(
+                    [self._sample(run, which, own[breast], other[breast]) for breast in breasts]
+                )
+                if column in self._metadata:
+                    batch["metadata"] = self._metadata[column][[self._row[b] for b in breasts]]
+                probabilities[:, column], reason = predictors[column].predict(batch)
+            _add_reasons(reasons, probabilities[:, column], reason)
         for patient in self._complete:
-            for images in self._images.pop(patient).values():
+            for images in self._breasts.pop(patient).values():
                 for image in images:
                     self._crops.pop(image, None)
         self._complete.clear()
         self.ready = 0
+        return [
+            BreastPrediction(str(breast), probabilities[row], reasons.get(row))
+            for row, breast in enumerate(breasts)
+        ]
 
     def _sample(self, run: Run, which: int, own: list[str], other: list[str]) -> Sample:
-        """One breast as the run saw those of its training."""
+        """One breast as in the run's training."""
 
         def load(position: int, of_other: bool) -> NDArray[Any]:
             return as_training_input(self._crops[(other if of_other else own)[position]][which])
 
         return breast_sample(
-            run.views, [self._views[i] for i in own], [self._views[i] for i in other], load
+            run.views, [self._view[i] for i in own], [self._view[i] for i in other], load
         )

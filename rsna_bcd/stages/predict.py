@@ -1,12 +1,9 @@
-"""`python -m rsna_bcd.predict`: any mammograms -> what a model says of them, with pictures."""
-
-from __future__ import annotations
+"""`python -m rsna_bcd.predict`: any mammograms -> probabilities, decisions and pictures."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +14,15 @@ from rsna_bcd._records import check_same_config, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv, write_file
 from rsna_bcd.imaging.headers import Header
-from rsna_bcd.inference.studies import model_notes, study_results
+from rsna_bcd.inference.run import Run, check_current, load_members, resolve_device
+from rsna_bcd.inference.stream import InferenceSettings
+from rsna_bcd.inference.studies import (
+    Study,
+    mean_saliency,
+    model_notes,
+    predict_studies,
+    study_results,
+)
 from rsna_bcd.preparation.source_files import find_unusable, list_files, read_headers
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
@@ -27,90 +32,81 @@ from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, breasts_table, images_table
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
 
-# What needs torch is imported where it is used, in the main process alone: it would cost each of
-# the processes that decode seconds and half a gigabyte.
-if TYPE_CHECKING:
-    from rsna_bcd.inference.run import Run
-    from rsna_bcd.inference.studies import Study
-
-_WANTED = "Mammograms are wanted as DICOM files of one image each."
+_EXPECTED = "Mammograms are expected as DICOM files of one image each."
 
 
 def predict(cfg: DictConfig) -> list[BreastAnswer]:
     """Predict every mammogram among the inputs, and write tables and pictures.
 
     Returns:
-        One answer a breast, as in `predictions.json`.
+        One result per breast, as in `predictions.json`.
 
     Raises:
         InputError: there is no such model, an input does not exist, no mammogram is among them, or
-            the folder holds answers to other inputs. Files that are no mammograms beside others
-            that are, are in `failures.csv` with the reason.
+            the folder holds predictions of other inputs. Other files beside mammograms are in
+            `failures.csv` with the reason.
     """
-    from rsna_bcd.inference.run import check_crop_algorithm, check_current, load_run, resolve_device
-    from rsna_bcd.inference.studies import predict_studies
-
     console = Console(stderr=True, markup=False)
     fitted = _ensemble(cfg)
-    check_current(fitted, Path(cfg.paths.models))
+    models, folder = Path(cfg.paths.models), Path(cfg.predictions_dir)
+    check_current(fitted, models)
     inputs = _inputs(cfg)
-    files, skipped = _files(inputs)
-    headers, failures = _mammograms(files, inputs, console, skipped)
-    folder = Path(cfg.predictions_dir)
+    files, headers, failures = _find_mammograms(inputs, console)
     record = {"name": cfg.name, "inputs": [str(one) for one in inputs]}
     remedy = f"Give these a place of their own, such as predictions_dir={folder}_2"
     check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, remedy=remedy)
-    images = images_from_headers(headers, {name: _folder_of(files[name]) for name in headers})
-    device = resolve_device(cfg.device)
-    models = Path(cfg.paths.models)
-    members = [
-        [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
-        for member in fitted.members
-    ]
+    images = images_from_headers(
+        headers, {name: file.resolve().parent.name for name, file in files.items()}
+    )
+    members = load_members(fitted, models, resolve_device(cfg.device))
     runs = [run for member in members for run in member]
-    check_crop_algorithm(runs)
-    made_up = (Path(cfg.paths.data) / "synthesize.yaml").is_file()
+    is_synthetic = (Path(cfg.paths.data) / "synthesize.yaml").is_file()
     notes = model_notes(fitted, runs)
-    # A breast's answer does not depend on what else is in the folder.
+    # The decision for a breast does not depend on the other files in the folder.
     ensemble = replace(fitted, policy="pf1")
     leading = members[max(range(len(members)), key=lambda i: ensemble.members[i].weight)]
-    _clear(folder)
+    settings = InferenceSettings(
+        source="dicom",
+        batch_size=cfg.batch_size,
+        workers=usable_cores() if cfg.workers is None else cfg.workers,
+        ahead=cfg.ahead,
+        precision="float32",
+        kept_crop=leading[0].crop,
+    )
+    # No earlier result must be taken for one of these.
+    for file in [*folder.glob("pictures/*.png"), *folder.glob("*.csv"), *folder.glob("*.json")]:
+        file.unlink()
     write_record(folder / "config.yaml", record)
-    answers: list[BreastAnswer] = []
-    pictures = _Pictures(folder, notes, leading) if cfg.pictures else None
+    results: list[BreastAnswer] = []
+    pictures: dict[str, str] = {}
     with ProgressBar(console, "Predicting", len(images)) as bar:
         bar.update(0, 0)
         done = 0
-        for examination in predict_studies(
-            images, {name: files[name] for name in headers}, runs, leading[0].crop,
-            batch_size=cfg.batch_size, ahead=cfg.ahead,
-            workers=usable_cores() if cfg.workers is None else cfg.workers,
-        ):  # fmt: skip
-            own = study_results(examination, headers, ensemble, members, made_up=made_up)
-            answers += own
-            if pictures is not None:
-                pictures.draw(examination, own)
-            done += len(examination.images)
+        for study in predict_studies(images, files, runs, settings):
+            own = study_results(study, headers, ensemble, members, is_synthetic=is_synthetic)
+            results += own
+            if cfg.pictures:
+                pictures |= _draw(folder, study, own, leading, notes, pictures)
+            done += len(study.images)
             bar.update(done, 0)
-    place = {name: number for number, name in enumerate(images["prediction_id"].unique())}
-    answers.sort(key=lambda answer: place[answer.prediction_id])
-    failures |= {i.file: i.reason for a in answers for i in a.images if i.reason is not None}
-    drawn = {} if pictures is None else pictures.files
-    _write(folder, ensemble, answers, drawn, failures, notes)
-    print_results(Console(markup=False), folder, ensemble.name, answers, failures, notes)
-    return answers
+    order = {name: number for number, name in enumerate(images["prediction_id"].unique())}
+    results.sort(key=lambda result: order[result.prediction_id])
+    failures |= {i.file: i.reason for r in results for i in r.images if i.reason is not None}
+    _write(folder, ensemble, results, pictures, failures, notes)
+    print_results(Console(markup=False), folder, ensemble.name, results, failures, notes)
+    return results
 
 
 def _ensemble(cfg: DictConfig) -> Ensemble:
-    """The model, or how to get one."""
+    """The ensemble; the error says how to get one."""
     folder = Path(cfg.paths.models) / "ensembles"
-    there = sorted(file.parent.name for file in folder.glob(f"*/{FILE_NAME}"))
+    available = sorted(file.parent.name for file in folder.glob(f"*/{FILE_NAME}"))
     name = None if OmegaConf.is_missing(cfg, "name") else str(cfg.name)
-    if name in there:
+    if name in available:
         return read_ensemble(folder / str(name) / FILE_NAME)
-    if there:
-        wanted = "Which model?" if name is None else f"There is no model {name} in {folder}."
-        raise InputError(f"{wanted} Choose one: name={' or name='.join(there)}.")
+    if available:
+        problem = "Which model?" if name is None else f"There is no model {name} in {folder}."
+        raise InputError(f"{problem} Choose one: name={' or name='.join(available)}.")
     raise InputError(
         f"There is no model in {folder}. Two ways to one:\n"
         "  a small one to try things out, of synthetic mammograms, in minutes:\n"
@@ -125,9 +121,9 @@ def _ensemble(cfg: DictConfig) -> Ensemble:
 
 
 def _inputs(cfg: DictConfig) -> list[Path]:
-    """The files and folders that were asked for."""
+    """The files and folders of `inputs`."""
     if OmegaConf.is_missing(cfg, "inputs") or not cfg.inputs:
-        raise InputError("Say what to look at: inputs=FOLDER, or 'inputs=[one.dcm,FOLDER]'.")
+        raise InputError("Name the mammograms: inputs=FOLDER, or 'inputs=[one.dcm,FOLDER]'.")
     inputs = [Path(cfg.inputs)] if isinstance(cfg.inputs, str) else [Path(i) for i in cfg.inputs]
     absent = [str(one) for one in inputs if not one.exists()]
     if absent:
@@ -135,29 +131,22 @@ def _inputs(cfg: DictConfig) -> list[Path]:
     return inputs
 
 
-def _files(inputs: Sequence[Path]) -> tuple[dict[str, Path], dict[str, str]]:
-    """All files of the inputs, each once, by name; and reasons of what cannot be read."""
-    files: dict[Path, Path] = {}
-    skipped: dict[str, str] = {}
+def _find_mammograms(
+    inputs: Sequence[Path], console: Console
+) -> tuple[dict[str, Path], dict[str, Header], dict[str, str]]:
+    """Find the mammograms among all files of the inputs, each file once.
+
+    Returns:
+        Their files and their headers, by name; and by file, why others are none.
+    """
+    found: dict[Path, Path] = {}
+    unlistable: dict[str, str] = {}
     for one in inputs:
         names, reasons = ([""], {}) if one.is_file() else list_files(one)
-        skipped |= {str(one / name): reason for name, reason in reasons.items()}
+        unlistable |= {str(one / name): reason for name, reason in reasons.items()}
         for file in (one / name for name in names):
-            files.setdefault(file.resolve(), file)
-    return {str(file): file for file in files.values()}, skipped
-
-
-def _folder_of(file: Path) -> str:
-    return file.resolve().parent.name
-
-
-def _mammograms(
-    files: Mapping[str, Path],
-    inputs: Sequence[Path],
-    console: Console,
-    skipped: Mapping[str, str],
-) -> tuple[dict[str, Header], dict[str, str]]:
-    """Headers of the mammograms, and what all else is."""
+            found.setdefault(file.resolve(), file)
+    files = {str(file): file for file in found.values()}
     headers, reasons = read_headers(
         files,
         0,
@@ -169,69 +158,60 @@ def _mammograms(
     others = find_unusable(headers, files)
     headers = {name: header for name, header in headers.items() if name not in others}
     reasons |= others
-    reasons |= skipped
+    reasons |= unlistable
     if headers:
-        return headers, reasons
+        return {name: files[name] for name in headers}, headers, reasons
     if [*files] == [str(one) for one in inputs] and len(files) == 1:
-        raise InputError(f"{next(iter(files))}: {next(iter(reasons.values()))}. {_WANTED}")
+        raise InputError(f"{next(iter(files))}: {next(iter(reasons.values()))}. {_EXPECTED}")
     where = ", ".join(map(str, inputs))
-    if not files and not skipped:
+    if not files and not unlistable:
         raise InputError(f"There is no mammogram in {where}: no file at all.")
-    found = "\n".join(f"  {line}" for line in count_reasons(reasons))
-    raise InputError(f"There is no mammogram in {where}. What is there:\n{found}\n{_WANTED}")
+    counts = "\n".join(f"  {line}" for line in count_reasons(reasons))
+    raise InputError(f"There is no mammogram in {where}. What is there:\n{counts}\n{_EXPECTED}")
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left: no answer must be taken for one of this run."""
-    for file in [*folder.glob("pictures/*.png"), *folder.glob("*.csv"), *folder.glob("*.json")]:
-        file.unlink()
+def _draw(
+    folder: Path,
+    study: Study,
+    results: Sequence[BreastAnswer],
+    runs: Sequence[Run],
+    notes: Sequence[str],
+    earlier: Mapping[str, str],
+) -> dict[str, str]:
+    """Write a picture of each readable image of a study.
 
-
-class _Pictures:
-    """Draws images as they are predicted.
-
-    Attributes:
-        files: by the image's file, its picture, relative to `folder`.
+    Returns:
+        By the image's file, its picture, relative to `folder`.
     """
-
-    def __init__(self, folder: Path, notes: Sequence[str], runs: Sequence[Run]) -> None:
-        self.files: dict[str, str] = {}
-        self._folder, self._notes, self._runs = folder, notes, runs
-
-    def draw(self, examination: Study, answers: Sequence[BreastAnswer]) -> None:
-        """Write a picture of each image that could be read."""
-        from rsna_bcd.inference.studies import saliency_of
-
-        strengths = saliency_of(self._runs, examination)
-        for breast in answers:
-            for image in breast.images:
-                prepared = examination.prepared.get(image.file)
-                if prepared is None or breast.probability is None:
-                    continue
-                name = as_file_name(f"{breast.prediction_id}_{image.view or 'view-unknown'}")
-                taken = [Path(file).stem for file in self.files.values()]
-                file = f"pictures/{distinct([name], taken)[0]}.png"
-                self.files[image.file] = file
-                strength = strengths.get(image.file)
-                figure = study_picture(breast, image, prepared.pixels, strength, self._notes)
-                write_file(self._folder / file, as_png(figure))
+    saliency, crops = mean_saliency(runs, study), study.prepared
+    pictures: dict[str, str] = {}
+    for breast in results:
+        for image in breast.images:
+            if image.file not in crops or breast.probability is None:
+                continue
+            name = as_file_name(f"{breast.prediction_id}_{image.view or 'view-unknown'}")
+            taken = [Path(file).stem for file in (*earlier.values(), *pictures.values())]
+            pictures[image.file] = file = f"pictures/{distinct([name], taken)[0]}.png"
+            pixels, own = crops[image.file].pixels, saliency.get(image.file)
+            write_file(folder / file, as_png(study_picture(breast, image, pixels, own, notes)))
+    return pictures
 
 
 def _write(
     folder: Path,
     ensemble: Ensemble,
-    answers: Sequence[BreastAnswer],
+    results: Sequence[BreastAnswer],
     pictures: Mapping[str, str],
     failures: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write the tables, and the same as JSON, last."""
+    """Write the tables, then the same as JSON."""
     ordered = sorted(failures.items())
     write_csv(pd.DataFrame(ordered, columns=["file", "reason"]), folder / "failures.csv")
-    write_csv(images_table(answers, pictures), folder / "images.csv")
-    write_csv(breasts_table(answers), folder / "breasts.csv")
-    found = {kind for answer in answers for kind in answer.doubts}
-    breasts = [asdict(answer) for answer in answers]
+    write_csv(images_table(results, pictures), folder / "images.csv")
+    write_csv(breasts_table(results), folder / "breasts.csv")
+    found = {kind for result in results for kind in result.doubts}
+    breasts = [asdict(result) for result in results]
     for breast in breasts:
         for image in breast["images"]:
             image["picture"] = pictures.get(image["file"])

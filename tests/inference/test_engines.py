@@ -55,16 +55,22 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[type, float]:
 def choose(
     run: Run,
     engine: Engine,
-    made: Path,
+    own_exports: Path,
     *,
     exports: Path = Path("absent"),
     images: int = 1,
     before: tuple[Engine, ...] = (),
-    told: list[str] | None = None,
+    messages: list[str] | None = None,
 ) -> Engine:
-    tell = ([] if told is None else told).append
+    log = ([] if messages is None else messages).append
     runs = choose_engines(
-        [run], engine, exports=exports, made=made, images=images, before=before, tell=tell
+        [run],
+        engine,
+        exports=exports,
+        own_exports=own_exports,
+        images=images,
+        before=before,
+        log=log,
     )
     return engines_of(runs)[0]
 
@@ -89,12 +95,13 @@ def test_what_says_something_else_is_not_taken(run: Run, made: Path) -> None:
     other = copy.deepcopy(run.network)
     with torch.no_grad():
         other.get_parameter("head.bias").add_(1e-3)
-    changed = dataclasses.replace(run, network=OnnxNetwork(next(made.rglob(ONNX_FILE))))
-    assert export._is_better(run, changed)
-    assert not export._is_better(dataclasses.replace(run, network=other), changed)
+    exported = dataclasses.replace(run, network=OnnxNetwork(next(made.rglob(ONNX_FILE))))
+    changed = dataclasses.replace(run, network=other)
+    assert export._faster(run, exported) is exported
+    assert export._faster(changed, exported) is changed
     with torch.no_grad():
         other.get_parameter("head.bias").mul_(torch.nan)
-    assert not export._is_better(dataclasses.replace(run, network=other), changed)
+    assert export._faster(changed, exported) is changed
 
 
 def test_an_earlier_choice_stands(
@@ -118,8 +125,8 @@ def test_exported_files_are_found_and_damaged_ones_cost_nothing(
     assert choose(run, "auto", empty, exports=tmp_path) == "onnx"
     assert choose(run, "onnx", empty, exports=tmp_path) == "onnx"
     file.write_bytes(b"no network")
-    told: list[str] = []
-    assert choose(run, "auto", empty, exports=tmp_path, told=told) == "torch"
-    assert "stays with torch" in told[0]
+    messages: list[str] = []
+    assert choose(run, "auto", empty, exports=tmp_path, messages=messages) == "torch"
+    assert "stays with torch" in messages[0]
     with pytest.raises(InputError, match="rsna_bcd.export"):
         choose(run, "onnx", empty, exports=tmp_path / "elsewhere")

@@ -21,7 +21,13 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.inference.deadline import StageTimer
 from rsna_bcd.inference.predictor import Predictor
 from rsna_bcd.inference.run import Run, load_run
-from rsna_bcd.inference.stream import BreastPrediction, PatientBuffer, Prediction, predict_files
+from rsna_bcd.inference.stream import (
+    BreastPrediction,
+    InferenceSettings,
+    PatientBuffer,
+    Prediction,
+)
+from rsna_bcd.inference.stream import predict as predict_stream
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import predict_logits
 from rsna_bcd.preparation.crop import CropSettings, prepare_image
@@ -148,10 +154,8 @@ def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
 def predict(
     data: Path, *runs: Run, batch_size: int, workers: int = 0
 ) -> tuple[list[Prediction], dict[str, Any]]:
-    stream = predict_files(
-        read_test(data), files_of(data), runs, source="image", batch_size=batch_size,
-        workers=workers,
-    )  # fmt: skip
+    settings = InferenceSettings("image", batch_size, workers)
+    stream = predict_stream(read_test(data), files_of(data), runs, settings)
     by_image, by_breast = [], {}
     for prediction in stream:
         if isinstance(prediction, BreastPrediction):
@@ -223,9 +227,8 @@ def test_a_patient_is_predicted_before_the_next_ones_files_pile_up(
 ) -> None:
     """The table lists patients in turns, yet crops wait for those of their own patient only."""
     run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
-    stream = predict_files(
-        read_test(data), files_of(data), [run], source="image", batch_size=1, workers=0
-    )
+    settings = InferenceSettings("image", 1, workers=0)
+    stream = predict_stream(read_test(data), files_of(data), [run], settings)
     patients = [
         (p.prediction_id if isinstance(p, BreastPrediction) else p.image_id)[0] for p in stream
     ]
@@ -244,10 +247,10 @@ def test_the_order_of_arrival_changes_nothing_and_crops_are_let_go(
         crops = {i: generator.integers(0, 256, (64, 32), dtype=np.uint8) for i in sorted(files)}
         kept = [weakref.ref(crop) for crop in crops.values()]
         for image_id in sorted(files)[::turn]:
-            waiting.arrived(image_id, [crops.pop(image_id)])
+            waiting.add(image_id, [crops.pop(image_id)])
         assert waiting.ready == len(files)
         predicted = waiting.predict([Predictor(run, "float32")], (), StageTimer())
-        found.append({breast: float(p[0]) for breast, p, _ in predicted})
+        found.append({p.prediction_id: float(p.probabilities[0]) for p in predicted})
         assert waiting.ready == 0
         assert not any(crop() is not None for crop in kept)
     assert set(found[0]) == set(BREASTS)
@@ -261,7 +264,7 @@ def test_an_absent_file_takes_no_part(data: Path, tmp_path: Path) -> None:
     of_breast = [
         {p.prediction_id: p.probabilities[0] for p in stream if isinstance(p, BreastPrediction)}
         for stream in (
-            predict_files(read_test(data), some, [run], source="image", batch_size=9, workers=0)
+            predict_stream(read_test(data), some, [run], InferenceSettings("image", 9, 0))
             for some in (files, alone)
         )
     ]
@@ -273,7 +276,7 @@ def test_a_table_without_the_metadata_is_refused(data: Path, tmp_path: Path) -> 
     run = save_breast_run(tmp_path / "run" / "fold0")
     table = read_test(data).drop(columns="implant")
     with pytest.raises(InputError, match="lacks the column.* implant"):
-        next(predict_files(table, files_of(data), [run], source="image", batch_size=1, workers=0))
+        next(predict_stream(table, files_of(data), [run], InferenceSettings("image", 1, 0)))
 
 
 def test_records_of_before_have_the_defaults(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from rsna_bcd.inference.export import (
     prepared_crops,
     with_engine,
 )
+from rsna_bcd.inference.predictor import Predictor
 from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.exporting import (
     Input,
@@ -128,15 +129,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_predicts_with_onnx_runtime_what_it_predicts_with_torch(run: Run) -> None:
     inputs = network_inputs(run.network, 64, 32)
     shown = random_batch(inputs, 5, 1, torch.Generator().manual_seed(0))["image"][:, 0]
-    images = (255 * shown).byte().numpy()
+    batch = {"image": (255 * shown).byte()[:, None]}
     other = with_engine(run, "onnx", run.folder / "model.onnx", threads=1)
     assert isinstance(other.network, OnnxNetwork)
     assert other.unit == "image"
-    expected = run.predict(images)
-    assert other.predict(images) == pytest.approx(expected, abs=1e-6)
+    expected, _ = Predictor(run, "float32").predict(batch)
+    assert Predictor(other, "float32").predict(batch)[0] == pytest.approx(expected, abs=1e-6)
     assert np.ptp(expected) > 0.1
-    without = dataclasses.replace(run, tta="none")
-    assert np.abs(without.predict(images) - expected).max() > 1e-4  # so TTA took part
+    without, _ = Predictor(dataclasses.replace(run, tta="none"), "float32").predict(batch)
+    assert np.abs(without - expected).max() > 1e-4  # TTA was used
     assert with_engine(run, "torch", run.folder / "model.onnx") is run
 
 

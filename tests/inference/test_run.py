@@ -14,6 +14,7 @@ from timm import create_model
 from rsna_bcd._stage import CONF
 from rsna_bcd.data.dataset import read_crop
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference.predictor import Predictor
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.stages.train import train
 
@@ -51,10 +52,9 @@ def test_it_predicts_what_was_predicted_out_of_fold(folder: Path) -> None:
     images = np.stack([read_crop(prepared / table.loc[i, "path"]) for i in oof["image_id"]])
     run = load_run(folder)
     expected = oof["probability"].to_numpy()
-    assert run.predict(images) == pytest.approx(expected, abs=1e-6)
-    alone = np.concatenate([run.predict(image[None]) for image in images])
-    assert alone == pytest.approx(expected, abs=1e-6)
-    assert alone.dtype == np.float64
+    found, _ = Predictor(run, "float32").predict({"image": torch.from_numpy(images)[:, None]})
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found.dtype == np.float64
 
 
 def test_it_knows_what_its_training_saw_and_not_what_it_held_out(folder: Path) -> None:

@@ -106,16 +106,16 @@ def test_of_breasts(
 
 def test_views_that_are_left_out_are_said() -> None:
     images = pd.DataFrame({"view": ["CC"], "laterality": "L"})
-    found = studies.breast_flags(images, [[]], 0.1, ENSEMBLE, views_left_out=True)
+    found = studies.breast_flags(images, [[]], 0.1, ENSEMBLE, has_excluded=True)
     assert found == ["view left out", "no MLO"]
 
 
 def test_those_of_images_and_of_the_model_belong_to_the_breast_in_their_order() -> None:
     images = pd.DataFrame({"view": ["CC", "MLO"], "laterality": "L"})
     of_images = [["unseen machine"], ["no breast found", "unseen machine"]]
-    model = studies.model_flags([run_that(), run_that(source="image")], made_up=True)
+    model = studies.model_flags([run_that(), run_that(source="image")], is_synthetic=True)
     assert model == ["synthetic model", "trained on pictures"]
-    assert studies.model_flags([run_that()], made_up=False) == []
+    assert studies.model_flags([run_that()], is_synthetic=False) == []
     found = studies.breast_flags(images, of_images, 0.1, ENSEMBLE, model)
     assert found == [*model, "no breast found", "unseen machine"]
     assert found == [kind for kind in DOUBTS if kind in found]
@@ -127,7 +127,7 @@ def test_notes_say_what_cannot_be_told_and_what_decides() -> None:
     (note,) = studies.model_notes(ENSEMBLE, [run_that(named), run_that()])
     assert "kept no list" in note
     (note,) = studies.model_notes(ENSEMBLE, [run_that({"machine_id": ("29",)})])
-    assert "by numbers" in note
+    assert "numbers for them" in note
     sites = replace(
         ENSEMBLE, policy="recall_rate", thresholds=Threshold(0.5, {"1": 0.4}, recall_rate=0.1)
     )

@@ -1,0 +1,173 @@
+"""The order of degradation, the reserve, and the rates that decide."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from rsna_bcd.inference.deadline import DeadlineMonitor, Degradation, deadline, next_to_drop
+from rsna_bcd.inference.run import Run
+from rsna_bcd.tables.views import Views
+
+FOLDS = (2, 4, 3)  # runs 0 1, 2 3 4 5, 6 7 8
+
+
+def test_next_to_drop_takes_the_largest_member_and_leaves_each_one_fold() -> None:
+    dropped: list[int] = []
+    while (run := next_to_drop(FOLDS, dropped)) is not None:
+        dropped.append(run)
+    assert dropped == [5, 8, 4, 7, 3, 1]
+    assert next_to_drop((1, 1), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected"),
+    [(9, 9 * 3600 - 120), (0.01, 36 * 0.95), (5 / 3600, 5 - 1), (None, math.inf)],
+)
+def test_deadline_keeps_a_reserve_for_writing(hours: float | None, expected: float) -> None:
+    assert deadline(5, hours) == pytest.approx(5 + expected)
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+def monitor_of(
+    folds: tuple[int, ...],
+    images: int,
+    seconds: float,
+    *,
+    tta: Any = "hflip",
+    device: str = "cpu",
+    degradation: Degradation | None = None,
+) -> tuple[DeadlineMonitor, Clock, list[str]]:
+    crop: Any = None
+    network = nn.Linear(1, 1, device=device)
+    members = [
+        [Run(Path(f"m{m}/fold{k}"), {}, crop, "dicom", tta, network, Views(), None)
+         for k in range(number)]
+        for m, number in enumerate(folds)
+    ]  # fmt: skip
+    clock = Clock()
+    log: list[str] = []
+    until = clock.now + seconds
+    monitor = DeadlineMonitor(members, images, until, 2, degradation, log.append, clock)
+    return monitor, clock, log
+
+
+def work(monitor: DeadlineMonitor, images: int, decoding: float, network: float) -> None:
+    """Add images as the stream does; all networks are equally fast."""
+    for _ in range(images):
+        monitor.timer.add_image(decoding, 0.0)
+    for run in range(len(monitor._names)):
+        batches = monitor.timer._network.setdefault(run, [])
+        batches.extend([(images // 2, network * images / 2)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "expected"),
+    [  # 100 images; decoding .1 s/image on the clock, nine networks of .1 s, half of it TTA
+        ("cpu", 100, Degradation()),
+        ("cpu", 98, Degradation(tta=False)),
+        ("cpu", 55, Degradation(tta=False)),
+        ("cpu", 53, Degradation(False, (5,))),
+        ("cpu", 46, Degradation(False, (5, 8))),
+        ("cpu", 1, Degradation(False, (5, 8, 4, 7, 3, 1))),
+        ("meta", 90, Degradation()),  # a device of its own: the slower stage counts
+        ("meta", 45, Degradation(tta=False)),
+        ("meta", 5, Degradation(False, (5, 8, 4, 7, 3, 1))),
+    ],
+)
+def test_estimate_drops_tta_first_and_no_more_than_necessary(
+    device: str, seconds: float, expected: Degradation
+) -> None:
+    monitor, _, log = monitor_of(FOLDS, 100, seconds, device=device)
+    assert monitor.needs_estimate
+    work(monitor, 10, decoding=0.2, network=0.1)
+    monitor.estimate()
+    assert monitor.degradation == expected
+    assert not monitor.needs_estimate
+    assert len(log) == 1 + bool(expected)
+
+
+def test_estimate_without_tta_drops_folds() -> None:
+    monitor, _, _ = monitor_of((2,), 10, 15, tta="none")
+    work(monitor, 10, decoding=0.1, network=1.0)
+    monitor.estimate()
+    assert monitor.degradation == Degradation(dropped=(1,))
+
+
+def test_estimate_comes_after_three_batches_or_5_percent_of_the_time() -> None:
+    monitor, clock, _ = monitor_of((1,), 10, 100)
+    assert not monitor.has_sample()
+    with monitor.timer.time_batch():
+        pass
+    assert not monitor.has_sample()
+    clock.now += 6
+    assert monitor.has_sample()
+
+
+def test_update_in_time_keeps_everything() -> None:
+    monitor, clock, log = monitor_of((2, 2), 1000, 1000, degradation=Degradation())
+    assert not monitor.needs_estimate
+    for done in range(10, 1001, 10):
+        clock.now += 9.9
+        work(monitor, 10, decoding=0.2, network=0.2)
+        monitor.update(done)
+    assert not monitor.degradation
+    assert log == []
+
+
+def test_update_that_is_late_drops_no_more_than_necessary() -> None:
+    monitor, clock, log = monitor_of((2, 2), 1000, 1000, degradation=Degradation())
+    clock.now += 5
+    work(monitor, 4, decoding=0.2, network=0.25)
+    monitor.update(4)
+    assert not monitor.degradation  # too early
+    clock.now += 115
+    work(monitor, 96, decoding=0.2, network=0.25)  # 1.2 s/image
+    monitor.update(100)
+    assert monitor.degradation.dropped == (3,)  # .95 s/image; 900 of them in 880 s
+    assert "m1 fold1" in log[0]
+    for done in range(110, 1001, 10):
+        clock.now += 9.5
+        work(monitor, 10, decoding=0.2, network=0.25)
+        monitor.update(done)
+    assert monitor.degradation.dropped == (3,)
+
+
+def test_networks_that_wait_for_decoders_are_not_dropped_in_vain() -> None:
+    for device in ("cpu", "meta"):
+        monitor, clock, _ = monitor_of((2, 2), 1000, 500, device=device)
+        work(monitor, 100, decoding=2.0, network=0.001)  # decoding takes 1 s on the clock
+        monitor.estimate()
+        clock.now += 100
+        monitor.update(100)
+        assert not monitor.degradation
+
+
+def test_a_few_late_images_do_not_cost_a_fold() -> None:
+    monitor, clock, _ = monitor_of((2, 2), 1000, 1000, degradation=Degradation())
+    clock.now += 995
+    work(monitor, 990, decoding=0.2, network=0.25)
+    monitor.update(990)
+    assert not monitor.degradation
+    assert monitor.timer.seconds_per_image(0) == pytest.approx(0.25)
+
+
+def test_timer_restart_estimates_from_later_batches_and_keeps_the_sum() -> None:
+    monitor, _, _ = monitor_of((1,), 10, 10)
+    work(monitor, 4, decoding=0.1, network=1.0)
+    monitor.timer.restart()
+    assert monitor.timer.seconds_per_image(0) == pytest.approx(1.0)  # nothing else is known
+    work(monitor, 4, decoding=0.1, network=0.5)
+    assert monitor.timer.seconds_per_image(0) == pytest.approx(0.5)
+    assert monitor.timer.network_seconds(0) == pytest.approx(6.0)
