@@ -24,8 +24,7 @@ from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_group
 from rsna_bcd.scoring.intervals import Difference, Interval, bootstrap_metrics, paired_difference
 from rsna_bcd.scoring.metrics import RANKING, auroc, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.tables.out_of_fold import align, read_run
-from rsna_bcd.tables.predictions import to_breasts
+from rsna_bcd.tables.predictions import align, read_run, to_breasts
 
 FOLDS, GROUPS = (0, 1), 5
 IMAGES = "images, best rule"

@@ -22,8 +22,7 @@ from rsna_bcd.scoring.intervals import (
 )
 from rsna_bcd.scoring.metrics import auroc
 from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.out_of_fold import align
-from rsna_bcd.tables.predictions import read_oof, read_oof_images
+from rsna_bcd.tables.predictions import align, read_oof, read_oof_images
 
 COLUMNS = (
     "variant", "seeds", "folds", "breasts", "positives", "auroc", "low", "high", "difference",

@@ -4,6 +4,7 @@ from typing import Any
 
 # Old dotted path -> new one. Records on disk live longer than modules: entries stay.
 OLD_TARGETS: dict[str, str] = {
+    "rsna_bcd.tables.generic.map_generic": "rsna_bcd.tables.datasets.map_generic",
     "rsna_bcd.models.optimizers.Rates": "rsna_bcd.models.optim.ParameterGroups",
     "rsna_bcd.models.schedules.one_cycle": "rsna_bcd.models.optim.one_cycle",
     "rsna_bcd.models.schedules.warmup_cosine": "rsna_bcd.models.optim.warmup_cosine",

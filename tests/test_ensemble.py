@@ -17,8 +17,7 @@ from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble
 from rsna_bcd.scoring.metrics import auroc, brier, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.stages.ensemble import ensemble
-from rsna_bcd.tables.out_of_fold import read_run, under_each_rule
-from rsna_bcd.tables.predictions import read_ensemble_oof, read_oof
+from rsna_bcd.tables.predictions import by_aggregation, read_ensemble_oof, read_oof, read_run
 
 Fit = Callable[..., Ensemble]
 
@@ -270,7 +269,7 @@ def test_what_is_chosen_is_cross_fitted_together(output: Path, fit: Fit) -> None
     table = read_ensemble_oof(output / "ensembles" / "cd" / "oof.csv")
     runs = [output / "runs" / name for name in ("c", "d")]
     members = [
-        {rule: p.to_numpy() for rule, p in under_each_rule(run, read_run(run), "mean").items()}
+        {rule: p.to_numpy() for rule, p in by_aggregation(run, read_run(run), "mean").items()}
         for run in runs
     ]
     labels, patients = table["label"], table["patient_id"].to_numpy(dtype=str)

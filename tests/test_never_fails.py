@@ -20,10 +20,9 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.ensemble import Member, write_ensemble
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.stages.synthesize import synthesize
-from rsna_bcd.tables.failures import FAILURE_COLUMNS
 from rsna_bcd.tables.images import TEST_COLUMNS
-from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.seen import seen_values, write_seen
+from rsna_bcd.tables.metadata import Metadata, training_domain, write_training_domain
+from rsna_bcd.tables.test_set import FAILURE_COLUMNS
 
 PRIOR = 0.25
 IMAGES: dict[str, Any] = {"columns": ["age", "view", "machine_id"]}
@@ -52,7 +51,7 @@ def save_run(folder: Path, seen: pd.DataFrame, network: Any, metadata: dict[str,
         },
     )  # fmt: skip
     (folder / "metrics.json").write_text("{}")
-    write_seen(seen_values(seen), folder / "seen.json")
+    write_training_domain(training_domain(seen), folder / "seen.json")
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
 

@@ -22,8 +22,7 @@ from rsna_bcd.reporting.contents import Contents
 from rsna_bcd.reporting.page import SECTIONS, TEMPLATES
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.stages.report import report
-from rsna_bcd.tables.out_of_fold import read_run
-from rsna_bcd.tables.predictions import read_ensemble_oof
+from rsna_bcd.tables.predictions import read_ensemble_oof, read_run
 
 Make = Callable[..., Contents]
 PATIENTS = 240

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.data.workers import shared_memory_failure, workers_that_fit
+from rsna_bcd.data.datamodule import shared_memory_failure, workers_that_fit
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.models.exporting import fingerprint
@@ -142,7 +142,7 @@ def test_workers_are_as_many_as_shared_memory_has_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = type("Usage", (), {"free": 64_000_000})
-    monkeypatch.setattr("rsna_bcd.data.workers.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("rsna_bcd.data.datamodule.shutil.disk_usage", lambda _: usage)
     assert workers_that_fit(8, 100_000, tmp_path) == 8
     assert not caplog.messages
     batch = 32 * 1024 * 512  # one batch of h1024
@@ -158,7 +158,7 @@ def test_a_run_goes_on_where_shared_memory_is_small(
     output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("rsna_bcd.data.workers.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("rsna_bcd.data.datamodule.shutil.disk_usage", lambda _: usage)
     write(output)
     train(configure(output, {}, "workers=2"))
     assert "training continues with workers=0" in caplog.text

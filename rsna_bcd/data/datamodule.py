@@ -1,5 +1,8 @@
 """One fold of a prepared folder as training and validation batches."""
 
+import logging
+import re
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,20 +12,18 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.data.breasts import collate_breasts
-from rsna_bcd.data.dataset import BreastDataset, CropDataset, Known
+from rsna_bcd.data.dataset import BreastDataset, CropDataset, Known, collate_breasts
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
-from rsna_bcd.data.workers import workers_that_fit
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, read_crops
 from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.targets import check_targets, encode_breast_targets, encode_targets
+from rsna_bcd.tables.metadata import Metadata, check_targets, encode_breast_targets, encode_targets
 from rsna_bcd.tables.views import Unit, Views
 
 
@@ -44,7 +45,7 @@ class CropDataModule(pl.LightningDataModule):
         unit: what a sample is.
         views: which images of a breast are seen; None for the defaults. Void by image.
         metadata: columns that the network is given; None for none.
-        targets: columns that the network is taught besides (`tables.targets`).
+        targets: columns that the network is taught besides (`tables.metadata`).
         positives_per_batch: see `EpochSampler`.
         crops_in_memory: decode every crop once and keep it: for folders that fit.
 
@@ -280,3 +281,50 @@ def _begin_worker(worker: int) -> None:
     # SLURM sends it to all processes of a job before the time is up: to queue the job again is for
     # the one that trains, whose handler this process has inherited.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+_SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches
+_LOADERS, _PREFETCHED = 2, 2  # training and validation; batches ahead of each worker
+_SPARE = 0.9  # of what is free
+_FAILURE = re.compile(r"shared memory|Bus error|/torch_\d+_|shm", re.IGNORECASE)
+_REMEDY = (
+    "Give it more (docker run --shm-size=8g, or --ipc=host), or set workers= and batch_size= "
+    "smaller."
+)
+
+_log = logging.getLogger(__name__)
+
+
+def workers_that_fit(wanted: int, batch_bytes: int, folder: Path = _SHARED_MEMORY) -> int:
+    """Limit the number of workers to those whose batches fit into shared memory.
+
+    The result of training does not depend on the number of workers. In a container /dev/shm often
+    has 64 MB; a worker that fills it dies of a bus error.
+
+    Args:
+        wanted: workers of each loader.
+        batch_bytes: of a batch, over all ranks of this machine.
+        folder: the file system in memory.
+
+    Returns:
+        `wanted`, or fewer; 0 reads in the training process.
+    """
+    if not wanted or not folder.is_dir():
+        return wanted
+    free = shutil.disk_usage(folder).free
+    each = batch_bytes * _PREFETCHED * _LOADERS
+    fitting = min(wanted, int(free * _SPARE) // each)
+    if fitting < wanted:
+        rank_zero_only(_log.warning)(
+            "%s has %.0f MB free, and %d workers need %.0f MB: training continues with workers=%d, "
+            "slower and with the same result. %s",
+            folder, free / 1e6, wanted, wanted * each / 1e6, fitting, _REMEDY,
+        )  # fmt: skip
+    return fitting
+
+
+def shared_memory_failure(error: RuntimeError) -> str | None:
+    """The remedy, if a data loader failed for want of shared memory; None for another error."""
+    if "worker" not in str(error).lower() or not _FAILURE.search(str(error)):
+        return None
+    return f"A worker ran out of shared memory ({_SHARED_MEMORY}). {_REMEDY}"

@@ -10,7 +10,7 @@ _SEPARATOR = "; "
 class QualityFlag(StrEnum):
     """A flag of one image; the value is the text in CSV and JSON files.
 
-    The order is the order of display. `tables.answers.DOUBTS` explains each in a sentence.
+    The order is the order of display; `tables.study_results.QUALITY_FLAGS` explains each.
     """
 
     # From the pixels and the presentation attributes of the header

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.tables.predictions import to_breasts, with_unread
-from rsna_bcd.tables.sites import sites_of
-from rsna_bcd.tables.views import left_out
+from rsna_bcd.tables.images import breast_sites
+from rsna_bcd.tables.predictions import to_breasts, with_unreadable
+from rsna_bcd.tables.views import excluded_images
 
 
 def predict_breasts(
@@ -33,8 +33,8 @@ def predict_breasts(
         ensemble: A fitted one.
         runs: Of each of its members, the networks of its folds.
         images: All images of the breasts that are to be answered for, with `site_id` where it is
-            known; a breast of an unknown site has the global threshold. Those that `left_out`
-            names have no part in their breast.
+            known; a breast of an unknown site has the global threshold.
+            Those that `excluded_images` names have no part in their breast.
         by_image: From `predict_files`, probabilities in the order of all runs.
         by_breast: Likewise; none where all networks look at images.
         dropped: Positions of runs that have no say, whatever they said: all breasts are on the
@@ -50,14 +50,14 @@ def predict_breasts(
         `rank_mean` ranks; `calibrated` it is the prior itself, and `cancer` 0.
     """
     blended = _blend(ensemble, runs, images, by_image, by_breast, dropped)
-    breasts = with_unread(
+    breasts = with_unreadable(
         blended, images if expected is None else expected, ensemble.unreadable_probability
     )
     unread = breasts["unread"] == 1
     calibrated = ensemble.calibrate(breasts["probability"], unread)
     if calibrated is not None:
         breasts["calibrated"] = calibrated
-    sites = breasts["prediction_id"].map(sites_of(images)).to_numpy(dtype=str)
+    sites = breasts["prediction_id"].map(breast_sites(images)).to_numpy(dtype=str)
     breasts["cancer"] = ensemble.decide(breasts["probability"], sites, unread)
     return breasts
 
@@ -74,7 +74,7 @@ def _blend(
     n_runs = sum(map(len, runs))
     read = {p.image_id: p.probabilities for p in by_image if p.probabilities is not None}
     rows = images.loc[images["image_id"].isin(read.keys())]
-    rows = rows.loc[~rows["image_id"].isin(left_out(rows))]
+    rows = rows.loc[~rows["image_id"].isin(excluded_images(rows))]
     of_image = np.array([read[i] for i in rows["image_id"]]).reshape(len(rows), n_runs)
     seen = {p.prediction_id: p.probabilities for p in by_breast}
     nothing = np.full(n_runs, np.nan)

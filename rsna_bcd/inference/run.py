@@ -21,8 +21,12 @@ from rsna_bcd.files import file_sha256
 from rsna_bcd.models.prediction import TTA, network_unit
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
 from rsna_bcd.scoring.ensemble import Ensemble, Select
-from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.seen import SEEN_FILE, Seen, read_seen
+from rsna_bcd.tables.metadata import (
+    TRAINING_DOMAIN_FILE,
+    Metadata,
+    TrainingDomain,
+    read_training_domain,
+)
 from rsna_bcd.tables.views import Unit, Views
 from rsna_bcd.targets import with_current_targets
 
@@ -44,8 +48,8 @@ class Run:
         network: in eval mode.
         views: which images of a breast it sees, if it looks at breasts.
         metadata: what it is given besides the pixels; None for nothing.
-        seen: the machines and views of its training, by column (`tables.seen`); a column is absent
-            where nobody noted it.
+        seen: the machines and views of its training, by column (`tables.metadata`); a column is
+            absent where it was not recorded.
     """
 
     folder: Path
@@ -56,7 +60,7 @@ class Run:
     network: nn.Module
     views: Views
     metadata: Metadata | None
-    seen: Seen = field(default_factory=dict)
+    seen: TrainingDomain = field(default_factory=dict)
 
     @property
     def unit(self) -> Unit:
@@ -126,7 +130,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         # Records of before these existed lack them.
         views=instantiate(record["views"]) if record.get("views") else Views(),
         metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
-        seen=read_seen(folder / SEEN_FILE),
+        seen=read_training_domain(folder / TRAINING_DOMAIN_FILE),
     )
 
 

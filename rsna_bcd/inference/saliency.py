@@ -32,7 +32,7 @@ from captum.attr import InputXGradient, LayerActivation, LayerGradientXActivatio
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rsna_bcd.data.breasts import breast_sample, collate_breasts
+from rsna_bcd.data.dataset import breast_sample, collate_breasts
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, as_training_input, read_crop
 from rsna_bcd.inference.run import Run, check_prepared_crops, load_run
@@ -43,7 +43,7 @@ from rsna_bcd.models.global_local import GlobalLocal
 from rsna_bcd.models.prediction import TTA, Batch, outputs_of, plain_float32, to_input
 from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.out_of_fold import read_run
+from rsna_bcd.tables.predictions import read_run
 
 STRIDE = 16  # pixels of the picture a cell has, for the deepest layer that has as few
 

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from rsna_bcd.data.breasts import Sample, breast_sample, collate_breasts
+from rsna_bcd.data.dataset import Sample, breast_sample, collate_breasts
 from rsna_bcd.imaging.crops import Crop, as_training_input
 from rsna_bcd.inference.deadline import DeadlineMonitor, StageTimer
 from rsna_bcd.inference.export import Engine
@@ -32,7 +32,7 @@ from rsna_bcd.preparation.crop import (
     Source,
     prepare_images,
 )
-from rsna_bcd.tables.views import left_out
+from rsna_bcd.tables.views import excluded_images
 
 
 @dataclass(frozen=True)
@@ -371,7 +371,7 @@ class PatientBuffer:
             timer: adds up the time of each run.
         """
         present = self._with_supplemental["image_id"].isin(list(self._crops))
-        excluded = left_out(self._with_supplemental[present])
+        excluded = excluded_images(self._with_supplemental[present])
         own = {
             breast: [i for i in images if i in self._crops and i not in excluded]
             for patient in self._complete

@@ -22,9 +22,9 @@ from rsna_bcd.inference.saliency import explain_breast
 from rsna_bcd.inference.stream import BreastPrediction, InferenceSettings, Prediction, predict
 from rsna_bcd.preparation.crop import PreparedImage
 from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, ImageAnswer
 from rsna_bcd.tables.from_headers import UNKNOWN_SIDE
-from rsna_bcd.tables.views import left_out
+from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, ImageResult
+from rsna_bcd.tables.views import excluded_images
 
 _STANDARD_VIEWS = ("CC", "MLO")
 _HEADER_FACTS = (
@@ -113,7 +113,7 @@ def mean_saliency(runs: Sequence[Run], study: Study) -> dict[str, NDArray[np.flo
     """
     images = study.images
     crops = {image_id: prepared.pixels for image_id, prepared in study.prepared.items()}
-    excluded = left_out(images[images["image_id"].isin(list(crops))])
+    excluded = excluded_images(images[images["image_id"].isin(list(crops))])
     deciding = {image_id: crop for image_id, crop in crops.items() if image_id not in excluded}
     saliency: dict[str, NDArray[np.floating[Any]]] = {}
     for breast in images["prediction_id"].unique():
@@ -136,7 +136,7 @@ def study_results(
     members: Sequence[Sequence[Run]],
     *,
     is_synthetic: bool,
-) -> list[BreastAnswer]:
+) -> list[BreastResult]:
     """Blend and decide the breasts of a study, and flag what makes the result less reliable.
 
     Args:
@@ -151,7 +151,7 @@ def study_results(
     images, by_image, prepared = study.images, study.by_image, study.prepared
     breasts = predict_breasts(ensemble, members, images, list(by_image.values()), study.by_breast)
     by_breast = {str(row["prediction_id"]): row for row in breasts.to_dict("records")}
-    excluded = left_out(images[images["image_id"].isin(list(prepared))])
+    excluded = excluded_images(images[images["image_id"].isin(list(prepared))])
     results = []
     for breast, rows in images.groupby("prediction_id", sort=False):
         image_results = []
@@ -175,7 +175,7 @@ def study_results(
         first = rows.iloc[0]
         calibrated = float(row["calibrated"]) if is_readable and "calibrated" in row else None
         results.append(
-            BreastAnswer(
+            BreastResult(
                 prediction_id=str(breast),
                 patient_id=str(first["patient"]),
                 examination=int(first["examination"]),
@@ -197,7 +197,7 @@ def _image_result(
     prediction: Prediction,
     runs: Sequence[Run],
     decides: bool,
-) -> ImageAnswer:
+) -> ImageResult:
     """The result for one image, without its probability."""
     prepared = prediction.prepared
     record = {} if prepared is None else prepared.record
@@ -206,8 +206,8 @@ def _image_result(
         quality = split_flags(str(record.get("quality_flags") or ""))
         flags = image_flags(row, quality, runs, breast_found=record.get("breast_found") == 1)
         if not decides:
-            flags = [flag for flag in DOUBTS if flag in {*flags, "view left out"}]
-    return ImageAnswer(
+            flags = [flag for flag in QUALITY_FLAGS if flag in {*flags, "view left out"}]
+    return ImageResult(
         file=str(row["image_id"]),
         view=None if pd.isna(row["view"]) else str(row["view"]),
         probability=None,
@@ -242,7 +242,7 @@ def image_flags(
         breast_found: whether the crop is of a breast, and not the whole frame.
 
     Returns:
-        Keys of `DOUBTS`, in its order.
+        Keys of `QUALITY_FLAGS`, in its order.
     """
     view = None if pd.isna(row["view"]) else str(row["view"])
     machine = None if pd.isna(row["machine_id"]) else str(row["machine_id"])
@@ -263,7 +263,7 @@ def image_flags(
         "patient unknown": not row["patient_named"],
         "facts missing": any(pd.isna(row[name]) for name in given),
     }
-    return [flag for flag in DOUBTS if holds.get(flag)]
+    return [flag for flag in QUALITY_FLAGS if holds.get(flag)]
 
 
 def breast_flags(
@@ -286,7 +286,7 @@ def breast_flags(
         has_excluded: whether it has images that do not decide.
 
     Returns:
-        Keys of `DOUBTS`, in its order.
+        Keys of `QUALITY_FLAGS`, in its order.
     """
     if not flags_by_image:
         return ["not read"]
@@ -303,7 +303,7 @@ def breast_flags(
     all_known = not images["view"].isna().any() and n_readable == len(images)
     if all_known and not (images["laterality"] == UNKNOWN_SIDE).any():
         found |= {f"no {view}" for view in _STANDARD_VIEWS if view not in views}
-    return [flag for flag in DOUBTS if flag in found]
+    return [flag for flag in QUALITY_FLAGS if flag in found]
 
 
 def model_flags(runs: Sequence[Run], *, is_synthetic: bool) -> list[str]:
@@ -314,13 +314,13 @@ def model_flags(runs: Sequence[Run], *, is_synthetic: bool) -> list[str]:
         is_synthetic: whether they were trained on synthetic mammograms.
 
     Returns:
-        Keys of `DOUBTS`, in its order.
+        Keys of `QUALITY_FLAGS`, in its order.
     """
     holds = {
         "synthetic model": is_synthetic,
         "trained on pictures": any(run.source != "dicom" for run in runs),
     }
-    return [flag for flag in DOUBTS if holds.get(flag)]
+    return [flag for flag in QUALITY_FLAGS if holds.get(flag)]
 
 
 def model_notes(ensemble: Ensemble, runs: Sequence[Run]) -> list[str]:

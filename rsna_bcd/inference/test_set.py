@@ -21,11 +21,16 @@ from rsna_bcd.inference.stream import InferenceSettings, Prediction, predict
 from rsna_bcd.preparation.crop import Source
 from rsna_bcd.preparation.source_files import find_files
 from rsna_bcd.scoring.ensemble import Ensemble
-from rsna_bcd.tables.failures import Failure, Kind, failures_table
-from rsna_bcd.tables.hidden import HiddenTest, read_hidden
 from rsna_bcd.tables.images import Rows
 from rsna_bcd.tables.metadata import as_text
 from rsna_bcd.tables.predictions import PREDICTION_COLUMNS, check_submission
+from rsna_bcd.tables.test_set import (
+    Failure,
+    FailureKind,
+    TestTables,
+    failures_table,
+    read_test_tables,
+)
 
 # The answer for a breast without a readable image.
 Unread = Literal["negative", "positive", "prior"]
@@ -44,7 +49,7 @@ class TestSet:
 
     __test__ = False  # for pytest
 
-    tables: HiddenTest
+    tables: TestTables
     files: Mapping[str, Path]
     unlistable: Mapping[str, str]
 
@@ -55,7 +60,7 @@ def read_test_set(
     """Read the tables of a test set and find its files.
 
     Args:
-        csv: as of `read_hidden`, as are `sample_submission` and `rows`.
+        csv: as of `read_test_tables`, as are `sample_submission` and `rows`.
         sample_submission: see `csv`.
         folder: of the images.
         source: how they are read.
@@ -64,7 +69,7 @@ def read_test_set(
     Raises:
         InputError: the tables cannot be used, or there is no file at all.
     """
-    tables = read_hidden(csv, sample_submission, rows)
+    tables = read_test_tables(csv, sample_submission, rows)
     unlistable: dict[str, str] = {}
     files = find_files(folder, tables.images, source, unlistable)
     if not files:
@@ -233,7 +238,7 @@ class TestSetResult:
     Attributes:
         breasts: from `predict_breasts`, one row per breast to be answered.
         submission: `prediction_id, cancer`, the answers.
-        failures: every fault (`tables.failures`).
+        failures: every fault (`tables.test_set`).
     """
 
     __test__ = False  # for pytest
@@ -317,7 +322,7 @@ def _image_failures(test: TestSet, progress: Progress) -> Iterator[Failure]:
     """Images without a prediction, or without one of all networks."""
     for row in _rows(test.tables.images):
         prediction = progress.by_image.get(row.image_id)
-        kind: Kind
+        kind: FailureKind
         if row.image_id not in test.files:
             kind = "absent"
             reason = test.unlistable.get(row.image_id, "there is no such file")

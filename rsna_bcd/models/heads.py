@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.targets import TARGETS
+from rsna_bcd.tables.metadata import TARGETS, Metadata
 
 _METADATA_FEATURES = 32
 

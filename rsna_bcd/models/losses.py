@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.prediction import Batch
-from rsna_bcd.tables.targets import TARGETS
+from rsna_bcd.tables.metadata import TARGETS
 
 _DEEP, _PENALTY = "logit_", "penalty_"  # how outputs of the contract begin
 
@@ -215,7 +215,7 @@ def auxiliary_loss(column: str, output: Tensor, target: Tensor) -> Tensor:
     """The mean loss of the samples whose target is known; 0 where none is.
 
     Args:
-        column: one of `tables.targets.TARGETS`.
+        column: one of `tables.metadata.TARGETS`.
         output: (B,), or (B, K) for a categorical column.
         target: (B,), NaN where unknown; a share between 0 and 1 for a binary column is allowed.
     """

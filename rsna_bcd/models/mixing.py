@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.prediction import Batch, Unit, to_input
-from rsna_bcd.tables.targets import TARGETS
+from rsna_bcd.tables.metadata import TARGETS
 
 Kind = Literal["mixup", "cutmix"]
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from rsna_bcd.reporting.study_picture import NO_DEVICE
-from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, views_in_words
+from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, views_text
 
 _LINES = 10  # that stand for the bar where there is no terminal
 
@@ -124,7 +124,7 @@ def print_results(
     console: Console,
     folder: Path,
     name: str,
-    answers: Sequence[BreastAnswer],
+    answers: Sequence[BreastResult],
     failures: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
@@ -145,7 +145,7 @@ def print_results(
     likely = sorted(answers, key=lambda answer: -(answer.probability or 0))[:_SHOWN]
     shown = [answer for answer in answers if answer in likely]
     console.print(_table(shown, name, len(answers)))
-    for kind, text in DOUBTS.items():
+    for kind, text in QUALITY_FLAGS.items():
         if any(kind in answer.doubts for answer in shown):
             say(f"  {kind}: {text}.")
     for line in _left_out(shown):
@@ -160,7 +160,7 @@ def print_results(
     say(NO_DEVICE, "bold")
 
 
-def _left_out(answers: Sequence[BreastAnswer]) -> list[str]:
+def _left_out(answers: Sequence[BreastResult]) -> list[str]:
     """The images that do not decide, and what they are."""
     lines = []
     for answer in answers:
@@ -174,7 +174,7 @@ def _left_out(answers: Sequence[BreastAnswer]) -> list[str]:
     return [*lines[:_KINDS_SHOWN], *more]
 
 
-def _table(answers: Sequence[BreastAnswer], name: str, n_all: int) -> Table:
+def _table(answers: Sequence[BreastResult], name: str, n_all: int) -> Table:
     """One row a breast."""
     left_out = f", the {len(answers)} most suspicious of {n_all} breasts"
     table = Table(
@@ -189,7 +189,7 @@ def _table(answers: Sequence[BreastAnswer], name: str, n_all: int) -> Table:
     for answer in answers:
         cells = [
             answer.prediction_id,
-            views_in_words(answer),
+            views_text(answer),
             "–" if answer.probability is None else f"{answer.probability:.3f}",
             *(["–" if answer.calibrated is None else f"{answer.calibrated:.3f}"] * calibrates),
             answer.decision or "no answer",
@@ -253,7 +253,7 @@ class SubmissionSummary:
         """A screen of text.
 
         Args:
-            failures: the table of failures (`tables.failures`).
+            failures: the table of failures (`tables.test_set`).
         """
         return [
             f"{self.breasts:,} breasts, {self.images:,} images: {self.positive:,} called positive "

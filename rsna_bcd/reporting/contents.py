@@ -41,7 +41,7 @@ from rsna_bcd.scoring.calibration import (
 from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.scoring.intervals import ConfidenceBand, Interval, precision_recall_band, roc_band
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, ThresholdCurve, threshold_curve
-from rsna_bcd.tables.sites import sites_of
+from rsna_bcd.tables.images import breast_sites
 
 _LOWEST = 0.003  # 1 - specificity, of the figure where it is high
 _FEW = 50  # cancers
@@ -175,7 +175,7 @@ def assemble(sources: Sources) -> Contents:
     facts = facts_of(sources.images, list(oof["prediction_id"]))
     cohort = describe(sources.images, oof, facts)
     n, seed = sources.band_resamples, sources.seed
-    sites = oof["prediction_id"].map(sites_of(sources.images)).fillna("").to_numpy(dtype=str)
+    sites = oof["prediction_id"].map(breast_sites(sources.images)).fillna("").to_numpy(dtype=str)
     honestly = Honestly(sources.policy, oof["group"].to_numpy(np.int64), sites)
     unread = oof["unread"] == 1
     in_sample = JudgedBreasts.of(

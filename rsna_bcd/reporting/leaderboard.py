@@ -15,7 +15,7 @@ from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_group
 from rsna_bcd.scoring.intervals import Difference, Interval, bootstrap_interval, paired_difference
 from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.tables.out_of_fold import read_run, trained_folds
+from rsna_bcd.tables.predictions import read_run, trained_folds
 
 METRICS = (*RANKING, "pf1")  # pF1 is that of decisions whose threshold was fitted on other patients
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.reporting.contact_sheet import AMBER, DARK, LETTER, MUTED, RED, shorten
 from rsna_bcd.reporting.gallery import overlaid
-from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, ImageAnswer
+from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, ImageResult
 
 NO_DEVICE = "No medical device: for research only, not validated for the care of patients."
 
@@ -25,8 +25,8 @@ _SIDES = {"L": "left", "R": "right"}
 
 @DARK
 def study_picture(
-    breast: BreastAnswer,
-    image: ImageAnswer,
+    breast: BreastResult,
+    image: ImageResult,
     crop: NDArray[np.unsignedinteger[Any]],
     saliency: NDArray[np.floating[Any]] | None,
     notes: Sequence[str],
@@ -106,8 +106,8 @@ def _draw_colour_bar(figure: Figure, panel: tuple[float, float, float, float]) -
 
 
 def _text_lines(
-    breast: BreastAnswer,
-    image: ImageAnswer,
+    breast: BreastResult,
+    image: ImageResult,
     shape: tuple[int, ...],
     notes: Sequence[str],
     letters: int,
@@ -128,7 +128,9 @@ def _text_lines(
         turned = f"rotated by {facts['rotated']} degrees counterclockwise"
     orientation = f", {turned}: the chest wall is on the left" if turned else ""
     flags = {*breast.doubts, *image.doubts}
-    entries = [("flag", f"{flag}: {DOUBTS[flag]}", AMBER) for flag in DOUBTS if flag in flags]
+    entries = [
+        ("flag", f"{flag}: {QUALITY_FLAGS[flag]}", AMBER) for flag in QUALITY_FLAGS if flag in flags
+    ]
     entries += [
         ("file", image.file, "white"),
         ("header", ", ".join(str(part) for part in header if part), "white"),

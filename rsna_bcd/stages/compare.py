@@ -25,7 +25,7 @@ from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_group
 from rsna_bcd.scoring.intervals import bootstrap_interval, bootstrap_metrics, paired_difference
 from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
-from rsna_bcd.tables.out_of_fold import align, read_run, trained_folds
+from rsna_bcd.tables.predictions import align, read_run, trained_folds
 
 _BASELINE = "baseline"  # what differences are from, where nothing else is asked for
 

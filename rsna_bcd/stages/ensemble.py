@@ -30,10 +30,15 @@ from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, PolicyName, w
 from rsna_bcd.scoring.intervals import Interval, Score, bootstrap_scores, delong
 from rsna_bcd.scoring.metrics import OPERATING, RANKING, Aggregation
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
-from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.out_of_fold import align, check_informative, read_run, under_each_rule
-from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS, logit
-from rsna_bcd.tables.sites import sites_of
+from rsna_bcd.tables.images import breast_sites, read_images
+from rsna_bcd.tables.predictions import (
+    ENSEMBLE_OOF_COLUMNS,
+    align,
+    by_aggregation,
+    check_informative,
+    logit,
+    read_run,
+)
 from rsna_bcd.targets import with_current_targets
 
 _SETTINGS = (
@@ -179,7 +184,7 @@ def _columns(
 ) -> dict[Aggregation, NDArray[np.float64]]:
     """A member's probabilities of `rows`, under each rule that may be chosen for it."""
     if cfg.rule == "auto":
-        by_rule = under_each_rule(output / "runs" / member.name, table, member.rule)
+        by_rule = by_aggregation(output / "runs" / member.name, table, member.rule)
     else:
         by_rule = {member.rule: table.set_index("prediction_id")["probability"]}
     return {
@@ -196,7 +201,7 @@ def _sites(output: Path, member: Member, rows: pd.DataFrame) -> NDArray:
             f"by_site= needs {csv}, which says where breasts were imaged. Prepare it again: "
             f"`python -m rsna_bcd.prepare dataset={member.dataset} crop={member.crop}`."
         )
-    sites = sites_of(read_images(csv, "train"))
+    sites = breast_sites(read_images(csv, "train"))
     return rows["prediction_id"].map(sites).fillna("").to_numpy(dtype=str)
 
 

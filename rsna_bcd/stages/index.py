@@ -12,8 +12,8 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.quality import count_flags
 from rsna_bcd.preparation.source_files import find_copies, list_files, read_headers
-from rsna_bcd.tables.answers import DOUBTS
 from rsna_bcd.tables.from_headers import distinct
+from rsna_bcd.tables.study_results import QUALITY_FLAGS
 
 _SHOWN = 5  # of each kind in the summary; the tables have all
 
@@ -75,7 +75,7 @@ def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd
             said = f" (the headers say {what})" if what else ""
             say(f"  {column} unknown for {len(unknown)}{said}, the first is {unknown.iloc[0].file}")
     for flag, count in count_flags(table["quality_flags"]).items():
-        say(f"  {flag}: {count} ({DOUBTS[flag]})")
+        say(f"  {flag}: {count} ({QUALITY_FLAGS[flag]})")
     supplemental = int(table["supplemental"].sum())
     if supplemental:
         say(

@@ -29,13 +29,13 @@ from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
 from rsna_bcd.reporting.contact_sheet import as_png
 from rsna_bcd.reporting.study_picture import NO_DEVICE, study_picture
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
-from rsna_bcd.tables.answers import DOUBTS, BreastAnswer, breasts_table, images_table
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
+from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, breasts_table, images_table
 
 _EXPECTED = "Mammograms are expected as DICOM files of one image each."
 
 
-def predict(cfg: DictConfig) -> list[BreastAnswer]:
+def predict(cfg: DictConfig) -> list[BreastResult]:
     """Predict every mammogram among the inputs, and write tables and pictures.
 
     Returns:
@@ -77,7 +77,7 @@ def predict(cfg: DictConfig) -> list[BreastAnswer]:
     for file in [*folder.glob("pictures/*.png"), *folder.glob("*.csv"), *folder.glob("*.json")]:
         file.unlink()
     write_record(folder / "config.yaml", record)
-    results: list[BreastAnswer] = []
+    results: list[BreastResult] = []
     pictures: dict[str, str] = {}
     with ProgressBar(console, "Predicting", len(images)) as bar:
         bar.update(0, 0)
@@ -173,7 +173,7 @@ def _find_mammograms(
 def _draw(
     folder: Path,
     study: Study,
-    results: Sequence[BreastAnswer],
+    results: Sequence[BreastResult],
     runs: Sequence[Run],
     notes: Sequence[str],
     earlier: Mapping[str, str],
@@ -200,7 +200,7 @@ def _draw(
 def _write(
     folder: Path,
     ensemble: Ensemble,
-    results: Sequence[BreastAnswer],
+    results: Sequence[BreastResult],
     pictures: Mapping[str, str],
     failures: Mapping[str, str],
     notes: Sequence[str],
@@ -225,7 +225,7 @@ def _write(
             "calibrated": ensemble.calibration is not None,
         },
         "notes": list(notes),
-        "doubts": {kind: text for kind, text in DOUBTS.items() if kind in found},
+        "doubts": {kind: text for kind, text in QUALITY_FLAGS.items() if kind in found},
         "breasts": breasts,
         "failures": dict(ordered),
     }

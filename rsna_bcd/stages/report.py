@@ -26,8 +26,7 @@ from rsna_bcd.scoring.intervals import bootstrap_metrics
 from rsna_bcd.scoring.metrics import OPERATING, RANKING
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
 from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.out_of_fold import align, read_run, under_each_rule
-from rsna_bcd.tables.predictions import read_ensemble_oof
+from rsna_bcd.tables.predictions import align, by_aggregation, read_ensemble_oof, read_run
 
 _TREES = {
     "metadata": "the tree on metadata",
@@ -163,7 +162,7 @@ def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, N
             ) from error
         by_rule = {own: table.set_index("prediction_id")["probability"]}
         if own != member.rule:
-            by_rule = under_each_rule(run, table, own)
+            by_rule = by_aggregation(run, table, own)
         probabilities = by_rule[member.rule]
         lacking = oof["prediction_id"][~oof["prediction_id"].isin(probabilities.index)]
         if len(lacking):

@@ -34,8 +34,8 @@ from rsna_bcd.inference.test_set import (
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
 from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble
-from rsna_bcd.tables.failures import failures_table
 from rsna_bcd.tables.predictions import read_submission
+from rsna_bcd.tables.test_set import failures_table
 
 _OUTPUTS = ("failures.csv", "predictions.csv", "submission.csv", "summary.json")
 

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd._records import check_same_config, select_settings, write_record
-from rsna_bcd.data.datamodule import CropDataModule
-from rsna_bcd.data.workers import shared_memory_failure
+from rsna_bcd.data.datamodule import CropDataModule, shared_memory_failure
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import atomic_file, file_sha256, locked, write_csv
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
@@ -41,14 +40,14 @@ from rsna_bcd.models.prediction import check_network, network_unit
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.reporting.figures import learning_curves
 from rsna_bcd.stages._training_checks import check_training
+from rsna_bcd.tables.metadata import TRAINING_DOMAIN_FILE, training_domain, write_training_domain
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
     OOF_IMAGE_COLUMNS,
     logit,
     to_breasts,
-    with_unread,
+    with_unreadable,
 )
-from rsna_bcd.tables.seen import SEEN_FILE, seen_values, write_seen
 
 # What decides about the result, and is kept in config.yaml; all else only says how to get there.
 _RECORDED = (
@@ -67,7 +66,7 @@ _NEUTRAL = {
 }  # fmt: skip
 _RESULTS = (
     "checkpoints", "metrics.csv", "timings.csv", "curves.png", "oof.csv", "oof_images.csv",
-    "metrics.json", SEEN_FILE, ID_FILE,
+    "metrics.json", TRAINING_DOMAIN_FILE, ID_FILE,
 )  # fmt: skip
 
 
@@ -301,7 +300,7 @@ def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overw
     for path in found if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_record(run_dir / "config.yaml", record)
-    write_seen(seen_values(images), run_dir / SEEN_FILE)
+    write_training_domain(training_domain(images), run_dir / TRAINING_DOMAIN_FILE)
 
 
 def _fit(
@@ -340,7 +339,7 @@ def _predict_held_out(
         breasts = to_breasts(samples, cfg.breast_rule)
         images = samples[list(OOF_IMAGE_COLUMNS)]
         rank_zero_only(write_csv)(images, Path(cfg.run_dir) / "oof_images.csv")
-    oof = with_unread(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
+    oof = with_unreadable(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
     rank_zero_only(write_csv)(oof, Path(cfg.run_dir) / "oof.csv")
     return oof
 

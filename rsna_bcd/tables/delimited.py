@@ -10,6 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import is_file, read_bytes
 
 Line = tuple[int, list[str]]  # number of the line in the file, from 1, and its cells
 
@@ -51,14 +52,29 @@ def decode_text(content: bytes, errors: Literal["fallback", "replace"] = "fallba
         return content.decode("cp1252", errors="replace")
 
 
-def check_is_text(file: Path, content: bytes) -> None:
-    """Check that the content of a table is no spreadsheet or archive under the name of a CSV.
+def read_cells(
+    file: Path, errors: Literal["fallback", "replace"] = "fallback"
+) -> tuple[list[str], list[Line]]:
+    """Read the header of a text table, and its further lines that are not blank.
+
+    Args:
+        file: the table.
+        errors: as of `decode_text`.
 
     Raises:
-        InputError: it is.
+        InputError: the file is absent, empty or a spreadsheet.
     """
-    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+    if not is_file(file):
+        made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
+        raise InputError(f"{file} does not exist.{made} Point paths.data= at the dataset's folder.")
+    content = read_bytes(file)
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # ZIP, and so .xlsx; .xls
         raise InputError(f"{file} is not a CSV table but a spreadsheet or archive. Save it as CSV.")
+    lines = parse_lines(decode_text(content, errors))
+    if not lines:
+        raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")
+    (_, header), *rows = lines
+    return header, rows
 
 
 def parse_lines(text: str) -> list[Line]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file, read_bytes
-from rsna_bcd.tables.delimited import MISSING, check_is_text, decode_text, parse_lines, read_own_csv
+from rsna_bcd.tables.delimited import MISSING, read_cells, read_own_csv
 
 Split = Literal["train", "test"]
 # Maps a dataset's own tables, every cell a string, to one table with our columns.
@@ -63,7 +63,7 @@ def read_images(
         csv: `train.csv` or `test.csv`, or the several files that a dataset spreads it over; also
             Excel sheets (`.xlsx`, the first one of each).
         split: which of the two; it decides which columns must be there.
-        rows: maps a dataset's own tables to our columns (`tables.datasets`, `tables.generic`); None
+        rows: maps a dataset's own tables to our columns (`tables.datasets`); None
             where they have them already, several files then being parts of one table.
 
     Returns:
@@ -120,22 +120,14 @@ def read_table(file: Path) -> pd.DataFrame:
     Raises:
         InputError: the file is absent, empty or no table, or a row has more cells than the header.
     """
-    if not is_file(file):
-        made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
-        raise InputError(f"{file} does not exist.{made} Point paths.data= at the dataset's folder.")
-    content = read_bytes(file)
-    if file.suffix.lower() in EXCEL:
+    if file.suffix.lower() in EXCEL and is_file(file):
         try:
-            return pd.read_excel(io.BytesIO(content), dtype="string")
+            return pd.read_excel(io.BytesIO(read_bytes(file)), dtype="string")
         except (ValueError, KeyError, BadZipFile) as error:
             raise InputError(
                 f"{file} is not an Excel table: {error}. Save it as .xlsx or .csv."
             ) from error
-    check_is_text(file, content)
-    lines = parse_lines(decode_text(content))
-    if not lines:
-        raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")
-    (_, header), *rows = lines
+    header, rows = read_cells(file)
     width = len(header)
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
@@ -310,3 +302,21 @@ def _values(column: pd.Series, known: tuple[str, ...]) -> str:
     """The unknown values of a column, quoted."""
     unknown = column[~column.isin(known)].drop_duplicates().head(_SHOWN)
     return ", ".join(repr(None if pd.isna(value) else value) for value in unknown)
+
+
+def breast_sites(images: pd.DataFrame) -> pd.Series:
+    """The site of each breast of a table of images.
+
+    Args:
+        images: One row an image: `prediction_id`, and `site_id` where it is known.
+
+    Returns:
+        Strings indexed by `prediction_id`, in order of first appearance; `""` where no image of the
+        breast has a site, or its images have several. Numbers are written as integers, also where
+        a missing one beside them has turned their column into floats: `1`, not `1.0`.
+    """
+    if "site_id" not in images:
+        return pd.Series("", index=images["prediction_id"].drop_duplicates(), dtype="string")
+    site = images["site_id"].astype("string").str.replace(r"\.0+$", "", regex=True)
+    by_breast = site.groupby(images["prediction_id"], sort=False)
+    return by_breast.first().where(by_breast.nunique() == 1, "")

@@ -119,7 +119,7 @@ def view_number(view: str | None) -> int:
     return _TOLD.index(view) if view in _TOLD else OTHER_VIEW
 
 
-def left_out(images: pd.DataFrame) -> set[str]:
+def excluded_images(images: pd.DataFrame) -> set[str]:
     """Images that do not decide about their breast, because it has standard views.
 
     Args:

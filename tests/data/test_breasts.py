@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.data.breasts import collate_breasts
-from rsna_bcd.data.dataset import BreastDataset, Known
+from rsna_bcd.data.dataset import BreastDataset, Known, collate_breasts
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rsna_bcd.imaging.quality import QualityFlag, count_flags, join_flags, split_flags
-from rsna_bcd.tables.answers import DOUBTS
+from rsna_bcd.tables.study_results import QUALITY_FLAGS
 
 
 def test_join_flags_orders_and_split_flags_reads_them_back() -> None:
@@ -26,4 +26,4 @@ def test_count_flags() -> None:
 
 
 def test_every_flag_is_explained() -> None:
-    assert {str(flag) for flag in QualityFlag} <= set(DOUBTS)
+    assert {str(flag) for flag in QualityFlag} <= set(QUALITY_FLAGS)

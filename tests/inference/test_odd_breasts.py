@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
-from rsna_bcd.data.breasts import Sample, breast_sample, collate_breasts
+from rsna_bcd.data.dataset import Sample, breast_sample, collate_breasts
 from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.prediction import predict_logits
 from rsna_bcd.tables.metadata import Metadata

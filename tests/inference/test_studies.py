@@ -15,9 +15,8 @@ from rsna_bcd.inference.run import Run
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.scoring.ensemble import Member
 from rsna_bcd.scoring.thresholds import Plateau, Threshold
-from rsna_bcd.tables.answers import DOUBTS
-from rsna_bcd.tables.metadata import Metadata
-from rsna_bcd.tables.seen import Seen
+from rsna_bcd.tables.metadata import Metadata, TrainingDomain
+from rsna_bcd.tables.study_results import QUALITY_FLAGS
 from rsna_bcd.tables.views import Views
 
 ROW = {
@@ -31,7 +30,7 @@ ENSEMBLE = replace(
 )
 
 
-def run_that(seen: Seen | None = None, **changes: Any) -> Run:
+def run_that(seen: TrainingDomain | None = None, **changes: Any) -> Run:
     crop = CropSettings("demo", 64, 32, "breast", 0.02, True, "pad")
     run = Run(Path("fold0"), {}, crop, "dicom", "none", nn.Identity(), Views(), None, seen or {})
     return replace(run, **changes)
@@ -118,7 +117,7 @@ def test_those_of_images_and_of_the_model_belong_to_the_breast_in_their_order() 
     assert studies.model_flags([run_that()], is_synthetic=False) == []
     found = studies.breast_flags(images, of_images, 0.1, ENSEMBLE, model)
     assert found == [*model, "no breast found", "unseen machine"]
-    assert found == [kind for kind in DOUBTS if kind in found]
+    assert found == [kind for kind in QUALITY_FLAGS if kind in found]
 
 
 def test_notes_say_what_cannot_be_told_and_what_decides() -> None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rsna_bcd.reporting.contact_sheet import AMBER, RED, as_png
 from rsna_bcd.reporting.gallery import overlaid
 from rsna_bcd.reporting.study_picture import study_picture
-from rsna_bcd.tables.answers import BreastAnswer, ImageAnswer
+from rsna_bcd.tables.study_results import BreastResult, ImageResult
 
-IMAGE = ImageAnswer(
+IMAGE = ImageResult(
     file="a/1.dcm", view="CC", probability=0.7, doubts=[], reason=None,
     facts={
         "view_header": None, "age": 61.0, "machine": "Mammomat", "manufacturer": None,
@@ -24,7 +24,7 @@ IMAGE = ImageAnswer(
         "box_height": 720, "window": "min-max 0 4095",
     },
 )  # fmt: skip
-BREAST = BreastAnswer(
+BREAST = BreastResult(
     prediction_id="7_L", patient_id="7", examination=1, laterality="L", probability=0.8,
     threshold=0.5, calibrated=None, decision="positive", doubts=[], images=[IMAGE],
 )  # fmt: skip
@@ -67,7 +67,7 @@ def test_study_picture_16_bits_are_shown_as_their_upper_8() -> None:
     ],
 )
 def test_study_picture_only_positives_are_red_and_only_flags_amber(
-    breast: BreastAnswer, colours: set[str]
+    breast: BreastResult, colours: set[str]
 ) -> None:
     figure = study_picture(breast, IMAGE, CROP, None, [])
     assert {to_hex(str(text.get_color())) for text in figure.texts} & {RED, AMBER} == colours

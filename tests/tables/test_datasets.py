@@ -11,10 +11,10 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.tables.datasets import (
     map_cbis_ddsm,
     map_cmmd,
+    map_generic,
     map_rsna,
     map_vindr,
 )
-from rsna_bcd.tables.generic import map_generic
 from rsna_bcd.tables.images import read_images
 
 # Study, series and image are hashes of 32 digits; one without letters is no number.

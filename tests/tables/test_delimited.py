@@ -8,9 +8,8 @@ import pytest
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.delimited import decode_text, parse_lines
 from rsna_bcd.tables.folds import read_folds
-from rsna_bcd.tables.hidden import read_hidden
 from rsna_bcd.tables.images import read_images
-from rsna_bcd.tables.lenient import read_lenient
+from rsna_bcd.tables.test_set import read_test_tables
 
 TEXT = """patient_id,image_id,laterality,view,age,cancer
 007,1,L,CC,61,1
@@ -102,7 +101,7 @@ def test_read_hidden_reads_the_same_spellings(tmp_path: Path) -> None:
     test = TEXT.replace("cancer", "prediction_id").replace("61,1", "61,007_L")
     file.write_bytes(test.replace("50.5,0", "50.5,NA_R").replace(",", ";").encode("utf-16"))
     sample.write_text("prediction_id,cancer\n007_L,0\nNA_R,0\n")
-    hidden = read_hidden(file, sample)
+    hidden = read_test_tables(file, sample)
     assert hidden.failures[:1] == () or all(f.kind == "missing view" for f in hidden.failures)
     assert hidden.images["patient_id"].tolist() == ["007", "007", "NA"]
     assert hidden.breasts["prediction_id"].tolist() == ["007_L", "NA_R"]
@@ -131,4 +130,4 @@ def test_a_spreadsheet_called_csv_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="spreadsheet or archive. Save it as CSV"):
         read_images(file, "test")
     with pytest.raises(InputError, match="spreadsheet or archive. Save it as CSV"):
-        read_lenient(file)
+        read_test_tables(file, tmp_path / "none.csv")

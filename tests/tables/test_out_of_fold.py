@@ -9,12 +9,12 @@ from fabricated_runs import images_of, oof, save_image_run, save_run
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
-from rsna_bcd.tables.out_of_fold import (
+from rsna_bcd.tables.predictions import (
     align,
+    by_aggregation,
     check_informative,
     read_run,
     trained_folds,
-    under_each_rule,
 )
 
 
@@ -106,7 +106,7 @@ def test_under_each_rule_a_breast_has_the_mean_and_the_maximum_of_its_images(
 ) -> None:
     images = images_of(range(6), 0), images_of(range(6, 12), 1)
     run = save_image_run(tmp_path / "b5", *images)
-    by_rule = under_each_rule(run, read_run(run), "mean")
+    by_rule = by_aggregation(run, read_run(run), "mean")
     assert list(by_rule) == ["mean", "max"]  # the run's own first
     grouped = pd.concat(images).groupby("prediction_id", sort=False)["probability"]
     for rule, probabilities in by_rule.items():
@@ -121,16 +121,16 @@ def test_a_breast_that_was_not_read_keeps_the_prior_under_each_rule(tmp_path: Pa
     write_csv(images[images["prediction_id"] != "2_L"], run / "fold0" / "oof_images.csv")
     table = read_run(run)
     table.loc[table["prediction_id"] == "2_L", ["probability", "unread"]] = 0.2, 1
-    by_rule = under_each_rule(run, table, "mean")
+    by_rule = by_aggregation(run, table, "mean")
     assert [p["2_L"] for p in by_rule.values()] == [0.2, 0.2]
     assert by_rule["max"]["3_L"] > by_rule["mean"]["3_L"]
     with pytest.raises(InputError, match=r"oof_images.csv of b5 do not give .* for 2_L"):
-        under_each_rule(run, read_run(run), "mean")  # not marked as unread
+        by_aggregation(run, read_run(run), "mean")  # not marked as unread
 
 
 def test_a_network_that_looks_at_breasts_has_its_own_rule_alone(tmp_path: Path) -> None:
     run = save_run(tmp_path / "views", oof(range(6), 0), oof(range(6, 12), 1))
-    by_rule = under_each_rule(run, read_run(run), "mean")
+    by_rule = by_aggregation(run, read_run(run), "mean")
     assert list(by_rule) == ["mean"]
     assert by_rule["mean"].tolist() == read_run(run)["probability"].tolist()
 
@@ -139,7 +139,7 @@ def test_images_of_another_training_or_of_some_folds_only_are_refused(tmp_path: 
     run = save_image_run(tmp_path / "b5", images_of(range(6), 0), images_of(range(6, 12), 1))
     write_csv(images_of(range(6), 0, seed=1), run / "fold0" / "oof_images.csv")
     with pytest.raises(InputError, match="do not give the probabilities .*0_L, 1_L.* and 1 more"):
-        under_each_rule(run, read_run(run), "mean")
+        by_aggregation(run, read_run(run), "mean")
     (run / "fold0" / "oof_images.csv").unlink()
     with pytest.raises(InputError, match=r"fold0.oof_images.csv does not exist"):
-        under_each_rule(run, read_run(run), "mean")
+        by_aggregation(run, read_run(run), "mean")

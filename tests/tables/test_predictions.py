@@ -18,7 +18,7 @@ from rsna_bcd.tables.predictions import (
     read_predictions,
     read_solution,
     to_breasts,
-    with_unread,
+    with_unreadable,
 )
 
 
@@ -79,19 +79,19 @@ def test_logits_stay_finite() -> None:
 
 def test_unread_breasts_get_the_prior_and_a_mark(images: pd.DataFrame) -> None:
     read = to_breasts(images[images["prediction_id"] != "9_L"], "mean")
-    whole = with_unread(read, images, prior=0.02)
+    whole = with_unreadable(read, images, prior=0.02)
     assert whole["prediction_id"].tolist() == ["9_R", "9_L", "10_L"]
     assert whole["unread"].tolist() == [0, 1, 0]
     assert whole["probability"].tolist() == pytest.approx([0.6, 0.02, 1.0])
     assert whole["label"].tolist() == [1, 0, 0]
     pd.testing.assert_frame_equal(
-        with_unread(to_breasts(images, "mean"), images, prior=0.02), to_breasts(images, "mean")
+        with_unreadable(to_breasts(images, "mean"), images, prior=0.02), to_breasts(images, "mean")
     )
 
 
 def test_unexpected_breasts_are_refused(images: pd.DataFrame) -> None:
     with pytest.raises(InputError, match="lacks: 9_L"):
-        with_unread(to_breasts(images, "mean"), images[images["prediction_id"] != "9_L"], 0.02)
+        with_unreadable(to_breasts(images, "mean"), images[images["prediction_id"] != "9_L"], 0.02)
 
 
 def test_round_trip_keeps_every_digit(images: pd.DataFrame, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_bcd.tables.sites import sites_of
+from rsna_bcd.tables.images import breast_sites
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,10 @@ from rsna_bcd.tables.sites import sites_of
 )
 def test_one_string_a_breast(site_id: list, expected: list[str]) -> None:
     images = pd.DataFrame({"prediction_id": ["b_L", "b_L", "a_R", "a_R"], "site_id": site_id})
-    sites = sites_of(images)
+    sites = breast_sites(images)
     assert sites.index.tolist() == ["b_L", "a_R"]
     assert sites.tolist() == expected
 
 
 def test_a_table_without_sites_knows_none() -> None:
-    assert sites_of(pd.DataFrame({"prediction_id": ["b_L", "b_L", "a_R"]})).tolist() == ["", ""]
+    assert breast_sites(pd.DataFrame({"prediction_id": ["b_L", "b_L", "a_R"]})).tolist() == ["", ""]

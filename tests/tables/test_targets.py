@@ -6,7 +6,7 @@ import pytest
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.images import LABEL_ONLY_COLUMNS
-from rsna_bcd.tables.targets import TARGETS, check_targets, encode_breast_targets, encode_targets
+from rsna_bcd.tables.metadata import TARGETS, check_targets, encode_breast_targets, encode_targets
 
 IMAGES = pd.DataFrame(
     {

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.views import Place, Policy, Views, left_out, view_number
+from rsna_bcd.tables.views import Place, Policy, Views, excluded_images, view_number
 
 
 def positions(settings: Views, *views: str | None, seed: int | None = None) -> list[int | None]:
@@ -93,6 +93,6 @@ def test_left_out() -> None:
         ],
         columns=["image_id", "prediction_id", "view", "supplemental"],
     )  # fmt: skip
-    assert left_out(images) == {"b", "c"}
-    assert left_out(images[images["image_id"] != "a"]) == set()
-    assert left_out(images.drop(columns="supplemental")) == set()
+    assert excluded_images(images) == {"b", "c"}
+    assert excluded_images(images[images["image_id"] != "a"]) == set()
+    assert excluded_images(images.drop(columns="supplemental")) == set()

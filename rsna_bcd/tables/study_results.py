@@ -9,7 +9,7 @@ import pandas as pd
 Decision = Literal["positive", "negative"]
 
 # Each in a sentence that goes on from its name. In the order of showing.
-DOUBTS = {
+QUALITY_FLAGS = {
     "synthetic model": "trained on mammograms made by a computer: it knows nothing of real ones",
     "trained on pictures": "not on DICOM files: the threshold above all may not carry over",
     "not read": "none of its images could be read: there is no answer",
@@ -45,7 +45,7 @@ DOUBTS = {
 
 
 @dataclass(frozen=True)
-class ImageAnswer:
+class ImageResult:
     """What is said of one image.
 
     Attributes:
@@ -53,7 +53,7 @@ class ImageAnswer:
         view: None where it is unknown.
         probability: of the image by itself; None where networks look at whole breasts, or where it
             could not be read.
-        doubts: keys of `DOUBTS`.
+        doubts: keys of `QUALITY_FLAGS`.
         reason: why it could not be read; None where it was.
         facts: what its header says, and how its crop came about.
         decides: whether it has part in what is said of its breast: it could be read, and is no
@@ -70,7 +70,7 @@ class ImageAnswer:
 
 
 @dataclass(frozen=True)
-class BreastAnswer:
+class BreastResult:
     """What is said of one breast.
 
     Attributes:
@@ -82,7 +82,7 @@ class BreastAnswer:
         threshold: at or above which the blend is called positive.
         calibrated: of the same, where the ensemble is calibrated.
         decision: None if nothing could be read.
-        doubts: keys of `DOUBTS`, those of the images that decide included.
+        doubts: keys of `QUALITY_FLAGS`, those of the images that decide included.
         images: in the order of the table.
     """
 
@@ -95,10 +95,10 @@ class BreastAnswer:
     calibrated: float | None
     decision: Decision | None
     doubts: list[str]
-    images: list[ImageAnswer]
+    images: list[ImageResult]
 
 
-def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
+def breasts_table(answers: Sequence[BreastResult]) -> pd.DataFrame:
     """One row a breast, for `breasts.csv`; lists in one cell, parted by `; `.
 
     Views in brackets have no part in the answer.
@@ -110,7 +110,7 @@ def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
             "patient_id": answer.patient_id,
             "examination": answer.examination,
             "laterality": answer.laterality,
-            "views": views_in_words(answer),
+            "views": views_text(answer),
             "probability": answer.probability,
             **({"calibrated": answer.calibrated} if calibrates else {}),
             "threshold": answer.threshold,
@@ -121,7 +121,7 @@ def breasts_table(answers: Sequence[BreastAnswer]) -> pd.DataFrame:
     )
 
 
-def views_in_words(answer: BreastAnswer) -> str:
+def views_text(answer: BreastResult) -> str:
     """The views of a breast, `?` where one is unknown, in brackets where it does not decide."""
     views = [image.view or "?" for image in answer.images]
     return " ".join(
@@ -130,7 +130,7 @@ def views_in_words(answer: BreastAnswer) -> str:
     )
 
 
-def images_table(answers: Sequence[BreastAnswer], pictures: Mapping[str, str]) -> pd.DataFrame:
+def images_table(answers: Sequence[BreastResult], pictures: Mapping[str, str]) -> pd.DataFrame:
     """One row an image, for `images.csv`.
 
     Args:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.hidden import HiddenTest, read_hidden
+from rsna_bcd.tables import test_set
 from rsna_bcd.tables.images import read_images
+from rsna_bcd.tables.test_set import read_test_tables
 
 COLUMNS = [
     "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id",
@@ -31,15 +32,15 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(ROWS, columns=COLUMNS, dtype=object)
 
 
-def read(folder: Path, frame: pd.DataFrame, ids: list[str] | None = IDS) -> HiddenTest:
+def read(folder: Path, frame: pd.DataFrame, ids: list[str] | None = IDS) -> test_set.TestTables:
     frame.to_csv(folder / "test.csv", index=False)
     if ids is not None:
         sample = pd.DataFrame({"prediction_id": ids, "cancer": 0.02})
         sample.to_csv(folder / "sample_submission.csv", index=False)
-    return read_hidden(folder / "test.csv", folder / "sample_submission.csv")
+    return read_test_tables(folder / "test.csv", folder / "sample_submission.csv")
 
 
-def cases(test: HiddenTest) -> list[tuple[str | None, str | None, str]]:
+def cases(test: test_set.TestTables) -> list[tuple[str | None, str | None, str]]:
     return [(f.prediction_id, f.image_id, f.kind) for f in test.failures]
 
 
@@ -215,7 +216,7 @@ def test_lines_that_are_damaged_cost_themselves(tmp_path: Path) -> None:
     lines.insert(4, "")
     text = "\r\n".join(lines).encode() + b"\r\n2,08,8\xff4,R,CC,44,1,49,08_R\r\n"
     (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + text)
-    test = read_hidden(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
+    test = read_test_tables(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
     assert cases(test) == [
         (None, None, "damaged row"),
         ("7_R", "72", "missing prediction_id"),
@@ -243,7 +244,7 @@ def test_where_there_is_no_answer_it_stops(
     if content is not None:
         (tmp_path / "test.csv").write_text(content)
     with pytest.raises(InputError, match=message):
-        read_hidden(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
+        read_test_tables(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
 
 
 def test_files_that_cannot_be_looked_for_are_left_out(tmp_path: Path) -> None:
