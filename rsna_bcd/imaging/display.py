@@ -1,7 +1,7 @@
-"""From a DICOM header to a `DisplayTransform`: modality transform, VOI transform, inversion.
+"""From a DICOM header to a `DisplayTransform`: lookup tables, windows, inversion, padding.
 
-A lookup table comes before a window where both are there, and the first usable one of several is
-taken. An image without a usable one is shown by a linear ramp, fitted to its tissue.
+A lookup table has precedence over a window, and the first usable one of several is taken. An image
+without a usable transform is displayed by a linear ramp that is fitted to its tissue.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,14 +21,13 @@ from rsna_bcd.imaging.mammogram import ImageError, Level, Mammogram, StoredPixel
 from rsna_bcd.imaging.parsing import UNPARSABLE, first_integer
 from rsna_bcd.imaging.quality import QualityFlag
 from rsna_bcd.imaging.voi import (
+    BoolMask,
     DisplayTransform,
-    Linear,
-    LinearExact,
     LookupTable,
     Rescale,
-    Sigmoid,
     Values,
     VOITransform,
+    Window,
     fit_ramp,
     value_range,
 )
@@ -40,33 +39,32 @@ _LEAST_CONTRAST = 0.1
 _MOST_CLIPPED = 0.75
 _CLIPPED = 0.005  # this close to black or white
 _FEW = 0.04  # of the frame; a breast fills more
-_STEP = 7  # these checks look at every seventh pixel of the overview
+_STEP = 7  # these checks use every seventh pixel of the overview
 _LARGEST = 1e9  # of slopes and windows; stored values have 16 bits
+_WORD = 2**16
 
-_FUNCTIONS: dict[str, Callable[[float, float], VOITransform]] = {
-    "LINEAR": Linear,
-    "LINEAR_EXACT": LinearExact,
-    "SIGMOID": Sigmoid,
-}
-_SMALLEST_WIDTH = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
+_MIXED = 3  # pixels of the overview around padding: averages and wavelets mix padding and tissue
+_BLACK = 0.02  # of [0, 1]; padding that is displayed darker stays as it is
 
-_Mask = NDArray[np.bool_] | None
+
+class _UnusableError(Exception):
+    """A transform of the header that cannot be applied; the message describes it."""
 
 
 def display_transform(dataset: Dataset, pixels: StoredPixels) -> DisplayTransform:
-    """How the header wants its pixels shown.
+    """Read the display transform of a header.
 
     Args:
         dataset: the header.
-        pixels: stored values, of the whole image or of its overview, to check the transforms and
-            to fit a ramp where the header has no usable one.
+        pixels: stored values of the image or its overview, to check the transforms and to fit a
+            ramp where the header has no usable one.
 
     Raises:
-        ImageError: a modality transform that makes no image.
+        ImageError: the modality transform makes no image.
     """
     signed = pixels.dtype.kind == "i"
-    valid = without_padding(dataset, pixels)
-    modality, flags = _modality(dataset, float(pixels.max()), signed=signed)
+    valid = find_valid_pixels(dataset, pixels)
+    modality, flags = _modality_transform(dataset, float(pixels.max()), signed=signed)
     values = modality(pixels.astype(np.float32))
     inside = values if valid is None else values[valid]
     if inside.min() == inside.max():
@@ -80,7 +78,7 @@ def display_transform(dataset: Dataset, pixels: StoredPixels) -> DisplayTransfor
         try:
             voi = read()
             _check_contrast(voi, values, valid, inverted=inverted)
-        except UnusableError as error:
+        except _UnusableError as error:
             flags.append(flag)
             discarded.append(str(error))
         else:
@@ -91,15 +89,15 @@ def display_transform(dataset: Dataset, pixels: StoredPixels) -> DisplayTransfor
     return DisplayTransform(modality, ramp, inverted, flags=tuple(flags))
 
 
-def _modality(
+def _modality_transform(
     dataset: Dataset, largest: float, *, signed: bool
 ) -> tuple[Rescale | LookupTable, list[QualityFlag]]:
-    """Modality LUT if there is a usable one, else rescale, else identity; and the flags."""
+    """The modality LUT if there is a usable one, else rescale, else identity; and the flags."""
     flags: list[QualityFlag] = []
-    for item in _items(dataset, "ModalityLUTSequence"):
+    for item in _items(dataset, "ModalityLUTSequence", "PixelValueTransformationSequence"):
         try:
-            return read_lookup_table(item, largest, signed=signed), flags
-        except UnusableError:
+            return _read_lookup_table(item, largest, signed=signed), flags
+        except _UnusableError:
             flags.append(QualityFlag.LUT_DISCARDED)
     slope = intercept = None
     for source in _sources(dataset, "PixelValueTransformationSequence"):
@@ -113,11 +111,11 @@ def _modality(
     return rescale, flags
 
 
-def _inversion(dataset: Dataset, values: Values, valid: _Mask) -> tuple[bool, bool]:
+def _inversion(dataset: Dataset, values: Values, valid: BoolMask | None) -> tuple[bool, bool]:
     """Whether the image is inverted, and whether the header contradicts itself about that.
 
-    MONOCHROME1 is inverted: many such files have the shape IDENTITY, and are meant like that. The
-    shape INVERSE of MONOCHROME2 is respected where the background becomes dark.
+    MONOCHROME1 is inverted, although many such files have the shape IDENTITY. The shape INVERSE of
+    MONOCHROME2 is respected where the background becomes dark.
     """
     shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
     if str(dataset.PhotometricInterpretation).strip().upper() == "MONOCHROME1":
@@ -125,81 +123,152 @@ def _inversion(dataset: Dataset, values: Values, valid: _Mask) -> tuple[bool, bo
     if shape != "INVERSE":
         return False, False
     # The background may be padding, or beside it.
-    everything = [values] if valid is None else [values, values[valid].reshape(1, -1)]
-    bright = (has_bright_background(_unit(part, value_range(part))) for part in everything)
-    return any(bright), True
+    parts = [values] if valid is None else [values, values[valid].reshape(1, -1)]
+    return any(has_bright_background(_normalize(part)) for part in parts), True
 
 
 def _voi_transforms(
     dataset: Dataset, values: Values, *, signed: bool
 ) -> Iterator[tuple[QualityFlag, int, int, Callable[[], VOITransform]]]:
-    """The transforms of the header, in order of preference.
+    """The transforms of the header, in order of precedence.
 
     Yields:
-        The flag if it is discarded, its position among how many of its kind, and a function that
-        reads it and raises UnusableError.
+        The flag if it is discarded, its position, the number of its kind, and a function that
+        reads it and raises _UnusableError.
     """
-    # The first input of a VOI table is signed if what goes into it is (PS3.3 C.11.2.1.1).
+    # The first input of a VOI table is signed if its inputs are (PS3.3 C.11.2.1.1).
     largest, signed = float(values.max()), signed or bool(values.min() < 0)
     items = _items(dataset, "VOILUTSequence", "FrameVOILUTSequence")
     for n, item in enumerate(items, 1):
-        read = partial(read_voi_lookup_table, item, largest, signed=signed)
+        read = partial(_read_voi_lookup_table, item, largest, signed=signed)
         yield QualityFlag.LUT_DISCARDED, n, len(items), read
     for source in _sources(dataset, "FrameVOILUTSequence"):
-        windows = _windows(source)
-        for n, window in enumerate(windows, 1):
-            yield QualityFlag.WINDOW_DISCARDED, n, len(windows), partial(_window, *window)
+        function = str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
+        try:
+            centers, widths = (_values(source.get(f"Window{key}")) for key in ("Center", "Width"))
+            pairs = [
+                (center, width)
+                for center, width in zip(centers, widths, strict=False)
+                if center not in (None, "") and width not in (None, "")
+            ]
+        except UNPARSABLE as error:  # text that is no number
+            pairs = [(error, error)]
+        for n, pair in enumerate(pairs, 1):
+            yield QualityFlag.WINDOW_DISCARDED, n, len(pairs), partial(_window, function, *pair)
 
 
-def _windows(dataset: Dataset) -> list[tuple[Any, Any, str]]:
-    """Center, width and function of each window; pairs of which one is blank are none."""
-    name = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    try:
-        centers, widths = (_several(dataset.get(f"Window{key}")) for key in ("Center", "Width"))
-    except UNPARSABLE as error:  # text that is no number
-        return [(error, error, name)]
-    pairs = zip(centers, widths, strict=False)
-    return [(c, w, name) for c, w in pairs if c not in (None, "") and w not in (None, "")]
-
-
-def _window(center: Any, width: Any, name: str) -> VOITransform:
-    """Make the function of a window."""
+def _window(function: str, center: Any, width: Any) -> Window:
     try:
         center, width = float(center), float(width)
     except (ValueError, TypeError) as error:
-        raise UnusableError(f"window: {center}") from error
-    smallest = _SMALLEST_WIDTH.get(name)
-    if smallest is None or width < smallest or width <= 0 or not _are_usable(center, width):
-        raise UnusableError(f"{name} {center:g} {width:g}")
-    return _FUNCTIONS[name](center, width)
+        raise _UnusableError(f"window: {center}") from error
+    if function == "LINEAR":
+        too_narrow = width < 1
+    elif function in ("LINEAR_EXACT", "SIGMOID"):
+        too_narrow = width <= 0
+    else:
+        too_narrow = True
+    if too_narrow or not _are_usable(center, width):
+        raise _UnusableError(f"{function} {center:g} {width:g}")
+    return Window(function, center, width)
 
 
-def _check_contrast(voi: VOITransform, values: Values, valid: _Mask, *, inverted: bool) -> None:
-    """Refuse a transform that was made for pixels of another depth.
-
-    Raises:
-        UnusableError: it shows all values alike, or hardly any of the breast's.
-    """
+def _check_contrast(
+    voi: VOITransform, values: Values, valid: BoolMask | None, *, inverted: bool
+) -> None:
+    """Raise _UnusableError if a transform hides (nearly) all contrast of the breast."""
     inside = (values if valid is None else values[valid]).ravel()
-    shown = voi(np.append(inside[::_STEP], [inside.min(), inside.max()]).astype(np.float32))
-    if np.ptp(shown) < _LEAST_CONTRAST:
-        raise UnusableError(str(voi))
-    bright = 1 - shown if inverted else shown
+    displayed = voi(np.append(inside[::_STEP], [inside.min(), inside.max()]).astype(np.float32))
+    if np.ptp(displayed) < _LEAST_CONTRAST:
+        raise _UnusableError(str(voi))
+    bright = 1 - displayed if inverted else displayed
     if (bright > 1 - _CLIPPED).mean() < _FEW and (bright < _CLIPPED).mean() < 1 - _FEW:
         return  # the breast is large enough to be among the others
-    picture = _unit(-values if inverted else values, value_range(-values if inverted else values))
-    breast = breast_mask(picture if valid is None else np.where(valid, picture, np.float32(0)))
+    image = _normalize(-values if inverted else values)
+    breast = breast_mask(image if valid is None else np.where(valid, image, np.float32(0)))
     if breast is not None:
-        shown = voi(values[breast])
-        if (np.abs(shown - 0.5) >= 0.5 - _CLIPPED).mean() > _MOST_CLIPPED:
-            raise UnusableError(str(voi))
+        displayed = voi(values[breast])
+        if (np.abs(displayed - 0.5) >= 0.5 - _CLIPPED).mean() > _MOST_CLIPPED:
+            raise _UnusableError(str(voi))
 
 
-def _unit(values: Values, ends: tuple[float, float]) -> Values:
-    """Bring values to [0, 1]."""
-    low, high = ends
+def _normalize(values: Values) -> Values:
+    """Scale values to [0, 1], outliers clipped."""
+    low, high = value_range(values)
     scaled: Values = np.clip((values - low) / np.float32(high - low), 0, 1)
     return scaled
+
+
+def _read_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> LookupTable:
+    """Read an item of a modality or VOI LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1).
+
+    Tables in real files announce other bits, other counts or another sign than their data have.
+    The data decide where they are unambiguous.
+
+    Args:
+        item: the item.
+        largest_input: a table with fewer entries than announced is used if it reaches so far.
+        signed: whether the inputs, and so the first input of the table, are signed.
+
+    Raises:
+        _UnusableError: descriptor or data are absent, incomplete or contradictory.
+    """
+    descriptor = _integers(item, "LUTDescriptor")
+    if len(descriptor) != 3:
+        raise _UnusableError(f"lookup table with a descriptor of {len(descriptor)} values")
+    # The first value is unsigned, whatever VR the descriptor has; 0 stands for 65,536.
+    count, first, bits = descriptor[0] % _WORD or _WORD, descriptor[1], descriptor[2]
+    if signed and first >= _WORD // 2:
+        first -= _WORD
+    if not signed and first < 0 and first + _WORD <= largest_input:  # the descriptor's VR is SS
+        first += _WORD
+    data = _get(item, "LUTData")
+    if not isinstance(data, bytes):  # bytes are little endian: `parse_dicom` swaps other files
+        data = np.array([v % _WORD for v in _integers(item, "LUTData")], "<u2").tobytes()
+    if bits <= 8 and len(data) < 2 * count:  # bytes, packed two to a word if in words
+        entries: NDArray[np.unsignedinteger[Any]] = np.frombuffer(data, np.uint8)
+    else:
+        entries = np.frombuffer(data[: len(data) // 2 * 2], "<u2")
+    if not entries.size or (entries.size < count and first + entries.size <= largest_input):
+        raise _UnusableError(f"lookup table of {entries.size} entries, {count} announced")
+    return LookupTable(first, entries[:count].astype(np.float32))
+
+
+def _read_voi_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> LookupTable:
+    """Read an item of a VOI LUT sequence; the entries are divided by full scale.
+
+    Full scale is 2**bits - 1, as announced: tables of GE end at 3905 of 4095. Only if an entry is
+    beyond that, or all are below half of it, is the largest entry full scale.
+
+    Raises:
+        _UnusableError: see `_read_lookup_table`; or all entries are 0.
+    """
+    table = _read_lookup_table(item, largest_input, signed=signed)
+    largest = float(table.entries.max())
+    if largest == 0:
+        raise _UnusableError(f"lookup table of {len(table.entries)} entries of 0")
+    bits = _integers(item, "LUTDescriptor")[2]
+    announced = 2.0**bits - 1 if 1 <= bits <= 16 else largest
+    full = announced if announced / 2 <= largest <= announced else largest
+    return LookupTable(table.first, table.entries / np.float32(full))
+
+
+def _get(item: Dataset, keyword: str) -> Any:
+    try:
+        return item.get(keyword)
+    except UNPARSABLE as error:
+        raise _UnusableError(f"lookup table: {error}") from error
+
+
+def _integers(item: Dataset, keyword: str) -> list[int]:
+    """The values of an element that may have one or several."""
+    value = _get(item, keyword)
+    if value is None or isinstance(value, str | bytes):
+        raise _UnusableError("lookup table without a descriptor or data")
+    try:
+        return [int(v) for v in np.atleast_1d(value).tolist()]
+    except (TypeError, ValueError) as error:
+        raise _UnusableError(f"lookup table: {error}") from error
 
 
 def _sources(dataset: Dataset, group: str) -> Iterator[Dataset]:
@@ -210,123 +279,30 @@ def _sources(dataset: Dataset, group: str) -> Iterator[Dataset]:
             yield from _sequence(groups, group)[:1]
 
 
-def _items(dataset: Dataset, keyword: str, group: str | None = None) -> list[Dataset]:
+def _items(dataset: Dataset, keyword: str, group: str) -> list[Dataset]:
     """The items of a sequence, from the first source that has any."""
-    sources = _sources(dataset, group or "PixelValueTransformationSequence")
-    return next((items for items in (_sequence(s, keyword) for s in sources) if items), [])
+    sources = (_sequence(source, keyword) for source in _sources(dataset, group))
+    return next((items for items in sources if items), [])
 
 
 def _sequence(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where it is absent or is something else."""
     value = dataset.get(keyword)
     return list(value) if isinstance(value, Sequence) else []
 
 
-def _first(value: Any) -> Any:
-    """The first value of an element; None where it is absent or blank."""
-    first = _several(value)[:1]
-    return first[0] if first and first[0] != "" else None
-
-
-def _several(value: Any) -> list[Any]:
-    """The values of an element that may have one or several."""
+def _values(value: Any) -> list[Any]:
     return list(value) if isinstance(value, MultiValue) else [value]
 
 
+def _first(value: Any) -> Any:
+    """The first value of an element; None where it is absent or blank."""
+    first = _values(value)[:1]
+    return first[0] if first and first[0] != "" else None
+
+
 def _are_usable(*numbers: float) -> bool:
-    """Whether float32 can calculate with the numbers of a header; NaN is none of them."""
+    """Whether float32 can represent the numbers well; not so NaN."""
     return all(abs(number) <= _LARGEST for number in numbers)
-
-
-_WORD = 2**16
-
-
-class UnusableError(Exception):
-    """A transform of the header that cannot be applied; the message describes it."""
-
-
-def read_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> LookupTable:
-    """Read an item of a modality or VOI LUT sequence.
-
-    Args:
-        item: the item.
-        largest_input: the largest value that is looked up. A table with fewer entries than
-            announced is used if it reaches so far.
-        signed: whether the inputs are signed; the first input of the table is, then, too.
-
-    Returns:
-        The table, its entries as stored.
-
-    Raises:
-        UnusableError: the descriptor or the data are absent, incomplete or contradictory.
-    """
-    descriptor = _integers(_element(item, "LUTDescriptor"))
-    if len(descriptor) != 3:
-        raise UnusableError(f"lookup table with a descriptor of {len(descriptor)} values")
-    # The first value is unsigned, whatever VR the descriptor has; 0 stands for 65,536.
-    count, first, bits = descriptor[0] % _WORD or _WORD, descriptor[1], descriptor[2]
-    if signed and first >= _WORD // 2:
-        first -= _WORD
-    if not signed and first < 0 and first + _WORD <= largest_input:  # the descriptor's VR is SS
-        first += _WORD
-    entries = _entries(item, count, bits)
-    if not entries.size or (entries.size < count and first + entries.size <= largest_input):
-        raise UnusableError(f"lookup table of {entries.size} entries, {count} announced")
-    return LookupTable(first, entries[:count].astype(np.float32))
-
-
-def read_voi_lookup_table(item: Dataset, largest_input: float, *, signed: bool) -> LookupTable:
-    """Read an item of a VOI LUT sequence; the entries are divided by their full scale.
-
-    Full scale is 2**bits - 1, as announced: tables of GE end at 3905 of 4095. Only if an entry is
-    beyond that, or all are below half of it, is the largest entry full scale.
-
-    Raises:
-        UnusableError: see `read_lookup_table`; or all entries are 0.
-    """
-    table = read_lookup_table(item, largest_input, signed=signed)
-    largest = float(table.entries.max())
-    if largest == 0:
-        raise UnusableError(f"lookup table of {len(table.entries)} entries of 0")
-    bits = _integers(item.LUTDescriptor)[2]
-    announced = 2.0**bits - 1 if 1 <= bits <= 16 else largest
-    full = announced if announced / 2 <= largest <= announced else largest
-    return LookupTable(table.first, table.entries / np.float32(full))
-
-
-def _entries(item: Dataset, count: int, bits: int) -> NDArray[np.unsignedinteger[Any]]:
-    """The entries: unsigned words whatever the VR; or bytes, packed two to a word if in words."""
-    data = _element(item, "LUTData")
-    if isinstance(data, bytes):
-        content = data  # little endian: `parse_dicom` swaps the words of other files
-    else:
-        content = np.array([value % _WORD for value in _integers(data)], "<u2").tobytes()
-    if bits <= 8 and len(content) < 2 * count:
-        return np.frombuffer(content, np.uint8)
-    return np.frombuffer(content[: len(content) // 2 * 2], "<u2")
-
-
-def _element(item: Dataset, keyword: str) -> Any:
-    try:
-        return item.get(keyword)
-    except UNPARSABLE as error:
-        raise UnusableError(f"lookup table: {error}") from error
-
-
-def _integers(value: Any) -> list[int]:
-    """The values of an element that may have none, one or several."""
-    if value is None or isinstance(value, str | bytes):
-        raise UnusableError("lookup table without a descriptor or data")
-    try:
-        return [int(v) for v in np.atleast_1d(value).tolist()]
-    except (TypeError, ValueError) as error:
-        raise UnusableError(f"lookup table: {error}") from error
-
-
-_WORD = 2**16
-# Pixels of the overview around padding that are left out too: averages and wavelets mix the two.
-_MIXED = 3
-_BLACK = 0.02  # of [0, 1]; padding that is shown darker stays as it is
 
 
 def padding_range(dataset: Dataset, *, signed: bool) -> tuple[int, int] | None:
@@ -341,67 +317,53 @@ def padding_range(dataset: Dataset, *, signed: bool) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
-def is_padding(pixels: StoredPixels, ends: tuple[int, int]) -> NDArray[np.bool_]:
-    """Find pixels whose value lies between the ends, both included."""
+def _is_padding(pixels: StoredPixels, ends: tuple[int, int]) -> BoolMask:
     return (pixels >= ends[0]) & (pixels <= ends[1])
 
 
-def without_padding(dataset: Dataset, pixels: StoredPixels) -> NDArray[np.bool_] | None:
-    """Find the pixels that are no padding.
-
-    Args:
-        dataset: the header.
-        pixels: (H, W), of the overview.
+def find_valid_pixels(dataset: Dataset, pixels: StoredPixels) -> BoolMask | None:
+    """Find the pixels of an overview that are neither padding nor close to it.
 
     Returns:
-        (H, W), False in areas of padding and close to them; None if there is no such area, or
-        nothing else. Single pixels of tissue may have the value of padding by chance.
+        (H, W); None if there is no area of padding, or nothing else. Single pixels of tissue may
+        have the value of padding by chance.
     """
     ends = padding_range(dataset, signed=pixels.dtype.kind == "i")
     if ends is None:
         return None
     square = np.ones((3, 3), np.uint8)
-    areas = cv2.erode(is_padding(pixels, ends).astype(np.uint8), square)
+    areas = cv2.erode(_is_padding(pixels, ends).astype(np.uint8), square)
     if not areas.any():
         return None
     valid = cv2.dilate(areas, square, iterations=1 + _MIXED) == 0
     return valid if valid.any() else None
 
 
-def bright_padding(
-    dataset: Dataset, overview: StoredPixels, display: DisplayTransform
-) -> tuple[int, int] | None:
-    """The lowest and highest value of padding that would be shown bright; None without such."""
-    ends = padding_range(dataset, signed=overview.dtype.kind == "i")
-    if ends is None or without_padding(dataset, overview) is None:
-        return None
-    values = overview[is_padding(overview, ends)]
-    return ends if display.apply(values).max() > _BLACK else None
+def blacken_padding(mammogram: Mammogram, dataset: Dataset) -> Mammogram:
+    """Replace padding that would be displayed bright by a value that is displayed black.
 
-
-def blackened(mammogram: Mammogram, ends: tuple[int, int]) -> Mammogram:
-    """The same image, padding replaced by a value that is shown black.
-
-    It is decoded in full: a codec that halves the resolution would mix padding with tissue.
-
-    Args:
-        mammogram: the image.
-        ends: the lowest and highest value of padding.
+    Such an image is decoded in full: a codec that halves the resolution would mix padding with
+    tissue.
     """
-    dtype = mammogram.overview.pixels.dtype
+    overview = mammogram.overview.pixels
+    ends = padding_range(dataset, signed=overview.dtype.kind == "i")
+    if ends is None or find_valid_pixels(dataset, overview) is None:
+        return mammogram
+    if mammogram.display.apply(overview[_is_padding(overview, ends)]).max() <= _BLACK:
+        return mammogram
+    dtype = overview.dtype
     info = np.iinfo(dtype)
     candidates = np.arange(info.min, info.max + 1).astype(dtype)
-    candidates = candidates[~is_padding(candidates, ends)]
-    shown = mammogram.display.apply(candidates)
-    # The nearest to the tissue: at the border, both are averaged.
-    darkest = candidates[shown <= shown.min()].astype(np.int64)
-    middle = int(np.median(mammogram.overview.pixels))
-    black = darkest[np.argmin(np.abs(darkest - middle))]
+    candidates = candidates[~_is_padding(candidates, ends)]
+    displayed = mammogram.display.apply(candidates)
+    # The nearest to the tissue, because both are averaged at the border.
+    darkest = candidates[displayed <= displayed.min()].astype(np.int64)
+    black = darkest[np.argmin(np.abs(darkest - int(np.median(overview))))]
 
     @cache
     def decode(_: int) -> Level:
         whole = mammogram.decode(0)
-        pixels = np.where(is_padding(whole.pixels, ends), dtype.type(black), whole.pixels)
+        pixels = np.where(_is_padding(whole.pixels, ends), dtype.type(black), whole.pixels)
         return replace(whole, pixels=pixels)
 
     return replace(mammogram, overview=overview_of(decode(0)), most_reduced=0, decode=decode)

@@ -1,4 +1,4 @@
-"""What a DICOM file is: no mammogram at all, or which kind of mammogram (quality flags)."""
+"""Read the header of a DICOM file: the kind of file, quality flags, and facts for the tables."""
 
 import re
 from functools import cache
@@ -12,29 +12,33 @@ from pydicom.uid import UID
 from rsna_bcd.imaging.mammogram import ImageError
 from rsna_bcd.imaging.parsing import (
     element_text,
+    header_errors,
     parse_dicom,
-    refusing_damaged_headers,
     sequence_items,
 )
 from rsna_bcd.imaging.positioning import (
     MODIFIER_FLAGS,
+    POSITIONING_TAGS,
     SPECIMEN_CODES,
-    VIEW_TAGS,
     parse_view,
     read_laterality,
     read_view,
-    view_header,
+    view_description,
     view_modifiers,
 )
 from rsna_bcd.imaging.quality import QualityFlag, join_flags
 
-# Some archives call their mammograms so; RG is screen-film radiography (PS3.3 C.7.3.1.1.1).
-PROJECTIONS = ("MG", "DX", "CR", "RG")
+Header = dict[str, str | int | float | None]
+
+# Some archives store mammograms as DX, CR or RG, screen-film radiography (PS3.3 C.7.3.1.1.1).
+_PROJECTIONS = ("MG", "DX", "CR", "RG")
 SECONDARY_CAPTURE = "secondary capture (a screenshot or a scan)"
-TOMOSYNTHESIS = "breast tomosynthesis"
+_TOMOSYNTHESIS = "breast tomosynthesis"
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-# DICOM PS3.4 B.5: the classes of images and documents, by what follows; the first that begins so.
+_MAMMOGRAPHY = f"{_STORAGE}1.2"
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+# SOP classes (PS3.4 B.5) by their UID after _STORAGE; the first that matches, item by item.
 _KINDS = {
     "1.3": "dental X-ray",
     "2": "CT image",
@@ -45,7 +49,7 @@ _KINDS = {
     "9": "waveform",
     "11": "presentation state (how an image is shown)",
     "12": "angiography",
-    "13.1.3": TOMOSYNTHESIS,
+    "13.1.3": _TOMOSYNTHESIS,
     "13.1.4": "projection of a tomosynthesis",
     "13.1.5": "projection of a tomosynthesis",
     "20": "nuclear medicine image",
@@ -60,9 +64,8 @@ _KINDS = {
     "130": "PET image",
     "481": "radiotherapy object",
 }
-_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-# Of files whose class is missing, or says otherwise.
-_OF_MODALITY = {
+# By modality, where the class is missing or contradicts it.
+_MODALITY_KINDS = {
     "CT": "CT image", "MR": "MR image", "US": "ultrasound image", "PT": "PET image",
     "NM": "nuclear medicine image", "XA": "angiography", "SR": "structured report",
     "DOC": "document", "PR": "presentation state (how an image is shown)",
@@ -70,14 +73,13 @@ _OF_MODALITY = {
     "SC": SECONDARY_CAPTURE,
 }  # fmt: skip
 
-_MAMMOGRAPHY = f"{_STORAGE}1.2"
-# Free text. The description of a study is of all its images.
+# Free text. The description of a study applies to all its images.
 _DESCRIPTIONS = (
     "SeriesDescription", "StudyDescription", "ProtocolName", "PaddleDescription",
     "AcquisitionDeviceProcessingDescription",
 )  # fmt: skip
 # In capital letters, digits and single blanks. Image types are those of PS3.3 C.8.11.7.1.4.
-_WORDS = {
+_FLAG_PATTERNS = {
     QualityFlag.SPOT_COMPRESSION: re.compile(
         r"(?<!FOCAL )\bSPOTS?\b|\bSPOT ?(COMP|MAG|VIEW)|MAG ?SPOT|\bCON(E|ED) ?(DOWN|COMP)"
     ),
@@ -98,209 +100,13 @@ _SYNTHETIC = re.compile(
     r"|GENERATED[ _]*2D",
     re.IGNORECASE,
 )
+_SYNTHETIC_TYPES = {"GENERATED_2D", "TOMOSYNTHESIS", "TOMOSYNTHESIS_2D"}
 _MAGNIFIED = 1.4  # times; on the breast support, up to 1.1
-
-TAGS = (
-    *VIEW_TAGS, "SOPClassUID", "Modality", "NumberOfFrames", "ImageType", "PresentationIntentType",
-    "ConversionType", "DetectorType", "PartialView", "BreastImplantPresent",
-    "SpecimenDescriptionSequence", "EstimatedRadiographicMagnificationFactor", *_DESCRIPTIONS,
-)  # fmt: skip
-
-
-def sop_class_of(dataset: Dataset) -> UID:
-    """The class of a file (SOP Class UID), of its meta information where it has none; or empty."""
-    meta = getattr(dataset, "file_meta", None) or Dataset()
-    own = element_text(dataset, "SOPClassUID")
-    return UID(own or element_text(meta, "MediaStorageSOPClassUID"))
-
-
-def foreign_kind(dataset: Dataset) -> str | None:
-    """Name what a file is instead of a mammogram: `CT image`, `structured report`, ...
-
-    Args:
-        dataset: with the elements of `TAGS`; a file that has none of them may be a mammogram (those
-            of the competition say little).
-
-    Returns:
-        None where it may be a mammogram: by class a digital mammogram, a digital X-ray, a computed
-        radiograph, a single image in the class of tomosyntheses (a synthetic 2D view), a secondary
-        capture that is digitized film, or unknown; and by modality nothing else, nor an X-ray of
-        another part of the body. Tomosyntheses under another class have several frames.
-    """
-    sop_class = sop_class_of(dataset)
-    if sop_class == _MEDIA_DIRECTORY:
-        return "DICOMDIR (the contents of a disc)"
-    kind = _kind_of_class(sop_class)
-    one_frame = element_text(dataset, "NumberOfFrames") in ("", "0", "1")
-    if kind == TOMOSYNTHESIS and one_frame:
-        kind = None
-    if kind == SECONDARY_CAPTURE and _is_captured_film(dataset):
-        kind = None
-    if kind is None and "TOMO_PROJ" in _image_type(dataset):
-        kind = "projection of a tomosynthesis"
-    if kind is not None:
-        return kind
-    modality, part = _modality(dataset), element_text(dataset, "BodyPartExamined")
-    if modality in PROJECTIONS and modality != "MG" and part and not shows_breast(part):
-        return f"X-ray of the {part.lower()}"
-    if not modality or modality in PROJECTIONS:
-        return None
-    return _OF_MODALITY.get(modality, f"image of modality {modality}")
-
-
-def shows_breast(body_part: str) -> bool:
-    """Whether a body part, as `BodyPartExamined` has it, is the breast."""
-    return re.search("BREAST|MAMM", body_part.upper()) is not None
-
-
-class HeaderFlags(NamedTuple):
-    """What kind of mammogram a header describes.
-
-    Attributes:
-        flags: in the order of `QualityFlag`.
-        supplemental: whether codes, the image type or the view position (and not a description
-            alone) say that it shows a part of the breast, a specimen or a needle. Such an image
-            does not decide about a breast that has standard views.
-    """
-
-    flags: tuple[QualityFlag, ...]
-    supplemental: bool
-
-
-def header_flags(dataset: Dataset) -> HeaderFlags:
-    """Read quality flags from a header, see `QualityFlag`.
-
-    Args:
-        dataset: with the elements of `TAGS`.
-    """
-    stated = _stated_flags(dataset)
-    flags = stated | _described_flags(dataset)
-    body_part = element_text(dataset, "BodyPartExamined")
-    sop_class = sop_class_of(dataset)
-    modality = _modality(dataset)
-    if "FOR PROCESSING" in (presentation_intent(dataset), sop_class_intent(sop_class)):
-        flags.add(QualityFlag.FOR_PROCESSING)
-    if _is_synthetic(dataset):
-        flags.add(QualityFlag.SYNTHETIC_2D)
-    if (
-        _kind_of_class(sop_class) == SECONDARY_CAPTURE
-        or modality == "RG"
-        or element_text(dataset, "ConversionType").upper() == "DF"
-        or element_text(dataset, "DetectorType").upper() == "FILM"
-    ):
-        flags.add(QualityFlag.DIGITIZED_FILM)
-    # Other modalities of X-rays show any part of the body; a header that names no modality may be
-    # of mammography by its class, or by an element that only mammograms have.
-    by_class = sop_class.startswith(_MAMMOGRAPHY) or _kind_of_class(sop_class) == TOMOSYNTHESIS
-    by_elements = "PartialView" in dataset or "BreastImplantPresent" in dataset
-    says_so = modality == "MG" or (not modality and (by_class or by_elements))
-    if not says_so and not shows_breast(body_part):
-        flags.add(QualityFlag.NOT_MAMMOGRAM)
-    if read_laterality(dataset).contradictory:
-        flags.add(QualityFlag.LATERALITY_CONTRADICTORY)
-    if read_view(dataset).contradictory:
-        flags.add(QualityFlag.VIEW_CONTRADICTORY)
-    return HeaderFlags(tuple(flag for flag in QualityFlag if flag in flags), bool(stated))
-
-
-def presentation_intent(dataset: Dataset) -> str | None:
-    """What the pixels are for: FOR PRESENTATION or FOR PROCESSING; the class tells it too."""
-    words = re.findall("[A-Z]+", element_text(dataset, "PresentationIntentType").upper())
-    return " ".join(words) or sop_class_intent(sop_class_of(dataset))
-
-
-def sop_class_intent(sop_class: UID) -> str | None:
-    """What a class says that its pixels are for (`... Storage - For Processing`)."""
-    words = sop_class.name.rpartition(" - ")[2].upper()
-    return words if words.startswith("FOR ") else None
-
-
-def _stated_flags(dataset: Dataset) -> set[QualityFlag]:
-    """Flags by codes of the view and its modifiers, image type, view position and specimen."""
-    codes = sequence_items(dataset, "ViewCodeSequence")
-    modifiers = view_modifiers(dataset)
-    flags = {MODIFIER_FLAGS.get(element_text(code, "CodeValue").upper()) for code in modifiers}
-    if (
-        any(element_text(code, "CodeValue").upper() in SPECIMEN_CODES for code in codes)
-        or sequence_items(dataset, "SpecimenDescriptionSequence")
-        or "SPECIMEN" in element_text(dataset, "BodyPartExamined").upper()
-    ):
-        flags.add(QualityFlag.SPECIMEN)
-    position = element_text(dataset, "ViewPosition")
-    flags |= parse_view(position).flags
-    texts = [position, *_image_type(dataset)[2:]]
-    texts += [element_text(code, "CodeMeaning") for code in (*codes, *modifiers)]
-    return {flag for flag in flags if flag} | _flags_in(texts)
-
-
-def _described_flags(dataset: Dataset) -> set[QualityFlag]:
-    """Flags by descriptions, which people type, by the paddle and by the geometry."""
-    texts = [element_text(dataset, keyword) for keyword in _DESCRIPTIONS]
-    flags = _flags_in(texts)
-    for text in texts:
-        flags |= parse_view(text, description=True).flags
-    factor = element_text(dataset, "EstimatedRadiographicMagnificationFactor")
-    if re.fullmatch(r"\d+(\.\d*)?", factor) and float(factor) >= _MAGNIFIED:
-        flags.add(QualityFlag.MAGNIFICATION)
-    return flags
-
-
-def _flags_in(texts: list[str]) -> set[QualityFlag]:
-    """Flags by words of a text."""
-    words = [re.sub("[^A-Z0-9]+", " ", text.upper()) for text in texts if text]
-    return {flag for flag, word in _WORDS.items() if any(word.search(text) for text in words)}
-
-
-def _is_synthetic(dataset: Dataset) -> bool:
-    """Whether the image was made from a tomosynthesis, as a flat image of it."""
-    types = {"GENERATED_2D", "TOMOSYNTHESIS", "TOMOSYNTHESIS_2D"}
-    return (
-        bool(types & {*_image_type(dataset)})
-        or _kind_of_class(sop_class_of(dataset)) == TOMOSYNTHESIS
-        or any(
-            _SYNTHETIC.search(element_text(dataset, keyword))
-            for keyword in _DESCRIPTIONS
-            if keyword != "StudyDescription"  # of exposed images as well
-        )
-    )
-
-
-def _is_captured_film(dataset: Dataset) -> bool:
-    """Whether a secondary capture is a mammogram on film, as those of CBIS-DDSM are."""
-    part, modality = element_text(dataset, "BodyPartExamined"), _modality(dataset)
-    series = element_text(dataset, "SeriesDescription").upper()
-    if any("SCREEN" in value for value in _image_type(dataset)) or "MASK" in series:
-        return False  # a screenshot, or where a lesion is
-    if modality == "MG":
-        return not part or shows_breast(part)
-    return modality in PROJECTIONS and shows_breast(part)
-
-
-@cache
-def _kind_of_class(sop_class: UID) -> str | None:
-    """What a class is instead of a projection; None where it may be one, or is unknown."""
-    own = sop_class.removeprefix(_STORAGE) if sop_class.startswith(_STORAGE) else ""
-    for beginning, kind in _KINDS.items():
-        if own == beginning or own.startswith(f"{beginning}."):
-            return kind
-    return None
-
-
-def _modality(dataset: Dataset) -> str:
-    return element_text(dataset, "Modality").upper()
-
-
-def _image_type(dataset: Dataset) -> list[str]:
-    """The values of the image type, in capital letters."""
-    return [v.strip() for v in element_text(dataset, "ImageType").upper().split("\\")]
-
-
-Header = dict[str, str | int | float | None]
 
 _OLDEST = 120  # years
 _YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
-# What makes may append to the name of a model: a version of the software.
+# Versions of the software that vendors append to the name of a model.
 _VERSIONS = (
     r"[\s,;(]+(SOFTWARE|SW|VERSION|VERS?\.?|REV(ISION)?\.?|RELEASE|BUILD)[\s:.]+.*$",
     r"[\s,;(_-]+(ADS|SW)[\s_]?\d[\d.]*\)?$",  # GE: ADS_54.11.7
@@ -309,9 +115,12 @@ _VERSIONS = (
 )
 
 _TAGS = [
-    *TAGS, "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Manufacturer",
-    "ManufacturerModelName", "PatientID", "PatientAge", "Rows", "Columns",
-    "PhotometricInterpretation", "BitsStored",
+    *POSITIONING_TAGS, *_DESCRIPTIONS, "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID",
+    "SeriesInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
+    "PatientAge", "Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "BitsStored",
+    "ImageType", "PresentationIntentType", "ConversionType", "DetectorType", "PartialView",
+    "BreastImplantPresent", "SpecimenDescriptionSequence",
+    "EstimatedRadiographicMagnificationFactor",
 ]  # fmt: skip
 
 
@@ -320,63 +129,67 @@ def read_header(path: Path) -> Header:
 
     Returns:
         `patient_id, image_id` (SOP Instance UID)`, laterality` (L, R), `view` (CC, MLO and others,
-        see `read_view`), `view_header` (the header's own words for it), `age` (years), `implant`
-        (0, 1), `machine` (model, see `machine_name`), `manufacturer, modality, kind` (what it is if
-        no mammogram, see `foreign_kind`)`, body_part, presentation` (FOR PRESENTATION or FOR
+        see `read_view`), `view_header` (the view in the header's own words), `age` (years),
+        `implant` (0, 1), `machine` (model, see `machine_name`), `manufacturer, modality, kind` (if
+        no mammogram, see `non_mammogram_kind`)`, body_part, presentation` (FOR PRESENTATION or FOR
         PROCESSING)`, synthetic` (1: made from a tomosynthesis, else 0)`, quality_flags` (see
-        `header_flags`; joined)`, supplemental` (1: does not decide about a breast that has standard
-        views)`, photometric, bits_stored, rows, columns` (pixels)`, frames, transfer_syntax,
-        study_id, series_id`. What is absent, or cannot be understood, is None.
+        `header_flags`; joined)`, supplemental` (see `HeaderFlags`; 0, 1)`, photometric,
+        bits_stored, rows, columns` (pixels)`, frames, transfer_syntax, study_id, series_id`. Absent
+        and unintelligible values are None.
 
     Raises:
         ImageError: not a DICOM file, one without an image, or a damaged one.
     """
-    with path.open("rb") as file, refusing_damaged_headers():
+    with path.open("rb") as file, header_errors():
         try:
             dataset = parse_dicom(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError) as error:
             raise ImageError("not a DICOM file") from error
-        kind = foreign_kind(dataset)
+        kind = non_mammogram_kind(dataset)
         if not dataset.get("Rows") or not dataset.get("Columns"):
-            named = kind or sop_class_of(dataset).name or "something without a class"
+            named = kind or _sop_class(dataset).name or "something without a class"
             raise ImageError(f"no image, but {named}")
         flags, supplemental = header_flags(dataset) if kind is None else HeaderFlags((), False)
+        implant = element_text(dataset, "BreastImplantPresent").upper()
+        bits = dataset.get("BitsStored")
+
+        def text(keyword: str) -> str | None:
+            return element_text(dataset, keyword) or None
+
         return {
-            "patient_id": _text(dataset, "PatientID"),
-            "image_id": _text(dataset, "SOPInstanceUID"),
+            "patient_id": text("PatientID"),
+            "image_id": text("SOPInstanceUID"),
             "laterality": read_laterality(dataset).value,
             "view": read_view(dataset).value,
-            "view_header": view_header(dataset),
-            "age": _age(dataset),
-            "implant": {"YES": 1, "NO": 0}.get(
-                element_text(dataset, "BreastImplantPresent").upper()
-            ),
+            "view_header": view_description(dataset),
+            "age": _age(element_text(dataset, "PatientAge")),
+            "implant": {"YES": 1, "NO": 0}.get(implant),
             "machine": machine_name(element_text(dataset, "ManufacturerModelName")),
-            "manufacturer": _text(dataset, "Manufacturer"),
-            "modality": _text(dataset, "Modality"),
+            "manufacturer": text("Manufacturer"),
+            "modality": text("Modality"),
             "kind": kind,
-            "body_part": _text(dataset, "BodyPartExamined"),
-            "presentation": presentation_intent(dataset),
+            "body_part": text("BodyPartExamined"),
+            "presentation": _presentation_intent(dataset) or _class_intent(_sop_class(dataset)),
             "synthetic": int(QualityFlag.SYNTHETIC_2D in flags),
             "quality_flags": join_flags(flags),
             "supplemental": int(supplemental),
-            "photometric": _text(dataset, "PhotometricInterpretation"),
-            "bits_stored": _number(dataset, "BitsStored"),
+            "photometric": text("PhotometricInterpretation"),
+            "bits_stored": bits if isinstance(bits, int) else None,
             "rows": int(dataset.Rows),
             "columns": int(dataset.Columns),
             "frames": int(dataset.get("NumberOfFrames") or 1),
             "transfer_syntax": str(dataset.file_meta.get("TransferSyntaxUID", "")) or None,
-            "study_id": _text(dataset, "StudyInstanceUID"),
-            "series_id": _text(dataset, "SeriesInstanceUID"),
+            "study_id": text("StudyInstanceUID"),
+            "series_id": text("SeriesInstanceUID"),
         }
 
 
 def machine_name(model: str) -> str | None:
-    """The name of a machine's model as all its files have it, whatever software it runs.
+    """Normalise the name of a machine's model, so that all its files have the same one.
 
-    A version behind it goes, blanks and underscores are single blanks, and case is one: words
-    begin with a capital letter (`Senographe Essential`), those of up to three letters are capitals
-    (`DS`, `2000D`). The numbers of the competition stay as they are.
+    A version of the software is removed, blanks and underscores become single blanks. Words begin
+    with a capital letter (`Senographe Essential`), those of up to three letters are capitals (`DS`,
+    `2000D`). The numbers of the competition are unchanged.
 
     Args:
         model: `ManufacturerModelName`.
@@ -384,8 +197,7 @@ def machine_name(model: str) -> str | None:
     Returns:
         None where the model has no name.
     """
-    whole = re.sub(r"[\s_]+", " ", re.sub(r"(?<![\d])_(?!\d)", " ", model)).strip()
-    name = whole
+    name = re.sub(r"[\s_]+", " ", re.sub(r"(?<![\d])_(?!\d)", " ", model)).strip()
     for _ in range(2):  # `VB30 SP 1.2`: one may hide another
         for version in _VERSIONS:
             name = re.sub(version, "", name, flags=re.IGNORECASE).strip() or name
@@ -395,20 +207,184 @@ def machine_name(model: str) -> str | None:
     return cased or None
 
 
-def _text(dataset: Dataset, keyword: str) -> str | None:
-    return element_text(dataset, keyword) or None
+def _age(text: str) -> float | None:
+    """Years from an age such as `052Y`, `732M` or `61` (PS3.5 6.2, AS).
 
-
-def _number(dataset: Dataset, keyword: str) -> int | None:
-    value = dataset.get(keyword)
-    return int(value) if isinstance(value, int) else None
-
-
-def _age(dataset: Dataset) -> float | None:
-    """Years from an age such as `052Y`, `732M` or `61` (PS3.5 6.2, AS); None beyond 0 to 120.
-
-    So are `000Y` and `999Y`, which stand for an age that is not known.
+    None beyond 0 to 120: `000Y` and `999Y` stand for an unknown age.
     """
-    age = re.fullmatch(r"(\d{1,4})\s*([DWMY]?)", element_text(dataset, "PatientAge").upper())
+    age = re.fullmatch(r"(\d{1,4})\s*([DWMY]?)", text.upper())
     years = 0.0 if age is None else int(age[1]) * _YEARS[age[2] or "Y"]
     return round(years, 2) if 0 < years <= _OLDEST else None
+
+
+def non_mammogram_kind(dataset: Dataset) -> str | None:
+    """Name the kind of a file that is no mammogram: `CT image`, `structured report`, ...
+
+    Args:
+        dataset: with the elements of `_TAGS`; a file that has none of them may be a mammogram (the
+            competition's headers are sparse).
+
+    Returns:
+        None where it may be a mammogram: by class a digital mammogram, a digital X-ray, a computed
+        radiograph, a single image in the class of tomosyntheses (a synthetic 2D view), a secondary
+        capture that is digitized film, or unknown; and by modality nothing else, nor an X-ray of
+        another part of the body. Tomosyntheses under another class have several frames.
+    """
+    sop_class = _sop_class(dataset)
+    if sop_class == _MEDIA_DIRECTORY:
+        return "DICOMDIR (the contents of a disc)"
+    kind = _class_kind(sop_class)
+    one_frame = element_text(dataset, "NumberOfFrames") in ("", "0", "1")
+    if kind == _TOMOSYNTHESIS and one_frame:
+        kind = None
+    if kind == SECONDARY_CAPTURE and _is_captured_film(dataset):
+        kind = None
+    if kind is None and "TOMO_PROJ" in _image_type(dataset):
+        kind = "projection of a tomosynthesis"
+    if kind is not None:
+        return kind
+    modality, part = _modality(dataset), element_text(dataset, "BodyPartExamined")
+    if modality in _PROJECTIONS and modality != "MG" and part and not _is_breast(part):
+        return f"X-ray of the {part.lower()}"
+    if not modality or modality in _PROJECTIONS:
+        return None
+    return _MODALITY_KINDS.get(modality, f"image of modality {modality}")
+
+
+def _is_captured_film(dataset: Dataset) -> bool:
+    """Whether a secondary capture is a mammogram on film, as those of CBIS-DDSM are."""
+    part, modality = element_text(dataset, "BodyPartExamined"), _modality(dataset)
+    series = element_text(dataset, "SeriesDescription").upper()
+    if any("SCREEN" in value for value in _image_type(dataset)) or "MASK" in series:
+        return False  # a screenshot, or the mask of a lesion
+    if modality == "MG":
+        return not part or _is_breast(part)
+    return modality in _PROJECTIONS and _is_breast(part)
+
+
+class HeaderFlags(NamedTuple):
+    """The kind of mammogram in a header.
+
+    Attributes:
+        flags: in the order of `QualityFlag`.
+        supplemental: whether codes, the image type or the view position (and not a description
+            alone) say that it shows a part of the breast, a specimen or a needle. Such an image is
+            ignored for a breast that has standard views.
+    """
+
+    flags: tuple[QualityFlag, ...]
+    supplemental: bool
+
+
+def header_flags(dataset: Dataset) -> HeaderFlags:
+    """Read quality flags from a header with the elements of `_TAGS`."""
+    coded = _coded_flags(dataset)
+    flags = coded | _described_flags(dataset)
+    sop_class, modality = _sop_class(dataset), _modality(dataset)
+    kind = _class_kind(sop_class)
+    # Other modalities of X-rays show any part of the body; a header that names no modality may be
+    # of mammography by its class, or by an element that only mammograms have.
+    by_class = sop_class.startswith(_MAMMOGRAPHY) or kind == _TOMOSYNTHESIS
+    by_elements = "PartialView" in dataset or "BreastImplantPresent" in dataset
+    is_mammogram = modality == "MG" or (not modality and (by_class or by_elements))
+    conditions = {
+        QualityFlag.FOR_PROCESSING: "FOR PROCESSING"
+        in (_presentation_intent(dataset), _class_intent(sop_class)),
+        QualityFlag.SYNTHETIC_2D: bool(_SYNTHETIC_TYPES & {*_image_type(dataset)})
+        or kind == _TOMOSYNTHESIS
+        or any(
+            _SYNTHETIC.search(element_text(dataset, keyword))
+            for keyword in _DESCRIPTIONS
+            if keyword != "StudyDescription"  # of exposed images as well
+        ),
+        QualityFlag.DIGITIZED_FILM: kind == SECONDARY_CAPTURE
+        or modality == "RG"
+        or element_text(dataset, "ConversionType").upper() == "DF"
+        or element_text(dataset, "DetectorType").upper() == "FILM",
+        QualityFlag.NOT_MAMMOGRAM: not is_mammogram
+        and not _is_breast(element_text(dataset, "BodyPartExamined")),
+        QualityFlag.LATERALITY_CONTRADICTORY: read_laterality(dataset).contradictory,
+        QualityFlag.VIEW_CONTRADICTORY: read_view(dataset).contradictory,
+    }
+    flags |= {flag for flag, holds in conditions.items() if holds}
+    return HeaderFlags(tuple(flag for flag in QualityFlag if flag in flags), bool(coded))
+
+
+def _coded_flags(dataset: Dataset) -> set[QualityFlag]:
+    """Flags by codes of the view and its modifiers, image type, view position and specimen."""
+    codes = sequence_items(dataset, "ViewCodeSequence")
+    modifiers = view_modifiers(dataset)
+    values = [element_text(code, "CodeValue").upper() for code in modifiers]
+    flags = {MODIFIER_FLAGS[value] for value in values if value in MODIFIER_FLAGS}
+    if (
+        any(element_text(code, "CodeValue").upper() in SPECIMEN_CODES for code in codes)
+        or sequence_items(dataset, "SpecimenDescriptionSequence")
+        or "SPECIMEN" in element_text(dataset, "BodyPartExamined").upper()
+    ):
+        flags.add(QualityFlag.SPECIMEN)
+    position = element_text(dataset, "ViewPosition")
+    texts = [position, *_image_type(dataset)[2:]]
+    texts += [element_text(code, "CodeMeaning") for code in (*codes, *modifiers)]
+    return flags | parse_view(position).flags | _matching_flags(texts)
+
+
+def _described_flags(dataset: Dataset) -> set[QualityFlag]:
+    """Flags by descriptions, which are typed by hand, by the paddle and by the geometry."""
+    texts = [element_text(dataset, keyword) for keyword in _DESCRIPTIONS]
+    flags = _matching_flags(texts)
+    for text in texts:
+        flags |= parse_view(text, description=True).flags
+    factor = element_text(dataset, "EstimatedRadiographicMagnificationFactor")
+    if re.fullmatch(r"\d+(\.\d*)?", factor) and float(factor) >= _MAGNIFIED:
+        flags.add(QualityFlag.MAGNIFICATION)
+    return flags
+
+
+def _matching_flags(texts: list[str]) -> set[QualityFlag]:
+    normalized = [re.sub("[^A-Z0-9]+", " ", text.upper()) for text in texts if text]
+    return {
+        flag
+        for flag, pattern in _FLAG_PATTERNS.items()
+        if any(pattern.search(text) for text in normalized)
+    }
+
+
+def _presentation_intent(dataset: Dataset) -> str:
+    """FOR PRESENTATION or FOR PROCESSING, by its own element."""
+    words = re.findall("[A-Z]+", element_text(dataset, "PresentationIntentType").upper())
+    return " ".join(words)
+
+
+def _class_intent(sop_class: UID) -> str | None:
+    """The intent in the name of a class (`... Storage - For Processing`)."""
+    words = sop_class.name.rpartition(" - ")[2].upper()
+    return words if words.startswith("FOR ") else None
+
+
+def _sop_class(dataset: Dataset) -> UID:
+    """The SOP Class UID, else that of the meta information, else empty."""
+    meta = getattr(dataset, "file_meta", None) or Dataset()
+    own = element_text(dataset, "SOPClassUID")
+    return UID(own or element_text(meta, "MediaStorageSOPClassUID"))
+
+
+@cache
+def _class_kind(sop_class: UID) -> str | None:
+    """The kind of a class that is no projection; None for a projection or an unknown class."""
+    own = sop_class.removeprefix(_STORAGE) if sop_class.startswith(_STORAGE) else ""
+    for beginning, kind in _KINDS.items():
+        if own == beginning or own.startswith(f"{beginning}."):
+            return kind
+    return None
+
+
+def _is_breast(body_part: str) -> bool:
+    return re.search("BREAST|MAMM", body_part.upper()) is not None
+
+
+def _modality(dataset: Dataset) -> str:
+    return element_text(dataset, "Modality").upper()
+
+
+def _image_type(dataset: Dataset) -> list[str]:
+    return [v.strip() for v in element_text(dataset, "ImageType").upper().split("\\")]

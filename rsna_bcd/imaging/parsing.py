@@ -1,4 +1,4 @@
-"""Pydicom's parser on files that deviate from the standard, or are damaged."""
+"""Parse DICOM files that deviate from the standard or are damaged, and read their elements."""
 
 import io
 import logging
@@ -36,7 +36,7 @@ _META_BYTES = 4096  # within which the meta information names the transfer synta
 _MOST_INFLATED = 2 * MOST_PIXELS + 2**24
 _DELIMITER = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
-# On bytes that are no header; anything else is a bug and stays visible.
+# Exceptions of pydicom on bytes that are no header; anything else is a bug and stays visible.
 UNPARSABLE = (
     InvalidDicomError,
     BytesLengthException,
@@ -47,18 +47,18 @@ UNPARSABLE = (
     struct.error,
     AttributeError,  # an element that another one announces is absent
     TypeError,  # several values where one belongs
-    RecursionError,  # thousands of sequences within each other
+    RecursionError,  # thousands of nested sequences
     OSError,  # a length that leads beyond the end
     zlib.error,
 )
 
-# It logs what it also raises or what our guards report, once a file.
+# pydicom logs once per file what it also raises or what our checks report.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 @contextmanager
-def refusing_damaged_headers() -> Iterator[None]:
-    """Turn what pydicom raises into a reason; it parses an element when that is first looked at.
+def header_errors() -> Iterator[None]:
+    """Turn exceptions of pydicom, which parses elements on first access, into an `ImageError`.
 
     Raises:
         ImageError: the header is damaged.
@@ -86,10 +86,10 @@ def parse_dicom(file: BinaryIO, **options: Any) -> Dataset:
 
     Raises:
         ImageError: not a DICOM file, or one that inflates to more than the largest image.
-        Exception: those that `refusing_damaged_headers` turns into reasons.
+        Exception: one of UNPARSABLE; see `header_errors`.
     """
     head = file.read(_META_BYTES)
-    start = _start(head)
+    start = _first_element(head)
     file.seek(0)
     if start not in (0, _PREAMBLE + len(_PREFIX)):  # those that pydicom finds
         file = io.BytesIO(file.read()[start:])
@@ -101,13 +101,16 @@ def parse_dicom(file: BinaryIO, **options: Any) -> Dataset:
         file.seek(0)
         closed = io.BytesIO(file.read() + _DELIMITER)
         dataset = pydicom.dcmread(closed, force=True, **options)
-    if not dataset.original_encoding[1]:
-        _swap_words(dataset)
+    if not dataset.original_encoding[1]:  # big endian
+        for element in dataset.iterall():
+            if element.VR == "OW" and isinstance(element.value, bytes):
+                words = np.frombuffer(element.value[: len(element.value) // 2 * 2], np.uint16)
+                element.value = words.byteswap().tobytes()
     return dataset
 
 
-def _start(head: bytes) -> int:
-    """Where the first element is: behind preamble and prefix, or without one of them or both."""
+def _first_element(head: bytes) -> int:
+    """Where the first element is: after preamble and prefix, or without one of them or both."""
     standard = _PREAMBLE + len(_PREFIX)
     if head[_PREAMBLE:standard] == _PREFIX:
         return standard
@@ -135,15 +138,8 @@ def _parse_deflated(file: BinaryIO, start: int, options: dict[str, Any]) -> Data
     return dataset
 
 
-def _swap_words(dataset: Dataset) -> None:
-    for element in dataset.iterall():
-        if element.VR == "OW" and isinstance(element.value, bytes):
-            words = np.frombuffer(element.value[: len(element.value) // 2 * 2], np.uint16)
-            element.value = words.byteswap().tobytes()
-
-
 def element_text(dataset: Dataset, keyword: str) -> str:
-    """The value of an element as text, stripped; several values are joined by backslashes.
+    """The value of an element as stripped text, several values joined by backslashes.
 
     Returns:
         An empty string where the element is absent, empty or damaged.
@@ -157,7 +153,7 @@ def element_text(dataset: Dataset, keyword: str) -> str:
 
 
 def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
-    """The items of a sequence, or of sequences within each other; none where one is absent."""
+    """The items of a sequence, or of nested sequences; none where one is absent."""
     items = [dataset]
     for keyword in keywords:
         nested = [_value(item, keyword) for item in items]
@@ -172,7 +168,7 @@ def sequence_items(dataset: Dataset, *keywords: str) -> list[Dataset]:
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
-    """The value of an element; None where it cannot be parsed, for then it says nothing."""
+    """The value of an element; None where it is absent or cannot be parsed."""
     tag = _tag(keyword)
     if tag not in dataset:
         return None
@@ -184,7 +180,7 @@ def _value(dataset: Dataset, keyword: str) -> Any:
 
 @cache
 def _tag(keyword: str) -> BaseTag:
-    """The tag of a keyword, which takes longer to find than most elements to read."""
+    """The tag of a keyword; pydicom needs longer to find it than to read most elements."""
     return Tag(keyword)
 
 

@@ -1,11 +1,10 @@
-"""Side and view of a mammogram: the fields of a header that name them, the most specific first.
+"""Side and view of a mammogram, from all elements of a header that name them, most specific first.
 
-A field that is empty, unknown or private gives way to the next one. Fields that name different
-sides or views are a contradiction; the first one stands.
+Empty, unknown and private values are skipped. Elements that name different sides or views are a
+contradiction; the first one is used.
 """
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -80,7 +79,7 @@ _SIDE_CODES = {
 _FAMILIES = {"XCC": "CC", "XCCL": "CC", "XCCM": "CC", "AT": "MLO"}
 _ANY_FAMILY = ("FB", "CV", "TAN", *_ROLLED)
 
-VIEW_TAGS = (
+POSITIONING_TAGS = (
     "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "PatientOrientation",
     "ViewModifierCodeSequence", "AnatomicRegionSequence", "BodyPartExamined",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SeriesDescription",
@@ -88,20 +87,20 @@ VIEW_TAGS = (
 )  # fmt: skip
 
 
-class Reading(NamedTuple):
-    """What the fields of a header say together.
+class HeaderValue(NamedTuple):
+    """A property that several elements of a header may state.
 
     Attributes:
-        value: of the first field that names one; None where none does.
-        contradictory: whether another field names a different one.
+        value: by the first element that states one; None where none does.
+        contradictory: whether another element states a different one.
     """
 
     value: str | None
     contradictory: bool
 
 
-class ViewText(NamedTuple):
-    """What a text says of an image.
+class ParsedView(NamedTuple):
+    """Side, view and flags in a text.
 
     Attributes:
         side: L or R; None where the text names none, or both.
@@ -114,7 +113,7 @@ class ViewText(NamedTuple):
     flags: frozenset[QualityFlag]
 
 
-def read_laterality(dataset: Dataset) -> Reading:
+def read_laterality(dataset: Dataset) -> HeaderValue:
     """Read the side: L or R.
 
     In this order: `ImageLaterality`, `FrameLaterality`, `Laterality` (of the series), the codes of
@@ -122,10 +121,13 @@ def read_laterality(dataset: Dataset) -> Reading:
     series and the protocol (`R CC`), and of an MLO its `PatientOrientation`: its columns run to
     the feet and to the medial side. An image of both breasts has no side.
     """
-    anatomies = _anatomies(dataset)
+    anatomies = [  # of a multi-frame object, shared or of each frame
+        anatomy
+        for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+        for anatomy in sequence_items(dataset, groups, "FrameAnatomySequence")
+    ]
     own = [element_text(dataset, "ImageLaterality")]
     own += [element_text(anatomy, "FrameLaterality") for anatomy in anatomies]
-    series = [*own, element_text(dataset, "Laterality")]
     codes = [
         code
         for anatomy in (dataset, *anatomies)
@@ -135,22 +137,21 @@ def read_laterality(dataset: Dataset) -> Reading:
         )
     ]
     sides = [
-        *(_side(text) for text in series),
+        *(_side(text) for text in (*own, element_text(dataset, "Laterality"))),
         *(_SIDE_CODES.get(element_text(code, "CodeValue").upper()) for code in codes),
         parse_view(element_text(dataset, "ViewPosition")).side,
         _side(element_text(dataset, "BodyPartExamined")),
-        *(text.side for text in _descriptions(dataset)),
+        *(text.side for text in _parsed_descriptions(dataset)),
     ]
-    known = [side for side in sides if side is not None]
-    shows_both = any(re.fullmatch("B|BOTH|BILATERAL", _letters(text)) for text in own)
-    if shows_both:
-        return Reading(None, bool(known))
-    if not known and read_view(dataset).value == "MLO":
-        known = [side for side in [_side_of_oblique(dataset)] if side is not None]
-    return Reading(known[0] if known else None, len(set(known)) > 1)
+    found = [side for side in sides if side is not None]
+    if any(re.fullmatch("B|BOTH|BILATERAL", _letters(text)) for text in own):
+        return HeaderValue(None, bool(found))
+    if not found and read_view(dataset).value == "MLO":
+        return HeaderValue(_oblique_side(element_text(dataset, "PatientOrientation")), False)
+    return HeaderValue(found[0] if found else None, len(set(found)) > 1)
 
 
-def read_view(dataset: Dataset) -> Reading:
+def read_view(dataset: Dataset) -> HeaderValue:
     """Read the view, by its abbreviation: `CC`, `MLO`, `ML`, `LM`, `LMO`, `AT`, `XCCL`, ...
 
     In this order: `ViewCodeSequence` (PS3.3 C.8.11.7), by its code, else by its meaning;
@@ -159,20 +160,20 @@ def read_view(dataset: Dataset) -> Reading:
     """
     codes = sequence_items(dataset, "ViewCodeSequence")
     if any(element_text(code, "CodeValue").upper() in SPECIMEN_CODES for code in codes):
-        return Reading(None, False)
+        return HeaderValue(None, False)
     views = [
-        *(_coded(modifier, MODIFIER_VIEWS) for modifier in view_modifiers(dataset)),
-        *(_coded(code, VIEW_CODES) for code in codes),
+        *(_coded_view(modifier, MODIFIER_VIEWS) for modifier in view_modifiers(dataset)),
+        *(_coded_view(code, VIEW_CODES) for code in codes),
         parse_view(element_text(dataset, "ViewPosition")).view,
     ]
     orientation = element_text(dataset, "PatientOrientation")
     if "\\" not in orientation:  # one value is no orientation, which has two
         views.append(parse_view(orientation).view)
-    views += [text.view for text in _descriptions(dataset)]
-    known = [view for view in views if view is not None]
+    views += [text.view for text in _parsed_descriptions(dataset)]
+    found = [view for view in views if view is not None]
     # A modifier such as the axillary tail says more than the view that it modifies.
-    families = {_FAMILIES.get(view, view) for view in known if view not in _ANY_FAMILY}
-    return Reading(known[0] if known else None, len(families) > 1)
+    families = {_FAMILIES.get(view, view) for view in found if view not in _ANY_FAMILY}
+    return HeaderValue(found[0] if found else None, len(families) > 1)
 
 
 def view_modifiers(dataset: Dataset) -> list[Dataset]:
@@ -183,15 +184,15 @@ def view_modifiers(dataset: Dataset) -> list[Dataset]:
     ]
 
 
-def view_header(dataset: Dataset) -> str | None:
-    """What the header calls the view, its modifiers (magnified, rolled, ...) included."""
+def view_description(dataset: Dataset) -> str | None:
+    """The view in the header's words, its modifiers (magnified, rolled, ...) included."""
     codes = [*sequence_items(dataset, "ViewCodeSequence")[:1], *view_modifiers(dataset)]
     words = [element_text(c, "CodeMeaning") or element_text(c, "CodeValue") for c in codes]
     return ", ".join(filter(None, words)) or element_text(dataset, "ViewPosition") or None
 
 
 @lru_cache(1024)  # descriptions repeat
-def parse_view(text: str, *, description: bool = False) -> ViewText:
+def parse_view(text: str, *, description: bool = False) -> ParsedView:
     """Read a side and a view out of a text such as `LMLO`, `R CC` or `Left medio-lateral oblique`.
 
     Args:
@@ -226,32 +227,25 @@ def parse_view(text: str, *, description: bool = False) -> ViewText:
     if description and not views:
         sides = {_SIDE_WORDS[word] for word in words if word in _SIDE_WORDS and len(word) > 1}
     side = next(iter(sides)) if len(sides) == 1 else None
-    return ViewText(side, next(iter(views)) if len(views) == 1 else None, frozenset(flags))
+    return ParsedView(side, next(iter(views)) if len(views) == 1 else None, frozenset(flags))
 
 
 def _abbreviation(word: str) -> re.Match[str] | None:
     return None if word in _AMBIGUOUS else _ABBREVIATION.fullmatch(word)
 
 
-def _descriptions(dataset: Dataset) -> Iterator[ViewText]:
-    for keyword in ("SeriesDescription", "ProtocolName"):
-        yield parse_view(element_text(dataset, keyword), description=True)
+def _parsed_descriptions(dataset: Dataset) -> list[ParsedView]:
+    return [
+        parse_view(element_text(dataset, keyword), description=True)
+        for keyword in ("SeriesDescription", "ProtocolName")
+    ]
 
 
-def _coded(code: Dataset, names: dict[str, str]) -> str | None:
+def _coded_view(code: Dataset, names: dict[str, str]) -> str | None:
     """The view of a code, else of its meaning, which private codes have too."""
     by_value = names.get(element_text(code, "CodeValue").upper())
     meaning = parse_view(element_text(code, "CodeMeaning")).view
     return by_value or (meaning if meaning in names.values() else None)
-
-
-def _anatomies(dataset: Dataset) -> list[Dataset]:
-    """The anatomy in the functional groups of a multi-frame object: shared, or of each frame."""
-    return [
-        anatomy
-        for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-        for anatomy in sequence_items(dataset, groups, "FrameAnatomySequence")
-    ]
 
 
 def _letters(text: str) -> str:
@@ -264,9 +258,9 @@ def _side(text: str) -> str | None:
     return _SIDE_WORDS[found[1]] if found else None
 
 
-def _side_of_oblique(dataset: Dataset) -> str | None:
+def _oblique_side(orientation: str) -> str | None:
     """The side of an MLO by its orientation: feet and medial, or head and lateral, go together."""
-    for direction in element_text(dataset, "PatientOrientation").upper().split("\\"):
+    for direction in orientation.upper().split("\\"):
         vertical, across = {*direction} & {*"FH"}, {*direction} & {*"LR"}
         if len(vertical) == len(across) == 1:
             towards_right = across == {"R"}
