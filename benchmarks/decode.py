@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rsna_bcd.imaging.codecs import DECODERS, check_frame
+from rsna_bcd.imaging.codecs import DECODERS, extract_frame
 from rsna_bcd.imaging.dicom import check_header
 from rsna_bcd.imaging.mammogram import overview_level
 
@@ -29,7 +29,7 @@ from rsna_bcd.imaging.mammogram import overview_level
 def decoders_of(file: Path) -> dict[str, Callable[[], object]]:
     """What can decode a file, by name; headers are read beforehand."""
     dataset = pydicom.dcmread(file)
-    encoded = check_frame(dataset, check_header(dataset))
+    encoded = extract_frame(dataset, check_header(dataset))
     ways: dict[str, Callable[[], object]] = {}
     for name, decoder in DECODERS.items():
         if encoded.syntax in decoder.reads:

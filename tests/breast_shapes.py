@@ -1,10 +1,10 @@
-"""Outlines of breasts for tests: an ellipse cut by the chest wall, on a background."""
+"""Images of breasts for tests: an ellipse cut by the chest wall, on a background."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def breast_picture(
+def breast_image(
     height: int = 400,
     width: int = 320,
     *,
@@ -18,8 +18,8 @@ def breast_picture(
     """A breast at the left edge, or at the right one.
 
     Args:
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
         reach: of the nipple from the chest wall, part of the width.
         half_height: of the breast, part of the height.
         right: chest wall at the right edge.
@@ -34,21 +34,21 @@ def breast_picture(
     distance = np.hypot(
         columns / (reach * width), (rows + 0.5 - height / 2) / (half_height * height)
     )
-    picture = np.where(distance < 1, 0.7 - 0.4 * distance**4, background)
-    picture += np.random.default_rng(seed).normal(0, noise, picture.shape) if noise else 0
-    picture = np.clip(picture, 0, 1).astype(np.float32)
-    return picture[:, ::-1].copy() if right else picture
+    image = np.where(distance < 1, 0.7 - 0.4 * distance**4, background)
+    image += np.random.default_rng(seed).normal(0, noise, image.shape) if noise else 0
+    image = np.clip(image, 0, 1).astype(np.float32)
+    return image[:, ::-1].copy() if right else image
 
 
-def oblique_picture(
+def oblique_image(
     height: int = 400, width: int = 320, *, abdomen: float = 0.0, right: bool = False
 ) -> NDArray[np.float32]:
     """A mediolateral oblique view: axilla at the upper edge, the fold at .8 of the height.
 
     Args:
-        height: of the picture.
-        width: of the picture.
-        abdomen: width of the strip below the fold, part of the picture's; 0: none.
+        height: of the image.
+        width: of the image.
+        abdomen: width of the strip below the fold, part of the image's; 0: none.
         right: chest wall at the right edge.
 
     Returns:
@@ -59,6 +59,6 @@ def oblique_picture(
     reach = axilla * np.sqrt(np.clip(1 - np.clip((y - 0.5) / 0.3, 0, 1) ** 2, 0, 1))
     reach = np.maximum(reach, np.where(y > 0.75, abdomen, 0))
     distance = x[None] / np.maximum(reach, 1e-6)[:, None]
-    picture = np.where(distance < 1, 0.7 - 0.35 * distance**4, 0).astype(np.float32)
-    picture[reach == 0] = 0
-    return picture[:, ::-1].copy() if right else picture
+    image = np.where(distance < 1, 0.7 - 0.35 * distance**4, 0).astype(np.float32)
+    image[reach == 0] = 0
+    return image[:, ::-1].copy() if right else image

@@ -12,8 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pydicom
-from dicom_files import dataset_of, write_dicom
-from jpeg_lossless import encode_jpeg_lossless
+from dicom_files import encode_jpeg_lossless, make_dataset, write_dicom
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, ImplicitVRLittleEndian
@@ -120,7 +119,7 @@ def _whole_of_rare(
         words = pixels.view(np.uint16) & 2**bits - 1 if bits > 8 else pixels
         rows = 11 if variant % 2 else 0
         whole = encode_jpeg_lossless(words, bits, 1 + variant % 7, restart_rows=rows)
-    dataset = dataset_of(pixels, bits)
+    dataset = make_dataset(pixels, bits)
     if syntax != "deflated":
         dataset.PixelData = encapsulate([whole])
         dataset["PixelData"].VR = "OB"

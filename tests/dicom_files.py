@@ -1,5 +1,6 @@
-"""DICOM files for tests: written with pydicom, compressed with GDCM."""
+"""DICOM files for tests: written with pydicom, compressed with GDCM or, JPEG lossless, here."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ SYNTAXES = {
 }
 
 
-def dataset_of(pixels: np.ndarray, bits: int, **elements: Any) -> Dataset:
-    """A mammogram with stored values `pixels`; `elements` are set last, None removes one."""
+def make_dataset(pixels: np.ndarray, bits: int, **elements: Any) -> Dataset:
+    """Make a mammogram of stored values; `elements` are set last, None removes one."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -46,18 +47,96 @@ def write_dicom(
     path: Path, pixels: np.ndarray, *, bits: int, syntax: str = "raw", **elements: Any
 ) -> Path:
     """Write a DICOM file; `syntax` is `raw` or a key of SYNTAXES."""
-    dataset_of(pixels, bits, **elements).save_as(path, enforce_file_format=True)
+    make_dataset(pixels, bits, **elements).save_as(path, enforce_file_format=True)
     if syntax != "raw":
-        reader = gdcm.ImageReader()
-        reader.SetFileName(str(path))
-        assert reader.Read()
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(SYNTAXES[syntax]))
-        change.SetInput(reader.GetImage())
-        assert change.Change()
-        writer = gdcm.ImageWriter()
-        writer.SetFileName(str(path))
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        assert writer.Write()
+        transcode(path, SYNTAXES[syntax])
     return path
+
+
+def transcode(path: Path, syntax: int, codec: Any = None) -> None:
+    """Compress the pixels of a file in place, with a codec of GDCM if it needs options."""
+    reader, change, writer = (
+        gdcm.ImageReader(),
+        gdcm.ImageChangeTransferSyntax(),
+        gdcm.ImageWriter(),
+    )
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    if codec is not None:
+        change.SetUserCodec(codec)
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+_TABLE = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])  # 17 categories, a code of 5 bits each
+
+
+def encode_jpeg_lossless(
+    pixels: np.ndarray, bits: int, predictor: int = 1, *, restart_rows: int = 0, transform: int = 0
+) -> bytes:
+    """Encode JPEG lossless (ITU T.81 Annex H): GDCM writes predictor 1 only.
+
+    Args:
+        pixels: (H, W), unsigned, of `bits` bits.
+        bits: precision, 2 to 16.
+        predictor: selection value, 1 to 7.
+        restart_rows: rows per restart interval; 0 for no intervals.
+        transform: point transform, the low bits that are left out.
+    """
+    height, width = pixels.shape
+    values = pixels.astype(int) >> transform
+    interval = restart_rows or height
+    coded = b""
+    for number, top in enumerate(range(0, height, interval)):
+        part = values[top : top + interval]
+        differences = (part - _predict(part, predictor, bits - transform)) % 2**16
+        coded += bytes([0xFF, 0xD0 + (number - 1) % 8]) if number else b""
+        coded += _pack(np.where(differences > 2**15, differences - 2**16, differences))
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    return b"".join(
+        (
+            b"\xff\xd8",
+            segment(0xC3, struct.pack(">BHHB3B", bits, height, width, 1, 1, 0x11, 0)),
+            segment(0xC4, b"\0" + _TABLE),
+            segment(0xDD, struct.pack(">H", restart_rows * width)) if restart_rows else b"",
+            segment(0xDA, bytes([1, 1, 0, predictor, 0, transform])),
+            coded,
+            b"\xff\xd9",
+        )
+    )
+
+
+def _predict(values: np.ndarray, predictor: int, bits: int) -> np.ndarray:
+    """Predicted values of an interval, T.81 table H.1."""
+    left, above, diagonal = (np.zeros_like(values) for _ in range(3))
+    left[:, 1:], above[1:], diagonal[1:, 1:] = values[:, :-1], values[:-1], values[:-1, :-1]
+    predicted = {
+        1: left, 2: above, 3: diagonal, 4: left + above - diagonal,
+        5: left + (above - diagonal >> 1), 6: above + (left - diagonal >> 1),
+        7: left + above >> 1,
+    }[predictor]  # fmt: skip
+    predicted[0], predicted[1:, 0] = left[0], values[:-1, 0]
+    predicted[0, 0] = 2 ** (bits - 1)
+    return predicted
+
+
+def _pack(differences: np.ndarray) -> bytes:
+    """Huffman codes and additional bits, filled up with ones; a 0 after each FF."""
+    codes = []
+    for difference in differences.ravel().tolist():
+        category = abs(difference).bit_length()
+        codes.append(f"{category:05b}")
+        if 0 < category < 16:
+            low = difference if difference > 0 else difference + 2**category - 1
+            codes.append(f"{low:0{category}b}")
+    stream = "".join(codes)
+    stream += "1" * (-len(stream) % 8)
+    return int(stream, 2).to_bytes(len(stream) // 8).replace(b"\xff", b"\xff\0")

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from breast_shapes import breast_picture
+from breast_shapes import breast_image
 from fabricated_crops import save_crops
 from fabricated_submission import CROP, configure, save_members, save_test_set
 from hydra import compose, initialize_config_dir
@@ -41,7 +41,7 @@ def images(tmp_path: Path) -> tuple[str, ...]:
         for side in "LR":
             file = tmp_path / f"train_images/{patient}/{patient}{side}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(file), np.rint(breast_picture(100, 80) * 255).astype(np.uint8))
+            cv2.imwrite(str(file), np.rint(breast_image(100, 80) * 255).astype(np.uint8))
             rows.append((str(patient), file.stem, side, "CC", int(patient == 0)))
     columns = ["patient_id", "image_id", "laterality", "view", "cancer"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "train.csv", index=False)

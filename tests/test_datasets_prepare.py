@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from breast_shapes import breast_picture
+from breast_shapes import breast_image
 from dicom_files import write_dicom
 from hydra import compose, initialize_config_dir
 from pydicom.dataset import Dataset
@@ -37,7 +37,7 @@ def run(data: Path, *overrides: str) -> Path:
 
 def mammogram(file: Path, *, right: bool = False, seed: int = 0, **elements: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture = breast_picture(100, 80, right=right, seed=seed, noise=0.01)
+    picture = breast_image(100, 80, right=right, seed=seed, noise=0.01)
     values = np.rint(picture * 4000).astype(np.uint16)
     write_dicom(file, values, bits=12, syntax="jpeg2000", **elements)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from breast_shapes import breast_picture
+from breast_shapes import breast_image
 from dicom_files import write_dicom
 from fabricated_networks import TinyBreasts
 from fabricated_runs import fabricated_ensemble
@@ -48,7 +48,7 @@ def mammogram(file: Path, patient: str, side: str, view: str, seed: int, **eleme
     """A file whose header says all that there is to say."""
     file.parent.mkdir(parents=True, exist_ok=True)
     reach, half_height = 0.4 + 0.1 * (seed % 4), 0.25 + 0.06 * (seed % 3)
-    picture = breast_picture(
+    picture = breast_image(
         160, 120, reach=reach, half_height=half_height, right=side == "R", noise=0.03, seed=seed
     )
     header = {

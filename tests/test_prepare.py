@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from breast_shapes import breast_picture
+from breast_shapes import breast_image
 from dicom_files import write_dicom
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
             image_id = f"{1000 + 2 * patient + (laterality == 'R')}"
             file = tmp_path / f"{split}_images" / str(patient) / f"{image_id}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture = breast_picture(100, 80, right=laterality == "R", seed=patient, noise=0.01)
+            picture = breast_image(100, 80, right=laterality == "R", seed=patient, noise=0.01)
             cv2.imwrite(str(file), np.rint(picture * 255).astype(np.uint8))
             rows[split].append((str(patient), image_id, laterality, "CC", int(patient % 4 == 0)))
     columns = ["patient_id", "image_id", "laterality", "view", "cancer"]
@@ -89,7 +89,7 @@ def test_crops_tables_and_folds(data: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_quality_flags_are_counted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, file in enumerate(sorted((data / "test_images").glob("*/*.png"))):
-        picture = breast_picture(100, 80, seed=number, noise=0.01)
+        picture = breast_image(100, 80, seed=number, noise=0.01)
         elements = {"ViewPosition": "MCC" if number == 0 else "CC", "PartialView": "NO"}
         intent = "FOR PROCESSING" if number < 2 else "FOR PRESENTATION"
         write_dicom(
@@ -178,7 +178,7 @@ def test_a_run_with_overwrite_that_was_stopped_goes_on(
 
 
 def test_a_file_that_took_the_place_of_another_is_noticed(data: Path) -> None:
-    pictures = [breast_picture(100, 80, seed=seed, noise=0.01) for seed in (1, 2)]
+    pictures = [breast_image(100, 80, seed=seed, noise=0.01) for seed in (1, 2)]
     a, b = data / "train_images/a.bmp", data / "train_images/b.bmp"
     for file, picture in zip((a, b), pictures, strict=True):
         cv2.imwrite(str(file), np.rint(picture * 255).astype(np.uint8))
@@ -286,7 +286,7 @@ def test_bad_files_are_named_and_cost_nothing_else(
     folder = run(data, "max_failed_fraction=0.2")
     train = pd.read_csv(folder / "train.csv").set_index("image_id")
     assert train["path"].isna().sum() == 2
-    picture = np.rint(breast_picture(100, 80) * 255).astype(np.uint8)
+    picture = np.rint(breast_image(100, 80) * 255).astype(np.uint8)
     for file in ("3/1006.png", "5/1010.png"):
         cv2.imwrite(str(data / "train_images" / file), picture)
     mended = pd.read_csv(run(data) / "train.csv")
@@ -315,7 +315,7 @@ def test_absent_files_stop_the_run_unless_allowed(data: Path) -> None:
 
 
 def test_dicom_files_good_and_bad(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = np.rint(breast_picture(100, 80) * 4000).astype(np.uint16)
+    values = np.rint(breast_image(100, 80) * 4000).astype(np.uint16)
     for file in data.glob("train_images/*/*.png"):
         write_dicom(file.with_suffix(".dcm"), values, bits=12, syntax="jpeg2000")
     whole = (data / "train_images/0/1000.dcm").read_bytes()

@@ -1,10 +1,9 @@
-"""Mammograms that somebody has already turned into PNG, JPEG or TIFF pictures."""
+"""Read mammograms that were exported as PNG, JPEG, TIFF or other raster images."""
 
 import hashlib
 import io
 import struct
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,61 +30,38 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP")  # a column `file` may name any of them
 _GREY_16 = ("I;16", "I;16L", "I;16B")
+_UNSUPPORTED_MODES = {"1": "1 bit", "I": "32 bits or with a sign", "F": "float32"}
 # Tags of TIFF; the lowest bit of the first marks a smaller copy of another page.
 _SUBFILE_TYPE, _BITS_PER_SAMPLE = 254, 258
-# What Pillow raises on damaged files; anything else is a bug and stays visible.
+# Exceptions of Pillow on damaged files; anything else is a bug and stays visible.
 _REFUSALS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error)
-_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # by the orientation of EXIF
-    2: np.fliplr,
-    3: lambda pixels: np.rot90(pixels, 2),
-    4: np.flipud,
-    5: np.transpose,
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).T,
-    8: np.rot90,
-}
 
 
 def read_raster_image(path: Path) -> Mammogram:
-    """Read a picture; a bright background (MONOCHROME1 taken as it was) is recognised.
+    """Read a raster image; a bright background (MONOCHROME1, exported as stored) is inverted.
 
-    It is turned as its EXIF orientation says. Transparent pixels are black. Pictures of 8 bits
-    are shown over 0 to 255. Pictures of 16 bits hold 10 to 16 bits of content, and no header says
-    which: a ramp is fitted to their tissue.
+    It is oriented by its EXIF tag. Transparent pixels are black. Images of 8 bits are displayed
+    over 0 to 255. Images of 16 bits hold 10 to 16 bits of content, and no header says how many: a
+    ramp is fitted to their tissue.
 
     Raises:
-        ImageError: no picture, damaged, of several pages, not grey, or without content.
+        ImageError: no raster image, damaged, of several pages, not grey, or without content.
     """
     content = read_bytes(path)
     if not content:
         raise ImageError(EMPTY)
-    pixels, decoder = _decode(content)
-    mammogram = in_memory(pixels, decoder, _display_transform, {})
-    return replace(
-        mammogram,
-        facts={
-            "transfer_syntax": path.suffix.lower().lstrip("."),
-            "photometric": "MONOCHROME1" if mammogram.display.inverted else "MONOCHROME2",
-            "bits_stored": 8 * pixels.dtype.itemsize,
-            "source_sha256": hashlib.sha256(content).hexdigest(),
-        },
-    )
-
-
-def _decode(content: bytes) -> tuple[StoredPixels, str]:
-    """Grey values (H, W), black where they are transparent; and the decoder."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),  # on metadata that is not used
-            Image.open(io.BytesIO(content), formats=_FORMATS) as picture,
+            Image.open(io.BytesIO(content), formats=_FORMATS) as image,
         ):
-            _check(picture)
-            channels, transparent, decoder = _channels(picture, content)
-            # TIFF files were turned by their decoder.
-            exif = {} if picture.format == "TIFF" else picture.getexif()
+            _check_size_and_pages(image)
+            channels, has_opacity, decoder = _decode(image, content)
+            # TIFF files were oriented by their decoder.
+            exif = {} if image.format == "TIFF" else image.getexif()
             orientation = exif.get(ExifTags.Base.Orientation, 1)
-            if picture.format in ("JPEG", "MPO"):
-                _refuse_partial_jpeg(content)
+            if image.format in ("JPEG", "MPO"):
+                _check_jpeg_complete(content)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -94,8 +70,64 @@ def _decode(content: bytes) -> tuple[StoredPixels, str]:
         raise ImageError(f"a picture of too many pixels; at most {MOST_PIXELS}") from error
     except _REFUSALS as error:
         raise ImageError(f"a damaged picture: {error}") from error
+    pixels = _oriented(_to_grey(channels, has_opacity=has_opacity), orientation)
+    mammogram = in_memory(pixels, decoder, _display_transform, {})
+    facts: dict[str, str | int] = {
+        "transfer_syntax": path.suffix.lower().lstrip("."),
+        "photometric": "MONOCHROME1" if mammogram.display.inverted else "MONOCHROME2",
+        "bits_stored": 8 * pixels.dtype.itemsize,
+        "source_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    return replace(mammogram, facts=facts)
+
+
+def _check_size_and_pages(image: Image.Image) -> None:
+    """Refuse an image that is too large, has several pages, or is not in grey levels."""
+    width, height = image.size
+    if not 0 < width * height <= MOST_PIXELS:
+        raise ImageError(f"{height} x {width} pixels; at most {MOST_PIXELS}")
+    if image.mode in _UNSUPPORTED_MODES:
+        kind = _UNSUPPORTED_MODES[image.mode]
+        raise ImageError(f"a picture of {kind}; 8 or 16 bits without sign are expected")
+    pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: previews
+    if image.format == "TIFF" and pages > 1:
+        tags: list[Any] = []
+        for page in range(pages):
+            image.seek(page)
+            tags.append(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0))
+        image.seek(0)
+        pages = 1 + sum(not tag & 1 for tag in tags[1:])
+    if pages != 1:
+        raise ImageError(f"a picture of {pages} pages; one is expected: save each as a file")
+
+
+def _decode(image: Image.Image, content: bytes) -> tuple[NDArray[Any], bool, str]:
+    """Decode to (H, W) or (H, W, 2 to 4); whether the last channel is opacity; the decoder."""
+    raw_modes = str([tile.args for tile in getattr(image, "tile", [])])
+    bits: Any = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    deep = ";16" in raw_modes or max(bits) == 16
+    if deep and image.mode in ("RGB", "RGBA"):  # of which Pillow would keep 8 bits
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        image.load()  # raises where OpenCV returns a part
+        if pixels is None or pixels.shape[:2] != image.size[::-1]:
+            raise ImageError("a damaged picture")
+        return pixels, image.mode == "RGBA", "opencv"
+    if image.mode not in (*_GREY_16, "L", "LA", "RGB", "RGBA") or (
+        "transparency" in image.info and image.mode in ("L", "RGB")
+    ):
+        # Palettes, CMYK, a colour that stands for transparent
+        has_opacity = "transparency" in image.info or image.mode in ("PA", "La", "RGBa")
+        image = image.convert("RGBA" if has_opacity else "RGB")
+    pixels = np.asarray(image)
+    if image.mode in _GREY_16:
+        pixels = pixels.astype(np.uint16)
+    return pixels, image.mode in ("LA", "RGBA"), "pillow"
+
+
+def _to_grey(channels: NDArray[Any], *, has_opacity: bool) -> NDArray[Any]:
+    """Reduce equal channels to one, (H, W), black where it is transparent."""
     planes = [channels] if channels.ndim == 2 else list(cv2.split(channels))
-    opacity = planes.pop() if transparent else None
+    opacity = planes.pop() if has_opacity else None
     first, middle, third = (planes[:3] * 3)[:3]
     # JPEG stores grey as luminance, so the three channels agree to within rounding.
     if max(cv2.absdiff(first, middle).max(), cv2.absdiff(middle, third).max()) > 2:
@@ -103,54 +135,22 @@ def _decode(content: bytes) -> tuple[StoredPixels, str]:
     if opacity is not None:
         opaque = np.float32(np.iinfo(opacity.dtype).max)
         middle = np.rint(middle * (opacity / opaque)).astype(middle.dtype)
-    return np.ascontiguousarray(_TURNS.get(orientation, np.asarray)(middle)), decoder
+    return middle
 
 
-def _check(picture: Image.Image) -> None:
-    """Refuse what is no single picture with grey levels, before it is decoded."""
-    width, height = picture.size
-    if not 0 < width * height <= MOST_PIXELS:
-        raise ImageError(f"{height} x {width} pixels; at most {MOST_PIXELS}")
-    refused = {"1": "1 bit", "I": "32 bits or with a sign", "F": "float32"}.get(picture.mode)
-    if refused:
-        raise ImageError(f"a picture of {refused}; 8 or 16 bits without sign are expected")
-    pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)  # MPO: previews
-    if picture.format == "TIFF" and pages > 1:
-        tags: list[Any] = []
-        for page in range(pages):
-            picture.seek(page)
-            tags.append(getattr(picture, "tag_v2", {}).get(_SUBFILE_TYPE, 0))
-        picture.seek(0)
-        pages = 1 + sum(not tag & 1 for tag in tags[1:])
-    if pages != 1:
-        raise ImageError(f"a picture of {pages} pages; one is expected: save each as a file")
+def _oriented(pixels: NDArray[Any], orientation: Any) -> StoredPixels:
+    """Apply an EXIF orientation, 1 to 8; others are ignored."""
+    if orientation in (5, 6, 7, 8):  # rows are columns
+        pixels = pixels.T
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
-def _channels(picture: Image.Image, content: bytes) -> tuple[NDArray[Any], bool, str]:
-    """Decode to (H, W) or (H, W, 2 to 4); whether the last channel is opacity; the decoder."""
-    raw_modes = str([tile.args for tile in getattr(picture, "tile", [])])
-    bits: Any = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
-    deep = ";16" in raw_modes or max(bits) == 16
-    if deep and picture.mode in ("RGB", "RGBA"):  # of which Pillow would keep 8 bits
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        picture.load()  # raises where OpenCV returns a part
-        if pixels is None or pixels.shape[:2] != picture.size[::-1]:
-            raise ImageError("a damaged picture")
-        return pixels, picture.mode == "RGBA", "opencv"
-    if picture.mode not in (*_GREY_16, "L", "LA", "RGB", "RGBA") or (
-        "transparency" in picture.info and picture.mode in ("L", "RGB")
-    ):
-        # Palettes, CMYK, a colour that stands for transparent
-        has_opacity = "transparency" in picture.info or picture.mode in ("PA", "La", "RGBa")
-        picture = picture.convert("RGBA" if has_opacity else "RGB")
-    pixels = np.asarray(picture)
-    if picture.mode in _GREY_16:
-        pixels = pixels.astype(np.uint16)
-    return pixels, picture.mode in ("LA", "RGBA"), "pillow"
-
-
-def _refuse_partial_jpeg(content: bytes) -> None:
-    """Raise if a JPEG file ended early, though it has an end marker."""
+def _check_jpeg_complete(content: bytes) -> None:
+    """Check that a JPEG file with an end marker did not end early."""
     end = read_jpeg(content).end
     longer = content[: end - 2] + FURTHER_BITS + content[end - 2 : end]
     before, after = (

@@ -1,87 +1,200 @@
-"""Reading DICOM: every transfer syntax and decoder gives the same values; bad files a reason."""
+"""Reading DICOM: every transfer syntax and decoder gives the stored values; bad files a reason."""
 
 import base64
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
+import cv2
+import gdcm
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import SYNTAXES, write_dicom
+from dicom_files import SYNTAXES, encode_jpeg_lossless, make_dataset, transcode, write_dicom
 from PIL import Image
-from pydicom.encaps import encapsulate, get_frame
-from pydicom.uid import HTJ2KLossless, ImplicitVRLittleEndian
+from pydicom.encaps import encapsulate, encapsulate_extended
+from pydicom.uid import UID, HTJ2KLossless, ImplicitVRLittleEndian
 
 from rsna_bcd.imaging import codecs
-from rsna_bcd.imaging.codecs import DECODERS, Decoder, Encoded
+from rsna_bcd.imaging.codestream import holds_all_pixels, join_fragments
 from rsna_bcd.imaging.dicom import read_dicom
+from rsna_bcd.imaging.headers import read_header
 from rsna_bcd.imaging.mammogram import ImageError
 
 RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 2**12, (33, 30)).astype(np.uint16)
+SIGNED = RNG.integers(-(2**11), 2**11, (33, 30)).astype(np.int16)
+SMOOTH = cv2.GaussianBlur(RNG.normal(0, 200, (133, 130)), (0, 0), 3)
+BYTES = np.clip(SMOOTH + 128, 0, 255).astype(np.uint8)
 KINDS: dict[str, tuple[np.ndarray, int]] = {
     "8": (RNG.integers(0, 2**8, (34, 31)).astype(np.uint8), 8),
-    **{
-        str(bits): (RNG.integers(0, 2**bits, (33, 30)).astype(np.uint16), bits)
-        for bits in range(9, 17)
-    },
+    "9": (RNG.integers(0, 2**9, (33, 30)).astype(np.uint16), 9),
+    "12": (NOISE, 12),
+    "16": (RNG.integers(0, 2**16, (33, 30)).astype(np.uint16), 16),
     "8 signed": (RNG.integers(-(2**7), 2**7, (34, 31)).astype(np.int8), 8),
-    "10 signed": (RNG.integers(-(2**9), 2**9, (33, 30)).astype(np.int16), 10),
-    "12 signed": (RNG.integers(-(2**11), 2**11, (33, 30)).astype(np.int16), 12),
+    "12 signed": (SIGNED, 12),
     "16 signed": (RNG.integers(-(2**15), 2**15, (33, 30)).astype(np.int16), 16),
 }
-
-
-def change(path: Path, **elements: Any) -> Path:
-    """Set elements of a file as they are, whatever the pixels say."""
-    dataset = pydicom.dcmread(path)
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    dataset.save_as(path)
-    return path
+UIDS = {
+    "baseline": "1.2.840.10008.1.2.4.50",
+    "extended": "1.2.840.10008.1.2.4.51",
+    "lossless": "1.2.840.10008.1.2.4.57",
+    "lossless sv1": "1.2.840.10008.1.2.4.70",
+    "deflated": "1.2.840.10008.1.2.1.99",
+    "big endian": "1.2.840.10008.1.2.2",
+    "encapsulated raw": "1.2.840.10008.1.2.1.98",
+}
+CODESTREAMS = ["jpeg2000", "jpeg", "jpeg_ls"]
+DELIMITER = bytes.fromhex("feffdde000000000")
 
 
 def readers(syntax: str) -> list[str]:
     """Decoders of a syntax."""
-    if syntax in ("raw", "rle"):
+    if syntax not in CODESTREAMS:
         return ["pydicom"]
     return ["dicomsdl", "gdcm", *(["openjpeg"] if syntax == "jpeg2000" else [])]
 
 
-@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def assert_pixels(path: Path, pixels: np.ndarray, *decoders: str) -> None:
+    found = read_dicom(path, decoders).pixels if decoders else read_dicom(path).pixels
+    np.testing.assert_array_equal(found, pixels)
+
+
+def refused(path: Path, reason: str | None = None) -> None:
+    with pytest.raises(ImageError, match=reason):
+        read_dicom(path)
+
+
+def change(path: Path, **elements: Any) -> Path:
+    """Set elements of a file; numbers of the form `x60000102` are tags of 16-bit words."""
+    dataset = pydicom.dcmread(path)
+    for keyword, value in elements.items():
+        if keyword.startswith("x"):
+            dataset.add_new(int(keyword[1:], 16), "US", value)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path
+
+
+def frame_of(path: Path) -> bytes:
+    return join_fragments(pydicom.dcmread(path).PixelData)
+
+
+def replace_pixel_data(path: Path, value: bytes) -> None:
+    """Replace the bytes of the pixel data, whatever they are."""
+    whole, before = path.read_bytes(), pydicom.dcmread(path).PixelData
+    assert whole.count(before) == 1
+    path.write_bytes(whole.replace(before, value))
+
+
+def relabel(path: Path, uid: str) -> Path:
+    """Change the transfer syntax of a file, and nothing else."""
+    whole = path.read_bytes()
+    at = whole.index(b"\x02\0\x10\0UI") + 6
+    (length,) = struct.unpack_from("<H", whole, at)
+    value = uid.encode() + b"\0" * (len(uid) % 2)
+    path.write_bytes(whole[:at] + struct.pack("<H", len(value)) + value + whole[at + 2 + length :])
+    return path
+
+
+def write_frame(path: Path, frame: bytes, pixels: np.ndarray, bits: int, syntax: str) -> Path:
+    """Write a file with a frame that is encoded already."""
+    dataset = make_dataset(pixels, bits, PixelData=encapsulate([frame]))
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_uncompressed(path: Path, pixels: np.ndarray, bits: int, syntax: str) -> Path:
+    """Write raw pixels implicit, deflated, in big endian order or encapsulated."""
+    if syntax == "implicit":
+        file = pydicom.dcmread(write_dicom(path, pixels, bits=bits))
+        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        file.save_as(path, implicit_vr=True)
+        return path
+    dataset = make_dataset(pixels, bits)
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
+    order = {}
+    if syntax == "big endian":
+        order = {"implicit_vr": False, "little_endian": False}
+        words = np.frombuffer(pixels.tobytes() + b"\0" * (pixels.nbytes % 2), np.uint16)
+        dataset.PixelData = words.byteswap().tobytes()
+    if syntax == "encapsulated raw":
+        dataset.PixelData = encapsulate([dataset.PixelData])
+    dataset.save_as(path, enforce_file_format=True, **order)
+    return path
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("syntax", ["implicit", "raw", *SYNTAXES])
-def test_every_decoder_returns_what_was_stored(
-    tmp_path: Path, syntax: str, kind: str, photometric: str
+@pytest.mark.parametrize("syntax", ["raw", *SYNTAXES])
+def test_read_dicom_returns_the_stored_values_by_every_decoder(
+    tmp_path: Path, syntax: str, kind: str
 ) -> None:
     pixels, bits = KINDS[kind]
-    path = write_dicom(
-        tmp_path / "a.dcm",
-        pixels,
-        bits=bits,
-        syntax=syntax.replace("implicit", "raw"),
-        PhotometricInterpretation=photometric,
-    )
-    if syntax == "implicit":
-        dataset = pydicom.dcmread(path)
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-        dataset.save_as(path, implicit_vr=True)
-        assert pydicom.dcmread(path).original_encoding == (True, True)
-    names = readers(syntax.replace("implicit", "raw"))
-    for name in names:
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
+    for name in readers(syntax):
         mammogram = read_dicom(path, [name])
         np.testing.assert_array_equal(mammogram.pixels, pixels)
         assert mammogram.decode(0).decoder == name
         assert int(mammogram.facts["bits_stored"]) >= bits  # GDCM rounds that of JPEG up
-        assert mammogram.display.inverted == (photometric == "MONOCHROME1")
-    others = [name for name in DECODERS if name not in names]
+    others = [name for name in codecs.DECODERS if name not in readers(syntax)]
     with pytest.raises(ImageError, match="none of the decoders .* reads "):
         read_dicom(path, others)
 
 
-@pytest.mark.parametrize("size", [(34, 31), (33, 30), (61, 77), (65, 128), (57, 64)])
+@pytest.mark.parametrize("syntax", ["implicit", "deflated", "big endian", "encapsulated raw"])
+@pytest.mark.parametrize("pixels", [NOISE, BYTES[:31, :33], SIGNED])
+def test_read_dicom_uncompressed_syntaxes(tmp_path: Path, syntax: str, pixels: np.ndarray) -> None:
+    path = write_uncompressed(tmp_path / "a.dcm", pixels, 8 * pixels.dtype.itemsize, syntax)
+    assert_pixels(path, pixels)
+    facts = read_dicom(path).facts
+    uid = UIDS.get(syntax, ImplicitVRLittleEndian)
+    assert facts["transfer_syntax"] == uid == read_header(path)["transfer_syntax"]
+
+
+def test_read_dicom_does_not_swap_big_endian_bytes(tmp_path: Path) -> None:
+    dataset = make_dataset(BYTES, 8)
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS["big endian"])
+    dataset["PixelData"].VR = "OB"
+    path, order = tmp_path / "a.dcm", {"implicit_vr": False, "little_endian": False}
+    dataset.save_as(path, enforce_file_format=True, **order)
+    assert_pixels(path, BYTES)
+
+
+def test_parse_dicom_limits_deflated_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_uncompressed(tmp_path / "a.dcm", NOISE, 12, "deflated")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    refused(path, "cut short")
+    monkeypatch.setattr("rsna_bcd.imaging.parsing._MOST_INFLATED", 1000)
+    path.write_bytes(whole)
+    for read in (read_dicom, read_header):
+        with pytest.raises(ImageError, match="hold more than"):
+            read(path)
+
+
+def low_band(values: np.ndarray) -> np.ndarray:
+    """Of the reversible 5/3 wavelet along both axes (ISO 15444-1 F.4.8.1), by lifting."""
+    for _ in range(2):
+        n = len(values)
+        if n > 1:
+            mirrored = np.concatenate([values, values[-2:-3:-1]])  # one sample beyond the end
+            even, odd, following = mirrored[: n + 1 : 2], mirrored[1:n:2], mirrored[2 : n + 1 : 2]
+            details = odd - (even[: len(odd)] + following[: len(odd)]) // 2
+            count = -(-n // 2)
+            before = np.concatenate([details[:1], details])[:count]
+            after = np.concatenate([details, details[-1:]])[:count]
+            values = values[::2] + (before + after + 2) // 4
+        values = values.T
+    return values
+
+
+@pytest.mark.parametrize("size", [(34, 31), (61, 77), (65, 128)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reduced_image_is_the_low_band_of_the_wavelet(
+def test_decode_reduced_is_the_low_band_of_the_wavelet(
     tmp_path: Path, kind: str, size: tuple[int, int]
 ) -> None:
     noise, bits = KINDS[kind]
@@ -89,63 +202,40 @@ def test_a_reduced_image_is_the_low_band_of_the_wavelet(
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
     mammogram = read_dicom(path)
     assert mammogram.most_reduced >= 3
-    band = pixels.astype(np.int64)
-    stored = int(mammogram.facts["bits_stored"])
+    band, stored = pixels.astype(np.int64), int(mammogram.facts["bits_stored"])
     low = -(2 ** (stored - 1)) if noise.dtype.kind == "i" else 0
-    high = low + 2**stored - 1
     for reduced in range(1, mammogram.most_reduced + 1):
-        band = low_band(low_band(band).T).T
+        band = low_band(band)
         level = mammogram.decode(reduced)
         assert (level.reduced, level.decoder) == (reduced, "openjpeg")
-        np.testing.assert_array_equal(level.pixels, np.clip(band, low, high))
+        np.testing.assert_array_equal(level.pixels, np.clip(band, low, low + 2**stored - 1))
 
 
-def low_band(values: np.ndarray) -> np.ndarray:
-    """Of the reversible 5/3 wavelet along the first axis (ISO 15444-1 F.4.8.1), by lifting."""
-    n = len(values)
-    if n == 1:
-        return values
-    mirrored = np.concatenate([values, values[-2:-3:-1]])  # one sample beyond the end
-    even, odd = mirrored[: n + 1 : 2], mirrored[1:n:2]
-    following = mirrored[2 : n + 1 : 2]
-    details = odd - (even[: len(odd)] + following[: len(odd)]) // 2
-    count = -(-n // 2)
-    before = np.concatenate([details[:1], details])[:count]
-    after = np.concatenate([details, details[-1:]])[:count]
-    return values[::2] + (before + after + 2) // 4
+def test_decode_in_full_without_openjpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax="jpeg2000")
+    assert read_dicom(path, ["gdcm"]).most_reduced == 0
+    assert_pixels(path, NOISE, "gdcm")
 
+    def refuse(frame: codecs.Frame, reduced: int) -> np.ndarray:
+        raise RuntimeError("not today")
 
-def test_without_the_decoder_that_reduces_the_whole_image_comes(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
-    mammogram = read_dicom(path, ["gdcm"])
-    assert mammogram.most_reduced == 0
-    np.testing.assert_array_equal(mammogram.pixels, pixels)
-
-
-def test_a_refusal_to_reduce_costs_time_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
-    monkeypatch.setitem(codecs.DECODERS, "openjpeg", Decoder(codecs.JPEG2000, refuse))
+    reads = codecs.DECODERS["openjpeg"].reads
+    monkeypatch.setitem(codecs.DECODERS, "openjpeg", codecs.Decoder(reads, refuse))
     level = read_dicom(path).decode(2)
     assert (level.reduced, level.decoder) == (0, "dicomsdl")
-    np.testing.assert_array_equal(level.pixels, pixels)
+    np.testing.assert_array_equal(level.pixels, NOISE)
 
 
 @pytest.mark.parametrize("tiles", [(32, 32), (40, 40)])
-def test_streams_of_several_tiles_are_not_reduced(tmp_path: Path, tiles: tuple[int, int]) -> None:
-    pixels, bits = KINDS["12"]
-    stream = io.BytesIO()
-    picture = Image.fromarray(pixels << 4)  # Pillow writes 16 bits
-    picture.save(stream, "JPEG2000", no_jp2=True, irreversible=False, tile_size=tiles)
-    path = write_dicom(tmp_path / "a.dcm", pixels << 4, bits=16, syntax="jpeg2000")
+def test_decode_reduced_only_streams_of_one_tile(tmp_path: Path, tiles: tuple[int, int]) -> None:
+    stream, pixels = io.BytesIO(), NOISE << 4  # Pillow writes 16 bits
+    options = {"no_jp2": True, "irreversible": False, "tile_size": tiles}
+    Image.fromarray(pixels).save(stream, "JPEG2000", **options)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=16, syntax="jpeg2000")
     change(path, PixelData=encapsulate([stream.getvalue()]))
-    mammogram = read_dicom(path)
-    assert bool(mammogram.most_reduced) == (tiles == (40, 40))
+    assert bool(read_dicom(path).most_reduced) == (tiles == (40, 40))
     for name in readers("jpeg2000"):
-        np.testing.assert_array_equal(read_dicom(path, [name]).pixels, pixels << 4)
+        assert_pixels(path, pixels, name)
 
 
 # 12 x 16 pixels of 16 bits, written with OpenJPH: nothing that comes with the project writes HTJ2K.
@@ -158,262 +248,354 @@ HTJ2K_STREAM = (
 )
 
 
-def test_high_throughput_jpeg2000_is_read(tmp_path: Path) -> None:
+def test_read_dicom_high_throughput_jpeg2000(tmp_path: Path) -> None:
     rows, columns = np.mgrid[:12, :16]
     pixels = ((columns * 37 + rows * rows * 11) % 4096).astype(np.uint16)
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=16, syntax="jpeg2000")
-    dataset = pydicom.dcmread(path)
-    dataset.PixelData = encapsulate([base64.b64decode(HTJ2K_STREAM)])
-    dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
-    dataset.save_as(path)
-    mammogram = read_dicom(path)
-    np.testing.assert_array_equal(mammogram.pixels, pixels)
-    reduced = mammogram.decode(1).pixels
-    band = low_band(low_band(pixels.astype(int)).T).T
-    np.testing.assert_array_equal(reduced, np.clip(band, 0, 65535))
+    relabel(change(path, PixelData=encapsulate([base64.b64decode(HTJ2K_STREAM)])), HTJ2KLossless)
+    assert_pixels(path, pixels)
+    reduced = read_dicom(path).decode(1).pixels
+    np.testing.assert_array_equal(reduced, np.clip(low_band(pixels.astype(int)), 0, 65535))
 
 
-def refuse(encoded: Encoded, reduced: int) -> np.ndarray:
-    raise RuntimeError("not today")
-
-
-@pytest.mark.parametrize("decoder", ["dicomsdl", "gdcm", "openjpeg"])
-@pytest.mark.parametrize("kind", ["16", "16 signed"])
-@pytest.mark.parametrize("claim", [{"BitsStored": 12, "HighBit": 11}, {"PixelRepresentation": -1}])
-def test_the_frame_knows_better_than_the_header(
-    tmp_path: Path, decoder: str, kind: str, claim: dict
-) -> None:
-    pixels, bits = KINDS[kind]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
-    if "PixelRepresentation" in claim:
-        claim = {"PixelRepresentation": int(pixels.dtype.kind != "i")}
-        pixels = pixels.view(np.int16)  # an unsigned stream, then, holds two's complement
-    change(path, **claim)
-    np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
-
-
-@pytest.mark.parametrize("decoder", ["dicomsdl", "gdcm", "openjpeg"])
-@pytest.mark.parametrize("extended", [False, True])
-def test_an_unsigned_stream_under_a_signed_header_holds_twos_complement(
-    tmp_path: Path, decoder: str, extended: bool
-) -> None:
-    pixels, bits = KINDS["12 signed"]
-    words = pixels.view(np.uint16) if extended else pixels.view(np.uint16) & 0x0FFF
-    path = write_dicom(tmp_path / "a.dcm", words, bits=16, syntax="jpeg2000")
-    change(path, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=1)
-    mammogram = read_dicom(path, [decoder])
-    np.testing.assert_array_equal(mammogram.pixels, pixels)
-    assert mammogram.most_reduced == 0  # words of both signs cannot be averaged
-
-
-@pytest.mark.parametrize("syntax", ["raw", "jpeg2000", "rle"])
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("position", [12, 14, 15])
-def test_overlays_in_unused_bits_are_masked(
-    tmp_path: Path, syntax: str, signed: bool, position: int
-) -> None:
-    pixels, bits = KINDS["12 signed" if signed else "12"]
-    overlay = RNG.integers(0, 2, pixels.shape).astype(np.uint16) << position
-    words = (pixels.view(np.uint16) & 0x0FFF) | overlay
-    path = write_dicom(tmp_path / "a.dcm", words, bits=16, syntax=syntax)
-    dataset = pydicom.dcmread(path)
-    dataset.add_new(0x60020100, "US", 16)
-    dataset.add_new(0x60020102, "US", position)
-    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, int(signed)
-    dataset.save_as(path)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-
-
-def test_overlays_below_pixels_at_the_top_are_masked(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    overlay = RNG.integers(0, 2, pixels.shape).astype(np.uint16)
-    path = write_dicom(tmp_path / "a.dcm", (pixels << 4) | overlay, bits=bits, HighBit=15)
-    dataset = pydicom.dcmread(path)
-    dataset.add_new(0x60000102, "US", 0)
-    dataset.save_as(path)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-
-
-@pytest.mark.parametrize("position", [0, 11, 16, 200])
-def test_an_overlay_within_the_pixel_or_beyond_the_word_is_not_believed(
-    tmp_path: Path, position: int
-) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits)
-    dataset = pydicom.dcmread(path)
-    dataset.add_new(0x60000102, "US", position)
-    dataset.save_as(path)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-
-
-@pytest.mark.parametrize("syntax", ["jpeg", "jpeg_ls"])
-def test_jpeg_frames_know_their_precision(tmp_path: Path, syntax: str) -> None:
-    pixels, bits = KINDS["16"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
-    change(path, BitsStored=12, HighBit=11)
-    for decoder in readers(syntax):
-        np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
-
-
-@pytest.mark.parametrize("syntax", ["jpeg2000", "jpeg", "jpeg_ls"])
+@pytest.mark.parametrize("syntax", CODESTREAMS)
 @pytest.mark.parametrize(
     ("kind", "claim"),
     [
         ("8", {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}),
         ("8 signed", {"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15}),
         ("12", {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}),
-        ("16", {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}),
+        ("16", {"BitsStored": 12, "HighBit": 11}),
+        ("16", {"PixelRepresentation": 1}),
     ],
 )
-def test_the_frame_knows_how_many_bytes_a_pixel_needs(
+def test_read_dicom_believes_the_codestream_on_precision(
     tmp_path: Path, syntax: str, kind: str, claim: dict
 ) -> None:
     pixels, bits = KINDS[kind]
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
     change(path, **claim)
+    if "PixelRepresentation" in claim:
+        pixels = pixels.view(np.int16)  # an unsigned stream, then, holds two's complement
     for decoder in readers(syntax):
-        np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
+        assert_pixels(path, pixels, decoder)
 
 
-@pytest.mark.parametrize("syntax", ["jpeg2000", "jpeg", "jpeg_ls"])
-@pytest.mark.parametrize("table", [False, True])
-@pytest.mark.parametrize("parts", [1, 3])
-def test_frames_may_come_in_fragments(tmp_path: Path, syntax: str, table: bool, parts: int) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
-    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
-    change(path, PixelData=encapsulate([frame], fragments_per_frame=parts, has_bot=table))
-    for decoder in readers(syntax):
-        np.testing.assert_array_equal(read_dicom(path, [decoder]).pixels, pixels)
+@pytest.mark.parametrize("extended", [False, True])
+def test_read_dicom_unsigned_stream_under_a_signed_header(tmp_path: Path, extended: bool) -> None:
+    words = SIGNED.view(np.uint16) if extended else SIGNED.view(np.uint16) & 0x0FFF
+    path = write_dicom(tmp_path / "a.dcm", words, bits=16, syntax="jpeg2000")
+    change(path, BitsStored=12, HighBit=11, PixelRepresentation=1)
+    for decoder in readers("jpeg2000"):
+        assert_pixels(path, SIGNED, decoder)
+    assert read_dicom(path).most_reduced == 0  # words of both signs cannot be averaged
+
+
+@pytest.mark.parametrize("syntax", ["raw", "jpeg2000", "rle"])
+@pytest.mark.parametrize("pixels", [NOISE, SIGNED])
+@pytest.mark.parametrize("position", [12, 15])
+def test_read_dicom_masks_overlays_in_unused_bits(
+    tmp_path: Path, syntax: str, pixels: np.ndarray, position: int
+) -> None:
+    overlay = RNG.integers(0, 2, pixels.shape).astype(np.uint16) << position
+    words = (pixels.view(np.uint16) & 0x0FFF) | overlay
+    path = write_dicom(tmp_path / "a.dcm", words, bits=16, syntax=syntax)
+    signed = int(pixels.dtype.kind == "i")
+    layout = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": signed}
+    change(path, x60020100=16, x60020102=position, **layout)
+    assert_pixels(path, pixels)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "elements"),
+    [
+        (NOISE << 4, NOISE, {"HighBit": 15}),
+        (NOISE, NOISE, {"HighBit": 15}),  # bits below are in use
+        (NOISE, NOISE, {"HighBit": 65535}),
+        ((NOISE << 4) | (NOISE & 1), NOISE, {"HighBit": 15, "x60000102": 0}),
+        *((NOISE, NOISE, {"x60000102": position}) for position in (0, 11, 16, 200)),
+        (NOISE, NOISE, {"BitsStored": 10, "HighBit": 9}),  # unsigned values beyond are kept
+        # The four bits above those stored are not the sign.
+        (SIGNED.view(np.uint16) & 0x0FFF, SIGNED, {"PixelRepresentation": 1}),
+    ],
+)
+def test_read_dicom_sample_layout(
+    tmp_path: Path, words: np.ndarray, expected: np.ndarray, elements: dict[str, int]
+) -> None:
+    assert_pixels(change(write_dicom(tmp_path / "a.dcm", words, bits=12), **elements), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16])
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_a_background_of_the_smallest_signed_value_is_no_damage(
+def test_read_dicom_background_of_the_smallest_signed_value(
     tmp_path: Path, syntax: str, dtype: type
 ) -> None:
     info = np.iinfo(dtype)
     pixels: np.ndarray = RNG.integers(info.min, info.max, (60, 40)).astype(dtype)
     pixels[:, 25:] = pixels[50:] = info.min
     bits = 8 * pixels.dtype.itemsize
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+    assert_pixels(write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax), pixels)
 
 
-def test_a_ramp_is_no_damage(tmp_path: Path) -> None:
-    pixels = np.add.outer(np.arange(60), np.arange(40)).astype(np.uint16)
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, syntax="jpeg")
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+@pytest.mark.parametrize("transform", [0, 2])
+@pytest.mark.parametrize("restart_rows", [0, 4])
+@pytest.mark.parametrize("predictor", range(1, 8))
+@pytest.mark.parametrize("bits", [8, 16])
+def test_read_dicom_jpeg_lossless_complete_with_every_predictor(
+    tmp_path: Path, bits: int, predictor: int, restart_rows: int, transform: int
+) -> None:
+    pixels = RNG.integers(0, 2**bits, (33, 30)).astype(np.uint8 if bits == 8 else np.uint16)
+    frame = encode_jpeg_lossless(
+        pixels, bits, predictor, restart_rows=restart_rows, transform=transform
+    )
+    path = write_frame(tmp_path / "a.dcm", frame, pixels, bits, "lossless")
+    expected = np.left_shift(np.right_shift(pixels, transform), transform)
+    for decoder in ("dicomsdl", "gdcm"):
+        assert_pixels(path, expected, decoder)
+    assert holds_all_pixels(frame, expected, bits)
+    for cut in (2, 60, len(frame) // 2):
+        shorter = frame[: -2 - cut] + b"\xff\xd9"
+        assert not holds_all_pixels(shorter, expected, bits)
+        refused(write_frame(path, shorter, pixels, bits, "lossless"), "cut short")
+
+
+def test_check_jpeg_lossless_complete_does_not_count_pixels_after_fill_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T.81 B.1.1.2: any number of bytes FF may come before a marker; real files have two."""
+    frame = encode_jpeg_lossless(NOISE, 12)
+    monkeypatch.setattr("rsna_bcd.imaging.codestream.holds_all_pixels", None)
+    for fill in (b"", b"\xff", b"\xff\xff"):
+        filled = frame[:2] + fill + frame[2:-2] + fill + frame[-2:]
+        assert_pixels(write_frame(tmp_path / "a.dcm", filled, NOISE, 12, "lossless"), NOISE)
+
+
+def test_read_jpeg_counts_restart_intervals(tmp_path: Path) -> None:
+    frame = encode_jpeg_lossless(NOISE, 12, restart_rows=4)
+    shorter = frame[: frame.index(b"\xff\xd0")] + frame[frame.index(b"\xff\xd1") :]
+    path = write_frame(tmp_path / "a.dcm", shorter, NOISE, 12, "lossless")
+    refused(path, "cut short: it has 7 restart markers")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 7}])
+@pytest.mark.parametrize("decoder", ["dicomsdl", "pillow"])
+def test_read_dicom_lossy_jpeg_of_8_bits(
+    tmp_path: Path, decoder: str, options: dict[str, Any]
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(BYTES).save(buffer, "JPEG", quality=90, **options)
+    frame = buffer.getvalue()
+    path = write_frame(tmp_path / "a.dcm", frame, BYTES, 8, "baseline")
+    decoder = "pillow" if "progressive" in options else decoder
+    assert_pixels(path, np.asarray(Image.open(buffer)), decoder)
+    for cut in (1, 9, len(frame) // 3):
+        write_frame(path, frame[: -2 - cut] + b"\xff\xd9", BYTES, 8, "baseline")
+        with pytest.raises(ImageError, match="cut short"):
+            read_dicom(path, [decoder])
+
+
+def test_read_dicom_lossy_jpeg_of_12_and_16_bits(tmp_path: Path) -> None:
+    low = np.clip(SMOOTH / 4 + 128, 1, 254).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(low).save(buffer, "JPEG", quality=90)
+    frame = bytearray(buffer.getvalue())
+    at = frame.index(b"\xff\xc0")
+    frame[at + 1], frame[at + 4] = 0xC1, 12  # the same cosines around half of the range
+    path = tmp_path / "a.dcm"
+    write_frame(path, bytes(frame), low.astype(np.uint16), 12, "extended")
+    expected = np.asarray(Image.open(buffer)).astype(int) - 128 + 2048
+    np.testing.assert_allclose(read_dicom(path).pixels, expected, atol=1)
+    assert read_dicom(path).facts["bits_stored"] == 12
+    frame[at + 1], frame[at + 4] = 0xC0, 16
+    refused(write_frame(path, bytes(frame), low, 8, "baseline"), "lossy JPEG of 16 bits")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_read_dicom_jpeg_ls_near_lossless(tmp_path: Path, bits: int) -> None:
+    pixels = RNG.integers(0, 2**bits, (33, 30)).astype(np.uint8 if bits == 8 else np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits)
+    codec = gdcm.JPEGLSCodec()
+    codec.SetLossless(False)
+    codec.SetLossyError(2)
+    transcode(path, gdcm.TransferSyntax.JPEGLSNearLossless, codec)
+    mammogram = read_dicom(path)
+    assert mammogram.facts["transfer_syntax"] == "1.2.840.10008.1.2.4.81"
+    assert np.abs(mammogram.pixels.astype(int) - pixels).max() == 2
+
+
+@pytest.mark.parametrize("size", [2, 100, 10**6])
+@pytest.mark.parametrize(
+    "table", ["empty", "each fragment", "wrong", "odd", "absent", "without end", "extended"]
+)
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_join_fragments_ignores_the_offset_table(
+    tmp_path: Path, syntax: str, table: str, size: int
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    frame = frame_of(path)
+    if table == "absent" and size < (64 if syntax == "rle" else 4):
+        size = 10**6  # nothing distinguishes a part of a header or marker from a table
+    parts = [frame[at : at + size] for at in range(0, len(frame), size)]
+    offsets = np.cumsum([0, *(len(part) + 8 for part in parts[:-1])]).astype("<u4").tobytes()
+
+    def item(content: bytes) -> bytes:
+        return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+
+    first = {
+        "empty": item(b""),
+        "each fragment": item(offsets),
+        "wrong": item(struct.pack("<I", 5_000_001)),
+        "odd": item(b"abc"),
+        "absent": b"",
+        "without end": struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF),
+        "extended": item(b""),
+    }[table]
+    replace_pixel_data(path, first + b"".join(map(item, parts)))
+    if table == "extended":
+        _, *extended = encapsulate_extended([frame[: len(frame) // 2]])
+        change(path, ExtendedOffsetTable=extended[0], ExtendedOffsetTableLengths=extended[1])
+    assert_pixels(path, NOISE)
+
+
+@pytest.mark.parametrize("after", [b"\xff", b"\0" * 5, RNG.bytes(64), b"\xff\xd9"])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_read_dicom_bytes_after_the_frame_are_padding(
+    tmp_path: Path, syntax: str, after: bytes
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    replace_pixel_data(path, encapsulate([frame_of(path) + after]))
+    assert_pixels(path, NOISE)
+
+
+@pytest.mark.parametrize("syntax", CODESTREAMS)
+def test_read_dicom_refuses_incomplete_and_second_frames(tmp_path: Path, syntax: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    frame = frame_of(path)
+    for value in (encapsulate([frame, frame]), encapsulate([frame + frame])):
+        replace_pixel_data(path, value)
+        refused(path, "a second image")
+    change(path, PixelData=encapsulate([frame[: len(frame) // 2]]))
+    refused(path, "cut short: its frame has no end marker")
+    change(path, PixelData=encapsulate([frame]), Rows=6000)
+    refused(path, "header says 6000 x 30 pixels, the .* frame 33 x 30")
 
 
 @pytest.mark.parametrize("kind", ["12", "16", "16 signed"])
-def test_a_jpeg_frame_that_ends_early_is_refused_though_its_end_is_marked(
-    tmp_path: Path, kind: str
-) -> None:
+def test_check_decoded_refuses_an_early_end_marker(tmp_path: Path, kind: str) -> None:
     pixels, bits = KINDS[kind]
     pixels = np.resize(pixels, (80, 60))
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
-    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-    for share in (0.3, 0.6, 0.9, 0.97):
+    frame = frame_of(path)
+    assert_pixels(path, pixels)
+    for share in (0.3, 0.6, 0.97):
         change(path, PixelData=encapsulate([frame[: int(len(frame) * share)] + b"\xff\xd9"]))
-        with pytest.raises(ImageError, match="cut short: its last row"):
-            read_dicom(path)
+        refused(path, "cut short: its last row")
 
 
-def test_bytes_that_fill_up_before_a_marker_are_allowed(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
-    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
-    change(path, PixelData=encapsulate([frame[:2] + b"\xff\xff" + frame[2:]]))
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+def test_check_decoded_accepts_a_ramp(tmp_path: Path) -> None:
+    pixels = np.add.outer(np.arange(60), np.arange(40)).astype(np.uint16)
+    assert_pixels(write_dicom(tmp_path / "a.dcm", pixels, bits=12, syntax="jpeg"), pixels)
 
 
-def test_pixels_at_the_top_of_their_words_are_moved_down(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels << 4, bits=bits, HighBit=15)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-    wrong = write_dicom(tmp_path / "b.dcm", pixels, bits=bits, HighBit=15)  # bits below are in use
-    np.testing.assert_array_equal(read_dicom(wrong).pixels, pixels)
-
-
-def test_a_high_bit_beyond_the_word_is_not_believed(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, HighBit=65535)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-
-
-def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    whole = write_dicom(tmp_path / "a.dcm", pixels, bits=bits).read_bytes()
-    sequence = (
-        bytes.fromhex("18001151") + b"SQ\0\0\xff\xff\xff\xff" + bytes.fromhex("feff00e0ffffffff")
-    )
-    at = whole.index(b"\x28\x00\x02\x00US")
-    (tmp_path / "b.dcm").write_bytes(whole[:at] + sequence * 3000 + whole[at:])
-    with pytest.raises(ImageError):
-        read_dicom(tmp_path / "b.dcm")
-
-
-def test_the_sign_bit_is_the_highest_bit_stored(tmp_path: Path) -> None:
-    signed, bits = KINDS["12 signed"]
-    cut = signed.view(np.uint16) & 0x0FFF  # the four bits above those stored are not the sign
-    path = write_dicom(tmp_path / "a.dcm", cut, bits=bits, PixelRepresentation=1)
-    np.testing.assert_array_equal(read_dicom(path).pixels, signed)
-
-
-def test_unsigned_values_beyond_the_bits_stored_are_kept(tmp_path: Path) -> None:
-    pixels, _ = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=10)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
-
-
-def test_a_codestream_in_a_jp2_file_and_padding_after_the_end(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg2000")
-    stream = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
-    height, width = (n.to_bytes(4) for n in pixels.shape)
+def test_read_dicom_codestream_in_a_jp2_file(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax="jpeg2000")
+    height, width = (n.to_bytes(4) for n in NOISE.shape)
     header = b"ihdr" + height + width + b"\x00\x01\x0f\x07\x00\x00"
     colour = b"colr\x01\x00\x00\x00\x00\x00\x11"
     boxes = [
         b"jP  \r\n\x87\n",
         b"ftypjp2 \x00\x00\x00\x00jp2 ",
         b"jp2h" + b"".join((len(b) + 4).to_bytes(4) + b for b in (header, colour)),
-        b"jp2c" + stream,
+        b"jp2c" + frame_of(path),
     ]
     file = b"".join((len(box) + 4).to_bytes(4) + box for box in boxes)
-    change(path, PixelData=encapsulate([file + b"\0\0\0\0"]))
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+    assert_pixels(change(path, PixelData=encapsulate([file + b"\0\0\0\0"])), NOISE)
 
 
 @pytest.mark.parametrize("syntax", ["raw", *SYNTAXES])
-def test_files_cut_short_anywhere_are_refused(tmp_path: Path, syntax: str) -> None:
-    pixels, bits = KINDS["12"]
-    whole = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax).read_bytes()
-    cut = tmp_path / "cut.dcm"
+def test_read_dicom_refuses_files_cut_short_anywhere(tmp_path: Path, syntax: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    whole = path.read_bytes()
     for length in range(0, len(whole) - 10, 31):  # the last 8 bytes delimit, and are not content
-        cut.write_bytes(whole[:length])
-        with pytest.raises(ImageError):
-            read_dicom(cut)
+        path.write_bytes(whole[:length])
+        refused(path)
 
 
-@pytest.mark.parametrize("syntax", ["jpeg2000", "jpeg", "jpeg_ls"])
-def test_a_frame_without_its_end_is_refused(tmp_path: Path, syntax: str) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
-    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
-    change(path, PixelData=encapsulate([frame[: len(frame) // 2]]))
-    with pytest.raises(ImageError, match="cut short: its frame has no end marker"):
-        read_dicom(path)
+@pytest.mark.parametrize("after", [b"", b"\0" * 7, b"\xff" * 100])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_parse_dicom_without_sequence_delimiter(tmp_path: Path, syntax: str, after: bytes) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    whole = path.read_bytes()
+    assert whole.endswith(DELIMITER)
+    path.write_bytes(whole[: -len(DELIMITER)] + after)
+    assert_pixels(path, NOISE)
+    path.write_bytes(whole[: -len(DELIMITER) - 1])
+    refused(path, "cut short")
 
 
-@pytest.mark.parametrize("syntax", ["jpeg2000", "jpeg", "jpeg_ls"])
-def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path, syntax: str) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax=syntax)
-    change(path, Rows=6000)
-    with pytest.raises(ImageError, match="header says 6000 x 30 pixels, the .* frame 33 x 30"):
-        read_dicom(path)
+@pytest.mark.parametrize("cut", ["preamble", "prefix", "both", "meta", "everything"])
+@pytest.mark.parametrize("syntax", ["raw", "implicit", "big endian", *SYNTAXES])
+def test_parse_dicom_without_preamble_or_meta_information(
+    tmp_path: Path, syntax: str, cut: str
+) -> None:
+    path = tmp_path / "a.dcm"
+    if syntax in ("implicit", "big endian"):
+        write_uncompressed(path, NOISE, 12, syntax)
+    else:
+        write_dicom(path, NOISE, bits=12, syntax=syntax)
+    whole = path.read_bytes()
+    first = 144 + int.from_bytes(whole[140:144], "little")  # after the meta information
+    path.write_bytes(
+        {
+            "preamble": whole[128:],
+            "prefix": whole[:128] + whole[132:],
+            "both": whole[132:],
+            "meta": whole[:132] + whole[first:],
+            "everything": whole[first:],
+        }[cut]
+    )
+    assert_pixels(path, NOISE)
+    assert read_header(path)["rows"] == 33
+    if cut not in ("meta", "everything"):
+        named = read_dicom(path).facts["transfer_syntax"]
+        assert named == read_header(path)["transfer_syntax"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"image_id,cancer\n" * 50,
+        b"DICM" + bytes(200),
+        bytes(500),
+        b"\x08\0\x05\0XX" + bytes(99),
+        b"\x89PNG\r\n\x1a\n" + bytes(300),
+        b"\x08",
+    ],
+)
+def test_parse_dicom_refuses_other_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.dcm").write_bytes(content)
+    for read in (read_dicom, read_header):
+        with pytest.raises(ImageError, match="not a DICOM file"):
+            read(tmp_path / "a.dcm")
+
+
+def test_parse_dicom_refuses_endless_nesting(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12)
+    whole = path.read_bytes()
+    sequence = bytes.fromhex("180011515351 0000 ffffffff feff00e0 ffffffff")
+    at = whole.index(b"\x28\x00\x02\x00US")
+    path.write_bytes(whole[:at] + sequence * 3000 + whole[at:])
+    refused(path)
+
+
+@pytest.mark.parametrize("code", ["MONOCHROME1 ", "monochrome1", " Monochrome1", "MONOCHROME1\0"])
+def test_check_header_accepts_padded_and_lower_case_codes(tmp_path: Path, code: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12)
+    whole = path.read_bytes()
+    value = code.encode() + b" " * (len(code) % 2)
+    at = whole.index(b"MONOCHROME2") - 8
+    path.write_bytes(whole[: at + 6] + struct.pack("<H", len(value)) + value + whole[at + 8 + 12 :])
+    assert read_dicom(path).display.inverted
 
 
 @pytest.mark.parametrize(
@@ -431,41 +613,90 @@ def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path, syntax: st
         ({"Rows": 32}, "1980 bytes of pixels, where the size needs 1920"),
         ({"PixelData": None}, "no pixel data"),
         ({"PixelData": b"1234"}, "cut short: 4 of 1980 bytes"),
+        ({"PixelData": NOISE.tobytes() + NOISE[:7].tobytes()}, "where the size needs 1980"),
+        ({"PixelData": np.full(990, 7, np.uint16).tobytes()}, "all pixels have the value 7"),
     ],
 )
-def test_headers_of_other_things_are_refused(tmp_path: Path, elements: dict, reason: str) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, **elements)
-    with pytest.raises(ImageError, match=reason):
-        read_dicom(path)
+def test_read_dicom_refuses_other_images(tmp_path: Path, elements: dict, reason: str) -> None:
+    refused(write_dicom(tmp_path / "a.dcm", NOISE, bits=12, **elements), reason)
 
 
-def test_modality_may_be_absent(tmp_path: Path) -> None:
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, Modality=None)
-    np.testing.assert_array_equal(read_dicom(path).pixels, pixels)
+@pytest.mark.parametrize("surplus", [b"\0\0", b"\xff" * 601, RNG.bytes(2), RNG.bytes(1000)])
+def test_read_dicom_bytes_after_raw_pixels_are_padding(tmp_path: Path, surplus: bytes) -> None:
+    content = NOISE.tobytes() + surplus
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, PixelData=content, Modality=None)
+    assert_pixels(path, NOISE)
 
 
-def test_a_text_file_and_an_unknown_syntax_are_refused(tmp_path: Path) -> None:
-    text = tmp_path / "text.dcm"
-    text.write_text("image_id,cancer\n" * 50)
-    with pytest.raises(ImageError, match="not a DICOM file"):
-        read_dicom(text)
-    pixels, bits = KINDS["12"]
-    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits, syntax="jpeg")
-    other, lossless = b"1.2.840.10008.1.2.4.53", b"1.2.840.10008.1.2.4.70"
-    path.write_bytes(path.read_bytes().replace(lossless, other, 1))
-    with pytest.raises(ImageError, match=r"JPEG Spectral .* is not supported: .*gdcmconv --raw"):
-        read_dicom(path)
+@pytest.mark.parametrize(
+    ("syntax", "name"), [("jpeg2000", "JPEG 2000"), ("jpeg", "JPEG"), ("rle", "encapsulated")]
+)
+def test_read_dicom_names_compressed_pixels_under_an_uncompressed_syntax(
+    tmp_path: Path, syntax: str, name: str
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    value = pydicom.dcmread(path).PixelData
+    for content in (value, join_fragments(value) if syntax != "rle" else value):
+        write_dicom(path, NOISE, bits=12, PixelData=content + b"\0" * (len(content) % 2))
+        refused(path, f"not compressed, but they are {name}: export")
 
 
-def test_an_image_without_content_is_refused(tmp_path: Path) -> None:
-    path = write_dicom(tmp_path / "a.dcm", np.full((20, 20), 7, np.uint16), bits=12)
-    with pytest.raises(ImageError, match="all pixels have the value 7"):
-        read_dicom(path)
+@pytest.mark.parametrize("encapsulated", [False, True])
+@pytest.mark.parametrize("syntax", ["lossless sv1", "baseline"])
+def test_read_dicom_names_raw_pixels_under_a_compressed_syntax(
+    tmp_path: Path, syntax: str, encapsulated: bool
+) -> None:
+    path = write_frame(tmp_path / "a.dcm", NOISE.tobytes(), NOISE, 12, syntax)
+    if not encapsulated:
+        relabel(write_dicom(path, NOISE, bits=12), UIDS[syntax])
+    refused(path, "says that the pixels are compressed, but they are not: export")
 
 
-def test_the_overview_averages_areas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("syntax", CODESTREAMS)
+@pytest.mark.parametrize("label", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.91"])
+def test_read_dicom_believes_the_codestream_on_its_syntax(
+    tmp_path: Path, syntax: str, label: str
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax=syntax)
+    assert_pixels(relabel(path, label), NOISE)
+
+
+@pytest.mark.parametrize(
+    ("uid", "remedy"),
+    [
+        ("1.2.840.10008.1.2.4.100", "video"),
+        ("1.2.840.10008.1.2.4.110", "JPEG XL; export"),
+        ("1.2.840.10008.1.2.4.94", "on a server"),
+        ("1.2.840.10008.1.2.4.53", "gdcmconv --raw"),
+        ("1.2.3.4", "gdcmconv --raw"),
+    ],
+)
+def test_check_header_has_a_remedy_for_other_syntaxes(
+    tmp_path: Path, uid: str, remedy: str
+) -> None:
+    path = relabel(write_dicom(tmp_path / "a.dcm", NOISE, bits=12, syntax="jpeg"), uid)
+    refused(path, f"is not supported: .*{remedy}")
+
+
+@pytest.mark.parametrize(
+    ("elements", "aspect"),
+    [
+        ({}, 1),
+        ({"PixelAspectRatio": [2, 1]}, 2),
+        ({"ImagerPixelSpacing": [0.05, 0.1]}, 0.5),
+        ({"ImagerPixelSpacing": [0.1, 0.1], "PixelAspectRatio": [2, 1]}, 1),
+        ({"ImagerPixelSpacing": [0.1, 0.1001]}, 1),
+        ({"ImagerPixelSpacing": [0, 0.1], "PixelSpacing": [0.2, 0.1]}, 2),
+        ({"PixelAspectRatio": [1000, 1]}, 1),
+        ({"PixelAspectRatio": 2}, 1),
+    ],
+)
+def test_read_dicom_pixel_aspect(tmp_path: Path, elements: dict[str, Any], aspect: float) -> None:
+    path = write_dicom(tmp_path / "a.dcm", NOISE, bits=12, **elements)
+    assert read_dicom(path).pixel_aspect == pytest.approx(aspect)
+
+
+def test_mammogram_preview_averages_areas(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 4096, (2049, 1024)).astype(np.uint16)
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12, WindowCenter=2048, WindowWidth=4096)
     mammogram = read_dicom(path)
@@ -475,8 +706,8 @@ def test_the_overview_averages_areas(tmp_path: Path) -> None:
     assert mammogram.overview.reduced == 2
 
 
-def test_overviews_have_one_size_whatever_the_codec(tmp_path: Path) -> None:
-    pixels = np.resize(KINDS["12"][0], (1100, 519))
+def test_mammogram_overview_is_reduced_alike_by_every_codec(tmp_path: Path) -> None:
+    pixels = np.resize(NOISE, (1100, 519))
     raw, packed = (
         read_dicom(write_dicom(tmp_path / f"{syntax}.dcm", pixels, bits=12, syntax=syntax))
         for syntax in ("raw", "jpeg2000")

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from breast_shapes import breast_picture
+from breast_shapes import breast_image
 from dicom_files import write_dicom
 
 from rsna_bcd.errors import InputError
@@ -29,7 +29,7 @@ def mammogram_of(picture: np.ndarray, *, bits: int = 8) -> Mammogram:
 
 
 def test_a_breast_is_cut_out_at_its_own_aspect() -> None:
-    prepared = crop_mammogram(mammogram_of(breast_picture(400, 320)), SETTINGS)
+    prepared = crop_mammogram(mammogram_of(breast_image(400, 320)), SETTINGS)
     record = prepared.record
     assert record["breast_found"]
     # The ellipse: 160 wide, 320 high; margin .01 of 320 on each side, none beyond the frame.
@@ -47,7 +47,7 @@ def test_a_breast_is_cut_out_at_its_own_aspect() -> None:
 
 
 def test_nothing_of_the_tissue_is_lost() -> None:
-    picture = breast_picture(400, 320)
+    picture = breast_image(400, 320)
     prepared = crop_mammogram(mammogram_of(picture), SETTINGS)
     scale = prepared.record["scale"]
     assert isinstance(scale, float)
@@ -65,7 +65,7 @@ def test_nothing_of_the_tissue_is_lost() -> None:
     ],
 )
 def test_padding_is_opposite_the_chest_wall_and_in_equal_parts(shape: dict, empty: tuple) -> None:
-    pixels = crop_mammogram(mammogram_of(breast_picture(**shape)), SETTINGS).pixels
+    pixels = crop_mammogram(mammogram_of(breast_image(**shape)), SETTINGS).pixels
     assert pixels.shape == (128, 64)
     assert not pixels[empty].any()
     assert pixels[60:68, 0].all()
@@ -77,7 +77,7 @@ def test_padding_is_opposite_the_chest_wall_and_in_equal_parts(shape: dict, empt
 def test_a_chest_wall_above_or_below_is_rotated_to_the_left(
     turns: int, rotated: int, box: Any, fit: Any
 ) -> None:
-    upright = breast_picture(400, 320, half_height=0.45)
+    upright = breast_image(400, 320, half_height=0.45)
     settings = replace(SETTINGS, box=box, fit=fit)
     expected = crop_mammogram(mammogram_of(upright), settings)
     turned = crop_mammogram(mammogram_of(np.rot90(upright, turns).copy()), settings)
@@ -93,7 +93,7 @@ def test_a_chest_wall_above_or_below_is_rotated_to_the_left(
     assert as_it_was.record["rotated"] == 0
 
 
-UNCLEAR = np.maximum(*(breast_picture(reach=0.3, half_height=0.35, right=r) for r in (False, True)))
+UNCLEAR = np.maximum(*(breast_image(reach=0.3, half_height=0.35, right=r) for r in (False, True)))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ UNCLEAR = np.maximum(*(breast_picture(reach=0.3, half_height=0.35, right=r) for 
         (UNCLEAR, "p\\fl", (1, 0, "")),
         (UNCLEAR, "", (0, 0, "")),
         (UNCLEAR, "X", (0, 0, "")),
-        (breast_picture(), "A\\R", (0, 0, "")),
-        (breast_picture(), "AR\\FR", (0, 0, "")),
-        (breast_picture(), "L\\F", (0, 0, "")),
-        (breast_picture(), "P\\R", (0, 0, QualityFlag.ORIENTATION_CONTRADICTORY)),
-        (breast_picture(right=True), "A\\R", (1, 0, QualityFlag.ORIENTATION_CONTRADICTORY)),
-        (breast_picture(right=True), "P\\R", (1, 0, "")),
+        (breast_image(), "A\\R", (0, 0, "")),
+        (breast_image(), "AR\\FR", (0, 0, "")),
+        (breast_image(), "L\\F", (0, 0, "")),
+        (breast_image(), "P\\R", (0, 0, QualityFlag.ORIENTATION_CONTRADICTORY)),
+        (breast_image(right=True), "A\\R", (1, 0, QualityFlag.ORIENTATION_CONTRADICTORY)),
+        (breast_image(right=True), "P\\R", (1, 0, "")),
     ],
 )
 def test_clear_pixels_decide_about_the_orientation_else_the_header(
@@ -129,7 +129,7 @@ def test_clear_pixels_decide_about_the_orientation_else_the_header(
 @pytest.mark.parametrize("shape", [(63, 400), (400, 63), (20, 20)])
 @pytest.mark.parametrize("source", ["dicom", "image"])
 def test_images_of_few_pixels_are_refused(tmp_path: Path, shape: tuple, source: Any) -> None:
-    values = np.rint(breast_picture(*shape) * 200).astype(np.uint16)
+    values = np.rint(breast_image(*shape) * 200).astype(np.uint16)
     path = tmp_path / ("a.dcm" if source == "dicom" else "a.png")
     if source == "dicom":
         write_dicom(path, values, bits=12)
@@ -148,15 +148,15 @@ def test_crops_of_another_algorithm_are_not_made() -> None:
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 def test_mirror_images_make_the_same_crop(fit: str) -> None:
     settings = replace(SETTINGS, fit=fit)  # type: ignore[arg-type]
-    left = crop_mammogram(mammogram_of(breast_picture(background=0.05)), settings)
-    right = crop_mammogram(mammogram_of(breast_picture(background=0.05, right=True)), settings)
+    left = crop_mammogram(mammogram_of(breast_image(background=0.05)), settings)
+    right = crop_mammogram(mammogram_of(breast_image(background=0.05, right=True)), settings)
     assert (left.record["flipped"], right.record["flipped"]) == (0, 1)
     np.testing.assert_array_equal(left.pixels, right.pixels)
 
 
 def test_the_plain_baseline_stretches_the_whole_frame() -> None:
     settings = CropSettings("full", 96, 96, box="full", margin=0, orient=False, fit="stretch")
-    mammogram = mammogram_of(breast_picture(400, 320, right=True))
+    mammogram = mammogram_of(breast_image(400, 320, right=True))
     prepared = crop_mammogram(mammogram, settings)
     expected = cv2.resize(mammogram.pixels, (96, 96), interpolation=cv2.INTER_AREA)
     assert np.abs(prepared.pixels.astype(int) - expected).max() <= 1  # rounding
@@ -173,14 +173,14 @@ def test_a_frame_without_background_is_taken_whole() -> None:
 
 
 def test_16_bits_become_8_without_wrapping() -> None:
-    picture = breast_picture(reach=0.9, half_height=0.45)
+    picture = breast_image(reach=0.9, half_height=0.45)
     deep = crop_mammogram(mammogram_of(picture, bits=16), SETTINGS)
     shallow = crop_mammogram(mammogram_of(picture), SETTINGS)
     assert np.abs(deep.pixels.astype(int) - shallow.pixels).max() <= 1
 
 
 def test_small_pictures_are_enlarged() -> None:
-    prepared = crop_mammogram(mammogram_of(breast_picture(50, 40)), SETTINGS)
+    prepared = crop_mammogram(mammogram_of(breast_image(50, 40)), SETTINGS)
     scale = prepared.record["scale"]
     assert isinstance(scale, float)
     assert scale > 2
@@ -188,7 +188,7 @@ def test_small_pictures_are_enlarged() -> None:
 
 
 def test_monochrome1_and_signed_files_make_the_same_crop(tmp_path: Path) -> None:
-    values = np.rint(breast_picture(300, 200) * 4000).astype(np.uint16)
+    values = np.rint(breast_image(300, 200) * 4000).astype(np.uint16)
     window: dict[str, Any] = {"WindowCenter": 2000.5, "WindowWidth": 4001}
     plain = write_dicom(tmp_path / "a.dcm", values, bits=12, **window)
     inverted = write_dicom(
@@ -233,7 +233,7 @@ def textured(height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, (height, width))
     texture = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (1, 3, 9, 27))
-    breast = breast_picture(height, width, reach=0.7, half_height=0.45)
+    breast = breast_image(height, width, reach=0.7, half_height=0.45)
     return np.rint(np.clip(breast * (2200 + 250 * texture), 0, 4095)).astype(np.uint16)
 
 
@@ -288,7 +288,7 @@ def test_a_reduced_crop_is_not_displaced(
 
 
 def test_without_a_window_the_tissue_is_shown_whatever_is_beside_it(tmp_path: Path) -> None:
-    values = np.rint(breast_picture(300, 200) * 3000 + 500).astype(np.uint16)
+    values = np.rint(breast_image(300, 200) * 3000 + 500).astype(np.uint16)
     marked = values.copy()
     marked[10:20, 150:190] = 4095  # a marker beside the breast
     for syntax in ("raw", "jpeg2000"):
@@ -305,7 +305,7 @@ def test_without_a_window_the_tissue_is_shown_whatever_is_beside_it(tmp_path: Pa
 
 
 def test_16_bits_are_8_bits_with_more_steps() -> None:
-    mammogram = mammogram_of(breast_picture(400, 320), bits=16)
+    mammogram = mammogram_of(breast_image(400, 320), bits=16)
     deep = crop_mammogram(mammogram, replace(SETTINGS, bits=16)).pixels
     assert deep.dtype == np.uint16
     shallow = crop_mammogram(mammogram, SETTINGS).pixels
@@ -314,7 +314,7 @@ def test_16_bits_are_8_bits_with_more_steps() -> None:
 
 
 def test_means_of_few_stored_values_keep_their_steps_in_16_bits(tmp_path: Path) -> None:
-    values = np.rint(breast_picture(400, 320) * 100).astype(np.uint16)
+    values = np.rint(breast_image(400, 320) * 100).astype(np.uint16)
     path = write_dicom(tmp_path / "a.dcm", values, bits=12, WindowCenter=50, WindowWidth=101)
     deep = prepare_image(path, replace(SETTINGS, bits=16), "dicom").pixels
     assert len(np.unique(deep)) > 200
@@ -322,7 +322,7 @@ def test_means_of_few_stored_values_keep_their_steps_in_16_bits(tmp_path: Path) 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_contrast_enhancement_spreads_the_greys_of_the_breast(bits: Any) -> None:
-    dull = mammogram_of(breast_picture(400, 320, reach=0.25, noise=0.02) * 0.3 + 0.1)
+    dull = mammogram_of(breast_image(400, 320, reach=0.25, noise=0.02) * 0.3 + 0.1)
     plain = crop_mammogram(dull, replace(SETTINGS, bits=bits)).pixels
     enhanced = crop_mammogram(dull, replace(SETTINGS, bits=bits, clahe=3.0)).pixels
     assert enhanced.shape == plain.shape
@@ -339,7 +339,7 @@ def test_pixels_that_are_not_square_are_resampled(
     size: tuple[int, int], aspect: float, box: Any
 ) -> None:
     settings = replace(SETTINGS, height=size[0], width=size[1], box=box, margin=0)
-    picture = breast_picture(400, 320)
+    picture = breast_image(400, 320)
     half = (200, 320) if aspect == 2 else (400, 160)  # averaged in one direction
     flat = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
     square = crop_mammogram(mammogram_of(picture), settings)

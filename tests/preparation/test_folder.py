@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from breast_shapes import breast_picture
+from breast_shapes import breast_image
 
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.files import write_file
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> PreparedFolder:
 def made(folder: PreparedFolder, patient_id: str, image_id: str) -> Record:
     """Make one crop as the engine would."""
     source = folder.folder.parent / f"{image_id}.png"
-    cv2.imwrite(str(source), np.rint(breast_picture(80, 64) * 255))
+    cv2.imwrite(str(source), np.rint(breast_image(80, 64) * 255))
     crop = folder.folder / folder.crop_path("train", patient_id, image_id)
     task = CropTask(
         source, crop, SETTINGS, "image", ("dicomsdl",), Png(1, "rle", "avg"), f"{image_id}.png"
