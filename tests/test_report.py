@@ -18,13 +18,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.reporting.contents import Contents
+from rsna_bcd.reporting.evaluation import Evaluation
 from rsna_bcd.reporting.page import SECTIONS, TEMPLATES
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.stages.report import report
 from rsna_bcd.tables.predictions import read_ensemble_oof, read_run
 
-Make = Callable[..., Contents]
+Make = Callable[..., Evaluation]
 PATIENTS = 240
 SMALL = ("resamples=50", "band_resamples=20", "cases=0", "baseline=[]")
 
@@ -86,7 +86,7 @@ def fit(output: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def make(output: Path) -> Make:
-    def run(*overrides: str) -> Contents:
+    def run(*overrides: str) -> Evaluation:
         paths = [f"paths.output={output}", f"paths.data={output / 'data'}"]
         with initialize_config_dir(CONF, version_base="1.3"):
             return report(compose("report", [*paths, *SMALL, *overrides]))
@@ -106,7 +106,7 @@ def test_learning_curves_of_the_members(make: Make, output: Path) -> None:
         pd.DataFrame(rows).to_csv(file, index=False)
     make("run=b5")
     page = (output / "report" / "runs" / "b5" / "index.html").read_text()
-    assert page.count("Learning curves of b5: loss and scores by epoch") == 1
+    assert page.count("Learning curves: loss and scores by epoch") == 1
     assert "fold 1, 2 epochs: the held-out loss is lowest in epoch 2" in page
 
 
@@ -225,10 +225,10 @@ def test_contents_by_section(fit: Callable[..., None], make: Make, output: Path)
     assert fold.value == pytest.approx(roc_auc_score(single["label"], single["held_out"]))
     # Without b5 the blend is small alone, and the other way round.
     for member, other in zip(contents.members, contents.members[::-1], strict=True):
-        assert member.adds is not None
+        assert member.gain is not None
         assert other.auroc is not None
         blended = roc_auc_score(table["label"], table["probability"])  # both are in sample
-        assert member.adds.value == pytest.approx(blended - other.auroc.value)
+        assert member.gain.value == pytest.approx(blended - other.auroc.value)
     assert contents.comparisons[1].auroc == contents.members[0].auroc
 
 
@@ -238,7 +238,7 @@ def test_a_run_by_itself_is_an_ensemble_of_one(
     fit("name=alone", "members=[b5]")
     of_run, of_ensemble = make("run=b5"), make("name=alone")
     assert of_run.scores == of_ensemble.scores
-    assert of_run.sources.ensemble.threshold == of_ensemble.sources.ensemble.threshold
+    assert of_run.inputs.ensemble.threshold == of_ensemble.inputs.ensemble.threshold
     check(Page(output / "report" / "runs" / "b5" / "index.html"))
     assert "Run b5 finds" in Page(output / "report" / "runs" / "b5" / "index.html").words
 
@@ -264,13 +264,13 @@ def test_a_member_without_weight_adds_nothing(
         member["weight"] = float(member["name"] == "b5")
     file.write_text(json.dumps(record))
     first, second = make("name=pair").members
-    assert first.adds is not None
+    assert first.gain is not None
     assert first.auroc is not None
-    assert second.adds is not None
+    assert second.gain is not None
     assert second.auroc is not None
-    assert first.adds.value == pytest.approx(first.auroc.value - second.auroc.value)
-    assert first.adds.value != 0
-    assert (second.adds.value, second.adds.low, second.adds.high) == (0, 0, 0)
+    assert first.gain.value == pytest.approx(first.auroc.value - second.auroc.value)
+    assert first.gain.value != 0
+    assert (second.gain.value, second.gain.low, second.gain.high) == (0, 0, 0)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -285,10 +285,10 @@ def test_a_share_has_one_interval_in_a_report(make: Make) -> None:
 def test_what_so_few_calls_can_find_at_most(make: Make) -> None:
     rows = {row.name: row for row in make("run=b5").operating}
     row = rows["recall rate 10 %"]  # of 240 breasts: 24, and 48 have cancer
-    assert row.ceiling == pytest.approx(0.5)
+    assert row.max_sensitivity == pytest.approx(0.5)
     assert row.scores["sensitivity"].value <= 0.5
-    assert rows["specificity 97.8 %"].ceiling is None
-    assert rows["chosen, cross-fitted"].ceiling is None
+    assert rows["specificity 97.8 %"].max_sensitivity is None
+    assert rows["chosen, cross-fitted"].max_sensitivity is None
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -322,7 +322,7 @@ def test_everything_the_ensemble_can_choose(
     assert list(contents.calibration) == ["calibrated"]  # ranks are no probabilities
     page = Page(output / "report" / "rich" / "index.html")
     check(page)
-    assert "Thresholds of their own: site 1" in page.words
+    assert "Thresholds by site: site 1" in page.words
 
 
 def test_one_fold_and_a_table_that_knows_nothing(make: Make, output: Path) -> None:
@@ -346,7 +346,7 @@ def test_unread_breasts_count_and_are_pointed_out(make: Make, output: Path) -> N
     page = Page(output / "report" / "runs" / "alone" / "index.html")
     check(page)
     assert "3 breasts could not be read" in page.words
-    assert "Nothing to compare with" in page.words
+    assert "No baseline was compared" in page.words
 
 
 def test_perfect_and_useless_models_have_a_page(make: Make, output: Path) -> None:
@@ -425,7 +425,7 @@ def test_the_gallery_shows_what_was_seen(
             return [Seen("CC", crop, maps), Seen("MLO", crop, None)]
 
     monkeypatch.setattr(saliency.Explainer, "of_ensemble", lambda *_: Looks())
-    cases = make("run=b5", "cases=2").sources.cases
+    cases = make("run=b5", "cases=2").inputs.cases
     assert cases is not None
     assert {case.kind for case in cases} == {"miss", "false alarm", "find"}
     page = Page(output / "report" / "runs" / "b5" / "index.html")
@@ -433,10 +433,10 @@ def test_the_gallery_shows_what_was_seen(
     for case in cases:
         assert f"{case.prediction_id} · score {case.probability:.3f}" in page.words
     assert page.source.count("data:image/webp") == 6 + 3 * len(cases)
-    assert page.words.count("(not shown to the network)") == len(cases)
+    assert page.words.count("(not used by the network)") == len(cases)
     assert "maps are those of one member" not in page.words
     fit("name=pair", "members=[b5,small]")
-    of_pair = make("name=pair", "cases=1").sources.cases
+    of_pair = make("name=pair", "cases=1").inputs.cases
     assert of_pair
     words = Page(output / "report" / "pair" / "index.html").words
     assert "maps are those of one member, small," in words

@@ -65,7 +65,7 @@ class View:
         overlay: the same with the saliency map over it, coloured.
         width: of both, in pixels.
         height: of both, in pixels.
-        is_seen: whether the network was shown the image; if not, the overlay is the picture.
+        used_by_network: if not, the overlay is the picture.
     """
 
     name: str
@@ -73,7 +73,7 @@ class View:
     overlay: bytes
     width: int
     height: int
-    is_seen: bool = True
+    used_by_network: bool = True
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def make_views(seen: Sequence[Seen]) -> tuple[View, ...]:
         if one.saliency is not None and strongest > 0:
             overlay = _webp(overlaid(grey, one.saliency / strongest))
         height, width = grey.shape
-        is_seen = one.saliency is not None
-        views.append(View(one.view or "", picture, overlay, width, height, is_seen))
+        used_by_network = one.saliency is not None
+        views.append(View(one.view or "", picture, overlay, width, height, used_by_network))
     return tuple(views)
 
 

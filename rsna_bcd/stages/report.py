@@ -15,11 +15,16 @@ from rsna_bcd.files import write_file
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
 from rsna_bcd.inference.run import check_current
-from rsna_bcd.reporting.cohort import sample_images
-from rsna_bcd.reporting.contents import Contents, Sample, Sources, assemble
+from rsna_bcd.reporting.evaluation import (
+    Evaluation,
+    ReportInputs,
+    Sample,
+    evaluate,
+    read_manifests,
+)
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
 from rsna_bcd.reporting.page import render_card, render_page
-from rsna_bcd.reporting.preparation_summary import read_manifests
+from rsna_bcd.reporting.subgroups import sample_images
 from rsna_bcd.scoring.cross_fitting import EnsembleFitter, patient_groups
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, read_ensemble
 from rsna_bcd.scoring.intervals import bootstrap_metrics
@@ -37,7 +42,7 @@ _TREES = {
 _LEAST = {"resamples": 2, "band_resamples": 2, "groups": 2, "samples": 0, "cases": 0, "seed": 0}
 
 
-def report(cfg: DictConfig) -> Contents:
+def report(cfg: DictConfig) -> Evaluation:
     """Write the page and the model card of an ensemble or of a run.
 
     It is all derived: a second call makes both anew.
@@ -52,8 +57,8 @@ def report(cfg: DictConfig) -> Contents:
     folders = [output / "prepared" / m.dataset / m.crop for m in ensemble.members]
     images = read_images(folders[0] / "train.csv", "train")
     members = _members(ensemble, oof, output)
-    contents = assemble(
-        Sources(
+    evaluation = evaluate(
+        ReportInputs(
             ensemble=ensemble,
             is_run=cfg.name is None,
             oof=oof,
@@ -72,13 +77,13 @@ def report(cfg: DictConfig) -> Contents:
         )
     )
     folder = Path(cfg.report_dir) / (f"runs/{cfg.run}" if cfg.name is None else str(cfg.name))
-    write_file(folder / "model_card.md", render_card(contents).encode())
-    write_file(folder / "index.html", render_page(contents).encode())
+    write_file(folder / "model_card.md", render_card(evaluation).encode())
+    write_file(folder / "index.html", render_page(evaluation).encode())
     size = (folder / "index.html").stat().st_size / 1e6
     Console(markup=False).print(
         f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True
     )
-    return contents
+    return evaluation
 
 
 def _check(cfg: DictConfig) -> None:
@@ -251,7 +256,7 @@ def _samples(
             raise InputError(f"{error} Or leave the samples out with samples=0.") from error
         machine = f", machine {row['machine_id']}" if "machine_id" in row else ""
         caption = f"{row['laterality']} {row['view']}{machine}"
-        found.append(Sample(*picture, caption, row["cancer"] == 1))
+        found.append(Sample(picture, caption, row["cancer"] == 1))
     return found
 
 

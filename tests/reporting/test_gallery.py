@@ -145,13 +145,18 @@ def test_images_of_a_breast_share_a_scale() -> None:
     ]
     assert change[0] > 10 * change[1] > 0
     assert change[2] <= change[1] / 2
-    assert [v.is_seen for v in (strong, faint, nothing, unseen)] == [True, True, True, False]
+    assert [v.used_by_network for v in (strong, faint, nothing, unseen)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert unseen.overlay == unseen.picture
 
 
 def test_a_breast_without_any_evidence_is_grey() -> None:
     (view,) = make_views([Image("CC", grey(), spot(0, 0, strength=0.0))])
-    assert view.is_seen
+    assert view.used_by_network
     assert view.overlay == view.picture
 
 

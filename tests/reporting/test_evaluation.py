@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsna_bcd.reporting.preparation_summary import Decoded, read_manifests, summarise
+from rsna_bcd.reporting.evaluation import DecodedFiles, read_manifests, summarise_preparation
 
 JPEG_2000, LOSSLESS = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70"
 ROWS = [
@@ -25,23 +25,23 @@ MANIFEST = pd.DataFrame(ROWS, columns=COLUMNS, dtype="string")
 
 
 def test_what_happened_to_the_training_files() -> None:
-    found = summarise(MANIFEST, "h512")
+    found = summarise_preparation(MANIFEST, "h512")
     assert (found.crop, found.files, found.prepared) == ("h512", 8, 5)
     assert found.failures == (("is truncated", 2), ("missing", 1))
     assert (found.whole_frames, found.without_window) == (1, 2)
     # gdcm read one that dicomsdl reads else; a lower resolution is not a second choice.
     assert found.second_choice == 1
     assert set(found.decoded) == {
-        Decoded("JPEG lossless (SV1)", "dicomsdl", "full", 2),
-        Decoded("JPEG lossless (SV1)", "gdcm", "full", 1),
-        Decoded("JPEG 2000 lossless", "openjpeg", "1/2", 1),
-        Decoded("JPEG 2000 lossless", "dicomsdl", "full", 1),
+        DecodedFiles("JPEG lossless (SV1)", "dicomsdl", "full", 2),
+        DecodedFiles("JPEG lossless (SV1)", "gdcm", "full", 1),
+        DecodedFiles("JPEG 2000 lossless", "openjpeg", "1/2", 1),
+        DecodedFiles("JPEG 2000 lossless", "dicomsdl", "full", 1),
     }
 
 
 def test_rare_reasons_are_counted_together() -> None:
     many = pd.concat([MANIFEST.assign(status=f"reason {i}") for i in range(20)])
-    found = summarise(many, "h512")
+    found = summarise_preparation(many, "h512")
     assert len(found.failures) == 8
     assert sum(n for _, n in found.failures) + found.failures_left_out == found.files == 160
 

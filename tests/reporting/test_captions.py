@@ -3,10 +3,8 @@
 import numpy as np
 
 from rsna_bcd.reporting import captions
-from rsna_bcd.reporting.cohort import Cohort
-from rsna_bcd.reporting.contrasts import Contrast
-from rsna_bcd.reporting.judged import JudgedBreasts
-from rsna_bcd.reporting.performance import CHALLENGE, MemberScore
+from rsna_bcd.reporting.evaluation import CHALLENGE_PREVALENCE, MemberScore
+from rsna_bcd.reporting.subgroups import Cohort, ScoredBreasts, SubgroupDifference
 from rsna_bcd.scoring.intervals import Difference, Interval
 
 
@@ -27,11 +25,11 @@ def test_what_a_call_is_worth_at_the_challenges_prevalence() -> None:
     scores = {"sensitivity": Interval(0.8, 0.7, 0.9), "specificity": Interval(0.9, 0.8, 0.95)}
     # By hand, of 10,000 breasts: 206 have cancer.
     ppv = 0.8 * 206 / (0.8 * 206 + 0.1 * 9794)
-    said = captions.worth(scores, 0.3)
+    said = captions.ppv_at_challenge(scores, 0.3)
     assert f"a PPV of {100 * ppv:.0f}\u202f%" in said
     assert "2.1\u202f%" in said
-    assert captions.worth(scores, 0.01) == said
-    assert captions.worth(scores, CHALLENGE) == ""
+    assert captions.ppv_at_challenge(scores, 0.01) == said
+    assert captions.ppv_at_challenge(scores, CHALLENGE_PREVALENCE) == ""
 
 
 def test_a_score_without_an_interval_is_not_certain() -> None:
@@ -48,15 +46,15 @@ def test_what_is_wrong_in_sample_is_counted_by_the_decisions() -> None:
     labels = np.array([1, 1, 1, 0, 0, 0])
     p = np.array([0.9, 0.6, 0.2, 0.1, 0.3, 0.7])
     decisions = np.array([1, 0, 0, 0, 0, 1])  # at 0.65 here and at more or less elsewhere
-    judged = JudgedBreasts(labels, p, decisions, np.arange(6).astype(str), np.zeros(6, dtype=int))
+    judged = ScoredBreasts(labels, p, decisions, np.arange(6).astype(str), np.zeros(6, dtype=int))
     said = captions.distributions(judged)
     assert "2 breasts with cancer stay below" in said
     assert "1 breast without reach it" in said
 
 
-def contrast(low: float, high: float, *, always: bool) -> Contrast:
+def contrast(low: float, high: float, *, always: bool) -> SubgroupDifference:
     by = Interval((low + high) / 2, low, high)
-    return Contrast(
+    return SubgroupDifference(
         "invasive cancers", "not invasive cancers", "sensitivity", 0.7, 0.933, by, always
     )
 
