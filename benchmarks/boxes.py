@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pipelines import crop_settings_named
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from ways import settings_of
 
 from rsna_bcd.imaging.breast import Box
 from rsna_bcd.imaging.mammogram import Mammogram
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
-    console, settings = Console(width=110), settings_of("h512")
+    console, settings = Console(width=110), crop_settings_named("h512")
     views = pd.read_csv(data / "rsna640/train.csv", dtype=str).set_index("image_id")["view"]
     drawn = pd.read_csv(data / "rsna/breast_boxes.csv", dtype={"image_id": str})
     drawn = drawn.drop_duplicates("image_id").set_index("image_id")

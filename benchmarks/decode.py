@@ -26,24 +26,24 @@ from rsna_bcd.imaging.dicom import check_header
 from rsna_bcd.imaging.mammogram import overview_level
 
 
-def decoders_of(file: Path) -> dict[str, Callable[[], object]]:
-    """What can decode a file, by name; headers are read beforehand."""
+def decoders_for(file: Path) -> dict[str, Callable[[], object]]:
+    """The decoders of a file, by name; headers are read beforehand."""
     dataset = pydicom.dcmread(file)
     encoded = extract_frame(dataset, check_header(dataset))
-    ways: dict[str, Callable[[], object]] = {}
+    pipelines: dict[str, Callable[[], object]] = {}
     for name, decoder in DECODERS.items():
         if encoded.syntax in decoder.reads:
-            ways[name] = lambda decoder=decoder: decoder.decode(encoded, 0)  # type: ignore[misc]
-    ways["pydicom's default"] = lambda: pixel_array(dataset)
+            pipelines[name] = lambda decoder=decoder: decoder.decode(encoded, 0)  # type: ignore[misc]
+    pipelines["pydicom's default"] = lambda: pixel_array(dataset)
     if encoded.stream and encoded.stream.levels:
         reduced = {"half": 1, "a quarter": 2}
         scout = overview_level(encoded.stream.height, encoded.stream.width)
         reduced["for the overview"] = scout
         for name, level in reduced.items():
-            ways[f"openjpeg, {name}"] = lambda level=level: DECODERS["openjpeg"].decode(  # type: ignore[misc]
+            pipelines[f"openjpeg, {name}"] = lambda level=level: DECODERS["openjpeg"].decode(  # type: ignore[misc]
                 encoded, level
             )
-    return ways
+    return pipelines
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -65,19 +65,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files, origin = mammograms(Path(folder))
         for syntax in arguments.syntaxes:
-            of_syntax = transcoded(files, Path(folder), syntax)
-            for file in track(of_syntax, syntax, console=Console(stderr=True)):
-                ways = decoders_of(file)
+            recoded = transcoded(files, Path(folder), syntax)
+            for file in track(recoded, syntax, console=Console(stderr=True)):
+                pipelines = decoders_for(file)
                 rounds = [
-                    {name: cpu_seconds(way) for name, way in ways.items()}
+                    {name: cpu_seconds(pipeline) for name, pipeline in pipelines.items()}
                     for _ in range(arguments.rounds)
                 ]
-                for name in ways:
+                for name in pipelines:
                     median = statistics.median(times[name] for times in rounds)
                     seconds.setdefault((syntax, name), []).append(median)
                 header = pydicom.dcmread(file, stop_before_pixels=True)
                 megapixels[syntax] = megapixels.get(syntax, 0) + header.Rows * header.Columns / 1e6
-    table = Table("syntax", "decoder", "ms an image", "ms a megapixel", "times the fastest")
+    table = Table("syntax", "decoder", "ms/image", "ms/megapixel", "times the fastest")
     listed = []
     for (syntax, name), times in seconds.items():
         whole = min(

@@ -3,10 +3,9 @@
     python benchmarks/engine.py --seconds 600                  # synthetic files
     RSNA_BCD_REAL_DATA=... python benchmarks/engine.py --json engine.json
 
-The task is that of `prepare`: one JPEG 2000 file to one PNG. All ways take turns (A B C A B C ...),
-so that what disturbs the machine disturbs all, and each turn is a process of its own. Counted is
-from the first result to the last: starting and warming up are not. Two plain loops at once are what
-the machine gives without any engine: two cores may share more than they show.
+The task is that of `prepare`: one JPEG 2000 file to one PNG. See `timing`.
+The time from the first result to the last counts: starting and warming up do not. Two plain loops
+at once show the speed of two cores without any engine.
 """
 
 import argparse
@@ -14,22 +13,19 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from mammograms import mammograms, transcoded
-from prepare import ALLOCATOR
-from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import finish_measurement, median_and_range, start_measurement
 
 LOOP, LOOPS, ONE, TWO = "plain loop", "two plain loops", "engine, workers=1", "engine, workers=2"
-WAYS = (LOOP, ONE, LOOPS, TWO)
+PIPELINES = (LOOP, ONE, LOOPS, TWO)
 
 
 def make(task: tuple[str, str, str]) -> tuple[int, float]:
@@ -38,11 +34,11 @@ def make(task: tuple[str, str, str]) -> tuple[int, float]:
     Returns:
         This process and the CPU seconds that it has had so far.
     """
-    import ways
+    import pipelines
 
     crop, source, folder = task
     if crop not in _ways:
-        _ways[crop] = ways.ours(crop)
+        _ways[crop] = pipelines.ours(crop)
     _ways[crop](Path(source), Path(folder, f"{os.getpid()}.png"))
     return os.getpid(), time.process_time()
 
@@ -50,11 +46,11 @@ def make(task: tuple[str, str, str]) -> tuple[int, float]:
 _ways: dict[str, Any] = {}  # by crop
 
 
-def turn(way: str, crop: str, files: list[str], seconds: float) -> dict[str, float]:
+def run(pipeline: str, crop: str, files: list[str], seconds: float) -> dict[str, float]:
     """Work for some seconds, in this process or with the engine.
 
     Returns:
-        Images a second, and CPU seconds an image, those of this process included.
+        Images per second, and CPU seconds per image, those of this process included.
     """
     import cv2
     from engine import make  # from here, as processes import it: not from __main__
@@ -64,7 +60,7 @@ def turn(way: str, crop: str, files: list[str], seconds: float) -> dict[str, flo
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         tasks = ((n, (crop, file, folder)) for n, file in enumerate(itertools.cycle(files)))
-        workers = {LOOP: 0, ONE: 1, TWO: 2}[way]
+        workers = {LOOP: 0, ONE: 1, TWO: 2}[pipeline]
         results = run(make, tasks, workers=workers)
         warm = 2 * max(workers, 1)  # results that do not count
         images, cpu = -1, _Cpu()
@@ -99,18 +95,11 @@ class _Cpu:
         return sum(self._last[process] - self._first[process] for process in self._last)
 
 
-def measure(way: str, crop: str, files: list[Path], seconds: float) -> dict[str, float]:
-    """`turn` in a fresh process, or in two at once."""
-    request = json.dumps([LOOP if way == LOOPS else way, crop, list(map(str, files)), seconds])
-    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
-    programs = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--turn", request],
-            stdout=subprocess.PIPE, text=True, env=environment,
-        )
-        for _ in range(2 if way == LOOPS else 1)
-    ]  # fmt: skip
-    answers = [json.loads(program.communicate()[0]) for program in programs]
+def measure(pipeline: str, crop: str, files: list[Path], seconds: float) -> dict[str, float]:
+    """`run` in a fresh process, or in two at once."""
+    request = [LOOP if pipeline == LOOPS else pipeline, crop, list(map(str, files)), seconds]
+    programs = [start_measurement(__file__, request) for _ in range(2 if pipeline == LOOPS else 1)]
+    answers = [finish_measurement(program) for program in programs]
     return {
         "rate": sum(answer["rate"] for answer in answers),
         "cpu": statistics.mean(answer["cpu"] for answer in answers),
@@ -118,7 +107,7 @@ def measure(way: str, crop: str, files: list[Path], seconds: float) -> dict[str,
 
 
 def ratios(rounds: list[dict[str, dict[str, float]]], key: str, one: str, two: str) -> list[float]:
-    """`key` of one way over that of another, by round."""
+    """`key` of one pipeline over that of another, by round."""
     return [turns[one][key] / turns[two][key] for turns in rounds]
 
 
@@ -129,23 +118,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--crop", default="h1024")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--turn", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.turn:
-        print(json.dumps(turn(*json.loads(arguments.turn))))
+    if arguments.measure:
+        print(json.dumps(run(*json.loads(arguments.measure))))
         return
     console = Console(width=100)
-    seconds = arguments.seconds / (arguments.rounds * len(WAYS))
+    seconds = arguments.seconds / (arguments.rounds * len(PIPELINES))
     rounds: list[dict[str, dict[str, float]]] = [{} for _ in range(arguments.rounds)]
-    turns = list(itertools.product(rounds, WAYS))
+    turns = list(itertools.product(rounds, PIPELINES))
     with tempfile.TemporaryDirectory() as folder:
         files, origin = mammograms(Path(folder))
         files = transcoded(files, Path(folder), ".90")
-        for round_, way in track(turns, "Measuring", console=Console(stderr=True)):
-            round_[way] = measure(way, arguments.crop, files, seconds)
-    table = Table("way", "images a second", "CPU s an image")
-    for way in WAYS:
-        table.add_row(way, *(shown([r[way][key] for r in rounds], 3) for key in ("rate", "cpu")))
+        for round_, pipeline in track(turns, "Measuring", console=Console(stderr=True)):
+            round_[pipeline] = measure(pipeline, arguments.crop, files, seconds)
+    table = Table("pipeline", "images per second", "CPU s/image")
+    for pipeline in PIPELINES:
+        table.add_row(
+            pipeline,
+            *(median_and_range([r[pipeline][key] for r in rounds], 3) for key in ("rate", "cpu")),
+        )
     compared = {
         "time of one process / loop": ratios(rounds, "rate", LOOP, ONE),
         "CPU of one process / loop": ratios(rounds, "cpu", ONE, LOOP),
@@ -153,10 +145,12 @@ def main() -> None:
         "speed of two loops / one": ratios(rounds, "rate", LOOPS, LOOP),
         "speed of two processes / two loops": ratios(rounds, "rate", TWO, LOOPS),
     }
-    console.print(f"{origin}, {arguments.rounds} rounds of {seconds:.0f} s a way; median (range)")
+    console.print(
+        f"{origin}, {arguments.rounds} rounds of {seconds:.0f} s a pipeline; median (range)"
+    )
     console.print(table)
     for name, values in compared.items():
-        console.print(f"{name}: {shown(values, 3)}", highlight=False)
+        console.print(f"{name}: {median_and_range(values, 3)}", highlight=False)
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"files": origin, "rounds": rounds, "compared": compared}, indent=1)

@@ -1,14 +1,13 @@
-"""What ONNX Runtime is worth on a processor: the same network by torch and from its ONNX file.
+"""ONNX Runtime beside torch on a processor: the same network, from its ONNX file.
 
     python benchmarks/export.py                                  # lite0's network, 1024 x 512
     python benchmarks/export.py effnet_b5 --height 1536 --width 768 --rounds 3
 
 The network of an experiment, untrained, as inference runs it: float32, in inference mode, batches
-of images that are in memory already. `torch` has its convolutions channels last, as the networks
-are configured, `torch, plain` has them in torch's own layout. Each way has the threads it is given,
-and takes turns with the others (A B C A B C ...): what disturbs the machine disturbs all. Seconds
-are those of the clock; CPU seconds are those of this process, all threads together, and say more
-where other work goes on.
+of images in memory. `torch` has its convolutions channels last, as the networks are configured,
+`torch, plain` has them in torch's own layout. The pipelines are measured in turns (A B C A B ...).
+Seconds are those of the clock; CPU seconds are those of all threads of this process, and mean more
+on a busy machine.
 """
 
 import argparse
@@ -23,20 +22,20 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import median_and_range
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.inference.export import OnnxNetwork
 from rsna_bcd.models.exporting import capture, network_inputs, random_batch, save_onnx
 from rsna_bcd.models.prediction import Batch, predict_logits
 
-Way = Callable[[Batch], torch.Tensor]
+Pipeline = Callable[[Batch], torch.Tensor]
 
 
-def network_of(experiment: str, *overrides: str) -> Any:
+def untrained_network(experiment: str, *overrides: str) -> Any:
     """An experiment's network, untrained."""
     without_files = ["network.pretrained=false", "checkpoint_path=null"]
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -45,28 +44,32 @@ def network_of(experiment: str, *overrides: str) -> Any:
     return instantiate(cfg.network).eval()
 
 
-def ways_of(experiment: str, height: int, width: int, threads: list[int]) -> dict[str, Way]:
-    """What is compared, by name."""
-    last = network_of(experiment)
-    plain = network_of(experiment, "network.channels_last=false")
+def make_pipelines(
+    experiment: str, height: int, width: int, threads: list[int]
+) -> dict[str, Pipeline]:
+    """The compared pipelines, by name."""
+    last = untrained_network(experiment)
+    plain = untrained_network(experiment, "network.channels_last=false")
     inputs = network_inputs(last, height, width)
-    ways: dict[str, Way] = {}
+    pipelines: dict[str, Pipeline] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         save_onnx(capture(last, inputs), inputs, file, json.dumps({"unit": last.unit}))
         for number in threads:
-            ways[f"torch, {number}"] = _by(last, number)
-            ways[f"torch, plain, {number}"] = _by(plain, number)
-            ways[f"ONNX Runtime, {number}"] = _by(OnnxNetwork(file, threads=number), number)
-    return ways
+            pipelines[f"torch, {number}"] = _with_threads(last, number)
+            pipelines[f"torch, plain, {number}"] = _with_threads(plain, number)
+            pipelines[f"ONNX Runtime, {number}"] = _with_threads(
+                OnnxNetwork(file, threads=number), number
+            )
+    return pipelines
 
 
-def _by(network: Any, threads: int) -> Way:
-    def way(batch: Batch) -> torch.Tensor:
+def _with_threads(network: Any, threads: int) -> Pipeline:
+    def pipeline(batch: Batch) -> torch.Tensor:
         torch.set_num_threads(threads)
         return predict_logits(network, batch, "none")
 
-    return way
+    return pipeline
 
 
 def main() -> None:
@@ -80,18 +83,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    ways = ways_of(arguments.experiment, arguments.height, arguments.width, arguments.threads)
-    inputs = network_inputs(network_of(arguments.experiment), arguments.height, arguments.width)
+    size = arguments.height, arguments.width
+    pipelines = make_pipelines(arguments.experiment, *size, arguments.threads)
+    inputs = network_inputs(untrained_network(arguments.experiment), *size)
     # By breast, of one image each, so that an image means the same.
     batch = random_batch(inputs, arguments.batch_size, 1, torch.Generator().manual_seed(0))
-    for way in ways.values():
-        way(batch)  # so that all are warm
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for pipeline in pipelines.values():
+        pipeline(batch)  # so that all are warm
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in track(range(arguments.rounds), console=Console(stderr=True)):
-        for name, way in ways.items():
+        for name, pipeline in pipelines.items():
             started, used = time.perf_counter(), time.process_time()
-            way(batch)
+            pipeline(batch)
             seconds[name].append((time.perf_counter() - started) / arguments.batch_size)
             cpu_seconds[name].append((time.process_time() - used) / arguments.batch_size)
     _show(arguments, seconds, cpu_seconds)
@@ -106,14 +110,14 @@ def _show(
     seconds: dict[str, list[float]],
     cpu_seconds: dict[str, list[float]],
 ) -> None:
-    table = Table("way, threads", "ms an image", "CPU ms an image", "CPU, torch's /")
+    table = Table("pipeline, threads", "ms/image", "CPU ms/image", "CPU, torch's /")
     for name in seconds:
         reference = cpu_seconds[f"torch, {name.split(', ')[-1]}"]
         ratios = [a / b for a, b in zip(reference, cpu_seconds[name], strict=True)]
         table.add_row(
             name,
-            shown([1000 * s for s in seconds[name]], 0),
-            shown([1000 * s for s in cpu_seconds[name]], 0),
+            median_and_range([1000 * s for s in seconds[name]], 0),
+            median_and_range([1000 * s for s in cpu_seconds[name]], 0),
             f"{statistics.median(ratios):.2f}",
         )
     console = Console(width=110)

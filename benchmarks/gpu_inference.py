@@ -23,7 +23,7 @@ import torch
 from crops import smooth_noise, synthetic_crops
 from gpu import EXPERIMENTS, MEMBERS, Context, Row
 from gpu_throughput import composed, overrides
-from hidden_set import NAME, make_ensemble, make_table
+from large_test_set import NAME, make_ensemble, make_table
 from omegaconf import OmegaConf
 
 HIDDEN = 32_000  # images of the competition's hidden test set, about

@@ -8,7 +8,7 @@ Files of real size, each as JPEG 2000 (.90) and as JPEG lossless (.70), as the c
 them; one network, `tf_efficientnet_lite0` at 1024 x 512, unless `--members` names experiments. The
 files lie in memory after the first pass, so that reading them costs next to nothing.
 
-On so many cores, the ways take turns (A B C D A B C D ...), each in a process of its own: what
+The pipelines are measured in turns (A B C D A B C D ...), each in its own process: what
 disturbs the machine disturbs all. `others` is the share of the machine that other work had in the
 worst turn: above a few per cent, seconds of the clock are not worth much, and CPU seconds more.
 
@@ -38,21 +38,30 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from hidden_set import make_ensemble
-from inference_stage import measure
-from inference_turns import DECODE, LOOP, NETWORK, OURS, Setting, Worker, an_image, start
+from inference_stage import measure_submit
+from interleaved import (
+    DECODE,
+    LOOP,
+    NETWORK,
+    OURS,
+    Setting,
+    Worker,
+    per_image,
+    start_seconds,
+)
+from large_test_set import make_ensemble
 from mammograms import mammograms, transcoded
 from omegaconf import OmegaConf
-from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import median_and_range
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.preparation.sandbox import source_hash
 
 STAGE = "stage"
-HIDDEN = 32_000  # images of the competition's hidden test set, about
+TEST_IMAGES = 32_000  # images of the competition's test set, about
 _TOLERANCE = 5e-3  # of the mean probability: half precision, and other engines
 _UNTOUCHED = {"json", "only", "files", "folder"}  # settings that change no figure of a part
 
@@ -77,47 +86,49 @@ def source_files(real: list[Path], folder: Path, batch_size: int) -> tuple[list[
     return both, f"{origin} of {mega:.1f} megapixels on average, as .90 and as .70"
 
 
-def in_turns(
+def measure_interleaved(
     cores: int, files: list[Path], runs: list[Path], a: argparse.Namespace
 ) -> dict[str, Any]:
-    """Figures of all ways on so many cores, by way and round, and what their networks said."""
+    """Figures by pipeline and round, and the mean probability of each pipeline."""
     setting = partial(
         Setting, cores=cores, files=list(map(str, files)), runs=list(map(str, runs)),
         batch_size=a.batch_size, device=a.device,
     )  # fmt: skip
-    settings = {DECODE: setting(way=DECODE, passes=a.passes, engine="torch")}
+    settings = {DECODE: setting(pipeline=DECODE, passes=a.passes, engine="torch")}
     for engine in a.engines:
-        settings[NETWORK + of(engine)] = setting(way=NETWORK, passes=a.passes - 1, engine=engine)
-        settings[OURS + of(engine)] = setting(way=OURS, passes=a.passes, engine=engine)
-    settings[LOOP] = setting(way=LOOP, passes=1, engine="torch")
+        settings[NETWORK + suffix(engine)] = setting(
+            pipeline=NETWORK, passes=a.passes - 1, engine=engine
+        )
+        settings[OURS + suffix(engine)] = setting(pipeline=OURS, passes=a.passes, engine=engine)
+    settings[LOOP] = setting(pipeline=LOOP, passes=1, engine="torch")
     workers = {name: Worker(setting) for name, setting in settings.items()}
-    said = {n: worker.probability for n, worker in workers.items() if worker.way != DECODE}
+    said = {n: worker.probability for n, worker in workers.items() if worker.pipeline != DECODE}
     for engine in a.engines:
-        if abs(said[OURS + of(engine)] - said[NETWORK + of(engine)]) > _TOLERANCE:
+        if abs(said[OURS + suffix(engine)] - said[NETWORK + suffix(engine)]) > _TOLERANCE:
             raise RuntimeError(f"Ours is not what the network says of our crops: {said}")
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     everything = list(itertools.product(range(a.rounds), workers))
     for _, name in track(everything, f"{cores} core(s)", console=Console(stderr=True)):
-        turns[name].append(workers[name].turn())
+        turns[name].append(workers[name].measure())
     for worker in workers.values():
         worker.close()
     return {"turns": turns, "probability": said, "compared": compared(turns, a)}
 
 
-def of(engine: str) -> str:
-    """What follows the name of a way."""
+def suffix(engine: str) -> str:
+    """What follows the name of a pipeline."""
     return "" if engine == "auto" else f", {engine}"
 
 
 def compared(turns: Any, a: argparse.Namespace) -> dict[str, list[float]]:
-    """What is promised of the ways, by round."""
-    decode, loop = an_image(turns[DECODE], "seconds"), an_image(turns[LOOP], "seconds")
+    """Ratios of the pipelines, by round."""
+    decode, loop = per_image(turns[DECODE], "seconds"), per_image(turns[LOOP], "seconds")
     values = {}
     for engine in a.engines:
-        name = OURS + of(engine)
-        network = an_image(turns[NETWORK + of(engine)], "seconds")
-        rounds = list(zip(decode, network, an_image(turns[name], "seconds"), loop, strict=True))
-        parts = f"({DECODE} + {NETWORK}{of(engine)})"
+        name = OURS + suffix(engine)
+        network = per_image(turns[NETWORK + suffix(engine)], "seconds")
+        rounds = list(zip(decode, network, per_image(turns[name], "seconds"), loop, strict=True))
+        parts = f"({DECODE} + {NETWORK}{suffix(engine)})"
         values[f"{name} / {parts}"] = [o / (d + n) for d, n, o, _ in rounds]
         if a.device != "cpu":
             values[f"{name} / the slower of both"] = [o / max(d, n) for d, n, o, _ in rounds]
@@ -127,38 +138,38 @@ def compared(turns: Any, a: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def show_cores(console: Console, cores: int, part: Any) -> None:
-    """The table of the ways on so many cores."""
+    """The table of the pipelines on so many cores."""
     console.print(f"\nOn {cores} core(s), seconds:")
-    table = Table("way", "an image", "CPU, an image", "start", f"{HIDDEN:,}, h", "others")
-    for way, turns in part["turns"].items():
-        each = an_image(turns, "seconds")
+    table = Table("pipeline", "s/image", "CPU s/image", "start", f"{TEST_IMAGES:,}, h", "others")
+    for pipeline, turns in part["turns"].items():
+        each = per_image(turns, "seconds")
         table.add_row(
-            way,
-            shown(each, 3),
-            shown(an_image(turns, "cpu"), 3),
-            f"{start(turns):.1f}" if turns[0]["first_images"] else "",
-            f"{statistics.median(each) * HIDDEN / 3600:.2f}",
+            pipeline,
+            median_and_range(each, 3),
+            median_and_range(per_image(turns, "cpu"), 3),
+            f"{start_seconds(turns):.1f}" if turns[0]["first_images"] else "",
+            f"{statistics.median(each) * TEST_IMAGES / 3600:.2f}",
             f"{max(turn['others'] for turn in turns):.0%}",
         )
     console.print(table)
     for name, values in part["compared"].items():
         digits = 3 if name.endswith(", s") else 2
-        console.print(f"{name}: {shown(values, digits)}", highlight=False)
+        console.print(f"{name}: {median_and_range(values, digits)}", highlight=False)
 
 
 def show_stage(console: Console, part: Any, beside: Any, a: argparse.Namespace) -> None:
-    """What `submit` took, of time and of memory; and beside the ways on as many cores, if any."""
+    """Time and memory of `submit`, beside the pipelines on as many cores, if they were measured."""
     console.print(
         f"\nsubmit, {part['images']} images on {part['cores']} cores: {part['seconds']:.0f} s, "
         f"{part['start']:.0f} of them whatever the number of images; then "
-        f"{part['seconds_an_image']:.3f} s an image, {HIDDEN:,} in "
-        f"{(part['start'] + part['seconds_an_image'] * HIDDEN) / 3600:.2f} h. "
+        f"{part['seconds_an_image']:.3f} s/image, {TEST_IMAGES:,} in "
+        f"{(part['start'] + part['seconds_an_image'] * TEST_IMAGES) / 3600:.2f} h. "
         f"{part['failures']} failures; {part['how']}. Other work had {part['others']:.0%} of the "
         "machine.",
         highlight=False,
     )
     stages = ", ".join(f"{name} {s:.3f}" for name, s in part["stages"].items())
-    console.print(f"Its own account, seconds an image: {stages}.", highlight=False)
+    console.print(f"Stages, s/image: {stages}.", highlight=False)
     quarters = ", ".join(f"{mb:.0f}" for mb in part["quarters_mb"])
     slope = part["slope_mb"]
     rise = "" if slope is None else f"; {slope:+.1f} MB per 1,000 images"
@@ -170,8 +181,11 @@ def show_stage(console: Console, part: Any, beside: Any, a: argparse.Namespace) 
     )
     if beside is None:
         return
-    each = {way: statistics.median(an_image(t, "seconds")) for way, t in beside["turns"].items()}
-    network = NETWORK + of(a.engines[0])
+    each = {
+        pipeline: statistics.median(per_image(t, "seconds"))
+        for pipeline, t in beside["turns"].items()
+    }
+    network = NETWORK + suffix(a.engines[0])
     both = each[DECODE] + each[network]
     console.print(
         f"submit / ({DECODE} + {network}): {part['seconds_an_image'] / both:.2f}; "
@@ -197,7 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--passes", type=int, default=3, help="over the files, of a turn")
+    parser.add_argument("--passes", type=int, default=3, help="over the files, of a measurement")
     parser.add_argument("--images", type=int, default=2000, help=f"of the part `{STAGE}`")
     parser.add_argument("--stage-cores", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -236,11 +250,11 @@ def main() -> None:
         for part in a.only:
             if part not in parts and part == STAGE:
                 overrides = [f"batch_size={a.batch_size}", f"device={a.device}", *a.submit]
-                parts[part] = {"cores": a.stage_cores} | measure(
+                parts[part] = {"cores": a.stage_cores} | measure_submit(
                     files, a.images, runs, models, a.stage_cores, overrides
                 )
             elif part not in parts:
-                parts[part] = in_turns(int(part), files, runs, a)
+                parts[part] = measure_interleaved(int(part), files, runs, a)
             if part == STAGE:
                 show_stage(console, parts[part], parts.get(str(a.stage_cores)), a)
             else:

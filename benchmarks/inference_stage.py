@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hidden_set import NAME, make_table
-from inference_turns import Clock, kept_to
+from large_test_set import NAME, make_table
+from timing import Clock, limited_to
 
 _FEWEST = 500  # images for a slope: before, buffers fill
 
@@ -42,9 +42,9 @@ def submit(
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     clock, samples = Clock(), []
     log = output.with_suffix(".log")
-    with log.open("w") as said:
-        with kept_to(cores):
-            stage = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+    with log.open("w") as out:
+        with limited_to(cores):
+            stage = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
         while stage.poll() is None:
             sizes = [proportional(pid) for pid in family(stage.pid)]
             samples.append(_sample(clock, sizes))
@@ -58,7 +58,7 @@ def submit(
 def _sample(clock: Clock, sizes: list[float]) -> dict[str, float]:
     return {
         "seconds": clock.read()[0], "mb": sum(sizes), "processes": len(sizes),
-        "others": clock.others(),
+        "others": clock.other_load(),
     }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def proportional(pid: int) -> float:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024
 
 
-def measure(
+def measure_submit(
     files: list[Path], images: int, runs: list[Path], models: Path, cores: int, overrides: list[str]
 ) -> dict[str, Any]:
     """Submit one pass over the files, for what a start takes, then as many images as asked for.
@@ -114,7 +114,7 @@ def measure(
         "stages": {stage: s / images for stage, s in summary["seconds"].items()},
         "others": samples[-1]["others"],
         "weights_mb": sum(weight(run) for run in runs) / 2**20,
-        **of_memory(samples, images),
+        **memory_figures(samples, images),
         "samples": samples,
     }
 
@@ -124,20 +124,20 @@ def weight(run: Path) -> int:
     return sum(file.stat().st_size for file in (run / "checkpoints").glob("*.*"))
 
 
-def of_memory(samples: list[dict[str, float]], images: int) -> dict[str, Any]:
+def memory_figures(samples: list[dict[str, float]], images: int) -> dict[str, Any]:
     """Peak, medians by quarter of the time at work, and a straight line's rise in it."""
     # At work is when there is more than one process.
     busy = [s for s in samples if s["processes"] > 1]
     seconds = np.array([s["seconds"] for s in busy])
     mb = np.array([s["mb"] for s in busy])
     share = (seconds - seconds[0]) / max(1e-9, seconds[-1] - seconds[0])
-    settled = (share > 0.1) & (share < 0.98)
+    steady = (share > 0.1) & (share < 0.98)
     return {
         "peak_mb": max(s["mb"] for s in samples),
         "quarters_mb": [
             statistics.median(mb[(share >= n / 4) & (share <= (n + 1) / 4)]) for n in range(4)
         ],
-        "slope_mb": float(np.polyfit(share[settled], mb[settled], 1)[0]) / images * 1000
+        "slope_mb": float(np.polyfit(share[steady], mb[steady], 1)[0]) / images * 1000
         if images >= _FEWEST
         else None,
     }

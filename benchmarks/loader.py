@@ -1,21 +1,17 @@
-"""Decode, augment, collate: our loader beside a plain one, in images a second on one core.
+"""Decode, augment, collate: our loader beside a plain one, in images per second on one core.
 
     python benchmarks/loader.py                                        # synthetic crops
     python benchmarks/loader.py --output output --dataset rsna --json loader.json
 
 The plain datasets read with Pillow and do the operations of `augment=light` with torchvision's
-transforms, on Pillow's images or on tensors; ours is what `train` uses, in its own process. Each
-turn is a process of its own, on one core, in turns (A B C A B C ...): what disturbs the machine
-disturbs all. Counted are CPU seconds, after two batches to warm up.
+transforms, on Pillow's images or on tensors; ours is what `train` uses, in its own process. See
+`timing`. CPU seconds count, after two batches to warm up.
 """
 
 import argparse
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,28 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from crops import prepared
-from ranges import shown
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import finish_measurement, median_and_range, start_measurement
 
 OURS, PILLOW, TENSORS = "ours", "plain, on Pillow's images", "plain, on tensors"
-WAYS = (OURS, PILLOW, TENSORS)
+PIPELINES = (OURS, PILLOW, TENSORS)
 _WARM = 2  # batches
 
 
-def turn(way: str, overrides: list[str], seconds: float) -> dict[str, float]:
+def load(pipeline: str, overrides: list[str], seconds: float) -> dict[str, float]:
     """Load for some CPU seconds, in this process.
 
     Returns:
-        Images a CPU second, and their size.
+        Images per CPU second, and their size.
     """
     import cv2
     import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    batches = _batches(way, overrides)
+    batches = _batches(pipeline, overrides)
     for _ in range(_WARM):
         shape = next(batches).shape
     images, start = 0, time.process_time()
@@ -53,7 +49,7 @@ def turn(way: str, overrides: list[str], seconds: float) -> dict[str, float]:
     return {"rate": images / used, "height": shape[-2], "width": shape[-1]}
 
 
-def _batches(way: str, overrides: list[str]) -> Iterator[Any]:
+def _batches(pipeline: str, overrides: list[str]) -> Iterator[Any]:
     """Batches (B, 1, H, W) without end."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
@@ -64,14 +60,14 @@ def _batches(way: str, overrides: list[str]) -> Iterator[Any]:
         cfg = compose("train", ["name=x", "fold=all", "augment=light", *overrides])
     data = instantiate(cfg.data, workers=0, negatives_per_positive=None)
     data.setup()
-    if way == OURS:
+    if pipeline == OURS:
         for _ in itertools.count():
             yield from (batch["image"] for batch in data.train_dataloader())
     from torch.utils.data import DataLoader
 
     files = [Path(cfg.prepared_dir) / path for path in data.training["path"]]
     labels = data.training["label"].tolist()
-    plain = _plain(files, labels, on_tensors=way == TENSORS)
+    plain = _plain(files, labels, on_tensors=pipeline == TENSORS)
     for _ in itertools.count():
         loader = DataLoader(plain, batch_size=cfg.batch_size, shuffle=True, drop_last=True)
         yield from (image for image, _ in loader)
@@ -115,15 +111,9 @@ def _plain(files: list[Path], labels: list[int], *, on_tensors: bool) -> Any:
     return Plain()
 
 
-def measure(way: str, overrides: list[str], seconds: float) -> dict[str, float]:
-    """`turn` in a fresh process."""
-    request = json.dumps([way, overrides, seconds])
-    output = subprocess.run(
-        [sys.executable, __file__, "--turn", request],
-        check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ).stdout  # fmt: skip
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
-    return result
+def measure(pipeline: str, overrides: list[str], seconds: float) -> dict[str, float]:
+    """`load` in a fresh process."""
+    return finish_measurement(start_measurement(__file__, [pipeline, overrides, seconds]))
 
 
 def main() -> None:
@@ -135,12 +125,12 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=12, help="of the synthetic crops")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=10, help="of a turn")
+    parser.add_argument("--seconds", type=float, default=10, help="of a measurement")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--turn", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.turn:
-        print(json.dumps(turn(*json.loads(arguments.turn))))
+    if arguments.measure:
+        print(json.dumps(load(*json.loads(arguments.measure))))
         return
     rounds: dict[str, list[dict[str, dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -152,19 +142,19 @@ def main() -> None:
                 f"dataset.name={arguments.dataset}",
             ]  # fmt: skip
             rounds[crop] = [{} for _ in range(arguments.rounds)]
-        turns = [(c, r, w) for c in arguments.crops for r in rounds[c] for w in WAYS]
-        for crop, round_, way in track(turns, "Measuring", console=Console(stderr=True)):
-            round_[way] = measure(way, overrides[crop], arguments.seconds)
+        runs = [(c, r, w) for c in arguments.crops for r in rounds[c] for w in PIPELINES]
+        for crop, round_, pipeline in track(runs, "Measuring", console=Console(stderr=True)):
+            round_[pipeline] = measure(pipeline, overrides[crop], arguments.seconds)
     origin = str(arguments.output or "synthetic crops")
-    table = Table("crop", "size", "way", "images a CPU second", "ours /")
+    table = Table("crop", "size", "pipeline", "images per CPU second", "ours /")
     results = []
-    for crop, way in itertools.product(arguments.crops, WAYS):
-        rates = [round_[way]["rate"] for round_ in rounds[crop]]
-        ratios = [round_[OURS]["rate"] / round_[way]["rate"] for round_ in rounds[crop]]
-        first = rounds[crop][0][way]
+    for crop, pipeline in itertools.product(arguments.crops, PIPELINES):
+        rates = [round_[pipeline]["rate"] for round_ in rounds[crop]]
+        ratios = [round_[OURS]["rate"] / round_[pipeline]["rate"] for round_ in rounds[crop]]
+        first = rounds[crop][0][pipeline]
         size = f"{first['height']} x {first['width']}"
-        table.add_row(crop, size, way, shown(rates, 1), shown(ratios, 2))
-        results.append({"crop": crop, "way": way, "rates": rates, "ours_over_it": ratios})
+        table.add_row(crop, size, pipeline, median_and_range(rates, 1), median_and_range(ratios, 2))
+        results.append({"crop": crop, "pipeline": pipeline, "rates": rates, "ours_over_it": ratios})
     console = Console(width=100)
     console.print(f"{origin}, {arguments.rounds} rounds; median (lowest to highest round)")
     console.print(table)

@@ -1,4 +1,4 @@
-"""A table of many rows: memory by time, and how honest the progress bar is.
+"""A table of many rows: memory by time, and the accuracy of the progress bar.
 
     python benchmarks/many.py --rows 20000
 

@@ -3,20 +3,16 @@
     python benchmarks/prepare.py                     # synthetic files
     RSNA_BCD_REAL_DATA=... python benchmarks/prepare.py --json prepare.json
 
-Each way works in a process of its own, on one core, in turns (A B C A B C ...): what disturbs the
-machine disturbs all. Imports and one file to warm up are not counted. CPU seconds are those of the
-process and its children. The share of the codec is the time within the decoder that gives the
-pixels of the crop: what it gives first to find the breast counts as ours. All ways run with the
-allocator settings of our engine, which keep freed memory.
+Each pipeline runs in its own process on one core; see `timing`. Imports and one file to warm up do
+not count. CPU seconds are those of the process and its children. The codec's share is the time in
+the decoder of the crop's pixels; decoding at low resolution, to find the breast, counts as ours.
+All pipelines run with the allocator settings of our decoding processes, which keep freed memory.
 """
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,19 +22,19 @@ from mammograms import mammograms, transcoded
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import cpu_seconds, finish_measurement, start_measurement
 
-WAYS = ("ours", "ours, reduce=0", "first place", "pydicom")
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+PIPELINES = ("ours", "ours, reduce=0", "first place", "pydicom")
 
 
-def work(way: str, crop: str, files: list[str]) -> dict[str, Any]:
-    """Do the files, in this process.
+def work(pipeline: str, crop: str, files: list[str]) -> dict[str, Any]:
+    """Prepare the files, in this process.
 
     Returns:
-        CPU seconds by file, those of them within the decoders, and the peak memory in MB.
+        CPU seconds by file, the seconds in decoders among them, and the peak memory in MB.
     """
     import cv2
-    import ways
+    import pipelines
 
     from rsna_bcd.imaging.codecs import DECODERS, Decoder
 
@@ -47,19 +43,19 @@ def work(way: str, crop: str, files: list[str]) -> dict[str, Any]:
     for name, decoder in DECODERS.items():
         DECODERS[name] = Decoder(decoder.reads, _timed(decoder.decode, codec))
     do = {
-        "ours": lambda: ways.ours(crop),
-        "ours, reduce=0": lambda: ways.ours(crop, 0),
-        "first place": lambda: ways.first_place(crop),
-        "pydicom": lambda: ways.notebook(crop),
-    }[way]()
+        "ours": lambda: pipelines.ours(crop),
+        "ours, reduce=0": lambda: pipelines.ours(crop, 0),
+        "first place": lambda: pipelines.first_place(crop),
+        "pydicom": lambda: pipelines.notebook(crop),
+    }[pipeline]()
     seconds, codecs = [], []
     with tempfile.TemporaryDirectory() as folder:
         do(Path(files[0]), Path(folder, "warm.png"))
         for number, file in enumerate(files):
             codec[0] = 0.0
-            start = _cpu()
+            start = cpu_seconds()
             do(Path(file), Path(folder, f"{number}.png"))
-            seconds.append(_cpu() - start)
+            seconds.append(cpu_seconds() - start)
             codecs.append(codec[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "codec": codecs, "peak_mb": peak}
@@ -78,28 +74,14 @@ def _timed(decode: Any, longest: list[float]) -> Any:
     return timed
 
 
-def _cpu() -> float:
-    """CPU seconds of this process and its children."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-
-
-def measure(way: str, crop: str, files: list[Path]) -> dict[str, Any]:
+def measure(pipeline: str, crop: str, files: list[Path]) -> dict[str, Any]:
     """`work` in a fresh process."""
-    request = json.dumps([way, crop, [str(file) for file in files]])
-    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
-    output = subprocess.run(
-        [sys.executable, __file__, "--work", request],
-        check=True, stdout=subprocess.PIPE, text=True, env=environment,
-    ).stdout  # fmt: skip
-    result: dict[str, Any] = json.loads(output)
-    return result
+    request = [pipeline, crop, [str(file) for file in files]]
+    return finish_measurement(start_measurement(__file__, request))
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """CPU seconds an image (each file's median over the rounds), codec's share, peak memory."""
+    """CPU seconds per image (each file's median over the rounds), codec's share, peak memory."""
     seconds = [
         statistics.median(times) for times in zip(*(r["seconds"] for r in rounds), strict=True)
     ]
@@ -118,47 +100,46 @@ def main() -> None:
     parser.add_argument("--syntaxes", nargs="+", default=[".90", ".70"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.work:
-        print(json.dumps(work(*json.loads(arguments.work))))
+    if arguments.measure:
+        print(json.dumps(work(*json.loads(arguments.measure))))
         return
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         files, origin = mammograms(Path(folder))
         by_syntax = {s: transcoded(files, Path(folder), s) for s in arguments.syntaxes}
         settings = [(s, c) for s in arguments.syntaxes for c in arguments.crops]
-        turns = [
-            (*setting, way) for setting in settings for _ in range(arguments.rounds) for way in WAYS
-        ]
+        runs = [(*s, p) for s in settings for _ in range(arguments.rounds) for p in PIPELINES]
         rounds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-        for syntax, crop, way in track(turns, "Measuring", console=Console(stderr=True)):
-            rounds.setdefault((syntax, crop, way), []).append(measure(way, crop, by_syntax[syntax]))
+        for syntax, crop, pipeline in track(runs, "Measuring", console=Console(stderr=True)):
+            rounds.setdefault((syntax, crop, pipeline), []).append(
+                measure(pipeline, crop, by_syntax[syntax])
+            )
     results = {key: summary(value) for key, value in rounds.items()}
     table = Table(
-        "syntax", "crop", "way", "CPU s an image", "first place /", "codec's share", "peak MB"
+        "syntax", "crop", "pipeline", "CPU s/image", "first place /", "codec's share", "peak MB"
     )
-    for (syntax, crop, way), result in results.items():
+    for (syntax, crop, pipeline), result in results.items():
         ratios = [
             sum(theirs["seconds"]) / sum(ours["seconds"])
             for ours, theirs in zip(
-                rounds[syntax, crop, way], rounds[syntax, crop, "first place"], strict=True
+                rounds[syntax, crop, pipeline], rounds[syntax, crop, "first place"], strict=True
             )
         ]
         result["ratio"] = statistics.median(ratios)
         result["ratio_low"], result["ratio_high"] = min(ratios), max(ratios)
-        share = f"{result['codec_share']:.1%}" if way.startswith("ours") else ""
+        share = f"{result['codec_share']:.1%}" if pipeline.startswith("ours") else ""
         table.add_row(
-            syntax, crop, way, f"{result['seconds']:.3f}",
+            syntax, crop, pipeline, f"{result['seconds']:.3f}",
             f"{result['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             share, f"{result['peak_mb']:.0f}",
         )  # fmt: skip
     console.print(f"{origin}, {arguments.rounds} rounds; median (lowest to highest round)")
     console.print(table)
     if arguments.json:
-        listed = [
-            dict(zip(("syntax", "crop", "way"), k, strict=True)) | r for k, r in results.items()
-        ]
+        names = ("syntax", "crop", "pipeline")
+        listed = [dict(zip(names, key, strict=True)) | r for key, r in results.items()]
         arguments.json.write_text(json.dumps({"files": origin, "results": listed}, indent=1))
 
 

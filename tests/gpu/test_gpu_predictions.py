@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from gpu_throughput import composed, make_classifier, overrides, random_batch
-from hidden_set import with_batch_statistics
+from large_test_set import with_batch_statistics
 from torch import Tensor, nn
 
 from rsna_bcd.imaging.crops import read_crop

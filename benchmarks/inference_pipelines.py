@@ -1,4 +1,4 @@
-"""Ways from DICOM files to probabilities and their parts: the side that takes the turns."""
+"""Pipelines from DICOM files to probabilities, and their parts: the measured process."""
 
 import contextlib
 import itertools
@@ -11,28 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from inference_turns import DECODE, LOOP, NETWORK, OURS, Clock, Setting
+from interleaved import DECODE, LOOP, NETWORK, OURS, Setting
+from timing import Clock
 
-Way = Callable[[int], list[float]]  # number of images: what the networks said of each
-_STARTING = (DECODE, OURS)  # each time that they are called
+Pipeline = Callable[[int], list[float]]  # number of images -> predicted probability of each
+_STARTING = (DECODE, OURS)  # start processes at each call
 
 
-def work(setting: Setting, answer: IO[str]) -> None:
-    """Take turns, whenever a line comes."""
+def serve(setting: Setting, answer: IO[str]) -> None:
+    """Measure once for each line on stdin."""
     images = {
         DECODE: _decode, NETWORK: _network, OURS: _ours, LOOP: _loop
-    }[setting.way](setting)  # fmt: skip
+    }[setting.pipeline](setting)  # fmt: skip
     once = len(setting.files)
     said = images(once)  # imports, caches, code that is compiled on first use
-    _say(answer, {"probability": statistics.mean(said) if said else math.nan})
+    _send(answer, {"probability": statistics.mean(said) if said else math.nan})
     for _ in sys.stdin:
-        _say(answer, _turn(images, once, setting))
+        _send(answer, _measure(images, once, setting))
 
 
-def _turn(images: Way, once: int, setting: Setting) -> dict[str, float]:
+def _measure(images: Pipeline, once: int, setting: Setting) -> dict[str, float]:
     """Measure one pass over the files, where processes are started, and then all passes."""
     clock = Clock()
-    if setting.way in _STARTING:
+    if setting.pipeline in _STARTING:
         images(once)
     first, first_cpu = clock.read()
     images(setting.passes * once)
@@ -41,15 +42,15 @@ def _turn(images: Way, once: int, setting: Setting) -> dict[str, float]:
         "images": setting.passes * once,
         "seconds": seconds - first,
         "cpu": cpu - first_cpu,
-        "first_images": once if setting.way in _STARTING else 0,
-        "first_seconds": first if setting.way in _STARTING else 0.0,
-        "first_cpu": first_cpu if setting.way in _STARTING else 0.0,
-        "others": clock.others(),
+        "first_images": once if setting.pipeline in _STARTING else 0,
+        "first_seconds": first if setting.pipeline in _STARTING else 0.0,
+        "first_cpu": first_cpu if setting.pipeline in _STARTING else 0.0,
+        "others": clock.other_load(),
     }
 
 
-def _say(answer: IO[str], what: dict[str, float]) -> None:
-    answer.write(json.dumps(what) + "\n")
+def _send(answer: IO[str], content: dict[str, float]) -> None:
+    answer.write(json.dumps(content) + "\n")
     answer.flush()
 
 
@@ -91,7 +92,7 @@ def _forwards(runs: list[Any]) -> list[Callable[[Any], Any]]:
     return [calling(Predictor(run, "auto")) for run in runs]
 
 
-def _decode(setting: Setting) -> Way:
+def _decode(setting: Setting) -> Pipeline:
     """Our preparation alone, on as many processes as there are cores."""
     from rsna_bcd.preparation import engine
     from rsna_bcd.preparation.crop import CropsTask, prepare_crops
@@ -120,7 +121,7 @@ def _crops(setting: Setting) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(instantiate(record.crop) for record in records))
 
 
-def _network(setting: Setting) -> Way:
+def _network(setting: Setting) -> Pipeline:
     """The networks alone, on crops that are in memory."""
     import numpy as np
 
@@ -129,22 +130,22 @@ def _network(setting: Setting) -> Way:
     runs, settings = _load(setting), _crops(setting)
     crops = [prepare_crops(CropsTask(Path(file), settings, "dicom")) for file in setting.files]
     stacks = [np.stack([of_file[which] for of_file in crops]) for which in range(len(settings))]
-    ways = list(zip(_forwards(runs), [settings.index(run.crop) for run in runs], strict=True))
+    pipelines = list(zip(_forwards(runs), [settings.index(run.crop) for run in runs], strict=True))
 
     def images(number: int) -> list[float]:
-        said: list[float] = []
+        probabilities: list[float] = []
         for first in range(0, number, setting.batch_size):
             last = min(first + setting.batch_size, number)
             of_batch = np.arange(first, last) % len(crops)
-            by_run = [forward(stacks[which][of_batch]) for forward, which in ways]
-            said += np.mean(by_run, axis=0).tolist()
-        return said
+            by_run = [forward(stacks[which][of_batch]) for forward, which in pipelines]
+            probabilities += np.mean(by_run, axis=0).tolist()
+        return probabilities
 
     return images
 
 
-def _ours(setting: Setting) -> Way:
-    """What `submit` does."""
+def _ours(setting: Setting) -> Pipeline:
+    """The prediction stream of `submit`."""
     import pandas as pd
 
     from rsna_bcd.inference.stream import InferenceSettings, Prediction, predict
@@ -160,23 +161,23 @@ def _ours(setting: Setting) -> Way:
         files = dict(zip(ids, _some(setting, number), strict=True))
         settings = InferenceSettings("dicom", setting.batch_size, setting.cores)
         predictions = predict(table, files, runs, settings)
-        said: list[float] = []
+        probabilities: list[float] = []
         for prediction in predictions:
             if isinstance(prediction, Prediction):
                 if prediction.probabilities is None:
                     raise RuntimeError(prediction.reason)
-                said.append(float(prediction.probabilities.mean()))
-        return said
+                probabilities.append(float(prediction.probabilities.mean()))
+        return probabilities
 
     return images
 
 
-def _loop(setting: Setting) -> Way:
+def _loop(setting: Setting) -> Pipeline:
     """One file after the other: decoded, prepared, put through each network."""
     import cv2
     import numpy as np
+    import pipelines
     import torch
-    import ways
 
     from rsna_bcd.inference.run import load_run
 
@@ -186,17 +187,17 @@ def _loop(setting: Setting) -> Way:
     forwards = list(zip(_forwards(runs), [run.crop for run in runs], strict=True))
 
     def images(number: int) -> list[float]:
-        said: list[float] = []
+        probabilities: list[float] = []
         for file in _some(setting, number):
-            crops = {crop: ways.first_place_crop(file, crop) for _, crop in forwards}
+            crops = {crop: pipelines.first_place_crop(file, crop) for _, crop in forwards}
             by_run = [forward(crops[crop][None]) for forward, crop in forwards]
-            said.append(float(np.mean(by_run)))
-        return said
+            probabilities.append(float(np.mean(by_run)))
+        return probabilities
 
     return images
 
 
 if __name__ == "__main__":
     protocol = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    work(Setting(**json.loads(sys.argv[1])), protocol)
+    os.dup2(2, 1)  # output of libraries goes to stderr
+    serve(Setting(**json.loads(sys.argv[1])), protocol)

@@ -1,4 +1,4 @@
-"""Ways from a DICOM file to a PNG of the breast: ours, and those it is measured against."""
+"""Pipelines from a DICOM file to a PNG of the breast: ours and two reference pipelines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,31 +18,31 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.imaging.codecs import DECODERS
 from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 
-Way = Callable[[Path, Path], None]  # source file, PNG
+Pipeline = Callable[[Path, Path], None]  # source file, PNG
 
 
-def configured(crop: str, reduce: int | None = None) -> DictConfig:
+def prepare_config(crop: str, reduce: int | None = None) -> DictConfig:
     """The configuration of `prepare`."""
     overrides = [f"crop={crop}", *([] if reduce is None else [f"crop.reduce={reduce}"])]
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose("prepare", overrides)
 
 
-def settings_of(crop: str) -> CropSettings:
+def crop_settings_named(crop: str) -> CropSettings:
     """The settings of `conf/crop/<crop>.yaml`."""
-    settings: CropSettings = instantiate(configured(crop).crop)
+    settings: CropSettings = instantiate(prepare_config(crop).crop)
     return settings
 
 
-def ours(crop: str, reduce: int | None = None) -> Way:
-    """What `prepare` does with one file."""
-    cfg = configured(crop, reduce)
+def ours(crop: str, reduce: int | None = None) -> Pipeline:
+    """The preparation of one file by `prepare`."""
+    cfg = prepare_config(crop, reduce)
     settings, png = instantiate(cfg.crop), Png(**cfg.png)
 
-    def way(source: Path, target: Path) -> None:
+    def pipeline(source: Path, target: Path) -> None:
         make_crop(CropTask(source, target, settings, "dicom", tuple(DECODERS), png))
 
-    return way
+    return pipeline
 
 
 @dataclass
@@ -56,18 +56,18 @@ class _Windowed:
     inverted: bool
 
 
-def first_place(crop: str) -> Way:
-    """The 1st place's on a CPU, to a PNG by imwrite."""
-    settings = settings_of(crop)
+def first_place(crop: str) -> Pipeline:
+    """The first place's CPU path, to a PNG by imwrite."""
+    settings = crop_settings_named(crop)
 
-    def way(source: Path, target: Path) -> None:
+    def pipeline(source: Path, target: Path) -> None:
         cv2.imwrite(str(target), first_place_crop(source, settings))
 
-    return way
+    return pipeline
 
 
 def first_place_crop(source: Path, settings: CropSettings) -> np.ndarray:
-    """The 1st place's on a CPU: dicomsdl at full resolution, window, crop, resize.
+    """The first place's CPU path: dicomsdl at full resolution, window, crop, resize.
 
     After github.com/dangnh0611/kaggle_rsna_breast_cancer (src/submit/export_comp.py), in our words:
     the whole image is scaled from its minimum to its maximum in float32 and resized to 416 pixels,
@@ -98,11 +98,11 @@ def first_place_crop(source: Path, settings: CropSettings) -> np.ndarray:
     return _padded(shown, settings, cv2.INTER_LINEAR)
 
 
-def notebook(crop: str) -> Way:
-    """What pydicom does by default: modality and VOI LUT, then the same box, resize, imwrite."""
-    settings = settings_of(crop)
+def notebook(crop: str) -> Pipeline:
+    """Pydicom's defaults: modality and VOI LUT, then the same box, resize, imwrite."""
+    settings = crop_settings_named(crop)
 
-    def way(source: Path, target: Path) -> None:
+    def pipeline(source: Path, target: Path) -> None:
         dataset = pydicom.dcmread(source)
         pixels = dataset.pixel_array
         values: Any = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
@@ -115,7 +115,7 @@ def notebook(crop: str) -> Way:
         cropped = shown[top:bottom, left:right]
         cv2.imwrite(str(target), _padded(cropped, settings, cv2.INTER_AREA))
 
-    return way
+    return pipeline
 
 
 def _otsu_box(shown: np.ndarray) -> tuple[int, int, int, int]:
@@ -131,7 +131,7 @@ def _otsu_box(shown: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _window(image: _Windowed, region: np.ndarray) -> np.ndarray:
-    """8 bits, in float32 on the way."""
+    """8 bits, in float32 on the pipeline."""
     values = region.astype(np.float32)
     if image.function == "SIGMOID":
         shown = 255 / (1 + np.exp((values - image.center) * np.float32(-4 / image.width)))
