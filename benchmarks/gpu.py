@@ -91,13 +91,13 @@ def checks(context: Context) -> Iterator[Row]:
     options += [f"--deselect={test}" for test in passed]
     lines: SimpleQueue[tuple[str, str]] = SimpleQueue()
 
-    def log_of(unit: str) -> Path:
+    def log_file(unit: str) -> Path:
         return context.folder / f"{re.sub(r'[^a-z0-9]+', '_', Path(unit).name)}.log"
 
     def run() -> None:
         while waiting:
             unit = waiting.pop(0)
-            with log_of(unit).open("w") as log:
+            with log_file(unit).open("w") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "pytest", *options, unit], cwd=ROOT, env=environment,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -118,12 +118,12 @@ def checks(context: Context) -> Iterator[Row]:
         if ended := re.fullmatch(r"ended (-?\d+)", line):
             running -= 1
             if unit not in told and not (context.done and ended[1] == _NO_TESTS):
-                yield {"name": Path(unit).name, "error": f"no test was run, see {log_of(unit)}"}
+                yield {"name": Path(unit).name, "error": f"no test was run, see {log_file(unit)}"}
         elif found := re.match(r"\S+/(test_\w+)\.py::(\S.*?) (PASSED|FAILED|ERROR|SKIPPED)", line):
             told.add(unit)
             row = {"name": f"{found[1]}: {found[2]}", "outcome": found[3].lower()}
             if found[3] in ("FAILED", "ERROR"):
-                row["error"] = f"see {log_of(unit)}"
+                row["error"] = f"see {log_file(unit)}"
             yield row
 
 
@@ -294,7 +294,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
             continue
 
 
-def limit_of(step: str, ahead: Sequence[str], seconds: float) -> float:
+def step_limit(step: str, ahead: Sequence[str], seconds: float) -> float:
     """A step's share of the seconds that are left for it and those after it."""
     return seconds * SHARES[step] / sum(SHARES[name] for name in ahead)
 
@@ -444,7 +444,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = False
     while ahead:
         step = ahead[0]
-        limit = limit_of(step, ahead, begin + seconds - time.monotonic())
+        limit = step_limit(step, ahead, begin + seconds - time.monotonic())
         print(f"{step}, at most {limit:.0f} s:", flush=True)
         done = [n for n, row in results.rows[step].items() if "error" not in row]
         context = {

@@ -10,10 +10,10 @@ Smaller cells allow less, and have the smaller chance for it; the columns "withi
 Cancers are not planted everywhere alike, so there is a second comparison: how often the largest
 cells of other patients' maps of the same view would be hits here ("of others").
 
-A breast is judged by one point: the largest of all its maps. Intervals are over resampled patients.
+A breast is scored by one point: the largest of all its maps. Intervals are over resampled patients.
 
 The first row is what the report shows; the others are other layers and methods on the same images.
-Runs of networks that look at breasts are judged by the first row alone.
+Runs of networks that look at breasts are scored by the first row alone.
 """
 
 import argparse
@@ -73,10 +73,10 @@ def main() -> None:
         seen = explainer(breast)
         seconds += time.perf_counter() - start
         for image in seen:
-            for method, of_method in maps_of(explainer, breast, image).items():
-                judged = judge(image, of_method, lesions[image.image_id])
+            for method, of_method in make_maps(explainer, breast, image).items():
+                scored = judge(image, of_method, lesions[image.image_id])
                 known = {"breast": breast, "patient": patient, "view": image.view}
-                rows.append({"method": method, **known, **judged})
+                rows.append({"method": method, **known, **scored})
     scores = summary(with_others(pd.DataFrame(rows)))
     show(scores, f"{len(found)} of {ensemble.positives} cancers found", seconds / len(found))
     if arguments.json:
@@ -113,7 +113,7 @@ def read_lesions(data: Path, images: pd.DataFrame) -> dict[str, Circles]:
     }
 
 
-def maps_of(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[str, Map]:
+def make_maps(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[str, Map]:
     """The map of the report, and those of other methods."""
     maps = {} if image.saliency is None else {OURS: image.saliency}
     run = explainer.run_of(breast)

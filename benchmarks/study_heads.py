@@ -21,7 +21,7 @@ _FILE = "features.npz"
 _EPOCHS, _BATCH, _RATE, _DROPOUT = 5, 32, 1e-3, 0.2  # conf/experiment/finetune_breast_head.yaml
 
 
-def features_of(
+def extract_features(
     network: Any, data: Any, folder: Path, prepared: Path, device: str
 ) -> dict[str, Any]:
     """Features of all images of a run, training ones included; stored in its folder.

@@ -133,9 +133,9 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
         return
     if run.unit != "image" or run.network.inputs:
         raise InputError(f"{variant.name} starts from {variant.of}, which must see images alone.")
-    from study_heads import attention_head, features_of
+    from study_heads import attention_head, extract_features
 
-    features = features_of(run.network, data, folder, Path(cfg.prepared_dir), device)
+    features = extract_features(run.network, data, folder, Path(cfg.prepared_dir), device)
     probability = attention_head(features, data, other_breast=variant.other_breast, seed=cfg.seed)
     breasts = data.held_out_images.drop_duplicates("prediction_id")
     _write_oof(cfg, data, breasts, "breast", probability, csv)

@@ -72,7 +72,7 @@ def check_same_config(
     Args:
         record_file: the `config.yaml` of the folder, present or not.
         record: the settings asked for, plain dicts and lists.
-        overwrite: accept a folder made with other settings; the caller makes it afresh.
+        overwrite: accept a folder made with other settings; the caller makes it from scratch.
         remedy: what else one can do; the start of a sentence.
         root: name of the YAML that the settings follow from. Keys that the folder's record lacks,
             because it is older than they are, mean the defaults in it, or those of constructors.
@@ -100,7 +100,7 @@ def check_same_config(
     differing = "\n".join(f"  {line}" for line in difference(existing, wanted))
     raise InputError(
         f"{record_file.parent} was made with other settings (there -> now):\n{differing}\n"
-        f"{remedy}, or make it afresh with overwrite=true."
+        f"{remedy}, or make it again with overwrite=true."
     )
 
 

@@ -99,7 +99,7 @@ def check_settings(schema: type, cfg: DictConfig, groups: Path) -> None:
     if not problems:
         problems += _missing(cfg, schema)
     if not problems:
-        problems += _of_other_kinds(cfg, schema)
+        problems += _mistyped(cfg, schema)
     if problems:
         raise InputError("\n".join(dict.fromkeys(f"{key}{what}" for key, what in problems)))
 
@@ -199,7 +199,7 @@ def _existing(cfg: DictConfig, pattern: str) -> str:
     return f" (there are {', '.join(names[:_MOST_NAMES])}{more})"
 
 
-def _of_other_kinds(cfg: DictConfig, schema: type) -> Iterator[Problem]:
+def _mistyped(cfg: DictConfig, schema: type) -> Iterator[Problem]:
     unresolved: dict[str, str] = {}
     wrong: list[Problem] = []
     derived: list[Problem] = []  # of keys that refer to others
