@@ -175,9 +175,10 @@ def _write_oof(
     csv: Path,
 ) -> None:
     """Write probabilities of held-out images or breasts as the `oof.csv` of a run."""
-    from rsna_bcd.tables.predictions import OOF_COLUMNS, logit, to_breasts, with_unreadable
+    from rsna_bcd.scoring.metrics import logit
+    from rsna_bcd.tables.predictions import OOF_COLUMNS, to_breasts, with_unreadable
 
-    logits = logit(pd.Series(probability)).to_numpy()
+    logits = logit(probability)
     samples = samples.assign(probability=probability, logit=logits)
     breasts = to_breasts(samples, cfg.breast_rule) if unit == "image" else samples.assign(unread=0)
-    write_csv(with_unreadable(breasts[list(OOF_COLUMNS)], data.expected, data.prior), csv)
+    write_csv(with_unreadable(breasts[list(OOF_COLUMNS)], data.expected, data.prevalence), csv)

@@ -9,8 +9,9 @@ from rsna_bcd._records import write_record
 from rsna_bcd.files import write_csv
 from rsna_bcd.scoring.ensemble import Ensemble, Member
 from rsna_bcd.scoring.intervals import Interval
+from rsna_bcd.scoring.metrics import logit
 from rsna_bcd.scoring.thresholds import Plateau, Threshold
-from rsna_bcd.tables.predictions import OOF_COLUMNS, OOF_IMAGE_COLUMNS, logit, to_breasts
+from rsna_bcd.tables.predictions import OOF_COLUMNS, OOF_IMAGE_COLUMNS, to_breasts
 
 SETTINGS = {
     "dataset": {"name": "rsna"},

@@ -86,11 +86,11 @@ def test_choices_are_those_of_the_code() -> None:
     from rsna_bcd.scoring.blend import BlendMethod
     from rsna_bcd.scoring.calibration import CalibrationMethod
     from rsna_bcd.scoring.ensemble import PolicyName
-    from rsna_bcd.tables.predictions import Rule
+    from rsna_bcd.scoring.metrics import Aggregation
 
     for command, key, choices in (
         (settings.Train, "tta", get_args(TTA)),
-        (settings.Train, "breast_rule", get_args(Rule)),
+        (settings.Train, "breast_rule", get_args(Aggregation)),
         (settings.Submit, "unread", get_args(Unread)),
         (settings.Submit, "precision", get_args(Precision)),
         (settings.Submit, "engine", get_args(Engine)),

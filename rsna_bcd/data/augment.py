@@ -2,7 +2,7 @@
 
 The pixels of a sample depend on (seed, epoch, index) and on nothing else: neither on the number of
 workers nor on what was drawn before. Left alone, albumentations repeats its random stream in
-every epoch whose workers are started anew, because each worker inherits the same generator.
+every epoch whose workers are restarted, because each worker inherits the same generator.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported where a chain is made: without transforms, nothing
 
 
 class Augmentation:
-    """A chain of albumentations, drawn anew for each (seed, epoch, index).
+    """A chain of albumentations, drawn for each (seed, epoch, index).
 
     Args:
         transforms: applied in order, each with its own probability; empty leaves images alone.

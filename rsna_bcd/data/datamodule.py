@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.data.dataset import BreastDataset, CropDataset, Known, collate_breasts
+from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, collate_breasts
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, read_crops
@@ -30,8 +30,8 @@ from rsna_bcd.tables.views import Unit, Views
 class CropDataModule(pl.LightningDataModule):
     """Batches of one fold: dicts, as `CropDataset` and `BreastDataset` describe them.
 
-    A sample is an image or a breast. An image that could not be read takes no part, and a breast of
-    which none could be read is one that is expected only.
+    A sample is an image or a breast. Unreadable images are dropped; a breast without a readable
+    image is only in `expected`.
 
     Args:
         folder: prepared folder with `train.csv` and the crops.
@@ -42,23 +42,23 @@ class CropDataModule(pl.LightningDataModule):
         negatives_per_positive: see `EpochSampler`.
         workers: processes that read and augment; 0 does it in the training process.
         seed: of sampling and augmentation.
-        unit: what a sample is.
-        views: which images of a breast are seen; None for the defaults. Void by image.
+        unit: the level of a sample, `image` or `breast`.
+        views: the images of a breast-level sample; None for the defaults.
         metadata: columns that the network is given; None for none.
-        targets: columns that the network is taught besides (`tables.metadata`).
+        targets: auxiliary targets (`tables.metadata`).
         positives_per_batch: see `EpochSampler`.
         crops_in_memory: decode every crop once and keep it: for folders that fit.
 
     Attributes:
-        training: training samples that could be read, one row a sample, with `prediction_id,
+        training: readable training samples, one row per sample, with `prediction_id,
             patient_id, laterality, label, fold` and the other columns of the table; a batch's
             `index` is the row. By breast, columns that differ between its images (`image_id`,
             `view`, `path`) are those of the first one.
-        held_out: held-out samples that could be read, likewise. Empty for fold "all".
-        expected: all held-out samples, also those that could not be read.
+        held_out: readable held-out samples, likewise. Empty for fold "all".
+        expected: all held-out samples, the unreadable ones included.
         training_images: the rows of images behind `training`.
         held_out_images: those behind `held_out`.
-        prior: share of positive breasts in training.
+        prevalence: share of positive breasts in training.
     """
 
     training: pd.DataFrame
@@ -66,7 +66,7 @@ class CropDataModule(pl.LightningDataModule):
     expected: pd.DataFrame
     training_images: pd.DataFrame
     held_out_images: pd.DataFrame
-    prior: float
+    prevalence: float
 
     def __init__(
         self,
@@ -108,8 +108,8 @@ class CropDataModule(pl.LightningDataModule):
 
         Raises:
             InputError: a table or a crop is absent, the fold does not exist, the training part has
-                one class only or is smaller than a batch, or the table lacks a column that is
-                asked for.
+                one class only or is smaller than a batch, or the table lacks a column of
+                `metadata` or `targets`.
         """
         if hasattr(self, "training"):
             return
@@ -122,12 +122,12 @@ class CropDataModule(pl.LightningDataModule):
         self.training_images = training[training["path"].notna()].reset_index(drop=True)
         self.held_out_images = held_out[held_out["path"].notna()].reset_index(drop=True)
         check_targets(training, self._targets)
-        self.training, self._training_known = self._samples(training)
-        self.held_out, self._held_out_known = self._samples(held_out)
-        self.expected = self._one_row_a_sample(held_out)
+        self.training, self._training_annotations = self._samples(training)
+        self.held_out, self._held_out_annotations = self._samples(held_out)
+        self.expected = self._one_row_per_sample(held_out)
         self._check_training()
         breasts = self.training.drop_duplicates("prediction_id")
-        self.prior = float(breasts["label"].mean())
+        self.prevalence = float(breasts["label"].mean())
         if self._keeps_crops:  # before workers are forked, which share the memory
             self._in_memory = read_crops(self._folder / path for path in rows["path"].dropna())
         if self._workers:
@@ -167,18 +167,18 @@ class CropDataModule(pl.LightningDataModule):
     def _dataset(self, *, training: bool) -> CropDataset | BreastDataset:
         samples = self.training if training else self.held_out
         images = self.training_images if training else self.held_out_images
-        known = self._training_known if training else self._held_out_known
+        annotations = self._training_annotations if training else self._held_out_annotations
         augment = self._augment if training else None
-        rest = (augment, self._seed, known, self._in_memory)
+        rest = (augment, self._seed, annotations, self._in_memory)
         if self._unit == "image":
             return CropDataset(samples, self._folder, *rest)
         return BreastDataset(samples, images, self._folder, self._views, *rest)
 
-    def _samples(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, Known]:
-        """The samples that can be read, and what is known of them besides their pixels."""
+    def _samples(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, Annotations]:
+        """The readable samples, with their metadata and targets."""
         by_breast = self._unit == "breast"
         is_read = rows["path"].notna()
-        if by_breast:  # its table is known whether or not its other images could be read
+        if by_breast:  # the metadata of its unreadable images count too
             is_read = is_read.groupby(rows["prediction_id"]).transform("any")
         rows = rows[is_read].reset_index(drop=True)
         encoded = None
@@ -186,9 +186,9 @@ class CropDataModule(pl.LightningDataModule):
             encode = self._metadata.encode_breasts if by_breast else self._metadata.encode
             encoded = encode(rows)
         targets = (encode_breast_targets if by_breast else encode_targets)(rows, self._targets)
-        return self._one_row_a_sample(rows), Known(encoded, self._metadata, targets)
+        return self._one_row_per_sample(rows), Annotations(encoded, self._metadata, targets)
 
-    def _one_row_a_sample(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _one_row_per_sample(self, rows: pd.DataFrame) -> pd.DataFrame:
         return (
             rows
             if self._unit == "image"
@@ -243,11 +243,11 @@ class CropDataModule(pl.LightningDataModule):
             raise InputError(f"{csv} has no column path: it was not written by prepare.")
         folds = read_folds(self._folds)
         check_folds(images, folds)
-        known = sorted(folds["fold"].unique())
-        if self._fold != "all" and self._fold not in known:
+        existing = sorted(folds["fold"].unique())
+        if self._fold != "all" and self._fold not in existing:
             raise InputError(
                 f"fold={self._fold} does not exist: {self._folds} has the folds "
-                f"{', '.join(map(str, known))}. Choose one of them, or fold=all."
+                f"{', '.join(map(str, existing))}. Choose one of them, or fold=all."
             )
         rows = images.merge(folds, on="patient_id", how="left", validate="many_to_one")
         return rows.assign(label=rows["cancer"].astype("int64"))

@@ -26,12 +26,12 @@ _PADDING = {"image": 0, "mask": False, "view": OTHER_VIEW, "other": False}
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of samples besides their pixels.
+class Annotations:
+    """Metadata and targets of samples.
 
     Attributes:
         metadata: (N, M), to be given to the network; None where it has no such input.
-        encoder: what encoded them.
+        encoder: made `metadata`.
         targets: (N,) each, NaN where missing.
     """
 
@@ -39,12 +39,12 @@ class Known:
     encoder: Metadata | None = None
     targets: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
-    def of(self, index: int, generator: np.random.Generator | None) -> Sample:
+    def sample(self, index: int, generator: np.random.Generator | None) -> Sample:
         """`metadata` (M,), where there is any, and `target_<column>` () of one sample.
 
         Args:
             index: of the sample.
-            generator: decides what is forgotten, in training; None forgets nothing.
+            generator: draws the columns to forget, in training; None forgets nothing.
         """
         sample = {f"target_{name}": torch.tensor(t[index]) for name, t in self.targets.items()}
         if self.metadata is not None and self.encoder is not None:
@@ -55,7 +55,7 @@ class Known:
         return sample
 
 
-_NOTHING = Known()
+_NO_ANNOTATIONS = Annotations()
 
 
 class CropDataset(Dataset[Sample]):
@@ -69,7 +69,7 @@ class CropDataset(Dataset[Sample]):
         folder: the prepared folder.
         augment: None for validation.
         seed: of the augmentation.
-        known: of each row of `images`.
+        annotations: of each row of `images`.
         in_memory: crops that need not be read from disk, by file.
     """
 
@@ -79,12 +79,12 @@ class CropDataset(Dataset[Sample]):
         folder: Path,
         augment: Augmentation | None,
         seed: int,
-        known: Known = _NOTHING,
+        annotations: Annotations = _NO_ANNOTATIONS,
         in_memory: Mapping[Path, Crop] | None = None,
     ) -> None:
         self._crops = _Crops(images, folder, augment, seed, in_memory or {})
         self._labels = images["label"].to_numpy(np.float32)
-        self._known = known
+        self._annotations = annotations
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -97,14 +97,14 @@ class CropDataset(Dataset[Sample]):
 
         Returns:
             `image` (1, H, W), uint8 or float32 in [0, 1] (see `as_training_input`);
-            `label` () float32; `index` () int64; and what is known besides (`Known.of`).
+            `label` () float32; `index` () int64; and metadata and targets (`Annotations.sample`).
         """
         epoch, index = key
         return {
             "image": torch.from_numpy(self._crops.read(epoch, index))[None],
             "label": torch.tensor(self._labels[index]),
             "index": torch.tensor(index),
-            **self._known.of(index, self._crops.generator(epoch, index, _FORGET)),
+            **self._annotations.sample(index, self._crops.generator(epoch, index, _FORGET)),
         }
 
 
@@ -122,7 +122,7 @@ class BreastDataset(Dataset[Sample]):
         views: which images are seen.
         augment: None for validation.
         seed: of the augmentation and of the choice of images.
-        known: of each row of `breasts`.
+        annotations: of each row of `breasts`.
         in_memory: crops that need not be read from disk, by file.
     """
 
@@ -134,18 +134,18 @@ class BreastDataset(Dataset[Sample]):
         views: Views,
         augment: Augmentation | None,
         seed: int,
-        known: Known = _NOTHING,
+        annotations: Annotations = _NO_ANNOTATIONS,
         in_memory: Mapping[Path, Crop] | None = None,
     ) -> None:
         self._crops = _Crops(images, folder, augment, seed, in_memory or {})
         self._labels = breasts["label"].to_numpy(np.float32)
         self._views = views
-        self._known = known
-        of_breast = images.groupby("prediction_id").indices  # rows, ascending
-        of_patient = images.groupby("patient_id").indices
-        self._own = [of_breast[breast] for breast in breasts["prediction_id"]]
+        self._annotations = annotations
+        breast_rows = images.groupby("prediction_id").indices  # rows, ascending
+        patient_rows = images.groupby("patient_id").indices
+        self._own = [breast_rows[breast] for breast in breasts["prediction_id"]]
         self._other = [
-            np.setdiff1d(of_patient[patient], own)
+            np.setdiff1d(patient_rows[patient], own)
             for patient, own in zip(breasts["patient_id"], self._own, strict=True)
         ]
         self._view: list[str] = images["view"].tolist()
@@ -161,13 +161,13 @@ class BreastDataset(Dataset[Sample]):
 
         Returns:
             What `breast_sample` makes of its images; `label` () float32; `index` () int64; and what
-            is known besides (`Known.of`).
+            is known besides (`Annotations.sample`).
         """
         epoch, index = key
         own, other = self._own[index], self._other[index]
 
-        def load(position: int, of_other: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
-            return self._crops.read(epoch, int((other if of_other else own)[position]))
+        def load(position: int, other_breast: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
+            return self._crops.read(epoch, int((other if other_breast else own)[position]))
 
         images = breast_sample(
             self._views,
@@ -180,7 +180,7 @@ class BreastDataset(Dataset[Sample]):
             **images,
             "label": torch.tensor(self._labels[index]),
             "index": torch.tensor(index),
-            **self._known.of(index, self._crops.generator(epoch, index, _FORGET)),
+            **self._annotations.sample(index, self._crops.generator(epoch, index, _FORGET)),
         }
 
 

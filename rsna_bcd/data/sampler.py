@@ -1,4 +1,4 @@
-"""Which rows an epoch consists of, and which rank sees which of them."""
+"""Samplers: the rows of an epoch, and their distribution over ranks."""
 
 from collections.abc import Iterator
 
@@ -12,15 +12,15 @@ Key = tuple[int, int]  # (epoch, row)
 
 
 class EpochSampler(Sampler[Key]):
-    """All positives and some negatives, drawn and shuffled anew for each epoch.
+    """All positives and some negatives, drawn and shuffled for each epoch.
 
     The order depends on (seed, epoch) alone. Ranks take turns in it, so that the k-th batches of
     all ranks are together the k-th batch of a single process.
 
-    With `positives_per_batch`, each batch over all ranks is dealt so many positives first, and only
-    then is the rest shuffled into what is left. No row comes twice as long as there are enough
-    positives. Where there are not, each batch has exactly so many, all drawn negatives are seen
-    but those that fill no batch, and each positive comes as often as any other, or once more.
+    With `positives_per_batch`, each batch over all ranks gets so many positives first; the others
+    are shuffled into the remaining places. If there are too few positives, each batch has exactly
+    so many, and each positive is repeated equally often, or once more; the negatives that fill no
+    batch are left out.
 
     Args:
         labels: (N,) of 0 and 1.
@@ -83,13 +83,13 @@ class EpochSampler(Sampler[Key]):
         generator = np.random.default_rng([self._seed, self._epoch])
         negatives = generator.permutation(self._negatives)[: self._n_negatives]
         if self._per_batch:
-            rows = self._dealt(negatives, generator)
+            rows = self._with_positives_per_batch(negatives, generator)
         else:
             rows = generator.permutation(np.concatenate([self._positives, negatives]))
         mine = rows[self._rank :: self._world_size][: len(self)]
         return iter([(self._epoch, int(row)) for row in mine])
 
-    def _dealt(
+    def _with_positives_per_batch(
         self, negatives: NDArray[np.integer], generator: np.random.Generator
     ) -> NDArray[np.integer]:
         """The rows of the epoch, batch after batch, each with enough positives."""

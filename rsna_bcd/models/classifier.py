@@ -18,8 +18,8 @@ from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
 from rsna_bcd.models.optim import MakeOptimizer, ParameterGroups
 from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
-from rsna_bcd.scoring.metrics import DECISION, RANKING
-from rsna_bcd.tables.predictions import Rule, to_breasts
+from rsna_bcd.scoring.metrics import DECISION, RANKING, Aggregation
+from rsna_bcd.tables.predictions import to_breasts
 
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps
 
@@ -61,7 +61,7 @@ class Classifier(pl.LightningModule):
         scheduler: MakeScheduler,
         mix: Mix,
         *,
-        rule: Rule,
+        rule: Aggregation,
         tta: TTA,
         seed: int,
         batch_size: int,

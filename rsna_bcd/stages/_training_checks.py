@@ -20,7 +20,7 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.models.launch import started_outside
 from rsna_bcd.models.prediction import TTA
-from rsna_bcd.tables.predictions import Rule
+from rsna_bcd.scoring.metrics import Aggregation
 from rsna_bcd.targets import with_current_targets
 
 # What takes its settings from keys of the root, and must not have others.
@@ -46,7 +46,11 @@ def check_training(cfg: DictConfig) -> None:
         InputError: settings that do not go together, or that a run cannot be resumed or scored
             with; or no such crops.
     """
-    choices = {"select": ("last", "best"), "tta": get_args(TTA), "breast_rule": get_args(Rule)}
+    choices = {
+        "select": ("last", "best"),
+        "tta": get_args(TTA),
+        "breast_rule": get_args(Aggregation),
+    }
     for key, known in choices.items():
         if cfg[key] not in known:
             raise InputError(f"{key}={cfg[key]}: choose {' or '.join(known)}.")

@@ -28,7 +28,7 @@ from rsna_bcd.scoring.cross_fitting import (
 )
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, PolicyName, write_ensemble
 from rsna_bcd.scoring.intervals import Interval, Score, bootstrap_scores, delong
-from rsna_bcd.scoring.metrics import OPERATING, RANKING, Aggregation
+from rsna_bcd.scoring.metrics import OPERATING, RANKING, Aggregation, logit
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
 from rsna_bcd.tables.images import breast_sites, read_images
 from rsna_bcd.tables.predictions import (
@@ -36,7 +36,6 @@ from rsna_bcd.tables.predictions import (
     align,
     by_aggregation,
     check_informative,
-    logit,
     read_run,
 )
 from rsna_bcd.targets import with_current_targets
@@ -220,7 +219,7 @@ def _oof(
     """The blend's out-of-fold rows, `ENSEMBLE_OOF_COLUMNS` and maybe `calibrated`."""
     oof = rows.assign(
         probability=blended,
-        logit=logit(pd.Series(blended)).to_numpy(),
+        logit=logit(pd.Series(blended)),
         unread=unread.astype(np.int64),
         held_out=held_out.probabilities,
         ranking=held_out.ranking,

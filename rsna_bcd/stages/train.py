@@ -39,15 +39,10 @@ from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
 from rsna_bcd.models.prediction import check_network, network_unit
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.reporting.figures import learning_curves
+from rsna_bcd.scoring.metrics import logit
 from rsna_bcd.stages._training_checks import check_training
 from rsna_bcd.tables.metadata import TRAINING_DOMAIN_FILE, training_domain, write_training_domain
-from rsna_bcd.tables.predictions import (
-    OOF_COLUMNS,
-    OOF_IMAGE_COLUMNS,
-    logit,
-    to_breasts,
-    with_unreadable,
-)
+from rsna_bcd.tables.predictions import OOF_COLUMNS, OOF_IMAGE_COLUMNS, to_breasts, with_unreadable
 
 # What decides about the result, and is kept in config.yaml; all else only says how to get there.
 _RECORDED = (
@@ -339,7 +334,7 @@ def _predict_held_out(
         breasts = to_breasts(samples, cfg.breast_rule)
         images = samples[list(OOF_IMAGE_COLUMNS)]
         rank_zero_only(write_csv)(images, Path(cfg.run_dir) / "oof_images.csv")
-    oof = with_unreadable(breasts[list(OOF_COLUMNS)], data.expected, data.prior)
+    oof = with_unreadable(breasts[list(OOF_COLUMNS)], data.expected, data.prevalence)
     rank_zero_only(write_csv)(oof, Path(cfg.run_dir) / "oof.csv")
     return oof
 
@@ -369,7 +364,7 @@ def _facts(data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]) ->
         "held_out_images": len(data.held_out_images),
         "held_out_breasts": len(breasts),
         "held_out_positives": int(breasts["label"].sum()),
-        "prior": data.prior,
+        "prior": data.prevalence,
     }
 
 

@@ -1,7 +1,7 @@
-"""Datasets: what they call our columns, where their files are, and what counts as cancer there.
+"""Map the tables of other datasets to our columns, files and labels.
 
 Each function is the `rows` of a YAML in `conf/dataset/`: it takes the tables that the YAML names,
-every cell a string, and returns one row an image with our columns. `read_images` checks the result.
+every cell a string, and returns one row per image with our columns. `read_images` checks them.
 The label belongs to the breast, so every image of a breast gets the same.
 """
 
@@ -157,13 +157,13 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
 
     A breast counts as cancer if its `classification` in the clinical table is Malignant (should it
     have two rows, one is enough). The other breast of most patients of the second part (D2) has
-    images but no row; nobody says that it is healthy.
+    images but no row: it is not known to be healthy.
 
     Args:
         tables: `index.csv`, which `python -m rsna_bcd.index` makes of the files, and
             `CMMD_clinicaldata_revision.xlsx`.
         split: `train`: no other one was published.
-        other_breasts: what to do with breasts that have no row: `drop` or `negative`.
+        other_breasts: breasts without a row are dropped (`drop`) or negative (`negative`).
 
     Returns:
         The images of the index in its order, with `age`, `abnormality` and `subtype` from the
@@ -197,7 +197,7 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
         )
     if other_breasts == "negative":
         rows["cancer"] = rows["cancer"].fillna(False)
-    else:  # what has no laterality stays, and is refused by name
+    else:  # rows without laterality stay, and are refused by name
         rows = without(rows, ~listed & rows["laterality"].notna())
     age = rows["Age"].fillna(rows["age"]) if "age" in rows else rows["Age"]
     columns = ["patient_id", "image_id", "laterality", "view", "cancer", *kept, "file"]
@@ -228,7 +228,7 @@ def _the_table(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.Da
     if not having:
         raise InputError(
             f"no table has the column {mark!r}. The columns are "
-            f"{' | '.join(columns_of(table) for table in tables)}. Download the tables anew."
+            f"{' | '.join(columns_of(table) for table in tables)}. Download the tables again."
         )
     missing = [c for c in needed if c not in having[0]]
     if missing:
@@ -303,11 +303,11 @@ def map_generic(
 ) -> pd.DataFrame:
     """Map a table of one's own, or an index of files and a table of labels.
 
-    What counts as cancer is what `values.cancer` says. Labels that contradict each other within a
+    `values.cancer` defines cancer. Labels that contradict each other within a
     breast are refused, not resolved: only you know which is right.
 
     Args:
-        tables: the first has one row an image; what the others know is joined to it.
+        tables: the first has one row per image; the others are joined to it.
         split: which of ours. A test needs no `cancer`.
         columns: our names -> those of the tables. Null: the column has our name, or there is none.
             Columns that are neither named here nor called like one of ours are left out. One that
@@ -316,7 +316,7 @@ def map_generic(
             Values that are neither in it nor ours are refused; views of a test stay as they are.
         join: our names of the columns by which further tables are joined; each has them by the name
             in `columns` or by ours. Where tables share another column, they must agree.
-        unlabelled: what to do with training images without a label: `refuse` or `drop`.
+        unlabelled: training images without a label are refused (`refuse`) or dropped (`drop`).
 
     Raises:
         InputError: a column of `columns`, `values` or `join` is absent, a value is unknown, a
@@ -388,7 +388,7 @@ def _translate(
     if all(known.get(_spelling(value), value) == value for value in ours):
         known |= {_spelling(value): value for value in ours}
     # Else the table uses our values with another meaning, {1: 0, 2: 1}: of those not named, such as
-    # a 0, nobody knows what they mean.
+    # a 0, the meaning is unknown.
     having = [table for table in tables if column in table]
     if not having and (split == "train" or column != "cancer"):
         raise InputError(

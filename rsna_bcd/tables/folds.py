@@ -1,6 +1,6 @@
 """Folds: which patients are trained on together, and the promises that a split must keep.
 
-A fold table has one row a patient: `patient_id` (string), `fold` (0-based). A run with `fold=k`
+A fold table has one row per patient: `patient_id` (string), `fold` (0-based). A run with `fold=k`
 validates on the patients of fold k and trains on all others.
 """
 
@@ -53,7 +53,7 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
         )
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     fold = np.full(len(breasts), -1)
-    with warnings.catch_warnings():  # strata rarer than folds: the table shows what came out
+    with warnings.catch_warnings():  # strata rarer than folds: the summary shows the result
         warnings.filterwarnings("ignore", message="The least populated class")
         for k, (_, held_out) in enumerate(
             splitter.split(breasts, strata, groups=breasts["patient_id"])
@@ -65,7 +65,7 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
             f"The folds have {positives.tolist()} positive breasts: not the same prevalence. "
             "Choose another folds.assign.seed, or fewer folds."
         )
-    return _one_row_a_patient(breasts.assign(fold=fold))
+    return _one_row_per_patient(breasts.assign(fold=fold))
 
 
 def holdout(images: pd.DataFrame, *, fraction: float, seed: int) -> pd.DataFrame:
@@ -111,14 +111,14 @@ def leave_out(images: pd.DataFrame, *, column: str) -> pd.DataFrame:
 
 
 def check_folds(images: pd.DataFrame, folds: pd.DataFrame) -> None:
-    """Assert what a split promises: every patient of the table in exactly one fold.
+    """Assert that every patient of the table is in exactly one fold.
 
     Raises:
         InputError: a patient twice, or a patient of `images` without a fold.
     """
     twice = folds["patient_id"][folds["patient_id"].duplicated()]
     if len(twice):
-        raise InputError(f"Patient {twice.iloc[0]} is in two folds. Make the folds anew.")
+        raise InputError(f"Patient {twice.iloc[0]} is in two folds. Make the folds again.")
     absent = images.loc[~images["patient_id"].isin(folds["patient_id"]), "patient_id"]
     if len(absent):
         raise InputError(
@@ -128,10 +128,10 @@ def check_folds(images: pd.DataFrame, folds: pd.DataFrame) -> None:
 
 
 def fold_summary(images: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
-    """Count what is in each fold.
+    """Summarise each fold.
 
     Returns:
-        One row a fold, ascending: `fold, patients, breasts, images, positive_breasts,
+        One row per fold, ascending: `fold, patients, breasts, images, positive_breasts,
         prevalence` (positive breasts / breasts), `sites` (`site: breasts`) where known, and
         `machine` where the folds are of one machine each.
     """
@@ -191,7 +191,7 @@ def read_folds(csv: Path) -> pd.DataFrame:
     return folds
 
 
-def _one_row_a_patient(breasts: pd.DataFrame) -> pd.DataFrame:
+def _one_row_per_patient(breasts: pd.DataFrame) -> pd.DataFrame:
     """Reduce rows with a fold to one a patient, in order of appearance."""
     return breasts[["patient_id", "fold"]].drop_duplicates().reset_index(drop=True)
 

@@ -1,4 +1,4 @@
-"""The table of images of files that come without one: what their headers say, and their folders."""
+"""Make a table of images from DICOM headers and folder names."""
 
 import re
 from collections import Counter
@@ -30,7 +30,7 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
         folders: by file, the name of the folder it is in: its patient, where no header names one.
 
     Returns:
-        One row a file, in the order of `headers`: `image_id` (the file), `prediction_id`,
+        One row per file, in the order of `headers`: `image_id` (the file), `prediction_id`,
         `patient_id` (of the machinery: what belongs together), `laterality` (L, R or `unknown`),
         `view` (None where it is unknown), `supplemental` (whether it is left out where the breast
         has standard views), `age, implant, machine_id, site_id` (NA where unknown; a site always
@@ -45,11 +45,11 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
     rows = []
     for file, header in headers.items():
         patient = patients[file]
-        of_patient = studies.setdefault(patient, {})
+        numbers = studies.setdefault(patient, {})
         study = header["study_id"]
         if study is None and _PLACEHOLDER.fullmatch(patient):  # may be several patients
             study = f"folder {file.rpartition('/')[0]}"
-        number = of_patient.setdefault(study, len(of_patient) + 1)
+        number = numbers.setdefault(study, len(numbers) + 1)
         if (patient, number) not in names:
             names[patient, number] = distinct([f"{patient}_{number}"], names.values())[0]
         known = header["laterality"] in LATERALITIES

@@ -1,4 +1,4 @@
-"""The table of images: columns, dtypes, identifiers, and what makes a table unfit for use."""
+"""The table of images: columns, dtypes, identifiers and validation."""
 
 import io
 import re
@@ -57,7 +57,7 @@ def table_files(csv: Path | str | Sequence[Path | str]) -> list[Path]:
 def read_images(
     csv: Path | str | Sequence[Path | str], split: Split, rows: Rows | None = None
 ) -> pd.DataFrame:
-    """Read and check a table of images, one row an image.
+    """Read and check a table of images, one row per image.
 
     Args:
         csv: `train.csv` or `test.csv`, or the several files that a dataset spreads it over; also
@@ -192,7 +192,7 @@ def typed(mapped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _age_in_years(age: object) -> object:
-    """An age as a number of years; what is no age stays as it is."""
+    """An age as a number of years; other values stay as they are."""
     match = re.fullmatch(
         r"[>≥]?=?\s*(\d{1,3}(?:[.,]\d+)?)\s*\+?\s*(?:([ymwd])|years?|yrs?)?",
         str(age).strip().lower(),
@@ -220,7 +220,7 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
         f"unknown laterality {_values(laterality, LATERALITIES)}",
         "It must be L or R.",
     )
-    if split == "train":  # a test may have views that nobody has seen; each breast has an answer
+    if split == "train":  # a test set may have unknown views
         refuse(
             ~view.isin(VIEWS),
             f"unknown view {_values(view, VIEWS)}",
@@ -229,7 +229,7 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
     refuse(
         frame["image_id"].duplicated(keep=False),
         "image_id occurs more than once",
-        "Keep one row an image.",
+        "Keep one row per image.",
     )
     if "age" in frame:
         age = frame["age"]
@@ -252,7 +252,7 @@ def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Inde
             "file leads out of the folder of images",
             "Write it relative to that folder, with '/' and without '..'.",
         )
-        refuse(  # patterns are seen when they have found their files
+        refuse(  # patterns are resolved later
             frame["file"].duplicated(keep=False) & ~frame["file"].str.contains(PATTERN),
             "file occurs more than once",
             "Each image has a file of its own.",
@@ -308,7 +308,7 @@ def breast_sites(images: pd.DataFrame) -> pd.Series:
     """The site of each breast of a table of images.
 
     Args:
-        images: One row an image: `prediction_id`, and `site_id` where it is known.
+        images: one row per image: `prediction_id`, and `site_id` where it is known.
 
     Returns:
         Strings indexed by `prediction_id`, in order of first appearance; `""` where no image of the

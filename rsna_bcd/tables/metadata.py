@@ -1,4 +1,4 @@
-"""What is known of an image besides its pixels, as numbers for a network.
+"""Metadata of an image as network inputs, and columns of the training table as auxiliary targets.
 
 Only what the test set has too. Nothing is fitted: the encoding follows from the settings alone, so
 that a run rebuilt from its record encodes as it did in training.
@@ -19,7 +19,7 @@ from rsna_bcd.files import write_file
 from rsna_bcd.tables.images import LABEL_ONLY_COLUMNS, VIEWS
 
 COLUMNS = ("age", "implant", "view", "site_id", "machine_id")
-# Those of the competition's train.csv, the most frequent first. Its hidden test has others.
+# Those of the competition's train.csv, the most frequent first. Its test set has others.
 MACHINES = (49, 48, 29, 21, 93, 216, 210, 170, 190, 197)
 SITES = (1, 2)
 # Of the images of train.csv, rounded.
@@ -31,15 +31,15 @@ class Metadata:
     """Encodes columns of a table of images.
 
     `age` becomes its standard score and a flag where it is missing (no number between 1 and 120);
-    `implant` 0 or 1 and such a flag; `view`, `site_id` and `machine_id` one column a known value
+    `implant` 0 or 1 and such a flag; `view`, `site_id` and `machine_id` one column per known value
     and one for all that is unknown or missing.
 
     Args:
         columns: which, in this order.
         machines: values of `machine_id` with a column of their own.
         forget: share of training samples in which a column counts as unknown, each column by
-            itself. Without it, what a network does about an unknown machine is what its weights
-            happened to be at the start, for training has none.
+            itself. Without it, the weights of an unknown machine stay as initialised, for training
+            has no such machine.
 
     Raises:
         InputError: a column that the test set lacks, an unknown one or one named twice, or settings
@@ -68,7 +68,7 @@ class Metadata:
 
     @property
     def width(self) -> int:
-        """How many numbers an image has."""
+        """Number of inputs."""
         return int(self._ends[-1])
 
     def encode(self, images: pd.DataFrame) -> NDArray[np.float32]:
@@ -333,9 +333,9 @@ def training_domain(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
     return {column: tuple(sorted(map(str, own))) for column, own in values.items() if len(own)}
 
 
-def write_training_domain(seen: TrainingDomain, file: Path) -> None:
+def write_training_domain(domain: TrainingDomain, file: Path) -> None:
     """Write `seen.json`; the file is either whole or absent."""
-    write_file(file, json.dumps(seen, indent=2) + "\n")
+    write_file(file, json.dumps(domain, indent=2) + "\n")
 
 
 def read_training_domain(file: Path) -> dict[str, tuple[str, ...]]:
@@ -354,6 +354,6 @@ def read_training_domain(file: Path) -> dict[str, tuple[str, ...]]:
         return {str(column): tuple(map(str, values)) for column, values in record.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{file} is damaged ({error}). Copy it again, or delete it: then it is not known what "
-            "the run has seen."
+            f"{file} is damaged ({error}). Copy it again, or delete it: then the "
+            "training domain of the run is unknown."
         ) from error

@@ -1,4 +1,4 @@
-"""What a model says of breasts and their images, with the reasons to doubt it, for people."""
+"""Results of a study: probabilities, decisions and quality flags of its breasts and images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import pandas as pd
 
 Decision = Literal["positive", "negative"]
 
-# Each in a sentence that goes on from its name. In the order of showing.
+# Each continues the sentence of its name. In the order of display.
 QUALITY_FLAGS = {
     "synthetic model": "trained on mammograms made by a computer: it knows nothing of real ones",
     "trained on pictures": "not on DICOM files: the threshold above all may not carry over",
     "not read": "none of its images could be read: there is no answer",
-    "view left out": "it has no part in the answer: the breast has standard views",
+    "view left out": "it has no part in the result: the breast has standard views",
     "image not read": "the answer is from the other images of the breast",
     "near the threshold": "thresholds on either side did as well out of fold: the decision is open",
     "no breast found": "none stood out from the background: the whole frame was used",
@@ -46,7 +46,7 @@ QUALITY_FLAGS = {
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What is said of one image.
+    """The result of one image.
 
     Attributes:
         file: as it was given.
@@ -55,8 +55,8 @@ class ImageResult:
             could not be read.
         doubts: keys of `QUALITY_FLAGS`.
         reason: why it could not be read; None where it was.
-        facts: what its header says, and how its crop came about.
-        decides: whether it has part in what is said of its breast: it could be read, and is no
+        facts: of its header and its crop.
+        decides: whether it contributes to its breast: it is readable, and no
             supplemental view of a breast that has standard ones.
     """
 
@@ -71,7 +71,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class BreastResult:
-    """What is said of one breast.
+    """The result of one breast.
 
     Attributes:
         prediction_id: the breast.
@@ -98,51 +98,51 @@ class BreastResult:
     images: list[ImageResult]
 
 
-def breasts_table(answers: Sequence[BreastResult]) -> pd.DataFrame:
+def breasts_table(results: Sequence[BreastResult]) -> pd.DataFrame:
     """One row a breast, for `breasts.csv`; lists in one cell, parted by `; `.
 
-    Views in brackets have no part in the answer.
+    Views in brackets have no part in the result.
     """
-    calibrates = any(answer.calibrated is not None for answer in answers)
+    calibrates = any(result.calibrated is not None for result in results)
     return pd.DataFrame(
         {
-            "prediction_id": answer.prediction_id,
-            "patient_id": answer.patient_id,
-            "examination": answer.examination,
-            "laterality": answer.laterality,
-            "views": views_text(answer),
-            "probability": answer.probability,
-            **({"calibrated": answer.calibrated} if calibrates else {}),
-            "threshold": answer.threshold,
-            "decision": answer.decision,
-            "doubts": "; ".join(answer.doubts),
+            "prediction_id": result.prediction_id,
+            "patient_id": result.patient_id,
+            "examination": result.examination,
+            "laterality": result.laterality,
+            "views": views_text(result),
+            "probability": result.probability,
+            **({"calibrated": result.calibrated} if calibrates else {}),
+            "threshold": result.threshold,
+            "decision": result.decision,
+            "doubts": "; ".join(result.doubts),
         }
-        for answer in answers
+        for result in results
     )
 
 
-def views_text(answer: BreastResult) -> str:
+def views_text(result: BreastResult) -> str:
     """The views of a breast, `?` where one is unknown, in brackets where it does not decide."""
-    views = [image.view or "?" for image in answer.images]
+    views = [image.view or "?" for image in result.images]
     return " ".join(
         view if image.decides or image.reason is not None else f"({view})"
-        for view, image in zip(views, answer.images, strict=True)
+        for view, image in zip(views, result.images, strict=True)
     )
 
 
-def images_table(answers: Sequence[BreastResult], pictures: Mapping[str, str]) -> pd.DataFrame:
+def images_table(results: Sequence[BreastResult], pictures: Mapping[str, str]) -> pd.DataFrame:
     """One row an image, for `images.csv`.
 
     Args:
-        answers: of its breasts.
+        results: of its breasts.
         pictures: by file, where its picture is.
     """
     return pd.DataFrame(
         {
             "file": image.file,
-            "prediction_id": answer.prediction_id,
-            "patient_id": answer.patient_id,
-            "laterality": answer.laterality,
+            "prediction_id": result.prediction_id,
+            "patient_id": result.patient_id,
+            "laterality": result.laterality,
             "view": image.view,
             "probability": image.probability,
             "decides": int(image.decides),
@@ -150,6 +150,6 @@ def images_table(answers: Sequence[BreastResult], pictures: Mapping[str, str]) -
             "picture": pictures.get(image.file),
             **image.facts,
         }
-        for answer in answers
-        for image in answer.images
+        for result in results
+        for image in result.images
     )

@@ -17,9 +17,9 @@ from rsna_bcd.tables.images import VIEWS
 Unit = Literal["image", "breast"]  # what a sample is; each network says which
 Policy = Literal["all", "one_per_view", "random_per_epoch"]
 
-# What a network is told of an image's view: these by their place, every other one by the last.
-_TOLD = ("CC", "MLO")
-OTHER_VIEW = len(_TOLD)
+# The view embedding of a network: one index for each of these, one for every other view.
+EMBEDDED_VIEWS = ("CC", "MLO")
+OTHER_VIEW = len(EMBEDDED_VIEWS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Views:
-    """What becomes of repeats, missing views and rare ones.
+    """The images of a breast that a network is given.
 
     Under `one_per_view` place v is for `order[v]` and holds the first image of that view, or none;
     a breast that has no image of any of these views shows its other ones instead, so that each
@@ -53,7 +53,7 @@ class Views:
     """
 
     policy: Policy = "all"
-    order: Sequence[str] = _TOLD
+    order: Sequence[str] = EMBEDDED_VIEWS
     most: int = 8
     other_breast: bool = False
 
@@ -107,7 +107,7 @@ class Views:
         return [*drawn, *[None] * len(self.order)][: len(self.order)]
 
     def _rank(self, views: Sequence[str | None], position: int) -> tuple[int, int]:
-        """What comes first under `all`; ties go by position."""
+        """Sort key under `all`; ties go by position."""
         view = views[position]
         if view not in self.order:
             return len(views), 0
@@ -115,8 +115,8 @@ class Views:
 
 
 def view_number(view: str | None) -> int:
-    """What a network is told of a view: 0 CC, 1 MLO, 2 any other, or none known."""
-    return _TOLD.index(view) if view in _TOLD else OTHER_VIEW
+    """The index of a view for the embedding: 0 CC, 1 MLO, 2 any other or unknown."""
+    return EMBEDDED_VIEWS.index(view) if view in EMBEDDED_VIEWS else OTHER_VIEW
 
 
 def excluded_images(images: pd.DataFrame) -> set[str]:
@@ -129,7 +129,7 @@ def excluded_images(images: pd.DataFrame) -> set[str]:
 
     Returns:
         The `image_id` of supplemental images of breasts that have another one whose view is known.
-        A breast of which there is nothing else is decided by what there is.
+        A breast with supplemental images only keeps them.
     """
     if "supplemental" not in images:
         return set()

@@ -47,7 +47,7 @@ def test_one_row_a_breast(output: Path) -> None:
     assert {"prediction_id", "patient_id", "laterality", "label", "fold"} <= set(data.training)
     assert len(data.training_images) == len(data.held_out_images) == 16
     assert not set(data.training["patient_id"]) & set(data.held_out["patient_id"])
-    assert data.prior == pytest.approx(data.training["label"].mean())
+    assert data.prevalence == pytest.approx(data.training["label"].mean())
     assert data.batches_per_epoch == 2
 
 
@@ -97,7 +97,7 @@ def test_metadata_and_targets_belong_to_their_breasts(output: Path) -> None:
         BIRADS=[None, 1] * 8 + [0, 0, 2, 2] * 4,
         invasive=[0, 1] * 16,
     )
-    # Known also where the image cannot be read.
+    # Annotations also where the image cannot be read.
     blank_path(output / "prepared" / "rsna" / "demo", *range(0, 32, 2))
     data = by_breast(
         output,

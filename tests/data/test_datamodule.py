@@ -41,7 +41,7 @@ def test_a_fold_holds_out_whole_patients(output: Path) -> None:
         assert len(data.training) + len(data.held_out) == 32
         assert not set(data.training["patient_id"]) & set(data.held_out["patient_id"])
         assert set(data.held_out["fold"]) == {fold}
-        assert data.prior == pytest.approx(
+        assert data.prevalence == pytest.approx(
             data.training.groupby("prediction_id")["label"].first().mean()
         )
 

@@ -1,19 +1,155 @@
-"""Crops become tensors unchanged; what is no crop is named."""
+"""Crops as samples, by image and by breast: pixels, places, padding, random streams."""
 
 from pathlib import Path
+from typing import Any
 
+import albumentations
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from rsna_bcd.data.dataset import CropDataset, read_crop
+from rsna_bcd.data.augment import Augmentation
+from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, collate_breasts
 from rsna_bcd.errors import InputError
+from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.models.prediction import to_input
+from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.views import Views
+
+HEIGHT, WIDTH = 20, 10
+# Image i is uniformly i + 100, so that pixels name their row.
+IMAGES = pd.DataFrame(
+    [
+        ("1_L", "1", "CC"), ("1_L", "1", "MLO"), ("1_L", "1", "CC"), ("1_L", "1", "AT"),
+        ("1_R", "1", "MLO"),
+        ("2_L", "2", "LM"),
+        ("3_R", "3", "MLO"), ("3_R", "3", "CC"),
+    ],
+    columns=["prediction_id", "patient_id", "view"],
+)  # fmt: skip
+BREASTS = IMAGES.drop_duplicates("prediction_id", ignore_index=True).assign(label=[1, 0, 0, 1])
+NOISE = Augmentation([albumentations.RandomBrightnessContrast(p=1)])
 
 
-def test_pixels_label_and_index_arrive_unchanged(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for row in range(len(IMAGES)):
+        cv2.imwrite(str(tmp_path / f"{row}.png"), np.full((HEIGHT, WIDTH), row + 100, np.uint8))
+    return tmp_path
+
+
+def make(
+    folder: Path, views: Views, augment: Augmentation | None = None, **more: Any
+) -> BreastDataset:
+    images = IMAGES.assign(path=[f"{row}.png" for row in range(len(IMAGES))])
+    return BreastDataset(BREASTS, images, folder, views, augment, 5, **more)
+
+
+def rows(sample: dict[str, torch.Tensor]) -> list[int | None]:
+    """Which image is in which place."""
+    values = sample["image"][:, 0].flatten(1)
+    assert (values == values[:, :1]).all()
+    return [
+        int(value) - 100 if there else None
+        for value, there in zip(values[:, 0], sample["mask"], strict=True)
+    ]
+
+
+def test_breast_dataset_policy_all(folder: Path) -> None:
+    dataset = make(folder, Views())
+    assert len(dataset) == 4
+    assert [rows(dataset[0, i]) for i in range(4)] == [[0, 1, 2, 3], [4], [5], [7, 6]]
+    sample = dataset[0, 0]
+    assert sample["image"].shape == (4, 1, HEIGHT, WIDTH)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["mask"].dtype == sample["other"].dtype == torch.bool
+    assert sample["view"].tolist() == [0, 1, 0, 2]
+    assert not sample["other"].any()
+    assert (sample["label"].item(), sample["index"].item()) == (1, 0)
+
+
+def test_breast_dataset_one_per_view_with_the_other_breast(folder: Path) -> None:
+    dataset = make(folder, Views("one_per_view", other_breast=True))
+    samples = [dataset[0, i] for i in range(4)]
+    assert [rows(sample) for sample in samples] == [
+        [0, 1, None, 4],
+        [None, 4, 0, 1],
+        [5, None, None, None],
+        [7, 6, None, None],
+    ]
+    assert all(sample["other"].tolist() == [False, False, True, True] for sample in samples)
+    assert [sample["view"].tolist() for sample in samples[:3]] == [
+        [0, 1, 2, 1], [2, 1, 0, 1], [2, 2, 2, 2]
+    ]  # fmt: skip
+    assert not samples[2]["image"][1:].any()
+
+
+def test_breast_dataset_all_with_the_other_breast(folder: Path) -> None:
+    dataset = make(folder, Views(most=2, other_breast=True))
+    assert [rows(dataset[0, i]) for i in range(4)] == [[0, 1, 4], [4, 0, 1], [5], [7, 6]]
+    assert dataset[0, 1]["other"].tolist() == [False, True, True]
+
+
+def test_collate_breasts_pads_to_the_longest(folder: Path) -> None:
+    dataset = make(folder, Views(other_breast=True))
+    batch = collate_breasts([dataset[0, i] for i in (3, 0)])
+    assert batch["image"].shape == (2, 5, 1, HEIGHT, WIDTH)
+    assert batch["mask"].tolist() == [[True, True, False, False, False], [True] * 5]
+    assert batch["view"].tolist() == [[0, 1, 2, 2, 2], [0, 1, 0, 2, 1]]
+    assert batch["other"].tolist() == [[False] * 5, [False] * 4 + [True]]
+    assert not batch["image"][0, 2:].any()
+    assert batch["label"].tolist() == [1, 1]
+    assert batch["index"].tolist() == [3, 0]
+
+
+def test_breast_dataset_augments_each_image_by_itself(folder: Path) -> None:
+    dataset = make(folder, Views(other_breast=True), NOISE)
+    left, right = dataset[2, 0], dataset[2, 1]
+    own = left["image"][:4, 0, 0, 0].tolist()
+    assert len(set(own)) > 2
+    assert right["image"][1:, 0, 0, 0].tolist() == own
+    assert dataset[3, 0]["image"][:4, 0, 0, 0].tolist() != own
+
+
+def test_breast_dataset_draws_repeats_in_training_only(folder: Path) -> None:
+    still = Augmentation([])
+    training = make(folder, Views("random_per_epoch"), still)
+    drawn = [rows(training[epoch, 0]) for epoch in range(20)]
+    assert {tuple(places) for places in drawn} == {(0, 1), (2, 1)}
+    assert [rows(training[epoch, 0]) for epoch in range(20)] == drawn
+    evaluation = make(folder, Views("random_per_epoch"))
+    assert all(rows(evaluation[epoch, 0]) == [0, 1] for epoch in range(20))
+
+
+def test_breast_dataset_keeps_16_bits(folder: Path) -> None:
+    for row in range(len(IMAGES)):
+        pixels = np.full((HEIGHT, WIDTH), 1000 * row, np.uint16)
+        cv2.imwrite(str(folder / f"{row}.png"), pixels)
+    sample = make(folder, Views("one_per_view"))[0, 1]
+    assert sample["image"].dtype == torch.float32
+    assert sample["image"][1].unique().item() == pytest.approx(4000 / 65535)
+
+
+def test_breast_dataset_adds_metadata_and_targets(folder: Path) -> None:
+    encoder = Metadata(["implant"], forget=0.5)
+    table = BREASTS.assign(implant=pd.Series([0, 1, None, 0]))
+    known = Annotations(
+        encoder.encode(table), encoder, {"BIRADS": np.array([2, np.nan, 0, 1], np.float32)}
+    )
+    sample = make(folder, Views(), annotations=known)[0, 1]
+    assert sample["metadata"].tolist() == [1, 0]
+    assert sample["metadata"].dtype == sample["target_BIRADS"].dtype == torch.float32
+    assert torch.isnan(sample["target_BIRADS"])
+    training = make(folder, Views(), Augmentation([]), annotations=known)
+    seen = [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)]
+    assert set(seen) == {(1, 0), (0, 1)}
+    assert [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)] == seen
+    assert "metadata" not in make(folder, Views())[0, 1]
+
+
+def test_crop_dataset_keeps_pixels_label_and_index(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 10), dtype=np.uint8)
     for i, image in enumerate(pixels):
         cv2.imwrite(str(tmp_path / f"{i}.png"), image)
@@ -28,27 +164,26 @@ def test_pixels_label_and_index_arrive_unchanged(tmp_path: Path) -> None:
         assert (sample["label"].item(), sample["index"].item()) == (i == 1, i)
 
 
-def test_an_absent_crop_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.png is absent or damaged"):
-        read_crop(tmp_path / "nowhere.png")
-
-
-def test_a_truncated_crop_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "half.png"
-    cv2.imwrite(str(file), np.full((20, 10), 9, np.uint8))
-    file.write_bytes(file.read_bytes()[:30])
-    with pytest.raises(InputError, match=r"half\.png is absent or damaged"):
+@pytest.mark.parametrize(
+    ("content", "key"), [(None, "absent or damaged"), (b"\x89PNG\r\n\x1a\n", "absent or damaged")]
+)
+def test_read_crop_refuses_absent_and_damaged_files(
+    content: bytes | None, key: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "crop.png"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"crop\.png is {key}"):
         read_crop(file)
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "odd.png"
-    cv2.imwrite(str(file), np.zeros((20, 10, 3), np.uint8))
+def test_read_crop_refuses_colour(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "odd.png"), np.zeros((20, 10, 3), np.uint8))
     with pytest.raises(InputError, match=r"odd\.png is uint"):
-        read_crop(file)
+        read_crop(tmp_path / "odd.png")
 
 
-def test_crops_of_16_bits_keep_their_depth(tmp_path: Path) -> None:
+def test_crop_dataset_keeps_16_bits(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 65536, (20, 10), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "0.png"), pixels)
     images = pd.DataFrame({"path": ["0.png"], "label": [0]})

@@ -20,7 +20,8 @@ from rsna_bcd.models.aggregators import (
     Transformer,
     masked_mean,
 )
-from rsna_bcd.tables.predictions import Rule, to_breasts
+from rsna_bcd.scoring.metrics import Aggregation
+from rsna_bcd.tables.predictions import to_breasts
 
 C = 8
 FEATURES: list[Callable[[int], Aggregator]] = [
@@ -110,7 +111,9 @@ def test_every_image_has_a_gradient_and_padding_none(maker: Callable[[int], Aggr
 
 
 @pytest.mark.parametrize(("late", "rule"), [(MeanProbability, "mean"), (MaxProbability, "max")])
-def test_a_late_one_is_the_rule_from_images_to_breasts(late: type[Aggregator], rule: Rule) -> None:
+def test_a_late_one_is_the_rule_from_images_to_breasts(
+    late: type[Aggregator], rule: Aggregation
+) -> None:
     aggregator = late(C)
     batch = breasts(aggregator)
     rows = batch["mask"].nonzero()[:, 0].tolist()

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.images import LABEL_ONLY_COLUMNS, TEST_COLUMNS, TRAIN_COLUMNS, read_images
+from rsna_bcd.tables.images import (
+    LABEL_ONLY_COLUMNS,
+    TEST_COLUMNS,
+    TRAIN_COLUMNS,
+    breast_sites,
+    read_images,
+)
 
 ROWS = pd.DataFrame(
     {
@@ -181,3 +188,24 @@ def test_what_a_mapping_refuses_is_said_of_its_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train.csv: no such column") as error:
         read_images(write(tmp_path, ROWS), "train", rows=refuse)
     assert error.value.__cause__ is None  # the stage would show that instead
+
+
+@pytest.mark.parametrize(
+    ("site_id", "expected"),
+    [
+        ([1, 1, 2, 2], ["1", "2"]),
+        ([1.0, np.nan, 2.0, 2.0], ["1", "2"]),
+        (["north", "north", "1.0", "1.0"], ["north", "1"]),
+        ([np.nan, np.nan, 2.0, 2.0], ["", "2"]),
+        ([1, 2, 2, 2], ["", "2"]),  # of two sites at once: unknown
+    ],
+)
+def test_breast_sites_are_one_string_per_breast(site_id: list, expected: list[str]) -> None:
+    images = pd.DataFrame({"prediction_id": ["b_L", "b_L", "a_R", "a_R"], "site_id": site_id})
+    sites = breast_sites(images)
+    assert sites.index.tolist() == ["b_L", "a_R"]
+    assert sites.tolist() == expected
+
+
+def test_breast_sites_of_a_table_without_sites() -> None:
+    assert breast_sites(pd.DataFrame({"prediction_id": ["b_L", "b_L", "a_R"]})).tolist() == ["", ""]

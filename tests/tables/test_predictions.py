@@ -1,25 +1,34 @@
-"""Images to breasts, files there and back, and what a submission must keep."""
+"""Predictions per image and breast, of several runs, and what a submission must keep."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from fabricated_runs import images_of, oof, save_image_run, save_run
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.tables.predictions import (
     OOF_COLUMNS,
+    align,
+    by_aggregation,
+    check_informative,
     check_submission,
-    logit,
     read_oof,
     read_oof_images,
     read_predictions,
+    read_run,
     read_solution,
     to_breasts,
+    trained_folds,
     with_unreadable,
 )
+
+Change = Callable[[pd.DataFrame], pd.DataFrame]
+SAMPLE = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "cancer": [0.02, 0.02]})
 
 
 @pytest.fixture
@@ -37,95 +46,70 @@ def images() -> pd.DataFrame:
     ).astype({"image_id": "string", "prediction_id": "string", "patient_id": "string"})
 
 
-def test_mean_and_max_in_order_of_first_appearance(images: pd.DataFrame) -> None:
+def test_to_breasts_aggregates_in_order_of_first_appearance(images: pd.DataFrame) -> None:
     mean, largest = to_breasts(images, "mean"), to_breasts(images, "max")
     assert tuple(mean.columns) == OOF_COLUMNS
     assert mean["prediction_id"].tolist() == ["9_R", "9_L", "10_L"]
     assert mean["probability"].tolist() == pytest.approx([0.6, 0.25, 1.0])
     assert largest["probability"].tolist() == [0.9, 0.25, 1.0]
     assert mean["logit"].tolist() == pytest.approx([np.log(1.5), -np.log(3), np.log(1e7)], rel=1e-6)
-    assert mean["label"].tolist() == [1, 0, 0]
-    assert mean["unread"].tolist() == [0, 0, 0]
-    assert mean["patient_id"].dtype == "string"
-
-
-def test_test_images_have_neither_fold_nor_label(images: pd.DataFrame) -> None:
-    breasts = to_breasts(images.drop(columns=["fold", "label"]), "mean")
-    assert tuple(breasts.columns) == tuple(c for c in OOF_COLUMNS if c not in ("fold", "label"))
-
-
-def test_conflicting_images_are_refused(images: pd.DataFrame) -> None:
-    images.loc[0, "label"] = 0
-    with pytest.raises(InputError, match="differ in label: 9_R"):
-        to_breasts(images, "mean")
-
-
-def test_nan_is_no_probability(images: pd.DataFrame) -> None:
-    images.loc[1, "probability"] = np.nan
-    with pytest.raises(InputError, match="9_L"):
-        to_breasts(images, "mean")
-
-
-def test_unknown_rule(images: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="mean or max, not 'median'"):
-        to_breasts(images, "median")  # type: ignore[arg-type]
-
-
-def test_logits_stay_finite() -> None:
-    assert logit(pd.Series([0.0, 0.5, 1.0])).tolist() == pytest.approx(
-        [-np.log(1e7), 0, np.log(1e7)], rel=1e-6, abs=1e-12
-    )
-
-
-def test_unread_breasts_get_the_prior_and_a_mark(images: pd.DataFrame) -> None:
-    read = to_breasts(images[images["prediction_id"] != "9_L"], "mean")
-    whole = with_unreadable(read, images, prior=0.02)
-    assert whole["prediction_id"].tolist() == ["9_R", "9_L", "10_L"]
-    assert whole["unread"].tolist() == [0, 1, 0]
-    assert whole["probability"].tolist() == pytest.approx([0.6, 0.02, 1.0])
-    assert whole["label"].tolist() == [1, 0, 0]
-    pd.testing.assert_frame_equal(
-        with_unreadable(to_breasts(images, "mean"), images, prior=0.02), to_breasts(images, "mean")
-    )
-
-
-def test_unexpected_breasts_are_refused(images: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="lacks: 9_L"):
-        with_unreadable(to_breasts(images, "mean"), images[images["prediction_id"] != "9_L"], 0.02)
-
-
-def test_round_trip_keeps_every_digit(images: pd.DataFrame, tmp_path: Path) -> None:
-    breasts = to_breasts(images, "mean").assign(probability=[1 / 3, 0.1 + 0.2, 1e-17])
-    write_csv(breasts, tmp_path / "new" / "oof.csv")
-    pd.testing.assert_frame_equal(
-        read_oof(tmp_path / "new" / "oof.csv"), breasts.astype({"laterality": "str"})
-    )
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["oof.csv"]
+    assert mean[["label", "unread"]].to_numpy().tolist() == [[1, 0], [0, 0], [0, 0]]
+    unlabelled = to_breasts(images.drop(columns=["fold", "label"]), "mean")
+    assert set(OOF_COLUMNS) - set(unlabelled) == {"fold", "label"}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("column", "value", "aggregation", "key"),
     [
-        (lambda t: t.drop(columns="logit"), r"lacks the column\(s\) logit"),
-        (lambda t: t.iloc[:0], "lacks rows"),
-        (lambda t: pd.concat([t, t]), "twice: 9_R"),
-        (lambda t: t.assign(label=[0, 1, 3]), "neither 0 nor 1 for 10_L"),
-        (lambda t: t.assign(probability=[0.1, np.nan, 0.2]), "for 9_L"),
-        (lambda t: t.assign(probability=[0.1, 0.2, 1.5]), "for 10_L .the first is 1.5"),
+        ("label", [0, 0, 1, 0, 1], "mean", "label: 9_R"),
+        ("probability", np.nan, "mean", "9_R"),
+        ("fold", 0, "median", "median"),
     ],
 )
-def test_bad_oof_files(
-    images: pd.DataFrame,
-    tmp_path: Path,
-    change: Callable[[pd.DataFrame], pd.DataFrame],
-    message: str,
+def test_to_breasts_refuses(
+    column: str, value: Any, aggregation: Any, key: str, images: pd.DataFrame
 ) -> None:
+    with pytest.raises(InputError, match=key):
+        to_breasts(images.assign(**{column: value}), aggregation)
+
+
+def test_with_unreadable_adds_the_prevalence_and_a_mark(images: pd.DataFrame) -> None:
+    breasts = to_breasts(images, "mean")
+    whole = with_unreadable(breasts[breasts["prediction_id"] != "9_L"], images, 0.02)
+    assert whole["unread"].tolist() == [0, 1, 0]
+    assert whole["probability"].tolist() == pytest.approx([0.6, 0.02, 1.0])
+    assert whole["label"].tolist() == [1, 0, 0]
+    pd.testing.assert_frame_equal(with_unreadable(breasts, images, 0.02), breasts)
+    with pytest.raises(InputError, match="9_L"):
+        with_unreadable(breasts, images[images["prediction_id"] != "9_L"], 0.02)
+
+
+def test_read_oof_keeps_every_digit(images: pd.DataFrame, tmp_path: Path) -> None:
+    breasts = to_breasts(images, "mean").assign(probability=[1 / 3, 0.1 + 0.2, 1e-17])
+    write_csv(breasts, tmp_path / "oof.csv")
+    pd.testing.assert_frame_equal(
+        read_oof(tmp_path / "oof.csv"), breasts.astype({"laterality": "str"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda t: t.drop(columns="logit"), "column.* logit"),
+        (lambda t: t.iloc[:0], "lacks rows"),
+        (lambda t: pd.concat([t, t]), "twice: 9_R"),
+        (lambda t: t.assign(label=[0, 1, 3]), "label .*10_L"),
+        (lambda t: t.assign(probability=[0.1, np.nan, 0.2]), "9_L"),
+        (lambda t: t.assign(probability=[0.1, 0.2, 1.5]), "10_L .*1.5"),
+    ],
+)
+def test_read_oof_refuses(change: Change, key: str, images: pd.DataFrame, tmp_path: Path) -> None:
     write_csv(change(to_breasts(images, "mean")), tmp_path / "oof.csv")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=key):
         read_oof(tmp_path / "oof.csv")
 
 
-def test_absent_and_empty_files(tmp_path: Path) -> None:
+def test_read_predictions_refuses_absent_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_predictions(tmp_path / "predictions.csv")
     (tmp_path / "predictions.csv").touch()
@@ -133,63 +117,162 @@ def test_absent_and_empty_files(tmp_path: Path) -> None:
         read_predictions(tmp_path / "predictions.csv")
 
 
-def test_solution_of_images_or_breasts(tmp_path: Path) -> None:
+def test_read_oof_images_refuses_repeated_images(images: pd.DataFrame, tmp_path: Path) -> None:
+    whole = images.assign(laterality="L", fold=0, label=0, logit=0.0)
+    write_csv(whole, tmp_path / "oof_images.csv")
+    assert len(read_oof_images(tmp_path / "oof_images.csv")) == len(images)
+    write_csv(whole.assign(image_id=["5", "4", "4", "2", "5"]), tmp_path / "oof_images.csv")
+    with pytest.raises(InputError, match=r"images twice: 4, 5\."):
+        read_oof_images(tmp_path / "oof_images.csv")
+
+
+def test_read_solution_of_images_or_breasts(tmp_path: Path) -> None:
     csv = tmp_path / "solution.csv"
     csv.write_text("prediction_id,cancer\n7_L,1\n7_L,1\n12_R,0\n")
-    solution = read_solution(csv)
-    assert solution["prediction_id"].tolist() == ["7_L", "12_R"]
-    assert solution["patient_id"].tolist() == ["7", "12"]
-    assert solution["label"].tolist() == [1, 0]
+    assert read_solution(csv).to_numpy().tolist() == [["7_L", "7", 1], ["12_R", "12", 0]]
     csv.write_text("prediction_id,patient_id,cancer,density\n0,7,1,A\n1,7,0,B\n")
     assert read_solution(csv)["patient_id"].tolist() == ["7", "7"]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key"),
     [
         ("prediction_id,cancer\n7_L,1\n7_L,0\n", "twice: 7_L"),
-        ("prediction_id,cancer\n7_L,\n", "neither 0 nor 1 for 7_L"),
-        ("prediction_id,label\n7_L,1\n", r"lacks the column\(s\) cancer"),
+        ("prediction_id,cancer\n7_L,\n", "7_L"),
+        ("prediction_id,label\n7_L,1\n", "cancer"),
     ],
 )
-def test_bad_solutions(tmp_path: Path, text: str, message: str) -> None:
+def test_read_solution_refuses(text: str, key: str, tmp_path: Path) -> None:
     (tmp_path / "solution.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=key):
         read_solution(tmp_path / "solution.csv")
 
 
-SAMPLE = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "cancer": [0.02, 0.02]})
+@pytest.mark.parametrize(
+    ("ids", "values", "key"),
+    [
+        (["1_R", "1_L"], [1, 0], None),
+        (["1_L"], [0], "lacks breasts: 1_R"),
+        (["1_L", "1_R", "1_R"], [0, 0, 0], "twice: 1_R"),
+        (["1_L", "1_R", "2_L"], [0, 0, 0], "unexpected breasts: 2_L"),
+        (["1_L", "1_R"], [0, np.nan], "1_R"),
+        (["1_L", "1_R"], [-0.1, 0], "1_L"),
+        (["1_L", "1_R"], [0.1, np.inf], "1_R"),
+    ],
+)
+def test_check_submission(ids: list[str], values: list[float], key: str | None) -> None:
+    submission = pd.DataFrame({"prediction_id": ids, "cancer": values})
+    if key is None:
+        check_submission(submission, SAMPLE)
+        with pytest.raises(InputError, match="columns"):
+            check_submission(submission.rename(columns={"cancer": "probability"}), SAMPLE)
+        return
+    with pytest.raises(InputError, match=key):
+        check_submission(submission, SAMPLE)
 
 
-def test_a_valid_submission_passes_in_any_order() -> None:
-    check_submission(pd.DataFrame({"prediction_id": ["1_R", "1_L"], "cancer": [1, 0]}), SAMPLE)
+def test_read_run_pools_folds_in_order(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "b5", oof(range(4, 8), 10), oof(range(4), 2))
+    (run / "foldall").mkdir()
+    assert trained_folds(run) == [2, 10]
+    assert read_run(run)["patient_id"].tolist() == list("01234567")
+    assert read_run(run, [10])["fold"].unique().tolist() == [10]
+
+
+def test_read_run_names_the_command_for_an_absent_or_unfinished_fold(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name=b5 fold=0"):
+        read_run(tmp_path / "b5")
+    run = save_run(tmp_path / "b5", oof(range(4), 0))
+    with pytest.raises(InputError, match="Fold 1 of b5 was not trained.*fold=1`"):
+        read_run(run, [1])
+    (run / "fold3").mkdir()  # a training that was refused, or a lost record
+    with pytest.raises(InputError, match="fold3 has no config.yaml: .*Or delete the folder"):
+        read_run(run)
+    assert len(read_run(run, [0])) == 4
+    (run / "fold3" / "config.yaml").touch()
+    with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3`"):
+        read_run(run)
+
+
+def test_read_run_refuses_a_breast_in_two_folds(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "b5", oof(range(4), 0), oof(range(3, 8), 1))
+    with pytest.raises(InputError, match="in two folds: 3_L"):
+        read_run(run)
+
+
+def test_align_is_by_breast_not_by_row() -> None:
+    first, second = oof(range(6), 0, seed=1), oof(range(6), 0, seed=2)
+    rows, probabilities = align({"a": first, "b": second.iloc[::-1]})
+    pd.testing.assert_frame_equal(rows, first)
+    np.testing.assert_array_equal(probabilities, [first["probability"], second["probability"]])
+
+
+def test_align_refuses_other_breasts_and_labels() -> None:
+    whole = pd.concat([oof(range(4), 0), oof(range(4, 12), 1)])
+    with pytest.raises(InputError, match="b lacks 8 .*: 4_L, 5_L, .* and 3 more.*fold=1`"):
+        align({"a": whole, "b": oof(range(4), 0)})
+    with pytest.raises(InputError, match="a lacks 1 .*: 4_L. Train all of them on one split"):
+        align({"a": oof(range(4), 0), "b": oof(range(5), 0)})
+    other = oof(range(4), 0).assign(label=[1, 0, 1, 0])
+    with pytest.raises(InputError, match="different labels for 2_L"):
+        align({"a": oof(range(4), 0), "b": other})
 
 
 @pytest.mark.parametrize(
-    ("ids", "values", "message"),
+    ("change", "key"),
     [
-        (["1_L"], [0], "lacks breasts: 1_R"),
-        (["1_L", "1_R", "1_R"], [0, 0, 0], "twice: 1_R"),
-        (["1_L", "1_R", "2_L"], [0, 0, 0], "nobody asked for: 2_L"),
-        (["1_L", "1_R"], [0, np.nan], "for 1_R"),
-        (["1_L", "1_R"], [-0.1, 0], "for 1_L"),
-        (["1_L", "1_R"], [0.1, np.inf], "for 1_R"),
+        (lambda t: t.assign(probability=0.3), "8 probabilities .* equal 0.3"),
+        (lambda t: t.assign(probability=0.3 + 1e-8 * np.arange(10)), "8 probabilities .* 0.3"),
+        (
+            lambda t: t.assign(label=t["label"].where(t["unread"] == 1, 0)),
+            "0 positive .* 8 breasts",
+        ),
+        (lambda t: t.assign(unread=1), "None of the 10 breasts"),
     ],
 )
-def test_bad_submissions(ids: list[str], values: list[float], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_submission(pd.DataFrame({"prediction_id": ids, "cancer": values}), SAMPLE)
+def test_check_informative_goes_by_the_readable_breasts(change: Change, key: str) -> None:
+    table = oof(range(10), 0)  # 0 and 5 have cancer
+    lost = table["prediction_id"].isin(["3_L", "5_L"])
+    table["unread"] = lost.astype(int)
+    table["probability"] = table["probability"].mask(lost, 0.02)
+    other = oof(range(10, 20), 1)
+    check_informative("b5", pd.concat([table, other]))
+    with pytest.raises(InputError, match=key):
+        check_informative("b5", pd.concat([change(table), other]))
 
 
-def test_submission_with_other_columns() -> None:
-    with pytest.raises(InputError, match="instead of prediction_id, cancer"):
-        check_submission(SAMPLE.rename(columns={"cancer": "probability"}), SAMPLE)
+def test_by_aggregation_has_the_mean_and_the_maximum_of_the_images(tmp_path: Path) -> None:
+    images = images_of(range(6), 0), images_of(range(6, 12), 1)
+    run = save_image_run(tmp_path / "b5", *images)
+    both = by_aggregation(run, read_run(run), "mean")
+    assert list(both) == ["mean", "max"]  # the run's own first
+    grouped = pd.concat(images).groupby("prediction_id", sort=False)["probability"]
+    for aggregation, probabilities in both.items():
+        expected = grouped.agg(aggregation)
+        assert probabilities.index.tolist() == expected.index.tolist()
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-12)
+    breasts = save_run(tmp_path / "views", oof(range(6), 0))  # a breast-level network
+    assert list(by_aggregation(breasts, read_run(breasts), "mean")) == ["mean"]
 
 
-def test_an_image_is_named_once(images: pd.DataFrame, tmp_path: Path) -> None:
-    whole = images.assign(laterality="L", fold=0, label=0, logit=0.0)
-    write_csv(whole, tmp_path / "oof_images.csv")
-    assert len(read_oof_images(tmp_path / "oof_images.csv")) == len(images)
-    write_csv(whole.assign(image_id=["5", "4", "4", "2", "5"]), tmp_path / "oof_images.csv")
-    with pytest.raises(InputError, match=r"oof_images.csv names images twice: 4, 5\."):
-        read_oof_images(tmp_path / "oof_images.csv")
+def test_by_aggregation_keeps_the_prevalence_of_unreadable_breasts(tmp_path: Path) -> None:
+    images = images_of(range(6), 0)
+    run = save_image_run(tmp_path / "b5", images)
+    write_csv(images[images["prediction_id"] != "2_L"], run / "fold0" / "oof_images.csv")
+    table = read_run(run)
+    with pytest.raises(InputError, match=r"2_L"):
+        by_aggregation(run, table, "mean")  # not marked as unread
+    table.loc[table["prediction_id"] == "2_L", ["probability", "unread"]] = 0.2, 1
+    both = by_aggregation(run, table, "mean")
+    assert [p["2_L"] for p in both.values()] == [0.2, 0.2]
+    assert both["max"]["3_L"] > both["mean"]["3_L"]
+
+
+def test_by_aggregation_refuses_images_of_another_training(tmp_path: Path) -> None:
+    run = save_image_run(tmp_path / "b5", images_of(range(6), 0), images_of(range(6, 12), 1))
+    write_csv(images_of(range(6), 0, seed=1), run / "fold0" / "oof_images.csv")
+    with pytest.raises(InputError, match="0_L, 1_L.* and 1 more"):
+        by_aggregation(run, read_run(run), "mean")
+    (run / "fold0" / "oof_images.csv").unlink()
+    with pytest.raises(InputError, match=r"fold0.oof_images.csv does not exist"):
+        by_aggregation(run, read_run(run), "mean")
