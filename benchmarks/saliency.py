@@ -61,7 +61,7 @@ def main() -> None:
     oof = read_oof(folder / "oof.csv")
     called = decide(oof["probability"], ensemble.threshold) == 1
     found = oof[(oof["label"] == 1) & called]
-    explainer = Explainer.of_ensemble(ensemble, arguments.output)
+    explainer = Explainer.for_ensemble(ensemble, arguments.output)
     lesions = read_lesions(arguments.data or arguments.output / "data", explainer.images)
     rows, seconds = [], 0.0
     for breast, patient in track(
@@ -116,7 +116,7 @@ def read_lesions(data: Path, images: pd.DataFrame) -> dict[str, Circles]:
 def make_maps(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[str, Map]:
     """The map of the report, and those of other methods."""
     maps = {} if image.saliency is None else {OURS: image.saliency}
-    run = explainer.run_of(breast)
+    run = explainer.held_out_run(breast)
     network: Any = run.network
     if run.unit != "image" or run.metadata is not None or not hasattr(network, "backbone"):
         return maps
@@ -127,7 +127,7 @@ def make_maps(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[
         return outputs["logit"]
 
     for stride in (8, 16, 32):
-        layer = saliency.layer_of(network, stride)
+        layer = saliency.deepest_layer(network, stride)
         for method, attribute in METHODS.items():
             name = f"{method}, stride {stride}"
             if not OURS.startswith(name):

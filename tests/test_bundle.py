@@ -12,11 +12,11 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from fabricated_exports import lively, save_network
 from fabricated_runs import fabricated_ensemble
 from fabricated_wheels import lock_with_stubs, stub_source, stub_wheel
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from saved_runs import save_trained, spread_network
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.bundling.wheels import read_lock
@@ -53,7 +53,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, fold in RUNS:
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose("train", [*small, *experiments[name], f"name={name}", f"fold={fold}"])
-        run = save_network(cfg, lively(cfg)[0])
+        run = save_trained(cfg, spread_network(cfg)[0])
         file = run / "checkpoints" / "last.ckpt"
         record = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         torch.save({**torch.load(file), "config": record, "loops": {"fit_loop": 1}}, file)

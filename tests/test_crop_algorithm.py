@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from breast_shapes import breast_image
 from fabricated_crops import save_crops
-from fabricated_submission import CROP, configure, save_members, save_test_set
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from saved_runs import CROP
+from submission_inputs import configure, save_members, save_test_set
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 from fabricated_crops import save_crops
-from fabricated_exports import lively, save_network
 from hydra import compose, initialize_config_dir
+from saved_runs import save_trained, spread_network
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
@@ -35,7 +35,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("pair", ["experiment=convnext_small_two_view", "crop.height=96", "crop.width=64"]),
         ):
             cfg = compose("train", [*small, *overrides, f"name={name}"])
-            save_network(cfg, lively(cfg)[0])
+            save_trained(cfg, spread_network(cfg)[0])
     return output
 
 
@@ -52,7 +52,7 @@ def card_of(file: Path) -> Any:
     return json.loads(Path(f"{file}.json").read_text())
 
 
-def test_onnx_says_by_itself_what_it_is(
+def test_export_onnx_describes_itself(
     run: Export, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run("name=tiny")
@@ -77,10 +77,10 @@ def test_onnx_says_by_itself_what_it_is(
     ]  # fmt: skip
     logit, probability = session.run(None, {"image": np.zeros((7, 1, 64, 32), np.float32)})
     assert probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
-    assert b"/rsna_bcd/models" not in file.read_bytes()  # whose machine wrote it is nobody's affair
+    assert b"/rsna_bcd/models" not in file.read_bytes()  # no path of the machine
 
 
-def test_torch_export_is_loaded_by_torch_alone(run: Export, output: Path) -> None:
+def test_export_torch_is_loaded_by_torch_alone(run: Export, output: Path) -> None:
     file = run("name=pair", "format=torch")
     card = card_of(file)
     assert file.name == "model.pt2"
@@ -100,14 +100,14 @@ def test_torch_export_is_loaded_by_torch_alone(run: Export, output: Path) -> Non
     assert b"/rsna_bcd/models" not in file.read_bytes()
 
 
-def test_it_is_made_once_and_not_silently_replaced(
+def test_export_is_not_silently_replaced(
     run: Export, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = run("name=tiny", "format=torch")
     before = made.stat().st_mtime_ns
     capsys.readouterr()
     assert run("name=tiny", "format=torch").stat().st_mtime_ns == before
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     checkpoint = output / "runs" / "tiny" / "fold0" / "checkpoints" / "last.ckpt"
     trained = torch.load(checkpoint, weights_only=True)
     again = {k: v.clone() for k, v in trained["state_dict"].items()}
@@ -126,7 +126,7 @@ def test_it_is_made_once_and_not_silently_replaced(
     assert made.stat().st_mtime_ns > before
 
 
-def test_a_file_that_differs_is_not_kept(
+def test_export_deletes_a_file_that_differs(
     run: Export, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capture = stage.capture
@@ -145,7 +145,7 @@ def test_a_file_that_differs_is_not_kept(
     assert not list(folder.glob("unfinished*"))
 
 
-def test_what_it_cannot_do_is_said(run: Export, output: Path) -> None:
+def test_export_refuses_other_formats_and_absent_runs(run: Export, output: Path) -> None:
     with pytest.raises(InputError, match="format is onnx or torch, not 'tflite'"):
         run("name=tiny", "format=tflite")
     with pytest.raises(InputError, match=r"(?s)There is no run in .*rsna_bcd\.train .*fold=3"):

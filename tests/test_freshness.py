@@ -67,7 +67,7 @@ STAGES = {
     ("change", "part"), [(new_predictions, "predictions"), (new_weights, "weights")]
 )
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_that_reads_an_ensemble_refuses_a_stale_one(
+def test_stages_refuse_a_stale_ensemble(
     stage: str, change: Callable[[Path], None], part: str, output: Path
 ) -> None:
     change(output)
@@ -86,14 +86,14 @@ def test_every_stage_that_reads_an_ensemble_refuses_a_stale_one(
     check_current(read_ensemble(output / "ensembles" / "demo" / FILE_NAME), output)
 
 
-def test_the_same_training_again_is_no_other(output: Path) -> None:
+def test_check_current_accepts_the_same_training(output: Path) -> None:
     fitted = read_ensemble(output / "ensembles" / "demo" / FILE_NAME)
     save_weights(output / "runs" / "b5" / "fold1", 1)
     save_run(output / "runs" / "b5", oof(range(60, 120), 1))
     check_current(fitted, output)
 
 
-def test_a_bundle_is_as_fresh_as_the_runs(output: Path, tmp_path: Path) -> None:
+def test_check_current_of_a_bundle(output: Path, tmp_path: Path) -> None:
     """Its weights are in another format, and it has no predictions."""
     fitted = read_ensemble(output / "ensembles" / "demo" / FILE_NAME)
     bundle = tmp_path / "bundle"
@@ -107,7 +107,7 @@ def test_a_bundle_is_as_fresh_as_the_runs(output: Path, tmp_path: Path) -> None:
         check_current(fitted, bundle)
 
 
-def test_an_ensemble_of_before_hashes_is_read(output: Path) -> None:
+def test_check_current_accepts_ensembles_without_hashes(output: Path) -> None:
     file = output / "ensembles" / "demo" / FILE_NAME
     record = json.loads(file.read_text())
     del record["command"], record["members"][0]["hashes"]
@@ -116,7 +116,7 @@ def test_an_ensemble_of_before_hashes_is_read(output: Path) -> None:
     check_current(read_ensemble(file), output)
 
 
-def test_a_submission_of_an_earlier_threshold_is_not_scored(output: Path) -> None:
+def test_evaluate_refuses_a_submission_of_an_earlier_ensemble(output: Path) -> None:
     folder = output / "submissions" / "demo"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps({"asked": {"ensemble": "0" * 64}}))
@@ -127,7 +127,7 @@ def test_a_submission_of_an_earlier_threshold_is_not_scored(output: Path) -> Non
         evaluate(cfg)
 
 
-def test_a_fold_without_its_record_is_named(output: Path) -> None:
+def test_ensemble_names_a_fold_without_a_record(output: Path) -> None:
     (output / "runs" / "b5" / "fold1" / "config.yaml").unlink()
     with pytest.raises(InputError, match="fold1 has no config.yaml"):
         fit(output, "name=other", "members=[b5]")

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
-from fabricated_submission import NAME, overrides, save_members, save_test_set
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from submission_inputs import NAME, overrides, save_members, save_test_set
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.inference.run import load_run

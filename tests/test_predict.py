@@ -21,8 +21,8 @@ from hydra import compose, initialize_config_dir
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from saved_runs import save_run
 
-from rsna_bcd._records import write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
@@ -33,10 +33,6 @@ from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
 
 METADATA: dict[str, Any] = {"columns": ["age", "implant"]}
-CROP = {
-    "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64,
-    "width": 32, "box": "breast", "margin": 0.02, "orient": True, "fit": "pad", "algorithm": 2,
-}  # fmt: skip
 # Patient, side, view.
 IMAGES = [
     ("1", "L", "CC"), ("1", "L", "MLO"), ("1", "R", "MLO"), ("1", "R", "CC"), ("2", "R", "CC"),
@@ -45,7 +41,7 @@ IMAGES = [
 
 
 def mammogram(file: Path, patient: str, side: str, view: str, seed: int, **elements: Any) -> Path:
-    """A file whose header says all that there is to say."""
+    """A file with a complete header."""
     file.parent.mkdir(parents=True, exist_ok=True)
     reach, half_height = 0.4 + 0.1 * (seed % 4), 0.25 + 0.06 * (seed % 3)
     picture = breast_image(
@@ -75,32 +71,21 @@ def other(file: Path, sop_class: str, modality: str, **elements: Any) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two members, one of images with two folds, one of breasts with metadata."""
     output = tmp_path_factory.mktemp("models")
-    images = {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_resnet"}
     width = Metadata(**METADATA).width
-    breasts = {"_target_": "fabricated_networks.TinyBreasts", "metadata_width": width}
     metadata = {"_target_": "rsna_bcd.tables.metadata.Metadata", **METADATA}
-    for name, fold, network, settings in [
-        ("images", 0, images, {}),
-        ("images", 1, images, {}),
-        ("breasts", 0, breasts, {"metadata": metadata, "views": {
-            "_target_": "rsna_bcd.tables.views.Views", "policy": "all", "other_breast": True}}),
-    ]:  # fmt: skip
-        folder = output / "runs" / name / f"fold{fold}"
-        record = {"crop": CROP, "source": "dicom", "tta": "hflip", "select": "last"}
-        write_record(folder / "config.yaml", {**record, "network": network, **settings})
+    views = {"_target_": "rsna_bcd.tables.views.Views", "policy": "all", "other_breast": True}
+    seen = {"machine_id": ["Lorad", "Mammomat"], "view": ["CC", "MLO"]}
+    for name, fold in (("images", 0), ("images", 1), ("breasts", 0)):
         torch.manual_seed(fold)
-        made: Any = (
-            TinyBreasts(width)
-            if name == "breasts"
-            else ImageClassifier("test_resnet", pretrained=False)
-        )
+        network: Any = ImageClassifier("test_resnet", pretrained=False)
+        settings: dict[str, Any] = {"network": {"backbone": "test_resnet"}}
+        if name == "breasts":
+            network = TinyBreasts(width)
+            settings = {"network": {"metadata_width": width}, "metadata": metadata, "views": views}
         with torch.no_grad():  # so that breasts differ in the first digits
-            made.head.weight.mul_(100 if name == "images" else 4)
-        state = {f"network.{key}": value for key, value in made.state_dict().items()}
-        (folder / "checkpoints").mkdir()
-        torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
-        (folder / "metrics.json").write_text("{}")
-        seen = {"machine_id": ["Lorad", "Mammomat"], "view": ["CC", "MLO"]}
+            network.head.weight.mul_(100 if name == "images" else 4)
+        folder = output / "runs" / name / f"fold{fold}"
+        save_run(folder, network, source="dicom", **settings)
         (folder / "seen.json").write_text(json.dumps(seen))
     for name, members in [
         ("both", (("images", (0, 1), 1.0), ("breasts", (0,), 1.0))),
@@ -130,10 +115,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def ask(
+def run(
     models: Path, output: Path, inputs: Any, *overrides: str, name: str | None = "images"
 ) -> Path:
-    """Run the stage in this process; returns the folder of the answers."""
+    """Run the stage in this process; return the folder of the results."""
     wanted = [*overrides, "workers=0", "device=cpu", f"paths.models={models}"]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("predict", [*wanted, f"paths.output={output}", f"paths.data={output}"])
@@ -151,16 +136,14 @@ def breasts_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["images", "both"])
-def test_the_answers_are_those_of_a_submission_with_the_table(
-    models: Path, data: Path, tmp_path: Path, name: str
-) -> None:
+def test_predict_agrees_with_submit(models: Path, data: Path, tmp_path: Path, name: str) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         paths = [f"paths.models={models}", f"paths.output={tmp_path}", f"paths.data={data}"]
         cfg = compose("submit", [f"name={name}", *paths, "workers=0", "device=cpu"])
     decisions = submit(cfg).set_index("prediction_id")["cancer"]
     wanted = pd.read_csv(tmp_path / "submissions" / name / "predictions.csv")
     inputs = data / "test_images"
-    folder = ask(models, tmp_path, inputs, "batch_size=2", "pictures=false", name=name)
+    folder = run(models, tmp_path, inputs, "batch_size=2", "pictures=false", name=name)
     found = pd.read_csv(folder / "breasts.csv").set_index("prediction_id")
     assert sorted(found.index) == sorted(wanted["prediction_id"])
     for breast, probability in wanted.itertuples(index=False):
@@ -176,19 +159,19 @@ def test_the_answers_are_those_of_a_submission_with_the_table(
         assert means[found.index].to_numpy() == pytest.approx(found["probability"].to_numpy())
 
 
-def test_tables_json_and_pictures_say_the_same(
+def test_predict_writes_the_same_into_tables_json_and_pictures(
     models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = ask(models, tmp_path, data / "test_images", name="both")
+    folder = run(models, tmp_path, data / "test_images", name="both")
     assert folder == tmp_path / "predictions" / "both"
     table = pd.read_csv(folder / "breasts.csv", keep_default_na=False).set_index("prediction_id")
     breasts = breasts_of(folder)
     assert list(breasts) == table.index.tolist() == ["1_L", "1_R", "2_R"]
     assert table["views"].tolist() == ["CC MLO", "MLO CC", "CC MLO CC"]
     for breast, row in table.iterrows():
-        told = breasts[str(breast)]
-        assert told["probability"] == pytest.approx(row["probability"])
-        assert (told["decision"], "; ".join(told["doubts"])) == (row["decision"], row["doubts"])
+        result = breasts[str(breast)]
+        assert result["probability"] == pytest.approx(row["probability"])
+        assert (result["decision"], "; ".join(result["doubts"])) == (row["decision"], row["doubts"])
     images = pd.read_csv(folder / "images.csv")
     assert images["file"].nunique() == len(IMAGES)
     assert images["picture"].tolist()[-3:] == [
@@ -211,17 +194,17 @@ def test_tables_json_and_pictures_say_the_same(
     assert breasts["1_L"]["doubts"] == breasts["2_R"]["doubts"] == []
 
 
-def test_what_is_doubtful_is_said(models: Path, tmp_path: Path) -> None:
+def test_predict_names_quality_flags(models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     mammogram(folder / "a" / "1", "7", "L", "CC", 1, ManufacturerModelName="New")
     mammogram(folder / "a" / "2", "7", "R", "XCCL", 2, PresentationIntentType="FOR PROCESSING")
     mammogram(folder / "b" / "3", "", "", "MLO", 3, Modality="DX")
     noise = np.random.default_rng(0).integers(1000, 3000, (100, 80), dtype=np.uint16)
     write_dicom(folder / "4", noise, bits=12, PatientID="9", ImageLaterality="L")
-    breasts = breasts_of(ask(models, tmp_path, folder, "pictures=false", name="both"))
+    breasts = breasts_of(run(models, tmp_path, folder, "pictures=false", name="both"))
     # The files have no window, which is a flag of their pixels.
-    doubts = {b: [kind for kind in told["doubts"] if kind != "no window"]
-              for b, told in breasts.items()}  # fmt: skip
+    doubts = {b: [kind for kind in result["doubts"] if kind != "no window"]
+              for b, result in breasts.items()}  # fmt: skip
     assert doubts == {
         "7_L": ["unseen machine", "no MLO"],
         "7_R": ["for processing", "unseen view", "no CC", "no MLO"],
@@ -241,18 +224,18 @@ def spot(**elements: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["images", "both"])
-def test_supplemental_views_are_shown_and_do_not_decide(
+def test_predict_shows_supplemental_views_that_do_not_decide(
     models: Path, data: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "in"
     shutil.copytree(data / "test_images", folder)
-    alone = breasts_of(ask(models, tmp_path, folder, "pictures=false", name=name))
+    alone = breasts_of(run(models, tmp_path, folder, "pictures=false", name=name))
     mammogram(folder / "extra" / "spot", "1", "L", "CC", 21, **spot())
     mammogram(folder / "extra" / "described", "2", "R", "CC", 22, SeriesDescription="R CC SPOT")
     mammogram(folder / "extra" / "only", "3", "L", "CC", 23, **spot())
     elsewhere = f"predictions_dir={tmp_path / 'elsewhere'}"
     capsys.readouterr()
-    found = ask(models, tmp_path, folder, elsewhere, "pictures=false", name=name)
+    found = run(models, tmp_path, folder, elsewhere, "pictures=false", name=name)
     breasts = breasts_of(found)
     # Not by the spot view; nor is the patient's other breast, for a network that looks at both.
     for breast in ("1_L", "1_R"):
@@ -282,36 +265,34 @@ def test_supplemental_views_are_shown_and_do_not_decide(
     assert f"left out of 1_L: {folder / 'extra' / 'spot'} (spot compression)" in said
     if name == "both":  # the network of breasts is not shown it, and has no map of it
         pair = [folder / "1" / "0.dcm", folder / "extra" / "spot"]
-        drawn = ask(models, tmp_path, pair, f"predictions_dir={tmp_path / 'drawn'}", name=name)
+        drawn = run(models, tmp_path, pair, f"predictions_dir={tmp_path / 'drawn'}", name=name)
         assert pd.read_csv(drawn / "images.csv")["picture"].notna().all()
     # Where no standard view can be read, it decides.
     for number in (0, 1):
         file = folder / "1" / f"{number}.dcm"
         file.write_bytes(file.read_bytes()[:-5000])
-    again = breasts_of(ask(models, tmp_path, folder, elsewhere, "pictures=false", name=name))
+    again = breasts_of(run(models, tmp_path, folder, elsewhere, "pictures=false", name=name))
     assert "image not read" in again["1_L"]["doubts"]
     assert [image["decides"] for image in again["1_L"]["images"]] == [False, False, True]
 
 
-def test_film_and_synthetic_views_are_predicted_with_their_flags(
-    models: Path, tmp_path: Path
-) -> None:
+def test_predict_flags_film_and_synthetic_views(models: Path, tmp_path: Path) -> None:
     film = {"SOPClassUID": uid.SecondaryCaptureImageStorage, "BodyPartExamined": "BREAST"}
     mammogram(tmp_path / "in" / "1", "1", "L", "", 1, **film, PatientOrientation="MLO")
     mammogram(tmp_path / "in" / "2", "2", "", "", 2, **film, SeriesDescription="R CC")
     synthetic = {"SOPClassUID": uid.BreastTomosynthesisImageStorage, "NumberOfFrames": 1}
     mammogram(tmp_path / "in" / "3", "3", "L", "CC", 3, **synthetic)
     mammogram(tmp_path / "in" / "4", "4", "L", "CC", 4, Modality="RG")
-    breasts = breasts_of(ask(models, tmp_path, tmp_path / "in", "pictures=false"))
-    flagged = {breast: set(told["doubts"]) for breast, told in breasts.items()}
-    views = {breast: told["images"][0]["view"] for breast, told in breasts.items()}
+    breasts = breasts_of(run(models, tmp_path, tmp_path / "in", "pictures=false"))
+    flagged = {breast: set(result["doubts"]) for breast, result in breasts.items()}
+    views = {breast: result["images"][0]["view"] for breast, result in breasts.items()}
     assert views == {"1_L": "MLO", "2_R": "CC", "3_L": "CC", "4_L": "CC"}
     assert "digitized film" in flagged["1_L"] & flagged["2_R"] & flagged["4_L"]
     assert "synthetic 2D" in flagged["3_L"]
     assert "not said to be a mammogram" in flagged["4_L"]
 
 
-def test_the_good_are_predicted_and_the_others_listed(
+def test_predict_lists_unreadable_and_other_files(
     models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "in"
@@ -324,7 +305,7 @@ def test_the_good_are_predicted_and_the_others_listed(
         file = folder / name
         file.write_bytes(file.read_bytes()[:-5000])
     # Each file once, by the input that has it first.
-    found = ask(models, tmp_path, [folder / "good", folder], "pictures=false")
+    found = run(models, tmp_path, [folder / "good", folder], "pictures=false")
     breasts = breasts_of(found)
     assert breasts["1_L"]["doubts"] == ["image not read"]
     assert breasts["1_L"]["probability"] is not None
@@ -334,7 +315,7 @@ def test_the_good_are_predicted_and_the_others_listed(
     table = pd.read_csv(found / "breasts.csv").set_index("prediction_id")
     assert table.loc["1_R", ["probability", "decision"]].isna().all()
     elsewhere = f"predictions_dir={tmp_path / 'clean'}"
-    clean = breasts_of(ask(models, tmp_path, data / "test_images", "pictures=false", elsewhere))
+    clean = breasts_of(run(models, tmp_path, data / "test_images", "pictures=false", elsewhere))
     assert breasts["2_R"]["probability"] == pytest.approx(clean["2_R"]["probability"], abs=1e-6)
     failures = pd.read_csv(found / "failures.csv").set_index("file")["reason"]
     assert len(failures) == 8
@@ -363,62 +344,64 @@ def test_the_good_are_predicted_and_the_others_listed(
          "X-ray of the chest, no mammogram"),
     ],
 )  # fmt: skip
-def test_what_is_no_mammogram_is_refused_by_its_name(
+def test_predict_names_files_that_are_no_mammogram(
     models: Path, tmp_path: Path, sop_class: str, modality: str, elements: dict, reason: str
 ) -> None:
     file = other(tmp_path / "in" / "file", sop_class, modality, **elements)
     with pytest.raises(InputError) as alone:
-        ask(models, tmp_path, file)
+        run(models, tmp_path, file)
     assert f"{file}: {reason}" in str(alone.value)
     assert "expected as DICOM files of one image" in str(alone.value)
     (tmp_path / "in" / "read.me").write_text("nothing")
     with pytest.raises(InputError) as in_folder:
-        ask(models, tmp_path, file.parent)
+        run(models, tmp_path, file.parent)
     assert f"1 x {reason}" in str(in_folder.value)
     assert "1 x not a DICOM file (.me: 1)" in str(in_folder.value)
     assert not (tmp_path / "predictions").exists()
 
 
-def test_absent_and_empty_inputs_are_refused(models: Path, tmp_path: Path) -> None:
+def test_predict_refuses_absent_and_empty_inputs(models: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="inputs=FOLDER"):
-        ask(models, tmp_path, None)
+        run(models, tmp_path, None)
     with pytest.raises(InputError, match="no file or folder .*absent"):
-        ask(models, tmp_path, tmp_path / "absent")
+        run(models, tmp_path, tmp_path / "absent")
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="no mammogram in .*no file at all"):
-        ask(models, tmp_path, tmp_path / "in")
+        run(models, tmp_path, tmp_path / "in")
 
 
-def test_a_missing_model_says_how_to_get_one(models: Path, data: Path, tmp_path: Path) -> None:
+def test_predict_without_a_model_says_how_to_get_one(
+    models: Path, data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="no model none in .*name=both or name=images"):
-        ask(models, tmp_path, data, name="none")
+        run(models, tmp_path, data, name="none")
     with pytest.raises(InputError, match="Which model.*name=both or name=images"):
-        ask(models, tmp_path, data, name=None)
+        run(models, tmp_path, data, name=None)
     with pytest.raises(InputError) as none:
-        ask(tmp_path, tmp_path, data)
+        run(tmp_path, tmp_path, data)
     assert all(way in str(none.value) for way in ("make demo", "rsna_bcd.ensemble", "paths.models"))
     shutil.copytree(models / "ensembles", tmp_path / "ensembles")
     with pytest.raises(InputError, match="rsna_bcd.train"):
-        ask(tmp_path, tmp_path, data)
+        run(tmp_path, tmp_path, data)
 
 
-def test_answers_to_other_inputs_are_kept(models: Path, data: Path, tmp_path: Path) -> None:
+def test_predict_keeps_results_of_other_inputs(models: Path, data: Path, tmp_path: Path) -> None:
     inputs = tmp_path / "in"
     shutil.copytree(data / "test_images", inputs)
-    folder = ask(models, tmp_path, inputs)
+    folder = run(models, tmp_path, inputs)
     with pytest.raises(InputError, match=r"predictions_dir=.*overwrite=true"):
-        ask(models, tmp_path, inputs / "1")
+        run(models, tmp_path, inputs / "1")
     assert set(breasts_of(folder)) == {"1_L", "1_R", "2_R"}
     shutil.rmtree(inputs / "1")
-    ask(models, tmp_path, inputs)  # the same inputs, which hold less now
+    run(models, tmp_path, inputs)  # the same inputs, which hold less now
     assert set(breasts_of(folder)) == {"2_R"}
     assert len(list((folder / "pictures").iterdir())) == 3
-    ask(models, tmp_path, inputs / "2" / "4.dcm", "overwrite=true", "pictures=false")
+    run(models, tmp_path, inputs / "2" / "4.dcm", "overwrite=true", "pictures=false")
     assert not list((folder / "pictures").iterdir())
     assert [breast["doubts"] for breast in breasts_of(folder).values()] == [["no MLO"]]
 
 
-def test_the_command_prints_one_message(
+def test_command_prints_one_message(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["predict", f"paths.models={models}", "inputs=absent",

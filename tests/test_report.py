@@ -424,7 +424,7 @@ def test_the_gallery_shows_what_was_seen(
             crop, maps = np.full((64, 32), 99, np.uint8), np.eye(4, 2, dtype=np.float32)
             return [Seen("CC", crop, maps), Seen("MLO", crop, None)]
 
-    monkeypatch.setattr(saliency.Explainer, "of_ensemble", lambda *_: Looks())
+    monkeypatch.setattr(saliency.Explainer, "for_ensemble", lambda *_: Looks())
     cases = make("run=b5", "cases=2").inputs.cases
     assert cases is not None
     assert {case.kind for case in cases} == {"miss", "false alarm", "find"}

@@ -1,4 +1,4 @@
-"""`submit` is killed, starved of time and fed networks that diverged, and answers all the same."""
+"""`submit` resumes, keeps its time budget and excludes networks that diverged."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_networks import TinyImages
-from fabricated_submission import NAME, configure, overrides, save_members, save_test_set
+from submission_inputs import NAME, configure, overrides, save_members, save_test_set
 
 from rsna_bcd.scoring.ensemble import write_ensemble
 from rsna_bcd.stages.submit import submit
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def straight(
     request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The output of a run that nothing disturbed; read it, do not write to it."""
+    """The output of an undisturbed run; read it, do not write to it."""
     output = tmp_path_factory.mktemp("straight")
     save_members(output, *request.param)
     submit(configure(data, output, ["batch_size=3"]))
@@ -77,7 +77,7 @@ def check_same(output: Path, straight: Path) -> None:
     pd.testing.assert_frame_equal(here, there, rtol=0, atol=1e-6)
 
 
-def copy_of(straight: Path, output: Path) -> Path:
+def copy_models(straight: Path, output: Path) -> Path:
     """The networks, and an empty place for the submission."""
     shutil.copytree(straight, output, ignore=shutil.ignore_patterns("submissions"))
     submission_of(output).mkdir(parents=True)
@@ -85,11 +85,11 @@ def copy_of(straight: Path, output: Path) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.004, 0.1, 0.37, 0.6, 0.85, 1.0])
-def test_whatever_part_of_the_journal_is_left_it_goes_on(
+def test_submit_resumes_from_any_part_of_the_journal(
     straight: Path, data: Path, tmp_path: Path, share: float
 ) -> None:
     """`kill -9` leaves a beginning of it, cut anywhere."""
-    output = copy_of(straight, tmp_path / "output")
+    output = copy_models(straight, tmp_path / "output")
     whole = (submission_of(straight) / "journal.jsonl").read_bytes()
     (submission_of(output) / "journal.jsonl").write_bytes(whole[: round(share * len(whole))])
     before = lines_of(output)
@@ -104,7 +104,7 @@ def test_whatever_part_of_the_journal_is_left_it_goes_on(
     check_same(output, straight)
 
 
-def test_what_is_finished_is_left_alone(
+def test_submit_leaves_a_finished_submission(
     straight: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
@@ -121,7 +121,7 @@ def test_what_is_finished_is_left_alone(
 
 
 @pytest.mark.parametrize("changed", ["networks", "files", "table", "ensemble", "nothing but lines"])
-def test_predictions_of_something_else_are_let_go(
+def test_submit_deletes_predictions_of_other_inputs(
     straight: Path, data: Path, tmp_path: Path, changed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, other = tmp_path / "output", tmp_path / "data"
@@ -159,8 +159,8 @@ def test_predictions_of_something_else_are_let_go(
     assert summary["positive"] == afresh["cancer"].sum()
 
 
-def test_two_at_a_time_are_refused(straight: Path, data: Path, tmp_path: Path) -> None:
-    output = copy_of(straight, tmp_path / "output")
+def test_submit_refuses_two_at_a_time(straight: Path, data: Path, tmp_path: Path) -> None:
+    output = copy_models(straight, tmp_path / "output")
     with (submission_of(output) / "journal.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(Exception, match="Another process is at work"):
@@ -197,8 +197,8 @@ def kill_after(data: Path, output: Path, lines: int, pause: float) -> bool:
 
 
 def check_kills(straight: Path, data: Path, output: Path, kills: int) -> None:
-    """Kill, go on, and compare with the run that nothing disturbed."""
-    copy_of(straight, output)
+    """Kill, resume, and compare with the undisturbed run."""
+    copy_models(straight, output)
     random.seed(kills)
     total = len(lines_of(straight))
     by_patient = any("breast" in line for line in lines_of(straight))
@@ -221,14 +221,12 @@ def check_kills(straight: Path, data: Path, output: Path, kills: int) -> None:
 
 
 @pytest.mark.parametrize("straight", [(2, 1)], indirect=True)
-def test_killed_it_goes_on(straight: Path, data: Path, tmp_path: Path) -> None:
+def test_submit_resumes_after_kill(straight: Path, data: Path, tmp_path: Path) -> None:
     check_kills(straight, data, tmp_path / "output", 1)
 
 
 @pytest.mark.slow
-def test_killed_at_10_random_moments_it_decides_the_same(
-    straight: Path, data: Path, tmp_path: Path
-) -> None:
+def test_submit_resumes_after_10_kills(straight: Path, data: Path, tmp_path: Path) -> None:
     check_kills(straight, data, tmp_path / "output", 10)
 
 
@@ -268,7 +266,7 @@ def submit_within(seconds: float, data: Path, output: Path) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("slow_networks")
-def test_a_budget_that_is_too_short_sheds_and_answers_in_time(
+def test_short_budget_drops_tta_and_folds(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """About 95 images by 3 folds in 2 passes are 8.6 s; without augmentation 1.4 s a fold."""
@@ -300,7 +298,7 @@ def test_a_budget_that_is_too_short_sheds_and_answers_in_time(
 
 
 @pytest.mark.usefixtures("slow_networks")
-def test_without_time_for_all_images_the_rest_is_answered_too(
+def test_budget_without_time_for_all_images(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
@@ -335,7 +333,7 @@ def spoil(output: Path, name: str, fold: int) -> None:
     torch.save({"state_dict": {key: values * torch.nan for key, values in state.items()}}, file)
 
 
-def test_a_network_that_diverged_has_no_say_and_is_named(
+def test_non_finite_run_is_excluded_and_named(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, other = tmp_path / "output", tmp_path / "other"
@@ -355,7 +353,7 @@ def test_a_network_that_diverged_has_no_say_and_is_named(
     pd.testing.assert_frame_equal(found, wanted)
 
 
-def test_networks_that_all_diverged_leave_the_prior(tmp_path: Path, data: Path) -> None:
+def test_ensemble_without_finite_runs_leaves_the_prior(tmp_path: Path, data: Path) -> None:
     output = tmp_path / "output"
     fitted = save_members(output, images=1, breasts=1)
     for name in ("images", "breasts"):
@@ -368,23 +366,21 @@ def test_networks_that_all_diverged_leave_the_prior(tmp_path: Path, data: Path) 
     assert failures["image_id"].isna().sum() == len(predictions)  # rows of the breasts
 
 
-def test_an_archive_is_submitted_like_its_folder(
-    straight: Path, data: Path, tmp_path: Path
-) -> None:
+def test_submit_reads_an_archive(straight: Path, data: Path, tmp_path: Path) -> None:
     packed = tmp_path / "competition.zip"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(data.rglob("*")):
             if file.is_file():
                 archive.write(file, file.relative_to(data))
-    output = copy_of(straight, tmp_path / "output")
+    output = copy_models(straight, tmp_path / "output")
     submit(configure(packed, output, ["batch_size=3", "workers=2"]))
     check_same(output, straight)
 
 
-def test_a_folder_that_cannot_be_listed_costs_its_patient(
+def test_submit_survives_an_unlistable_folder(
     straight: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = copy_of(straight, tmp_path / "output")
+    output = copy_models(straight, tmp_path / "output")
     patient = pd.read_csv(data / "test.csv", dtype=str)["patient_id"].iloc[0]
     listdir = os.listdir
 

@@ -1,6 +1,6 @@
-"""Plain models that a network must beat: trees on what can be known without looking at shapes.
+"""Baselines that a network must beat: gradient-boosted trees without any shapes.
 
-One knows what the table says of a breast and its patient, the other the intensities of its crops.
+One has the metadata of a breast and its patient, the other the intensities of its crops.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import FEATURES, in_8_bits, intensity_statistics, read_crop
 
-# Known before anybody has read the mammogram, as in test.csv.
+# Known before the mammogram is read, as in test.csv.
 _METADATA = ("site_id", "machine_id", "age", "implant")
 
 
@@ -48,10 +48,10 @@ def predict(tree: HistGradientBoostingClassifier, features: pd.DataFrame) -> pd.
 
 
 def metadata_features(images: pd.DataFrame) -> pd.DataFrame:
-    """What the table knows of a breast that a test set knows too: (breasts, columns).
+    """Metadata of breasts that a test set has too: (breasts, columns).
 
-    Site, machine, age, implant, number of images, and of those beyond CC and MLO. What the table
-    lacks is left out; what differs between the images of a breast is that of the first.
+    Site, machine, age, implant, number of images, and of those beyond CC and MLO. Columns that the
+    table lacks are left out; of values that differ within a breast the first counts.
     """
     breasts = images.groupby("prediction_id", sort=False)
     known = [column for column in _METADATA if column in images]
@@ -75,9 +75,9 @@ def intensity_features(images: pd.DataFrame, prepared: Path) -> pd.DataFrame:
         images: table of images with `path`.
         prepared: the folder that the paths are relative to.
     """
-    nothing = np.full(len(FEATURES), np.nan)
+    missing = np.full(len(FEATURES), np.nan)
     values = [
-        nothing if pd.isna(path) else intensity_statistics(in_8_bits(read_crop(prepared / path)))
+        missing if pd.isna(path) else intensity_statistics(in_8_bits(read_crop(prepared / path)))
         for path in images["path"]
     ]
     by_image = pd.DataFrame(values, columns=list(FEATURES), index=images["prediction_id"])
@@ -90,7 +90,7 @@ def out_of_fold(
 ) -> NDArray[np.float64]:
     """Predict the breasts of each fold by a tree that was fitted on all other patients.
 
-    So a tree has learnt from those that the network of the fold has learnt from.
+    So a tree has the same training patients as the network of the fold.
 
     Args:
         features: of all breasts in the table, indexed by `prediction_id`.

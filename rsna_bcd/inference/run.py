@@ -30,14 +30,17 @@ from rsna_bcd.tables.metadata import (
 from rsna_bcd.tables.views import Unit, Views
 from rsna_bcd.targets import with_current_targets
 
-# What records that are older than these keys mean.
+# Of records that are older than these keys.
 _DEFAULTS = {"select": "last", "tta": "none", "source": "dicom"}
 _PREFIX = "network."  # of the network's parameters in a checkpoint
+_RECORD = "config"  # key of the record in a checkpoint
+_SUFFIXES = (".ckpt", ".safetensors")
+_TABLES = {"oof.csv": "predictions", "oof_images.csv": "predictions by image"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network, with what must be known to feed it.
+    """A trained network and how its inputs are made.
 
     Attributes:
         folder: `<output>/runs/<name>/fold<k>`.
@@ -46,10 +49,10 @@ class Run:
         source: where they came from, "dicom" or "image".
         tta: test-time augmentation of its out-of-fold predictions, and so of all others.
         network: in eval mode.
-        views: which images of a breast it sees, if it looks at breasts.
-        metadata: what it is given besides the pixels; None for nothing.
-        seen: the machines and views of its training, by column (`tables.metadata`); a column is
-            absent where it was not recorded.
+        views: which images of a breast it takes, at breast level.
+        metadata: its inputs besides the pixels; None for none.
+        seen: the machines and views of its training, by column (`tables.metadata`); older runs
+            lack them.
     """
 
     folder: Path
@@ -64,7 +67,7 @@ class Run:
 
     @property
     def unit(self) -> Unit:
-        """What it looks at: an image or a breast."""
+        """Its level, image or breast."""
         return network_unit(self.network)
 
     @property
@@ -127,7 +130,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         source=record["source"],
         tta=record["tta"],
         network=network.to(device).eval(),
-        # Records of before these existed lack them.
+        # Older records lack these.
         views=instantiate(record["views"]) if record.get("views") else Views(),
         metadata=instantiate(record["metadata"]) if record.get("metadata") else None,
         seen=read_training_domain(folder / TRAINING_DOMAIN_FILE),
@@ -188,20 +191,20 @@ def check_prepared_crops(run: Run, prepared: Path) -> None:
 
 
 def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that make a network without reading weights: those that it has."""
+    """Arguments that make a network without reading weights, if it has them."""
     target = get_object(settings["_target_"])
     parameters = dict(inspect.signature(target).parameters)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and inspect.isclass(target):
         for base in target.__mro__[1:-1]:  # where **options may go
             parameters |= inspect.signature(base.__init__).parameters  # type: ignore[misc]
-    void = {"pretrained": False, "checkpoint_path": None}
-    return {key: value for key, value in void.items() if key in parameters}
+    overrides = {"pretrained": False, "checkpoint_path": None}
+    return {key: value for key, value in overrides.items() if key in parameters}
 
 
 def _check_record(
     record_file: Path, record: dict[Any, Any], inside: Any, weights: Path
 ) -> dict[Any, Any]:
-    """Check that a run is rebuilt from the very settings that its weights were trained with.
+    """Check that the settings of a run are those that its weights were trained with.
 
     Args:
         record_file: the run's `config.yaml`.
@@ -210,37 +213,21 @@ def _check_record(
         weights: the checkpoint.
 
     Returns:
-        The record, with the keys that only the checkpoint has: one of them may be of an earlier
-        version, which had fewer.
+        The record, with the keys that only the checkpoint has: earlier versions had fewer keys.
     """
     if inside is None:
         return record
     plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(inside))))
     trained = with_current_targets(plain)
-    whole = _overlaid(trained, record)
-    differing = "\n".join(f"  {line}" for line in difference(_overlaid(record, trained), whole))
+    whole: Any = OmegaConf.to_container(OmegaConf.merge(trained, record))
+    inverse: Any = OmegaConf.to_container(OmegaConf.merge(record, trained))
+    differing = "\n".join(f"  {line}" for line in difference(inverse, whole))
     if differing:
         raise InputError(
             f"{record_file} is not what {weights} was trained with (there -> in the file):\n"
-            f"{differing}\nPut back what was there, or copy both anew from where they were trained."
+            f"{differing}\nPut back what was there, or copy both again from the training."
         )
     return whole
-
-
-def _overlaid(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
-    """Two records as one: the keys of both, and the values of the second where it has any."""
-    both = dict(below)
-    for key, value in above.items():
-        existing = both.get(key)
-        if isinstance(existing, dict) and isinstance(value, dict):
-            both[key] = _overlaid(existing, value)
-        else:
-            both[key] = value
-    return both
-
-
-_RECORD = "config"
-_SUFFIXES = (".ckpt", ".safetensors")
 
 
 def find_checkpoint(run: Path, select: str) -> Path | None:
@@ -258,7 +245,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read `state_dict` and, if it is in it, `config`; on the processor.
 
     Raises:
-        InputError: the file is damaged; the message says no remedy.
+        InputError: the file is damaged; the caller adds the remedy.
     """
     try:
         if file.suffix != ".safetensors":
@@ -290,7 +277,7 @@ def weights_hash(file: Path) -> str:
 
 
 def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
-    """Write the weights of a checkpoint, bit for bit, and its record; the rest is for training.
+    """Write the weights of a checkpoint, bit for bit, and its record.
 
     Args:
         checkpoint: from `read_checkpoint`.
@@ -303,12 +290,8 @@ def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
     save_file(state, file, None if record is None else {_RECORD: json.dumps(record)})
 
 
-_TABLES = {"oof.csv": "predictions", "oof_images.csv": "predictions by image"}
-_WEIGHTS = "weights"
-
-
 def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, dict[str, str]]:
-    """Hash what an ensemble takes from the folds of a run.
+    """Hash the inputs of an ensemble from the folds of a run.
 
     Args:
         run: `<output>/runs/<name>`.
@@ -316,7 +299,7 @@ def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, di
         select: which weights it keeps.
 
     Returns:
-        By fold, SHA-256 of `oof.csv`, `oof_images.csv` and the `weights`; without what is absent.
+        By fold, SHA-256 of `oof.csv`, `oof_images.csv` and `weights`, as far as they exist.
     """
     found: dict[str, dict[str, str]] = {}
     for fold in folds:
@@ -328,22 +311,22 @@ def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, di
             continue
         checkpoint = find_checkpoint(folder, select)
         if checkpoint is not None:
-            found[str(fold)][_WEIGHTS] = weights_hash(checkpoint)
+            found[str(fold)]["weights"] = weights_hash(checkpoint)
     return found
 
 
 def check_current(ensemble: Ensemble, models: Path) -> None:
     """Refuse an ensemble some of whose members were trained again after it was fitted.
 
-    Its threshold and its weights are those of the old predictions. What is absent now (the
-    predictions in a bundle), or was not hashed by an older version, is not compared.
+    Its threshold and its weights fit the old predictions. Files that are absent now (predictions in
+    a bundle), or were not hashed by an older version, are not compared.
 
     Args:
         ensemble: as `read_ensemble` gives it.
         models: the folder of `runs/` and `ensembles/`.
 
     Raises:
-        InputError: a member's predictions or weights are others; with the command to fit again.
+        InputError: a member's predictions or weights have changed; with the command to fit again.
     """
     changed = []
     for member in ensemble.members:
@@ -362,14 +345,14 @@ def check_current(ensemble: Ensemble, models: Path) -> None:
             f"python -m rsna_bcd.ensemble name={shlex.quote(ensemble.name)} {members}"
         )
         raise InputError(
-            f"The ensemble {ensemble.name} was fitted before these were made, and its threshold "
-            "and weights are not for them:\n" + "\n".join(changed) + "\n"
+            f"The ensemble {ensemble.name} was fitted before these were made; its threshold and "
+            "weights do not fit them:\n" + "\n".join(changed) + "\n"
             f"Fit it again:\n  {command} {shlex.quote(f'paths.output={models}')}"
         )
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device named, `auto` being a GPU where there is one.
+    """Resolve the name of a torch device; `auto` is a GPU if there is one.
 
     Raises:
         InputError: it is unknown, or not on this machine.

@@ -1,12 +1,12 @@
-"""Where a network looked: one map an image, for any of our networks.
+"""Saliency: a map per image of the pixels that raise the logit, for any network.
 
 The map is HiResCAM (Draelos and Carin, 2020): gradient of the logit times activation, cell by cell,
-summed over channels; what speaks against cancer is cut off. Two choices were measured on the demo
+summed over channels; negative values are cut off. Two choices were measured on the demo
 (`benchmarks/saliency.py`), where the place of each cancer is known:
 
 - Cell by cell, not Grad-CAM, which averages the gradient over the area first. Our poolings (GeM,
-  max) have large gradients where something is found; averaged, these are lost. Of the images of
-  cancers that were found, 96 % have the largest cell in the cancer or beside it; by Grad-CAM, 59 %.
+  max) have large gradients at a finding; averaged, these are lost. Of the images of detected
+  cancers, 96 % have the largest cell in the cancer or beside it; by Grad-CAM, 59 %.
 - The last map of stride 16, not the last of all, of stride 32 (89 %, although larger cells allow
   more): lesions are smaller than that. On real mammograms the latter lights up half the breast;
   maps of stride 8, as good on the demo, are specks there.
@@ -14,7 +14,7 @@ summed over channels; what speaks against cancer is cut off. Two choices were me
 LayerCAM, which drops negative gradients before it multiplies, does as well there. But it takes
 activations to be non-negative, and those of EfficientNets and ConvNeXts are not.
 
-A map says what raised the logit, not what is cancer: it explains a score, and finds no outlines.
+A map shows what raised the logit, not what is cancer: it explains a score, it does not segment.
 """
 
 import copy
@@ -86,32 +86,34 @@ def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
 def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
     """The maps of the images as they are."""
     if isinstance(network, GlobalLocal):
-        scores: Any = LayerActivation(_logit_of(network, batch), network.saliency).attribute(image)
+        scores: Any = LayerActivation(_logit_function(network, batch), network.saliency).attribute(
+            image
+        )
         return scores[:, 0].sigmoid()
-    layer = layer_of(network) if isinstance(network, Encoder) else None
+    layer = deepest_layer(network) if isinstance(network, Encoder) else None
     if layer is None:
-        pixels: Any = InputXGradient(_logit_of(network, batch)).attribute(
+        pixels: Any = InputXGradient(_logit_function(network, batch)).attribute(
             image.detach().requires_grad_()
         )
-        return _of_pixels(pixels.squeeze(-3))
+        return _average_cells(pixels.squeeze(-3))
     explained = network
     if isinstance(network, BreastClassifier) and network.aggregator.late:
-        explained = _summing(network)
-    with _gradients_from(layer, network):
-        gradient = LayerGradientXActivation(_logit_of(explained, batch), layer)
+        explained = _with_summed_logits(network)
+    with _gradients_after(layer, network):
+        gradient = LayerGradientXActivation(_logit_function(explained, batch), layer)
         attribution: Any = gradient.attribute(image)
     maps = attribution.sum(dim=1).relu()
     if isinstance(network, SideBySide):
-        return _halves(maps, batch)
-    return _of_breasts(network, maps, batch) if isinstance(network, BreastClassifier) else maps
+        return _split_halves(maps, batch)
+    return _place_maps(network, maps, batch) if isinstance(network, BreastClassifier) else maps
 
 
-def _logit_of(network: Any, batch: Batch) -> Any:
+def _logit_function(network: Any, batch: Batch) -> Any:
     """From images to logits, as captum calls it."""
     return lambda image: outputs_of(network, batch, image)["logit"]
 
 
-def layer_of(encoder: Encoder, stride: int = STRIDE) -> nn.Module | None:
+def deepest_layer(encoder: Encoder, stride: int = STRIDE) -> nn.Module | None:
     """The deepest layer whose cells have `stride` pixels at most; None where timm names none."""
     features = getattr(encoder.backbone, "feature_info", [])
     names = [f["module"] for f in getattr(features, "info", features) if f["reduction"] <= stride]
@@ -129,7 +131,7 @@ class _Sum(Aggregator):
         return logits.masked_fill(~mask, 0).sum(dim=1)
 
 
-def _summing(network: BreastClassifier) -> BreastClassifier:
+def _with_summed_logits(network: BreastClassifier) -> BreastClassifier:
     """The same network, its parameters shared, with the sum in the place of its aggregator."""
     twin = copy.copy(network)
     twin._modules = {**network._modules, "aggregator": _Sum(network.width)}
@@ -137,7 +139,7 @@ def _summing(network: BreastClassifier) -> BreastClassifier:
 
 
 @contextmanager
-def _gradients_from(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
+def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
     """Compute no gradients but those from a layer on: what comes before has most of the memory.
 
     Without gradient checkpointing, too: it runs through blocks and calls no layer as a whole.
@@ -163,13 +165,13 @@ def _gradients_from(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
             part.grad_checkpointing = True
 
 
-def _of_pixels(attribution: Tensor) -> Tensor:
+def _average_cells(attribution: Tensor) -> Tensor:
     """Average what pixels (B, ..., H, W) add, over cells."""
     height, width = (max(1, side // STRIDE) for side in attribution.shape[-2:])
     return F.adaptive_avg_pool2d(attribution.relu(), (height, width))
 
 
-def _of_breasts(network: BreastClassifier, maps: Tensor, batch: Batch) -> Tensor:
+def _place_maps(network: BreastClassifier, maps: Tensor, batch: Batch) -> Tensor:
     """Put the maps (N, h, w) of images that were encoded into their places (B, V, h, w)."""
     mask = batch["mask"] if network.aggregator.context else batch["mask"] & ~batch["other"]
     rows = mask.flatten()
@@ -180,7 +182,7 @@ def _of_breasts(network: BreastClassifier, maps: Tensor, batch: Batch) -> Tensor
     return placed.unflatten(0, mask.shape)
 
 
-def _halves(maps: Tensor, batch: Batch) -> Tensor:
+def _split_halves(maps: Tensor, batch: Batch) -> Tensor:
     """Cut maps (B, h, w) of two images next to each other: (B, V, h, w / 2) in their places."""
     mask = batch["mask"] & ~batch["other"]
     if maps.shape[-1] % 2:  # a cell on the seam
@@ -200,14 +202,14 @@ def _halves(maps: Tensor, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """An image of a breast, and where the network looked.
+    """An image of a breast, and its saliency map.
 
     Attributes:
         image_id: which image.
         view: `CC`, `MLO` or another; None where it is unknown.
         crop: (H, W) uint8 or uint16, as prepared.
-        saliency: (h, w) over the whole crop, not negative, see `saliency_maps`; None where the
-            network was not shown the image.
+        saliency: (h, w) over the whole crop, not negative, see `saliency_maps`; None if the run
+            does not take the image.
     """
 
     image_id: str
@@ -217,10 +219,10 @@ class ExplainedImage:
 
 
 class Explainer:
-    """Shows breasts of a run's folds: from a `prediction_id` to its images.
+    """Explains breasts of a run's folds: from a `prediction_id` to its images.
 
-    Each is looked at by the network of the fold that held it out: no other is asked about patients
-    that it was trained on. Networks are loaded when they are needed first.
+    The network is that of the fold that held the breast out. Networks are loaded when they are
+    needed first.
 
     Args:
         run: `<output>/runs/<name>`.
@@ -262,10 +264,10 @@ class Explainer:
         self._loaded: dict[int, Run] = {}
 
     @classmethod
-    def of_ensemble(
+    def for_ensemble(
         cls, ensemble: Ensemble, output: Path, device: torch.device | str = "cpu"
     ) -> Self:
-        """Show what the member of the largest weight saw, the first one of those.
+        """Explain the member of the largest weight, the first one of those.
 
         Args:
             ensemble: fitted.
@@ -277,15 +279,15 @@ class Explainer:
         return cls(output / "runs" / member.name, prepared, member.folds, device)
 
     def __call__(self, prediction_id: str) -> list[ExplainedImage]:
-        """Show a breast.
+        """Explain a breast.
 
         Returns:
-            Its images that could be read, in the order of the table.
+            Its readable images, in the order of the table.
 
         Raises:
             InputError: the run did not predict this breast, or a crop is absent or damaged.
         """
-        run = self.run_of(prediction_id)
+        run = self.held_out_run(prediction_id)
         rows = self._rows[prediction_id]
         if rows["path"].isna().all():
             return []
@@ -298,8 +300,8 @@ class Explainer:
         patient = pd.concat([rows, of_patient[of_patient["prediction_id"] != prediction_id]])
         return explain_breast(run, patient, prediction_id, crops)
 
-    def run_of(self, prediction_id: str) -> Run:
-        """The fold that held a breast out.
+    def held_out_run(self, prediction_id: str) -> Run:
+        """The run whose fold held a breast out.
 
         Raises:
             InputError: there is none.
@@ -330,15 +332,15 @@ class Explainer:
 def explain_breast(
     run: Run, images: pd.DataFrame, prediction_id: str, crops: Mapping[str, Crop]
 ) -> list[ExplainedImage]:
-    """Show a breast to a run, and see where it looks.
+    """Explain the logit of one breast.
 
     Args:
-        run: the network, where torch executes it.
-        images: rows of the patient: `image_id, prediction_id, view`, and what runs are given as
-            metadata. Those of the breast that could not be read are among them.
+        run: the network, executed by torch.
+        images: rows of the patient: `image_id, prediction_id, view`, and the columns that runs
+            take as metadata; unreadable images of the breast included.
         prediction_id: the breast.
-        crops: by `image_id`, as prepared for the run, of the images that could be read: of the
-            breast and, if the run is shown it, of the other one.
+        crops: by `image_id`, as prepared for the run, of readable images: of the breast and, if
+            the run takes it, of the other one.
 
     Returns:
         The images of the breast that have a crop, in the order of the table.

@@ -22,6 +22,7 @@ from rsna_bcd.inference.export import (
     load_program,
     measure_parity,
     prepared_crops,
+    run_inputs,
 )
 from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.exporting import (
@@ -29,7 +30,6 @@ from rsna_bcd.models.exporting import (
     Input,
     capture,
     fingerprint,
-    network_inputs,
     save_onnx,
     save_torch,
 )
@@ -63,8 +63,8 @@ def export(cfg: DictConfig) -> Path:
 
     Raises:
         InputError: an unknown format, no such run, packages that are not installed, a file of other
-            weights where this one belongs and not `overwrite`, or a file that says something else
-            than the network, which is not kept.
+            weights in its place without `overwrite`, or a file that disagrees with the network,
+            which is deleted.
     """
     if cfg.format not in _FILES:
         raise InputError(f"format is {' or '.join(_FILES)}, not {cfg.format!r}.")
@@ -74,10 +74,9 @@ def export(cfg: DictConfig) -> Path:
     card_file = file.with_name(f"{file.name}.json")
     settings = _settings(run, cfg.format)
     if _is_done(file, card_file, settings, overwrite=cfg.overwrite):
-        console.print(f"{file} is there already.", highlight=False, soft_wrap=True)
+        console.print(f"{file} exists already.", highlight=False, soft_wrap=True)
         return file
-    metadata_width = 0 if run.metadata is None else run.metadata.width
-    inputs = network_inputs(run.network, run.crop.height, run.crop.width, metadata_width)
+    inputs = run_inputs(run)
     description = _describe(run, inputs, settings)
     # Under its own name, which .pt2 files repeat inside, but out of the way until it is checked.
     unfinished = file.parent / f"unfinished_{cfg.format}" / file.name
@@ -99,18 +98,18 @@ def export(cfg: DictConfig) -> Path:
         shutil.rmtree(unfinished.parent)
     card = {**description, "sha256": file_sha256(file), "parity": asdict(parity)}
     write_file(card_file, json.dumps(card, indent=1) + "\n")
-    _show(console, file, run, parity)
+    _print(console, file, run, parity)
     return file
 
 
-def _settings(run: Run, made: str) -> dict[str, Any]:
-    """What the file follows from."""
+def _settings(run: Run, file_format: str) -> dict[str, Any]:
+    """The settings of a file."""
     crop = {key: value for key, value in run.record["crop"].items() if not key.startswith("_")}
     return {
         "name": run.record["name"],
         "fold": run.record["fold"],
-        "format": made,
-        "opset": OPSET if made == "onnx" else None,
+        "format": file_format,
+        "opset": OPSET if file_format == "onnx" else None,
         "crop": crop,
         "weights_sha256": fingerprint(run.network),
     }
@@ -132,7 +131,7 @@ def _is_done(file: Path, card_file: Path, settings: dict[str, Any], *, overwrite
 
 
 def _describe(run: Run, inputs: tuple[Input, ...], settings: dict[str, Any]) -> dict[str, Any]:
-    """What whoever has nothing but the file must know; also inside it."""
+    """The description beside the file and inside it."""
     record = run.record
     seen = _SEEN[run.unit].format(rule=record["breast_rule"])
     ratio = record["negatives_per_positive"]
@@ -171,17 +170,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _write(run: Run, inputs: tuple[Input, ...], made: str, file: Path, description: str) -> Forward:
+def _write(
+    run: Run, inputs: tuple[Input, ...], file_format: str, file: Path, description: str
+) -> Forward:
     """Write the file, and load what was written."""
     program = capture(run.network, inputs)
-    if made == "torch":
+    if file_format == "torch":
         save_torch(program, file, description)
         return load_program(file)
     save_onnx(program, inputs, file, description)
     return OnnxNetwork(file)
 
 
-def _show(console: Console, file: Path, run: Run, parity: Parity) -> None:
+def _print(console: Console, file: Path, run: Run, parity: Parity) -> None:
     on = "prepared crops" if parity.images == "crops" else "blots and noise"
     for line in (
         f"{file} ({file.stat().st_size / 1e6:.1f} MB) and {file.name}.json",

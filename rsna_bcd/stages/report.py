@@ -274,7 +274,7 @@ def _cases(
 
     chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
     try:
-        explainer = Explainer.of_ensemble(ensemble, output, cfg.device)
+        explainer = Explainer.for_ensemble(ensemble, output, cfg.device)
         if len(members) == 1:
             return gallery(chosen, explainer.images, explainer)
         looks = explainer.name

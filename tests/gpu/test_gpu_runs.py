@@ -11,9 +11,9 @@ import pytest
 import torch
 from crops import crop_settings, synthetic_crops
 from fabricated_crops import HEIGHT, WIDTH, save_crops
-from fabricated_submission import configure as configure_submit
-from fabricated_submission import save_members, save_test_set
 from gpu_throughput import composed
+from submission_inputs import configure as configure_submit
+from submission_inputs import save_members, save_test_set
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier

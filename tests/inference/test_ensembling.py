@@ -87,7 +87,7 @@ def the_same_images_as_a_test(output: Path) -> tuple[pd.DataFrame, list, list]:
         ["threshold=recall_rate", "calibration=temperature"],
     ],
 )
-def test_out_of_fold_rows_are_decided_alike_as_a_test_set(
+def test_predict_breasts_repeats_the_out_of_fold_decisions(
     output: Path, settings: list[str]
 ) -> None:
     fitted, rows = fit(output, *settings)
@@ -110,7 +110,7 @@ def test_out_of_fold_rows_are_decided_alike_as_a_test_set(
             assert found["calibrated"][called].min() >= found["calibrated"][~called].max()
 
 
-def test_a_site_that_nobody_knows_has_the_global_threshold(output: Path) -> None:
+def test_unknown_site_gets_the_global_threshold(output: Path) -> None:
     fitted, rows = fit(output)
     fitted = replace(fitted, thresholds=replace(fitted.thresholds, sites={"1": 0.9, "2": 0.2}))
     images, by_image, by_breast = the_same_images_as_a_test(output)
@@ -133,7 +133,7 @@ def test_a_site_that_nobody_knows_has_the_global_threshold(output: Path) -> None
 
 @pytest.mark.parametrize("blend", ["mean", "rank_mean"])
 @pytest.mark.parametrize("threshold", [0.5, 0.05])  # the prior below it, and above
-def test_folds_are_averaged_and_what_was_not_read_has_the_prior_and_is_negative(
+def test_folds_are_averaged_and_unreadable_breasts_are_negative(
     blend: BlendMethod, threshold: float
 ) -> None:
     ranks = RankTransform((0.0, 0.05, 1.0), (0.0, 0.7, 1.0)) if blend == "rank_mean" else None
@@ -167,7 +167,7 @@ def test_folds_are_averaged_and_what_was_not_read_has_the_prior_and_is_negative(
 
 
 @pytest.mark.parametrize("blend", ["mean", "logit_mean", "rank_mean"])
-def test_dropped_folds_leave_what_the_others_alone_say(blend: BlendMethod, output: Path) -> None:
+def test_dropped_folds_equal_an_ensemble_without_them(blend: BlendMethod, output: Path) -> None:
     fitted, _ = fit(output, f"blend={blend}", "weights=[3,2,1]")
     images, by_image, by_breast = the_same_images_as_a_test(output)
     for dropped in ((0,), (2,), (0, 1)):
@@ -184,7 +184,7 @@ def test_dropped_folds_leave_what_the_others_alone_say(blend: BlendMethod, outpu
         pd.testing.assert_frame_equal(found, wanted)
 
 
-def test_a_network_without_a_finite_value_has_no_part_in_that_breast_alone(output: Path) -> None:
+def test_run_without_a_finite_value_is_left_out_of_that_breast_only(output: Path) -> None:
     fitted, _ = fit(output, "weights=[3,0,0]")
     images, by_image, by_breast = the_same_images_as_a_test(output)
     whole = predict_breasts(fitted, RUNS, images, by_image, by_breast).set_index("prediction_id")

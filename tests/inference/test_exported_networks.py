@@ -1,4 +1,4 @@
-"""Exported files say what networks say: every experiment's, and all kinds of ours."""
+"""Exported networks agree with torch, and the faster engine is chosen."""
 
 import copy
 import dataclasses
@@ -11,18 +11,23 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_crops import blank_path, save_crops
-from fabricated_exports import lively, save_network
 from fabricated_networks import TinyBreasts
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from saved_runs import save_trained, spread_network
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
+from rsna_bcd.inference import export
 from rsna_bcd.inference.export import (
+    ONNX_FILE,
+    Engine,
     OnnxNetwork,
     Parity,
+    choose_engines,
+    engines_of,
     load_program,
     measure_parity,
     prepared_crops,
@@ -69,11 +74,9 @@ def parities(network: Any, inputs: tuple[Input, ...], folder: Path) -> dict[str,
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
 )
-def test_what_is_exported_of_an_experiment_says_what_its_network_says(
-    name: str, tmp_path: Path
-) -> None:
+def test_exported_experiment_agrees_with_its_network(name: str, tmp_path: Path) -> None:
     cfg = configure(tmp_path, f"experiment={name}", *SMALLER.get(name, []))
-    network, inputs = lively(cfg)
+    network, inputs = spread_network(cfg)
     for parity in parities(network, inputs, tmp_path).values():
         assert parity.holds
         assert parity.highest - parity.lowest > 0.2  # or agreement would mean nothing
@@ -103,11 +106,9 @@ def test_what_is_exported_of_an_experiment_says_what_its_network_says(
     ],
     ids=lambda overrides: overrides[0].removeprefix("network="),
 )  # fmt: skip
-def test_every_kind_of_network_is_exported_with_what_it_is_given(
-    overrides: list[str], tmp_path: Path
-) -> None:
+def test_every_kind_of_network_is_exported(overrides: list[str], tmp_path: Path) -> None:
     small = ["name=x", *overrides, "network.backbone=test_resnet", "network.pooling=avg"]
-    network, inputs = lively(configure(tmp_path, *small))
+    network, inputs = spread_network(configure(tmp_path, *small))
     assert {"image", *network.inputs} == {entry.name for entry in inputs}
     for parity in parities(network, inputs, tmp_path).values():
         assert parity.holds
@@ -119,14 +120,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of the demo's network, with TTA, and its ONNX file beside it."""
     output = tmp_path_factory.mktemp("run")
     cfg = configure(output, "experiment=demo", "tta=hflip")
-    network, inputs = lively(cfg)
-    folder = save_network(cfg, network)
+    network, inputs = spread_network(cfg)
+    folder = save_trained(cfg, network)
     description = f'{{"unit": "image", "weights_sha256": "{fingerprint(network)}"}}'
     save_onnx(capture(network, inputs), inputs, folder / "model.onnx", description)
     return load_run(folder)
 
 
-def test_a_run_predicts_with_onnx_runtime_what_it_predicts_with_torch(run: Run) -> None:
+def test_onnx_runtime_agrees_with_torch(run: Run) -> None:
     inputs = network_inputs(run.network, 64, 32)
     shown = random_batch(inputs, 5, 1, torch.Generator().manual_seed(0))["image"][:, 0]
     batch = {"image": (255 * shown).byte()[:, None]}
@@ -141,7 +142,7 @@ def test_a_run_predicts_with_onnx_runtime_what_it_predicts_with_torch(run: Run) 
     assert with_engine(run, "torch", run.folder / "model.onnx") is run
 
 
-def test_auto_takes_onnx_runtime_where_it_can(run: Run) -> None:
+def test_with_engine_auto_takes_a_file_of_the_same_weights(run: Run) -> None:
     file = run.folder / "model.onnx"
     assert isinstance(with_engine(run, "auto", file).network, OnnxNetwork)
     assert with_engine(run, "auto", run.folder / "absent.onnx") is run
@@ -149,7 +150,7 @@ def test_auto_takes_onnx_runtime_where_it_can(run: Run) -> None:
     assert with_engine(changed, "auto", file) is changed
 
 
-def test_what_onnx_runtime_cannot_have_is_said(run: Run, tmp_path: Path) -> None:
+def test_with_engine_names_the_fault(run: Run, tmp_path: Path) -> None:
     file = run.folder / "model.onnx"
     with pytest.raises(InputError, match=r"name=b5 fold=3 format=onnx"):
         with_engine(run, "onnx", tmp_path / "b5" / "fold3" / "model.onnx")
@@ -167,9 +168,7 @@ def test_what_onnx_runtime_cannot_have_is_said(run: Run, tmp_path: Path) -> None
         load_program(tmp_path / "model.pt2")
 
 
-def test_a_missing_extra_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for package in ("onnxruntime", "onnxscript"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install 'rsna_bcd\[export\]'"):
@@ -179,7 +178,7 @@ def test_a_missing_extra_is_named(
         save_onnx(capture(run.network, inputs), inputs, tmp_path / "model.onnx", "{}")
 
 
-def test_a_difference_is_seen(run: Run) -> None:
+def test_parity_sees_a_difference(run: Run) -> None:
     inputs = network_inputs(run.network, 64, 32)
     other: Any = copy.deepcopy(run.network)
 
@@ -198,14 +197,14 @@ def test_a_difference_is_seen(run: Run) -> None:
     assert not measure_parity(run.network, exported, inputs).holds
 
 
-def test_the_fingerprint_is_of_names_and_values(run: Run) -> None:
+def test_fingerprint_is_of_the_values(run: Run) -> None:
     other: Any = copy.deepcopy(run.network)
     assert fingerprint(other) == fingerprint(run.network)
     other.head.bias.data += 1e-6
     assert fingerprint(other) != fingerprint(run.network)
 
 
-def test_random_breasts_have_an_image_of_their_own() -> None:
+def test_random_breasts_have_an_own_image() -> None:
     network = TinyBreasts(metadata_width=2)
     batch = random_batch(network_inputs(network, 64, 32, 2), 50, 3, torch.Generator())
     assert {name: tuple(x.shape) for name, x in batch.items()} == {
@@ -218,14 +217,14 @@ def test_random_breasts_have_an_image_of_their_own() -> None:
     assert 0 <= batch["image"].min() < 0.2 < 0.8 < batch["image"].max() <= 1
 
 
-def test_what_no_batch_holds_is_refused() -> None:
+def test_network_inputs_refuses_unknown_inputs() -> None:
     network = TinyBreasts()
     network.inputs = (*network.inputs, "weather")
     with pytest.raises(InputError, match="looks at weather, which cannot be exported"):
         network_inputs(network, 64, 32)
 
 
-def test_crops_are_taken_where_they_fit(tmp_path: Path) -> None:
+def test_prepared_crops_have_the_size(tmp_path: Path) -> None:
     folder = save_crops(tmp_path)
     blank_path(folder, 3)
     table = pd.read_csv(folder / "train.csv", dtype=str)
@@ -236,3 +235,107 @@ def test_crops_are_taken_where_they_fit(tmp_path: Path) -> None:
     assert torch.equal(crops[0], torch.from_numpy(read_crop(folder / table["path"][1])) / 255)
     assert prepared_crops(folder, 64, 64) is None
     assert prepared_crops(tmp_path / "absent", 64, 32) is None
+
+
+timed = export._timed
+
+
+@pytest.fixture(scope="module")
+def own_exports(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run's file, made on the way."""
+    folder = tmp_path_factory.mktemp("made")
+    choose(run, "auto", folder, images=10**9)
+    assert [file.name for file in folder.rglob("*") if file.is_file()] == [ONNX_FILE]
+    return folder
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[type, float]:
+    """Seconds of networks by class; their predictions are their own."""
+    by_class: dict[type, float] = {OnnxNetwork: 1.0}
+
+    def chosen(run: Run, batch: Any) -> tuple[torch.Tensor, float]:
+        return timed(run, batch)[0], by_class.get(type(run.network), 2.0)
+
+    monkeypatch.setattr(export, "_timed", chosen)
+    return by_class
+
+
+def choose(
+    run: Run,
+    engine: Engine,
+    own_exports: Path,
+    *,
+    exports: Path = Path("absent"),
+    images: int = 1,
+    before: tuple[Engine, ...] = (),
+    messages: list[str] | None = None,
+) -> Engine:
+    log = ([] if messages is None else messages).append
+    runs = choose_engines(
+        [run],
+        engine,
+        exports=exports,
+        own_exports=own_exports,
+        images=images,
+        before=before,
+        log=log,
+    )
+    return engines_of(runs)[0]
+
+
+def test_auto_makes_no_file_for_little_work(
+    run: Run, tmp_path: Path, seconds: dict[type, float]
+) -> None:
+    seconds[type(run.network)] = 0.01  # of two images: 119 s of 11,900 in two passes
+    assert choose(run, "auto", tmp_path, images=11_900) == "torch"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_takes_the_faster(run: Run, own_exports: Path, seconds: dict[type, float]) -> None:
+    assert choose(run, "auto", own_exports) == "onnx"
+    assert choose(run, "torch", own_exports) == "torch"
+    seconds[OnnxNetwork] = 3.0
+    assert choose(run, "auto", own_exports) == "torch"
+
+
+@pytest.mark.usefixtures("seconds")
+def test_auto_takes_no_engine_that_disagrees(run: Run, own_exports: Path) -> None:
+    other = copy.deepcopy(run.network)
+    with torch.no_grad():
+        other.get_parameter("head.bias").add_(1e-3)
+    exported = dataclasses.replace(run, network=OnnxNetwork(next(own_exports.rglob(ONNX_FILE))))
+    changed = dataclasses.replace(run, network=other)
+    assert export._faster(run, exported) is exported
+    assert export._faster(changed, exported) is changed
+    with torch.no_grad():
+        other.get_parameter("head.bias").mul_(torch.nan)
+    assert export._faster(changed, exported) is changed
+
+
+def test_auto_keeps_an_earlier_choice(
+    run: Run, own_exports: Path, tmp_path: Path, seconds: dict[type, float]
+) -> None:
+    seconds[OnnxNetwork] = 3.0
+    assert choose(run, "auto", own_exports, before=("onnx",)) == "onnx"
+    assert choose(run, "auto", tmp_path, before=("onnx",)) == "torch"  # the file is gone
+    seconds[OnnxNetwork] = 1.0
+    assert choose(run, "auto", own_exports, before=("torch",)) == "torch"
+
+
+@pytest.mark.usefixtures("seconds")
+def test_auto_finds_exported_files_and_ignores_damaged_ones(
+    run: Run, own_exports: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / run.folder.parent.name / run.folder.name / ONNX_FILE
+    file.parent.mkdir(parents=True)
+    file.write_bytes(next(own_exports.rglob(ONNX_FILE)).read_bytes())
+    empty = tmp_path / "empty"
+    assert choose(run, "auto", empty, exports=tmp_path) == "onnx"
+    assert choose(run, "onnx", empty, exports=tmp_path) == "onnx"
+    file.write_bytes(b"no network")
+    messages: list[str] = []
+    assert choose(run, "auto", empty, exports=tmp_path, messages=messages) == "torch"
+    assert "stays with torch" in messages[0]
+    with pytest.raises(InputError, match="rsna_bcd.export"):
+        choose(run, "onnx", empty, exports=tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""Every network of breasts has an answer to any breast: one image or fourteen, any views."""
+"""Networks of breast level predict any breast: one image or fourteen, any views."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_exports import lively, save_network
 from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
+from saved_runs import save_trained, spread_network
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
@@ -51,7 +51,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 "crop.width=64",
             ],
         )
-    return load_run(save_network(cfg, lively(cfg)[0]))
+    return load_run(save_trained(cfg, spread_network(cfg)[0]))
 
 
 def load(position: int, other: bool) -> NDArray[np.uint8]:
@@ -60,7 +60,7 @@ def load(position: int, other: bool) -> NDArray[np.uint8]:
     return generator.integers(0, 60 + 13 * position + 7 * other, (96, 64), dtype=np.uint8)
 
 
-def test_any_breast_has_an_answer_that_its_neighbours_do_not_change(run: Run) -> None:
+def test_any_breast_gets_a_logit_independent_of_its_batch(run: Run) -> None:
     samples = [breast_sample(run.views, own, other, load) for own, other in BREASTS]
 
     def logits(part: Sequence[Sample]) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ def test_any_breast_has_an_answer_that_its_neighbours_do_not_change(run: Run) ->
     assert together == pytest.approx(np.concatenate([logits([s]) for s in samples]), abs=1e-5)
 
 
-def test_nothing_that_a_table_may_hold_is_beyond_the_encoding() -> None:
+def test_metadata_encodes_any_cell() -> None:
     odd = pd.DataFrame(
         {
             "prediction_id": ["a", "a", "b", "b", "c", "c", "d"],

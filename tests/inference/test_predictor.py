@@ -1,4 +1,4 @@
-"""Batches that are too big, or too much for half precision, are predicted all the same."""
+"""The predictor survives a lack of memory and overflow."""
 
 from pathlib import Path
 from typing import Any
@@ -61,17 +61,17 @@ def expected(n: int) -> np.ndarray:
     ("auto", "cpu", "float32"), ("auto", "cuda", "fp16"), ("bf16", "cuda", "bf16"),
     ("float32", "cuda", "float32"),
 ])  # fmt: skip
-def test_what_auto_is(precision: Precision, device: str, found: str) -> None:
+def test_resolve_precision(precision: Precision, device: str, found: str) -> None:
     assert resolve_precision(precision, device) == found
 
 
-def test_an_unknown_precision_is_refused() -> None:
+def test_resolve_precision_refuses_others() -> None:
     with pytest.raises(InputError, match="precision is auto or float32"):
         resolve_precision("double", "cpu")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("precision", "is_half"), [("float32", False), ("bf16", True)])
-def test_float32_is_not_autocast_and_half_is(precision: Precision, is_half: bool) -> None:
+def test_predictor_autocasts_half_precision_only(precision: Precision, is_half: bool) -> None:
     network = Fragile()
     values, reason = Predictor(run_of(network, "hflip"), precision).predict(batch_of(3))
     assert network.seen == [(3, is_half)] * 2
@@ -80,7 +80,7 @@ def test_float32_is_not_autocast_and_half_is(precision: Precision, is_half: bool
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
+def test_predictor_halves_a_batch_until_it_fits(most: int) -> None:
     network = Fragile(most=most)
     forward = Predictor(run_of(network), "float32")
     values, reason = forward.predict(batch_of(8))
@@ -88,17 +88,17 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
     assert reason is None
     tried = len(network.seen)
     forward.predict(batch_of(8))
-    assert all(size <= most for size, _ in network.seen[tried:])  # it has learnt
+    assert all(size <= most for size, _ in network.seen[tried:])  # the limit is remembered
 
 
-def test_a_single_image_that_does_not_fit_is_said_and_costs_no_other() -> None:
+def test_predictor_names_a_lack_of_memory() -> None:
     values, reason = Predictor(run_of(Fragile(most=0)), "float32").predict(batch_of(3))
     assert np.isnan(values).all()
     assert reason is not None
     assert reason.startswith("b5 fold3 needs more memory than cpu has")
 
 
-def test_what_half_precision_cannot_say_float32_says() -> None:
+def test_predictor_repeats_an_overflow_in_float32() -> None:
     network = Fragile(most_in_half=0.25)
     values, reason = Predictor(run_of(network), "bf16").predict(batch_of(4))
     assert network.seen == [(4, True), (4, False)]
@@ -107,14 +107,14 @@ def test_what_half_precision_cannot_say_float32_says() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_what_no_precision_can_say_is_nothing_and_not_certain(precision: Precision) -> None:
+def test_predictor_gives_nan_for_infinity(precision: Precision) -> None:
     values, reason = Predictor(run_of(Fragile(most_bright=0.25)), precision).predict(batch_of(4))
     assert np.isnan(values).tolist() == [False, False, False, True]
     assert values[:3] == pytest.approx(expected(3), abs=1e-6)
     assert reason == "b5 fold3 gave no finite value"
 
 
-def test_a_processor_has_a_million_pixels_at_a_time() -> None:
+def test_predictor_splits_batches_on_a_processor() -> None:
     network = Fragile()
     batch = {"image": torch.zeros(5, 1, 1024, 512)}
     values, _ = Predictor(run_of(network), "float32").predict(batch)

@@ -1,7 +1,8 @@
-"""A run rebuilt from its own record predicts what it predicted out of fold."""
+"""Runs are rebuilt from their records and checkpoints."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.data.dataset import read_crop
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.predictor import Predictor
-from rsna_bcd.inference.run import load_run
+from rsna_bcd.inference.run import find_checkpoint, load_run, read_checkpoint, save_safetensors
 from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
@@ -25,7 +26,7 @@ BACKBONE = "test_efficientnet"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that began with local weights, which are gone since."""
+    """A run that started from local weights, which were deleted."""
     output = tmp_path_factory.mktemp("runs")
     table = save_crops(output) / "train.csv"
     images = pd.read_csv(table, dtype=str)
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(cfg.run_dir)
 
 
-def test_it_predicts_what_was_predicted_out_of_fold(folder: Path) -> None:
+def test_run_repeats_its_out_of_fold_predictions(folder: Path) -> None:
     prepared = folder.parents[2] / "prepared" / "rsna" / "demo"
     table = pd.read_csv(prepared / "train.csv", dtype={"image_id": str}).set_index("image_id")
     oof = pd.read_csv(folder / "oof_images.csv", dtype={"image_id": str})
@@ -57,7 +58,7 @@ def test_it_predicts_what_was_predicted_out_of_fold(folder: Path) -> None:
     assert found.dtype == np.float64
 
 
-def test_it_knows_what_its_training_saw_and_not_what_it_held_out(folder: Path) -> None:
+def test_run_knows_the_training_domain(folder: Path) -> None:
     folds = pd.read_csv(folder.parents[2] / "folds" / "rsna-stratified.csv", dtype=str)
     trained_on = folds.loc[folds["fold"] != "0", "patient_id"]
     assert load_run(folder).seen == {
@@ -66,7 +67,7 @@ def test_it_knows_what_its_training_saw_and_not_what_it_held_out(folder: Path) -
     }
 
 
-def test_a_run_of_before_says_nothing_of_what_it_saw(folder: Path, tmp_path: Path) -> None:
+def test_older_run_has_no_training_domain(folder: Path, tmp_path: Path) -> None:
     old = tmp_path / "fold0"
     shutil.copytree(folder, old)
     (old / "seen.json").write_text("[]")
@@ -76,7 +77,7 @@ def test_a_run_of_before_says_nothing_of_what_it_saw(folder: Path, tmp_path: Pat
     assert load_run(old).seen == {}
 
 
-def test_it_knows_how_its_images_were_prepared(folder: Path) -> None:
+def test_run_knows_its_crop(folder: Path) -> None:
     run = load_run(folder)
     assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
     assert run.source == "dicom"
@@ -85,17 +86,20 @@ def test_it_knows_how_its_images_were_prepared(folder: Path) -> None:
     assert not run.network.training
 
 
-def test_a_missing_run_is_answered_with_the_command(tmp_path: Path) -> None:
+def test_load_run_without_a_run_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)no run in .*rsna_bcd\.train .*name=b5 fold=3"):
         load_run(tmp_path / "b5" / "fold3")
 
 
-def test_an_unfinished_run_is_answered_with_the_command(folder: Path) -> None:
-    finished = folder / "metrics.json"
-    finished.rename(folder / "hidden")
-    with pytest.raises(InputError, match="not finished. Resume it"):
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("metrics.json", "not finished. Resume it"), ("checkpoints/last.ckpt", "is absent. Train")],
+)
+def test_load_run_refuses_an_incomplete_run(folder: Path, file: str, message: str) -> None:
+    (folder / file).rename(folder / "elsewhere")
+    with pytest.raises(InputError, match=message):
         load_run(folder)
-    (folder / "hidden").rename(finished)
+    (folder / "elsewhere").rename(folder / file)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_an_unfinished_run_is_answered_with_the_command(folder: Path) -> None:
         ("tta: hflip", "tta: none", "tta: hflip -> none"),
     ],
 )
-def test_a_record_that_was_changed_is_refused_with_the_difference(
+def test_load_run_refuses_a_changed_record(
     folder: Path, before: str, after: str, said: str
 ) -> None:
     record = folder / "config.yaml"
@@ -120,7 +124,7 @@ def test_a_record_that_was_changed_is_refused_with_the_difference(
         record.write_text(text)
 
 
-def test_what_a_record_lacks_is_taken_from_the_checkpoint(folder: Path) -> None:
+def test_load_run_completes_the_record_from_the_checkpoint(folder: Path) -> None:
     record = folder / "config.yaml"
     text = record.read_text()
     record.write_text(text.replace("tta: hflip\n", ""))
@@ -130,7 +134,7 @@ def test_what_a_record_lacks_is_taken_from_the_checkpoint(folder: Path) -> None:
         record.write_text(text)
 
 
-def test_a_checkpoint_without_a_record_must_still_fit(folder: Path, tmp_path: Path) -> None:
+def test_load_run_of_a_checkpoint_without_a_record(folder: Path, tmp_path: Path) -> None:
     copied = tmp_path / "tiny" / "fold0"
     shutil.copytree(folder, copied)
     weights = copied / "checkpoints" / "last.ckpt"
@@ -144,9 +148,66 @@ def test_a_checkpoint_without_a_record_must_still_fit(folder: Path, tmp_path: Pa
         load_run(copied)
 
 
-def test_an_absent_checkpoint_is_named(folder: Path) -> None:
-    weights = folder / "checkpoints" / "last.ckpt"
-    weights.rename(folder / "hidden")
-    with pytest.raises(InputError, match=r"last\.ckpt is absent"):
-        load_run(folder)
-    (folder / "hidden").rename(weights)
+RECORD = {
+    "name": "tiny",
+    "fold": 0,
+    "rate": 1e-3,
+    "crop": {"bits": 8, "clahe": None},
+    "views": ["CC"],
+}
+
+
+@pytest.fixture
+def checkpoint() -> dict[str, Any]:
+    torch.manual_seed(0)
+    weights = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    odd = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
+    state = {
+        "network.a": weights,
+        "network.tied": weights,
+        "network.part": weights[1:, :2],
+        "network.odd": odd,
+        "network.half": odd.half(),
+        "network.count": torch.tensor(7),
+    }
+    return {"state_dict": state, "config": RECORD, "optimizer_states": [1]}
+
+
+def test_safetensors_keep_bits_and_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "last.safetensors"
+    save_safetensors(checkpoint, file)
+    read = read_checkpoint(file)
+    assert read.keys() == {"state_dict", "config"}
+    assert read["config"] == RECORD
+    assert read["state_dict"].keys() == checkpoint["state_dict"].keys()
+    for name, values in checkpoint["state_dict"].items():
+        back = read["state_dict"][name]
+        assert (back.dtype, back.shape) == (values.dtype, values.shape)
+        assert back.numpy().tobytes() == values.contiguous().numpy().tobytes()
+
+
+def test_find_checkpoint_prefers_torch(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    ckpt = tmp_path / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(tmp_path, "last") is None
+    ckpt.parent.mkdir()
+    torch.save(checkpoint, ckpt)
+    save_safetensors(read_checkpoint(ckpt), ckpt.with_suffix(".safetensors"))
+    assert find_checkpoint(tmp_path, "last") == ckpt
+    ckpt.unlink()
+    assert find_checkpoint(tmp_path, "last") == ckpt.with_suffix(".safetensors")
+    assert find_checkpoint(tmp_path, "best") is None
+
+
+def test_safetensors_without_a_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    del checkpoint["config"]
+    save_safetensors(checkpoint, tmp_path / "last.safetensors")
+    assert "config" not in read_checkpoint(tmp_path / "last.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_checkpoint_names_damage(checkpoint: dict[str, Any], tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"last{suffix}"
+    torch.save(checkpoint, file) if suffix == ".ckpt" else save_safetensors(checkpoint, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"last{suffix} is damaged"):
+        read_checkpoint(file)

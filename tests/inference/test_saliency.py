@@ -1,15 +1,27 @@
-"""Maps of networks made by hand, which look for brightness: the planted patch is where they are."""
+"""Maps of networks that detect brightness are largest at a bright patch; breasts by their fold."""
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from fabricated_crops import HEIGHT as CROP_HEIGHT
+from fabricated_crops import WIDTH as CROP_WIDTH
+from fabricated_crops import blank_path, save_crops
 from fabricated_networks import TinyBreasts, TinyImages
+from hydra.utils import instantiate
+from saved_runs import save_run
 from torch import Tensor, nn
 
-from rsna_bcd.inference.saliency import saliency_maps
+from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_csv
+from rsna_bcd.imaging.crops import read_crop
+from rsna_bcd.inference.saliency import Explainer, saliency_maps
 from rsna_bcd.models.aggregators import (
     Aggregator,
     Attention,
@@ -23,6 +35,8 @@ from rsna_bcd.models.encoder import Pooling
 from rsna_bcd.models.global_local import GlobalLocal
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.scoring.ensemble import Ensemble, Member
+from rsna_bcd.tables.predictions import OOF_COLUMNS
 
 HEIGHT, WIDTH, CELL = 128, 64, 16
 ROW, COLUMN = 5, 2  # of the cell with the patch, of 8 x 4
@@ -110,7 +124,7 @@ def breasts() -> Batch:
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
-def test_the_map_of_an_image_is_largest_at_the_patch(pooling: Pooling) -> None:
+def test_map_of_an_image_is_largest_at_the_patch(pooling: Pooling) -> None:
     maps = saliency_maps(image_network(pooling), {"image": planted(pictures(3))})
     assert maps.shape == (3, HEIGHT // CELL, WIDTH // CELL)
     assert [largest(one) for one in maps] == [(ROW, COLUMN)] * 3
@@ -118,7 +132,7 @@ def test_the_map_of_an_image_is_largest_at_the_patch(pooling: Pooling) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
-def test_cells_add_up_to_the_logit(pooling: Pooling) -> None:
+def test_map_adds_up_to_the_logit(pooling: Pooling) -> None:
     """Where twice the activations give twice the logit, less the bias (Euler); not of Grad-CAM."""
     network = image_network(pooling)
     images = planted(pictures(2))
@@ -127,7 +141,7 @@ def test_cells_add_up_to_the_logit(pooling: Pooling) -> None:
     assert torch.allclose(maps.sum(dim=(1, 2)) - 2, logits, rtol=1e-5)
 
 
-def test_what_speaks_against_cancer_is_cut_off() -> None:
+def test_map_has_no_negative_values() -> None:
     network = image_network()
     with torch.no_grad():
         network.head.weight.fill_(-1)
@@ -136,7 +150,7 @@ def test_what_speaks_against_cancer_is_cut_off() -> None:
 
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 @pytest.mark.parametrize("dense", [False, True])
-def test_the_maps_of_a_breast_are_largest_in_the_image_with_the_patch(
+def test_maps_of_a_breast_are_largest_in_the_image_with_the_patch(
     aggregator: Callable[[int], Aggregator], dense: bool
 ) -> None:
     network = breast_network(aggregator)
@@ -152,7 +166,7 @@ def test_the_maps_of_a_breast_are_largest_in_the_image_with_the_patch(
     assert not maps[:, :2].isnan().any()
 
 
-def test_a_cell_adds_what_its_pixels_add() -> None:
+def test_map_agrees_with_gradient_times_pixel() -> None:
     """Through attention, too: the backbone is linear where pixels are positive."""
     network = breast_network(Attention)
     with torch.no_grad():
@@ -168,7 +182,7 @@ def test_a_cell_adds_what_its_pixels_add() -> None:
     assert torch.allclose(maps, expected * CELL**2, rtol=1e-3, atol=1e-4 * float(maps.max()))
 
 
-def test_an_image_of_a_late_network_has_the_map_of_its_own_logit() -> None:
+def test_map_of_a_late_aggregator_is_of_the_image_alone() -> None:
     network = breast_network(MeanProbability)
     with torch.no_grad():
         network.head.weight.fill_(1e-3)
@@ -180,7 +194,7 @@ def test_an_image_of_a_late_network_has_the_map_of_its_own_logit() -> None:
     assert torch.allclose(maps[0, :2], saliency_maps(alone, {"image": batch["image"][0, :2]}))
 
 
-def test_a_breast_has_its_maps_in_whatever_batch() -> None:
+def test_maps_of_a_breast_do_not_depend_on_the_batch() -> None:
     network = breast_network(Mean)
     batch = breasts()
     alone = saliency_maps(network, {name: tensor[1:] for name, tensor in batch.items()})
@@ -188,7 +202,7 @@ def test_a_breast_has_its_maps_in_whatever_batch() -> None:
 
 
 @pytest.mark.parametrize("width", [WIDTH, WIDTH - 8])  # of two, 7 cells: one lies on the seam
-def test_the_map_of_two_images_side_by_side_goes_back_to_each(width: int) -> None:
+def test_map_of_side_by_side_is_split(width: int) -> None:
     network = looks_for_brightness(SideBySide("test_resnet", pretrained=False))
     batch = breasts()
     batch["image"] = batch["image"][..., :width]
@@ -202,7 +216,7 @@ def test_the_map_of_two_images_side_by_side_goes_back_to_each(width: int) -> Non
     assert maps[1, [0, 2, 3]].isnan().all()
 
 
-def test_a_network_with_a_map_of_its_own_shows_that() -> None:
+def test_map_of_global_local_is_its_saliency() -> None:
     network = GlobalLocal(
         "test_efficientnet", "test_resnet", pretrained=False, patch=32, n_patches=2, downscale=2
     )
@@ -219,7 +233,7 @@ def test_a_network_with_a_map_of_its_own_shows_that() -> None:
     assert torch.allclose(maps, (looking.width * whole - 3).sigmoid(), atol=1e-5)
 
 
-def test_networks_of_others_show_what_their_pixels_add() -> None:
+def test_map_of_other_networks_is_gradient_times_pixel() -> None:
     network = TinyImages(2).eval()
     with torch.no_grad():
         network.head.weight.zero_()
@@ -236,7 +250,7 @@ def test_networks_of_others_show_what_their_pixels_add() -> None:
 
 
 @pytest.mark.parametrize("network", [image_network, lambda: TinyImages(0).eval()])
-def test_mirroring_is_averaged(network: Callable[[], Any]) -> None:
+def test_map_with_tta_is_the_mean(network: Callable[[], Any]) -> None:
     made = network()
     batch = {"image": planted(pictures(1)), "metadata": torch.zeros(1, 0)}
     mirrored = {**batch, "image": batch["image"].flip(-1)}
@@ -245,7 +259,7 @@ def test_mirroring_is_averaged(network: Callable[[], Any]) -> None:
     assert torch.allclose(saliency_maps(made, batch, "hflip"), expected, atol=1e-7)
 
 
-def test_nothing_is_left_in_the_network() -> None:
+def test_map_leaves_the_network_unchanged() -> None:
     network = ImageClassifier("test_resnet", pretrained=False).eval()
     parameter = next(network.parameters())
     parameter.grad = torch.ones_like(parameter)
@@ -262,7 +276,7 @@ def test_nothing_is_left_in_the_network() -> None:
 @pytest.mark.parametrize(
     "settings", [{"freeze_backbone": True}, {"grad_checkpointing": True}], ids=str
 )
-def test_how_it_is_trained_does_not_matter(backbone: str, settings: dict[str, Any]) -> None:
+def test_map_ignores_freezing_and_checkpointing(backbone: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = ImageClassifier(backbone, pretrained=False).eval()
     other = ImageClassifier(backbone, pretrained=False, **settings).eval()
@@ -278,7 +292,7 @@ def test_how_it_is_trained_does_not_matter(backbone: str, settings: dict[str, An
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_who_asks_does_not_matter(mode: Callable[[], Any]) -> None:
+def test_map_does_not_depend_on_the_mode_of_the_caller(mode: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     network = ImageClassifier("test_resnet", pretrained=False).eval()
     expected = saliency_maps(network, {"image": pictures(1)})
@@ -287,6 +301,127 @@ def test_who_asks_does_not_matter(mode: Callable[[], Any]) -> None:
         assert torch.equal(saliency_maps(network, batch), expected)
 
 
-def test_a_network_in_training_is_refused() -> None:
+def test_map_refuses_a_network_in_training() -> None:
     with pytest.raises(AssertionError, match="in training"):
         saliency_maps(image_network().train(), {"image": pictures(1)})
+
+
+IMAGES = {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_resnet"}
+TRANSFORMER = {
+    "_target_": "rsna_bcd.models.aggregators.Transformer", "_partial_": True,
+    "width": 16, "depth": 1, "heads": 2,
+}  # fmt: skip
+BREASTS = {
+    "_target_": "rsna_bcd.models.breast.BreastClassifier", "backbone": "test_resnet",
+    "aggregator": TRANSFORMER,
+}  # fmt: skip
+METADATA = {"_target_": "rsna_bcd.tables.metadata.Metadata", "columns": ["site_id"]}
+
+
+def save_tiny(output: Path, network: dict[str, Any], **settings: Any) -> Path:
+    """Write a run `tiny` of two folds with networks as initialised."""
+    folds = pd.read_csv(output / "folds" / "rsna-stratified.csv", dtype={"patient_id": str})
+    for fold in (0, 1):
+        folder = output / "runs" / "tiny" / f"fold{fold}"
+        torch.manual_seed(fold)
+        save_run(folder, instantiate(network, pretrained=False), network=network, **settings)
+        rows = pd.DataFrame({"patient_id": folds["patient_id"][folds["fold"] == fold]})
+        rows = rows.merge(pd.DataFrame({"laterality": ["L", "R"]}), how="cross")
+        rows["prediction_id"] = rows["patient_id"] + "_" + rows["laterality"]
+        rows = rows.assign(fold=fold, label=0, logit=0.0, probability=0.5, unread=0)
+        write_csv(rows[list(OOF_COLUMNS)], folder / "oof.csv")
+    return output / "runs" / "tiny"
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    return save_crops(tmp_path)
+
+
+def test_explainer_uses_the_fold_that_held_a_breast_out(tmp_path: Path, prepared: Path) -> None:
+    run = save_tiny(tmp_path, IMAGES)
+    explainer = Explainer(run, prepared)
+    folds = pd.read_csv(tmp_path / "folds" / "rsna-stratified.csv", dtype={"patient_id": str})
+    for patient, fold in zip(folds["patient_id"], folds["fold"], strict=True):
+        assert explainer.held_out_run(f"{patient}_R").folder == run / f"fold{fold}"
+    seen = explainer("3_R")
+    table = explainer.images[explainer.images["prediction_id"] == "3_R"]
+    assert [image.image_id for image in seen] == table["image_id"].tolist()
+    assert [image.view for image in seen] == ["CC", "MLO"]
+    network = explainer.held_out_run("3_R").network
+    for image, path in zip(seen, table["path"], strict=True):
+        crop = read_crop(prepared / path)
+        assert np.array_equal(image.crop, crop)
+        batch = {"image": torch.from_numpy(crop)[None, None]}
+        assert image.saliency is not None
+        assert np.array_equal(image.saliency, saliency_maps(network, batch, "hflip")[0].numpy())
+
+
+def test_explainer_leaves_out_unreadable_images(tmp_path: Path, prepared: Path) -> None:
+    blank_path(prepared, 0, 2, 3)  # one of the left breast of patient 0, both of the right one
+    explainer = Explainer(save_tiny(tmp_path, IMAGES), prepared)
+    assert [image.image_id for image in explainer("0_L")] == ["1"]
+    assert explainer("0_R") == []
+
+
+@pytest.mark.parametrize("other_breast", [False, True])
+def test_explainer_takes_a_breast_as_a_whole(
+    tmp_path: Path, prepared: Path, other_breast: bool
+) -> None:
+    views = {
+        "_target_": "rsna_bcd.tables.views.Views", "policy": "one_per_view", "order": ["MLO"],
+        "other_breast": other_breast,
+    }  # fmt: skip
+    explainer = Explainer(save_tiny(tmp_path, BREASTS, views=views), prepared)
+    cc, mlo = explainer("3_L")
+    assert cc.saliency is None  # it was not shown
+    shown = [mlo.crop, *([explainer("3_R")[1].crop] if other_breast else [])]
+    batch = {
+        "image": torch.from_numpy(np.stack(shown))[None, :, None],
+        "mask": torch.ones(1, len(shown), dtype=torch.bool),
+        "view": torch.ones(1, len(shown), dtype=torch.int64),
+        "other": torch.tensor([[False, True]])[:, : len(shown)],
+    }
+    expected = saliency_maps(explainer.held_out_run("3_L").network, batch, "hflip")[0, 0].numpy()
+    assert mlo.saliency is not None
+    assert np.array_equal(mlo.saliency, expected)
+
+
+@pytest.mark.parametrize("network", [IMAGES, BREASTS])
+def test_explainer_passes_metadata(tmp_path: Path, prepared: Path, network: dict[str, Any]) -> None:
+    run = save_tiny(tmp_path, {**network, "metadata": METADATA}, metadata=METADATA)
+    seen = Explainer(run, prepared)("3_L")
+    assert all(image.saliency is not None for image in seen)
+
+
+def test_explainer_refuses_a_breast_without_prediction(tmp_path: Path, prepared: Path) -> None:
+    explainer = Explainer(save_tiny(tmp_path, IMAGES), prepared, folds=[0])
+    folds = pd.read_csv(tmp_path / "folds" / "rsna-stratified.csv", dtype={"patient_id": str})
+    other = folds["patient_id"][folds["fold"] == 1].iloc[0]
+    with pytest.raises(InputError, match=f"no out-of-fold prediction of {other}_L"):
+        explainer(f"{other}_L")
+
+
+def test_explainer_refuses_other_crops(tmp_path: Path, prepared: Path) -> None:
+    explainer = Explainer(save_tiny(tmp_path, IMAGES), prepared)
+    path = (
+        prepared / explainer.images.loc[explainer.images["prediction_id"] == "3_R", "path"].iloc[0]
+    )
+    cv2.imwrite(str(path), np.zeros((CROP_HEIGHT, 2 * CROP_WIDTH), np.uint8))
+    with pytest.raises(InputError, match="64 x 64, and .* was trained on 64 x 32"):
+        explainer("3_R")
+    (prepared / "train.csv").unlink()
+    with pytest.raises(InputError, match="prepare dataset=rsna crop=demo"):
+        Explainer(tmp_path / "runs" / "tiny", prepared)
+
+
+def test_explainer_takes_the_heaviest_member(tmp_path: Path, prepared: Path) -> None:
+    run = save_tiny(tmp_path, IMAGES)
+    members = tuple(
+        Member(name, (0, 1), "rsna", "demo", "mean", "last", weight)
+        for name, weight in (("light", 0.5), ("tiny", 2.0), ("late", 2.0))
+    )
+    ensemble = object.__new__(Ensemble)  # whatever else it holds
+    object.__setattr__(ensemble, "members", members)
+    explainer = Explainer.for_ensemble(ensemble, tmp_path)
+    assert explainer.held_out_run("3_R").folder.parent == run

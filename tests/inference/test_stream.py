@@ -1,4 +1,4 @@
-"""Files are predicted as the crops of a fold were, by image and by breast, whatever is missing."""
+"""The stream predicts files as training predicted the crops of a fold."""
 
 import weakref
 from pathlib import Path
@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import saved_runs
 import torch
 from fabricated_networks import TinyBreasts, TinyImages
 from fabricated_runs import fabricated_ensemble
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from saved_runs import save_run
 
-from rsna_bcd._records import write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
@@ -30,16 +32,13 @@ from rsna_bcd.inference.stream import (
 from rsna_bcd.inference.stream import predict as predict_stream
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import predict_logits
-from rsna_bcd.preparation.crop import CropSettings, prepare_image
+from rsna_bcd.preparation.crop import prepare_image
 from rsna_bcd.scoring.ensemble import Member, write_ensemble
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views
 
-CROP: dict[str, Any] = {
-    "name": "demo", "height": 64, "width": 32, "box": "breast", "margin": 0.02, "orient": True,
-    "fit": "pad", "algorithm": 2,
-}  # fmt: skip
+CROP = instantiate(saved_runs.CROP)
 METADATA: dict[str, Any] = {"columns": ["age", "implant", "machine_id"], "machines": [29, 49]}
 # Of each breast: its views, in the order of the table, which lists patients in turns.
 BREASTS = {
@@ -54,7 +53,7 @@ EXPERT = {"1_L": 1, "4_R": 1, "2_R": 1}  # the positive ones
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and their table, as a test set and as the training part of a competition."""
+    """Images and their table, as a test set and as a training set."""
     folder = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     rows: list[list[Any]] = []
@@ -69,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(file), pixels)
             if (breast, number) in UNREADABLE:
-                file.write_bytes(b"no picture")
+                file.write_bytes(b"no image")
             rows.append(
                 [1, patient, image_id, laterality, view, 40 + 3 * len(rows), int(number == 1),
                  (29, 49, 5)[len(rows) % 3], breast, number, EXPERT.get(breast, 0)]
@@ -92,34 +91,21 @@ def files_of(data: Path) -> dict[str, Path]:
     return {file.stem: file for file in (data / "test_images").rglob("*.png")}
 
 
-def save_run(folder: Path, network: dict[str, Any], weights: Any, **record: Any) -> Run:
-    """Leave what a finished run leaves, and load it."""
-    write_record(
-        folder / "config.yaml",
-        {"crop": {"_target_": "rsna_bcd.preparation.crop.CropSettings", **CROP},
-         "source": "image", "tta": "hflip", "select": "last", "network": network, **record},
-    )  # fmt: skip
-    (folder / "metrics.json").write_text("{}")
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    state = {f"network.{name}": tensor for name, tensor in weights.state_dict().items()}
-    torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
-    return load_run(folder)
-
-
 def save_breast_run(folder: Path, *, metadata: bool = True, **views: Any) -> Run:
     torch.manual_seed(0)
     width = Metadata(**METADATA).width if metadata else 0
-    return save_run(
+    save_run(
         folder,
-        {"_target_": "fabricated_networks.TinyBreasts", "metadata_width": width},
         TinyBreasts(width),
+        network={"metadata_width": width},
         views={"_target_": "rsna_bcd.tables.views.Views", **views},
         metadata={"_target_": "rsna_bcd.tables.metadata.Metadata", **METADATA} if width else None,
     )
+    return load_run(folder)
 
 
 def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
-    """What the network says of the crops of a fold, in training's way."""
+    """The predictions of the crops of a fold, by the code of training."""
     table = pd.read_csv(data / "train.csv", dtype={"patient_id": str})
     files = files_of(data)
     paths: list[Any] = []
@@ -127,7 +113,7 @@ def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
         if any(image_id == f"{breast}{number}" for breast, number in UNREADABLE):
             paths.append(None)
             continue
-        crop = prepare_image(files[image_id], CropSettings(**CROP), "image").pixels
+        crop = prepare_image(files[image_id], CROP, "image").pixels
         cv2.imwrite(str(output / f"{image_id}.png"), crop)
         paths.append(f"{image_id}.png")
     # A second fold to train on: the same patients under other names.
@@ -177,7 +163,7 @@ def predict(
     ],
     ids=str,
 )
-def test_files_are_predicted_as_the_crops_of_a_fold(
+def test_predict_agrees_with_the_out_of_fold_predictions_of_breasts(
     views: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", **views)
@@ -196,16 +182,14 @@ def test_files_are_predicted_as_the_crops_of_a_fold(
         assert len(by_image) == len(files_of(data))
 
 
-def test_images_are_predicted_with_their_own_metadata(data: Path, tmp_path: Path) -> None:
+def test_predict_gives_each_image_its_metadata(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     known = {**METADATA, "columns": ["view", "age", "machine_id"]}
-    network = TinyImages(Metadata(**known).width)
-    run = save_run(
-        tmp_path / "run" / "fold0",
-        {"_target_": "fabricated_networks.TinyImages", "metadata_width": Metadata(**known).width},
-        network,
-        metadata={"_target_": "rsna_bcd.tables.metadata.Metadata", **known},
-    )
+    width = Metadata(**known).width
+    metadata = {"_target_": "rsna_bcd.tables.metadata.Metadata", **known}
+    network = {"metadata_width": width}
+    folder = tmp_path / "run" / "fold0"
+    run = load_run(save_run(folder, TinyImages(width), network=network, metadata=metadata))
     expected = out_of_fold(data, run, tmp_path)
     by_image, by_breast = predict(data, run, batch_size=3)
     assert not by_breast
@@ -213,7 +197,7 @@ def test_images_are_predicted_with_their_own_metadata(data: Path, tmp_path: Path
     assert found == pytest.approx(expected.to_dict(), abs=1e-6)
 
 
-def test_processes_change_nothing(data: Path, tmp_path: Path) -> None:
+def test_predict_is_the_same_with_worker_processes(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", policy="one_per_view", other_breast=True)
     _, one = predict(data, run, batch_size=4)
     _, several = predict(data, run, batch_size=4, workers=2)
@@ -222,10 +206,8 @@ def test_processes_change_nothing(data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_patient_is_predicted_before_the_next_ones_files_pile_up(
-    data: Path, tmp_path: Path
-) -> None:
-    """The table lists patients in turns, yet crops wait for those of their own patient only."""
+def test_predict_completes_a_patient_before_the_next(data: Path, tmp_path: Path) -> None:
+    """Although the table alternates between patients."""
     run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
     settings = InferenceSettings("image", 1, workers=0)
     stream = predict_stream(read_test(data), files_of(data), [run], settings)
@@ -235,9 +217,7 @@ def test_a_patient_is_predicted_before_the_next_ones_files_pile_up(
     assert patients == sorted(patients)
 
 
-def test_the_order_of_arrival_changes_nothing_and_crops_are_let_go(
-    data: Path, tmp_path: Path
-) -> None:
+def test_patient_buffer_ignores_the_order_and_frees_crops(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", other_breast=True)
     table, files = read_test(data), files_of(data)
     found = []
@@ -257,7 +237,7 @@ def test_the_order_of_arrival_changes_nothing_and_crops_are_let_go(
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
-def test_an_absent_file_takes_no_part(data: Path, tmp_path: Path) -> None:
+def test_predict_ignores_absent_files(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
     files = {image: file for image, file in files_of(data).items() if image != "1_L0"}
     alone = {image: file for image, file in files.items() if image == "1_L1"}
@@ -272,31 +252,27 @@ def test_an_absent_file_takes_no_part(data: Path, tmp_path: Path) -> None:
     assert set(of_breast[1]) == {"1_L"}
 
 
-def test_a_table_without_the_metadata_is_refused(data: Path, tmp_path: Path) -> None:
+def test_predict_refuses_a_table_without_the_metadata(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0")
     table = read_test(data).drop(columns="implant")
     with pytest.raises(InputError, match="lacks the column.* implant"):
         next(predict_stream(table, files_of(data), [run], InferenceSettings("image", 1, 0)))
 
 
-def test_records_of_before_have_the_defaults(tmp_path: Path) -> None:
+def test_older_records_get_the_defaults(tmp_path: Path) -> None:
     network = ImageClassifier("test_efficientnet", pretrained=False)
-    target = "rsna_bcd.models.network.ImageClassifier"
-    run = save_run(
-        tmp_path / "old" / "fold0", {"_target_": target, "backbone": "test_efficientnet"}, network
-    )
+    backbone = {"backbone": "test_efficientnet"}
+    run = load_run(save_run(tmp_path / "old" / "fold0", network, network=backbone))
     assert run.unit == "image"
     assert run.views == Views()
     assert run.metadata is None
 
 
-def test_members_by_image_and_by_breast_in_one_ensemble(data: Path, tmp_path: Path) -> None:
+def test_submit_blends_members_of_image_and_breast_level(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    images = save_run(
-        tmp_path / "runs" / "images" / "fold0",
-        {"_target_": "rsna_bcd.models.network.ImageClassifier", "backbone": "test_efficientnet"},
-        ImageClassifier("test_efficientnet", pretrained=False),
-    )
+    network = ImageClassifier("test_efficientnet", pretrained=False)
+    folder = tmp_path / "runs" / "images" / "fold0"
+    images = load_run(save_run(folder, network, network={"backbone": "test_efficientnet"}))
     breasts = save_breast_run(tmp_path / "runs" / "breasts" / "fold0", other_breast=True)
     members = tuple(
         Member(name, (0,), "rsna", "demo", "max", "last", weight)

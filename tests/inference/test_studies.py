@@ -1,4 +1,4 @@
-"""Reasons to doubt: each for what it is about, and not for what nobody knows."""
+"""Quality flags of images, breasts and models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ ENSEMBLE = replace(
 )
 
 
-def run_that(seen: TrainingDomain | None = None, **changes: Any) -> Run:
+def fake_run(seen: TrainingDomain | None = None, **changes: Any) -> Run:
     crop = CropSettings("demo", 64, 32, "breast", 0.02, True, "pad")
     run = Run(Path("fold0"), {}, crop, "dicom", "none", nn.Identity(), Views(), None, seen or {})
     return replace(run, **changes)
@@ -52,8 +52,8 @@ def of_image(run: Run, row: dict[str, Any], flags: str, found: bool) -> list[str
          ["side unknown", "patient unknown"]),
     ],
 )  # fmt: skip
-def test_of_images(row: dict, flags: str, found: bool, expected: list[str]) -> None:
-    assert of_image(run_that(), row, flags, found) == expected
+def test_image_flags(row: dict, flags: str, found: bool, expected: list[str]) -> None:
+    assert of_image(fake_run(), row, flags, found) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_of_images(row: dict, flags: str, found: bool, expected: list[str]) -> N
         ({"view": ("MLO",)}, ["unseen view"]),
     ],
 )
-def test_what_was_not_seen(seen: dict[str, tuple[str, ...]], expected: list[str]) -> None:
-    assert of_image(run_that(seen), {}, "", True) == expected
-    assert of_image(run_that(seen), {"machine_id": pd.NA, "view": None}, "", True) == [
+def test_image_flags_of_unseen(seen: dict[str, tuple[str, ...]], expected: list[str]) -> None:
+    assert of_image(fake_run(seen), {}, "", True) == expected
+    assert of_image(fake_run(seen), {"machine_id": pd.NA, "view": None}, "", True) == [
         "view unknown"
     ]
 
@@ -78,8 +78,8 @@ def test_what_was_not_seen(seen: dict[str, tuple[str, ...]], expected: list[str]
 @pytest.mark.parametrize(
     ("columns", "expected"), [(["age"], []), (["age", "site_id"], ["facts missing"])]
 )
-def test_what_networks_are_given_and_headers_lack(columns: list[str], expected: list[str]) -> None:
-    assert of_image(run_that(metadata=Metadata(columns)), {}, "", True) == expected
+def test_image_flags_missing_metadata(columns: list[str], expected: list[str]) -> None:
+    assert of_image(fake_run(metadata=Metadata(columns)), {}, "", True) == expected
 
 
 @pytest.mark.parametrize(
@@ -96,40 +96,40 @@ def test_what_networks_are_given_and_headers_lack(columns: list[str], expected: 
         (["CC"], "L", 0, 0.5, ["not read"]),
     ],
 )
-def test_of_breasts(
+def test_breast_flags(
     views: list[str | None], sides: str, read: int, probability: float, expected: list[str]
 ) -> None:
     images = pd.DataFrame({"view": views, "laterality": sides})
     assert studies.breast_flags(images, [[]] * read, probability, ENSEMBLE) == expected
 
 
-def test_views_that_are_left_out_are_said() -> None:
+def test_breast_flags_excluded_views() -> None:
     images = pd.DataFrame({"view": ["CC"], "laterality": "L"})
     found = studies.breast_flags(images, [[]], 0.1, ENSEMBLE, has_excluded=True)
     assert found == ["view left out", "no MLO"]
 
 
-def test_those_of_images_and_of_the_model_belong_to_the_breast_in_their_order() -> None:
+def test_breast_flags_include_those_of_images_and_model_in_order() -> None:
     images = pd.DataFrame({"view": ["CC", "MLO"], "laterality": "L"})
     of_images = [["unseen machine"], ["no breast found", "unseen machine"]]
-    model = studies.model_flags([run_that(), run_that(source="image")], is_synthetic=True)
+    model = studies.model_flags([fake_run(), fake_run(source="image")], is_synthetic=True)
     assert model == ["synthetic model", "trained on pictures"]
-    assert studies.model_flags([run_that()], is_synthetic=False) == []
+    assert studies.model_flags([fake_run()], is_synthetic=False) == []
     found = studies.breast_flags(images, of_images, 0.1, ENSEMBLE, model)
     assert found == [*model, "no breast found", "unseen machine"]
     assert found == [kind for kind in QUALITY_FLAGS if kind in found]
 
 
-def test_notes_say_what_cannot_be_told_and_what_decides() -> None:
+def test_model_notes() -> None:
     named = {"machine_id": ("Mammomat",)}
-    assert studies.model_notes(ENSEMBLE, [run_that(named)]) == []
-    (note,) = studies.model_notes(ENSEMBLE, [run_that(named), run_that()])
+    assert studies.model_notes(ENSEMBLE, [fake_run(named)]) == []
+    (note,) = studies.model_notes(ENSEMBLE, [fake_run(named), fake_run()])
     assert "kept no list" in note
-    (note,) = studies.model_notes(ENSEMBLE, [run_that({"machine_id": ("29",)})])
+    (note,) = studies.model_notes(ENSEMBLE, [fake_run({"machine_id": ("29",)})])
     assert "numbers for them" in note
     sites = replace(
         ENSEMBLE, policy="recall_rate", thresholds=Threshold(0.5, {"1": 0.4}, recall_rate=0.1)
     )
-    rate, of_sites = studies.model_notes(sites, [run_that(named)])
+    rate, of_sites = studies.model_notes(sites, [fake_run(named)])
     assert "fitted threshold" in rate
     assert "no header names a site" in of_sites

@@ -1,4 +1,4 @@
-"""All that `submit` reads, made in a moment: pictures, a table, tiny networks, an ensemble."""
+"""Inputs of `submit`: images, a table, tiny networks, an ensemble."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,17 +13,12 @@ from fabricated_networks import TinyBreasts, TinyImages
 from fabricated_runs import fabricated_ensemble
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from torch import nn
+from saved_runs import save_run
 
-from rsna_bcd._records import write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.scoring.ensemble import Ensemble, Member, write_ensemble
 from rsna_bcd.scoring.thresholds import Threshold
 
-CROP = {
-    "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64, "width": 32,
-    "box": "breast", "margin": 0.02, "orient": True, "fit": "pad", "algorithm": 2,
-}  # fmt: skip
 NAME = "best"
 _MACHINES = (29, 49, 5)
 
@@ -63,23 +58,10 @@ def save_test_set(data: Path, n_patients: int, seed: int = 0) -> pd.DataFrame:
     return table
 
 
-def save_run(folder: Path, network: nn.Module, **record: Any) -> Path:
-    """Write what `load_run` reads of a fold; the network is of a class without arguments."""
-    kind = type(network)
-    target = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
-    settings = {"crop": CROP, "source": "image", "tta": "hflip", "select": "last"}
-    write_record(folder / "config.yaml", {**settings, "network": target, **record})
-    (folder / "metrics.json").write_text("{}")
-    (folder / "checkpoints").mkdir()
-    state = {f"network.{name}": values for name, values in network.state_dict().items()}
-    torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
-    return folder
-
-
 def save_members(
     output: Path, images: int = 2, breasts: int = 1, *, threshold: float = 0.5
 ) -> Ensemble:
-    """Write an ensemble of networks of images and of breasts, so many folds of each; 0: no member.
+    """Write an ensemble of image level and breast level, so many folds of each; 0: no member.
 
     Its recall rate is high, so that few breasts are enough to keep it.
     """
@@ -97,7 +79,7 @@ def save_members(
 
 
 def overrides(data: Path, output: Path, *more: str) -> list[str]:
-    """What tells `submit` about them."""
+    """Overrides of `submit` for these."""
     return [
         f"name={NAME}", f"paths.data={data}", f"paths.output={output}", "source=image",
         "workers=0", "device=cpu", *more,
