@@ -1,4 +1,4 @@
-"""Damaged DICOM files, as many as one asks for: seeded, so that each can be made again."""
+"""Damaged DICOM files, seeded and so reproducible."""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -50,11 +50,15 @@ class Damaged:
 
 
 def damaged_files(syntax: str, count: int, seed: int = 0) -> Iterator[Damaged]:
-    """Yield damaged files of a syntax, every kind in its turn; same arguments, same files."""
+    """Yield damaged files of a syntax, each kind in turn; same arguments, same files."""
     if syntax == "deflated":  # its elements are not to be found in the file
-        kinds = {kind: _KINDS[kind] for kind in _OF_DEFLATED}
+        kinds = {kind: _KINDS[kind] for kind in _DEFLATED_KINDS}
     else:
-        kinds = _KINDS | (_COMPRESSED if syntax != "raw" else _RAW) | _OF_SYNTAX.get(syntax, {})
+        kinds = (
+            _KINDS
+            | (_COMPRESSED_KINDS if syntax != "raw" else _RAW_KINDS)
+            | _SYNTAX_KINDS.get(syntax, {})
+        )
     names = list(kinds)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -63,7 +67,7 @@ def damaged_files(syntax: str, count: int, seed: int = 0) -> Iterator[Damaged]:
         yield Damaged(kind, kinds[kind](whole, rng), pixels)
 
 
-# What may become of each kind; of all others: refused.
+# Permitted outcomes of each kind; all others must be refused.
 EXPECTED = {
     "padding": {"unchanged"},
     "length": {"refused", "unchanged"},
@@ -96,7 +100,7 @@ def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
     low = -(2 ** (bits - 1)) if dtype == np.int16 else 0
     pixels = np.rint(np.clip(smooth, 0, 1) * (2**bits - 1) + low).astype(dtype)
     if syntax in ("jpeg_predicted", "jpeg_lossy", "deflated"):
-        return _whole_of_rare(syntax, pixels, bits, variant)
+        return _whole_rare(syntax, pixels, bits, variant)
     with TemporaryDirectory() as folder:
         path = write_dicom(Path(folder) / "a.dcm", pixels, bits=bits, syntax=syntax)
         if syntax == "raw" and variant % 2:
@@ -106,7 +110,7 @@ def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
         return pixels, path.read_bytes()
 
 
-def _whole_of_rare(
+def _whole_rare(
     syntax: str, pixels: np.ndarray, bits: int, variant: int
 ) -> tuple[np.ndarray, bytes]:
     """The same of syntaxes that GDCM does not write."""
@@ -281,7 +285,7 @@ def _shorter_pixels(whole: bytes, rng: np.random.Generator) -> bytes:
     return _with(whole, PixelData=content[: int(rng.integers(0, len(content) // 2)) * 2 or 2])
 
 
-_RAW: dict[str, Damage] = {"frame cut": _shorter_pixels}
+_RAW_KINDS: dict[str, Damage] = {"frame cut": _shorter_pixels}
 
 
 def _frame_cut(whole: bytes, rng: np.random.Generator) -> bytes:
@@ -297,7 +301,7 @@ def _noise_frame(whole: bytes, rng: np.random.Generator) -> bytes:
     return _with_frame(whole, rng.bytes(int(rng.integers(2, 4000))))
 
 
-_COMPRESSED: dict[str, Damage] = {
+_COMPRESSED_KINDS: dict[str, Damage] = {
     "frame cut": _frame_cut,
     "padding": _padding,
     "noise as frame": _noise_frame,
@@ -312,14 +316,14 @@ def _cut_and_closed(whole: bytes, rng: np.random.Generator) -> bytes:
 
 def _jpeg2000_bomb(whole: bytes, rng: np.random.Generator) -> bytes:
     """Header and codestream agree on a size that is not there."""
-    return _jpeg2000_of(whole, _BOMB)
+    return _jpeg2000_resized(whole, _BOMB)
 
 
 def _jpeg2000_larger(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _jpeg2000_of(whole, int(rng.integers(1000, 8000)))
+    return _jpeg2000_resized(whole, int(rng.integers(1000, 8000)))
 
 
-def _jpeg2000_of(whole: bytes, size: int) -> bytes:
+def _jpeg2000_resized(whole: bytes, size: int) -> bytes:
     frame = bytearray(_frame(whole))
     struct.pack_into(">II", frame, 8, size, size)
     struct.pack_into(">II", frame, 24, size, size)  # one tile
@@ -342,14 +346,14 @@ def _jpeg2000_coding(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _jpeg_bomb(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _jpeg_of(whole, _BOMB)
+    return _jpeg_resized(whole, _BOMB)
 
 
 def _jpeg_larger(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _jpeg_of(whole, int(rng.integers(1000, 8000)))
+    return _jpeg_resized(whole, int(rng.integers(1000, 8000)))
 
 
-def _jpeg_of(whole: bytes, size: int) -> bytes:
+def _jpeg_resized(whole: bytes, size: int) -> bytes:
     frame = bytearray(_frame(whole))
     for marker in (b"\xff\xc3", b"\xff\xf7", b"\xff\xc0"):
         if marker in frame:
@@ -358,12 +362,12 @@ def _jpeg_of(whole: bytes, size: int) -> bytes:
     raise AssertionError("no frame header")
 
 
-_OF_JPEG: dict[str, Damage] = {
+_JPEG_KINDS: dict[str, Damage] = {
     "frame cut and closed": _cut_and_closed,
     "bomb in both": _jpeg_bomb,
     "larger": _jpeg_larger,
 }
-_OF_SYNTAX: dict[str, dict[str, Damage]] = {
+_SYNTAX_KINDS: dict[str, dict[str, Damage]] = {
     "jpeg2000": {
         "frame cut and closed": _cut_and_closed,
         "bomb in both": _jpeg2000_bomb,
@@ -371,9 +375,9 @@ _OF_SYNTAX: dict[str, dict[str, Damage]] = {
         "tiles": _jpeg2000_tiles,
         "coding": _jpeg2000_coding,
     },
-    "jpeg": _OF_JPEG,
-    "jpeg_ls": _OF_JPEG,
-    "jpeg_predicted": _OF_JPEG,
-    "jpeg_lossy": _OF_JPEG,
+    "jpeg": _JPEG_KINDS,
+    "jpeg_ls": _JPEG_KINDS,
+    "jpeg_predicted": _JPEG_KINDS,
+    "jpeg_lossy": _JPEG_KINDS,
 }
-_OF_DEFLATED = ("cut", "cut near the end", "bits of the file", "lie", "size swapped", "bomb")
+_DEFLATED_KINDS = ("cut", "cut near the end", "bits of the file", "lie", "size swapped", "bomb")

@@ -1,4 +1,4 @@
-"""Prepared crops from disk."""
+"""Prepared crops: reading, conversion, intensity statistics."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +16,10 @@ Crop = NDArray[np.unsignedinteger[Any]]  # (H, W), uint8 or uint16, tissue brigh
 
 
 def as_training_input(crop: Crop) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Crops of 8 bits as they are, those of 16 bits as float32 in [0, 1].
+    """Convert crops of 16 bits to float32 in [0, 1]; those of 8 bits are returned unchanged.
 
-    uint8 is a quarter of the memory on its way to the device; of uint16, augmentation and torch
-    know too little.
+    uint8 needs a quarter of the memory on its way to the device. Augmentation and torch support
+    uint16 poorly.
     """
     return crop if crop.dtype == np.uint8 else crop.astype(np.float32) / np.float32(65535)
 
@@ -56,7 +56,7 @@ def read_crops(files: Iterable[Path]) -> Mapping[Path, Crop]:
     """Read many crops into memory, once per process as long as the files do not change.
 
     Returns:
-        The crops by file. The arrays are read-only: other callers have the same ones.
+        The crops by file. The arrays are read-only, because callers share them.
 
     Raises:
         InputError: as `read_crop`.
@@ -80,7 +80,7 @@ def _read_crops(stamps: tuple[tuple[Path, int, int], ...]) -> Mapping[Path, Crop
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 99.9)
 _BINS = 16
-_SPARSE = 10  # pixels; of a breast with fewer there is nothing to say
+_SPARSE = 10  # pixels; a breast with fewer has no statistics
 
 FEATURES = (
     "area",
@@ -97,9 +97,9 @@ FEATURES = (
 
 
 def intensity_statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Statistics of the grey values of the breast, and of the steps between neighbours in it.
+    """Compute statistics of the breast's grey values and gradient, as features of a baseline.
 
-    The breast is what is above 0, the background of a crop.
+    The breast is where pixels are above 0, the background of a crop.
 
     Args:
         pixels: (H, W), a crop.
@@ -107,7 +107,7 @@ def intensity_statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     Returns:
         (len(FEATURES),): share of the frame; moments and percentiles in grey levels; share of each
         of 16 bins of 16 levels; mean, mean square and 99th percentile of the gradient's length in
-        levels per pixel. All but the area are NaN where hardly a pixel is above 0.
+        levels per pixel. All but the area are NaN below 10 pixels.
     """
     breast = pixels > 0
     count = int(breast.sum())

@@ -1,4 +1,4 @@
-"""Quality flags: what a reader should know about an image before trusting a score of it."""
+"""Quality flags: reasons for caution with the score of an image."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class QualityFlag(StrEnum):
     The order is the order of display; `tables.study_results.QUALITY_FLAGS` explains each.
     """
 
-    # From the pixels and the presentation attributes of the header
+    # From the pixels and the display transform
     NO_WINDOW = "no window"
     WINDOW_DISCARDED = "window discarded"
     LUT_DISCARDED = "lookup table discarded"
