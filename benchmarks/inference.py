@@ -58,7 +58,7 @@ from rich.table import Table
 from timing import median_and_range
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.preparation.sandbox import source_hash
+from rsna_bcd.preparation.engine import source_hash
 
 STAGE = "stage"
 TEST_IMAGES = 32_000  # images of the competition's test set, about

@@ -1,56 +1,58 @@
-"""Threads of a dask cluster: a scheduler that runs already, and workers that come, go and die.
+"""A dask cluster: a scheduler that runs already, and workers that join, leave and die.
 
     dask scheduler                       # prints its address, tcp://host:8786
-    dask worker tcp://host:8786          # on each machine: one program, a thread a core
+    dask worker tcp://host:8786          # on each machine: one program, one thread per core
 
-Tasks die in processes of their own (`sandbox`), not with the worker. So a worker that is lost says
-nothing about the tasks that it had, though the scheduler gives them up for it when that happens to
-them a few times (its allowed-failures): they are submitted again.
+Tasks run in processes of their own (`WorkerPool`), so they do not kill the worker. A worker that is
+lost therefore says nothing about its tasks. The scheduler gives up a task that lost a few workers
+(its allowed-failures): it is submitted again.
 """
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Set
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import dask
-from distributed import Client, Future, Security
+from distributed import Client, Future, Security, get_worker
 from distributed.core import rpc
 from distributed.scheduler import KilledWorker
 
-from rsna_bcd.errors import InputError
-from rsna_bcd.preparation import sandbox
-from rsna_bcd.preparation.sandbox import Job, Outcome, SandboxError
+from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.preparation.engine import Job, Outcome, WorkerPool, pack, source_hash
 
 _LOOK_SECONDS = 2  # between looks at which workers there are
 _ANSWER_SECONDS = 10  # for a scheduler to answer
 _NO_WORKER_SECONDS = 60  # to be without any worker
+_IDLE_SECONDS = 60  # after which a worker ends the processes of a run
 _SUBMISSIONS = 4  # of a task, each of which the scheduler gave up
-_KEPT = "What is done is kept: run the same command to go on."
+_RESUME = "What is done is kept: run the same command to resume."
 
 _log = logging.getLogger(__name__)
 
 
 class Cluster:
-    """Submits tasks, hands back what they came to, and keeps an eye on the workers.
+    """Submits tasks, returns their outcomes, and watches the workers.
 
     Raises:
         InputError: no scheduler answers, no worker comes, they have another version of this
             package, or the scheduler was lost.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, job: Job) -> None:
         for logger in ("distributed", "distributed.client"):
-            # For good: some speak up after the end. What matters comes as a result or an error.
+            # Never reset: some log after the end. What matters comes as a result or an error.
             logging.getLogger(logger).setLevel(logging.CRITICAL)
-        self._address = address
-        self._client = _connected(address)
-        self._in_flight: dict[str, tuple[Job, bytes, int]] = {}  # with the number of submissions
+        self._address, self._job = address, job
+        self._client = _connect(address)
+        self._in_flight: dict[str, tuple[bytes, int]] = {}  # with the number of submissions
         self._submitted = 0
         self._done: SimpleQueue[tuple[str, Outcome | None] | Exception] = SimpleQueue()
         self._collecting = threading.Lock()
@@ -70,15 +72,15 @@ class Cluster:
         """Threads of all workers; one if there is none yet, for tasks to wait at the scheduler."""
         return max(self._threads, 1)
 
-    def submit(self, job: Job, task: bytes) -> str:
-        """Have a task worked on; the name that it has until it is done."""
+    def submit(self, task: bytes) -> str:
+        """Queue a task; the name that it has until it is done."""
         self._submitted += 1
         name = str(self._submitted)
-        self._send(name, job, task, 1)
+        self._send(name, task, 1)
         return name
 
     def next_done(self, *, wait: bool = True) -> tuple[str, Outcome] | None:
-        """A task that is done: its name and what it came to; None if there is none by now."""
+        """A task that is done, by name; None if there is none for now."""
         while True:
             if time.monotonic() - self._looked_at > _LOOK_SECONDS:
                 self._look()
@@ -87,30 +89,35 @@ class Cluster:
             except Empty:
                 return None
             if isinstance(done, Exception):
-                raise self._explained(done) from done
+                if isinstance(done, CancelledError | OSError):
+                    raise self._lost() from done
+                raise self._incompatible("The scheduler, or a worker,", done) from done
             name, outcome = done
-            job, task, submissions = self._in_flight.pop(name)
-            if outcome is not None:
-                return name, outcome
-            if submissions == _SUBMISSIONS:
-                return name, Outcome(None, "again and again the workers died that had it", 0.0)
-            self._send(name, job, task, submissions + 1)
+            task, submissions = self._in_flight.pop(name)
+            if outcome is None and submissions < _SUBMISSIONS:
+                self._send(name, task, submissions + 1)
+                continue
+            if outcome is None:
+                outcome = Outcome(reason=f"{_SUBMISSIONS} times the workers died that had it")
+            if outcome.error is not None and not isinstance(outcome.error, StorageError):
+                raise InputError(f"{outcome.error} {_RESUME}")
+            return name, outcome
 
     def close(self) -> None:
-        """Let go of the tasks; scheduler and workers stay."""
+        """Drop the tasks; scheduler and workers stay, and end the processes once they are idle."""
         self._closed = True
         if self._collecting.acquire(timeout=1):  # in the middle of it, dask would wait and protest
             self._collecting.release()
         self._client.close()
 
-    def _send(self, name: str, job: Job, task: bytes, submissions: int) -> None:
-        self._in_flight[name] = job, task, submissions
-        future = self._client.submit(sandbox.work, job, task, pure=False)
-        # Which also keeps it: dask drops what nobody has.
+    def _send(self, name: str, task: bytes, submissions: int) -> None:
+        self._in_flight[name] = task, submissions
+        future = self._client.submit(work, self._job, task, pure=False)
+        # The callback also holds a reference: dask drops futures without one.
         future.add_done_callback(partial(self._collect, name))
 
     def _collect(self, name: str, future: Future) -> None:
-        """Fetch what a task came to; in a thread of dask, so that no interrupt gets between."""
+        """Fetch an outcome; in a thread of dask, where no interrupt can cut it short."""
         with self._collecting:
             if self._closed or future.cancelled():
                 self._done.put(CancelledError())
@@ -123,14 +130,6 @@ class Cluster:
                 self._done.put((name, None))
             except Exception as error:  # noqa: BLE001 - raised where the results are awaited
                 self._done.put(error)
-
-    def _explained(self, error: Exception) -> Exception:
-        """What the user needs to know of an error that is not the tasks'."""
-        if isinstance(error, SandboxError):
-            return InputError(f"{error} {_KEPT}")
-        if isinstance(error, (CancelledError, OSError)):
-            return self._lost()
-        return self._unfit("The scheduler, or a worker,", error)
 
     def _look(self) -> None:
         """Count the threads of the workers, which come and go."""
@@ -146,35 +145,35 @@ class Cluster:
         elif self._looked_at - self._worked_at > _NO_WORKER_SECONDS:
             raise InputError(
                 f"The scheduler at cluster.address={self._address} has had no worker for "
-                f"{_NO_WORKER_SECONDS} s. Start some with `dask worker {self._address}`. {_KEPT}"
+                f"{_NO_WORKER_SECONDS} s. Start some with `dask worker {self._address}`. {_RESUME}"
             )
 
     def _check(self, workers: Set[str]) -> None:
-        """Refuse workers that cannot import the sandbox: a task would end their connection."""
+        """Refuse workers that cannot import this package: a task would end their connection."""
         if not workers:
             return
-        answers = self._client.run(sandbox.pack, None, workers=list(workers), on_error="return")
+        answers = self._client.run(pack, None, workers=list(workers), on_error="return")
         for worker, answer in answers.items():
             if isinstance(answer, Exception) and not isinstance(answer, OSError):  # that one left
-                raise self._unfit(f"The worker at {worker}", answer)
+                raise self._incompatible(f"The worker at {worker}", answer)
 
-    def _unfit(self, what: str, error: Exception) -> InputError:
+    def _incompatible(self, what: str, error: Exception) -> InputError:
         why = str(error).partition("\n")[0]
         return InputError(
             f"{what} of cluster.address={self._address} cannot work for this run ({why}). Install "
             "this version of rsna_bcd, and of dask, on all machines of the cluster and start "
-            "scheduler and workers anew."
+            "scheduler and workers again."
         )
 
     def _lost(self) -> InputError:
         return InputError(
             f"The scheduler at cluster.address={self._address} was lost. Start it again, and its "
-            f"workers. {_KEPT}"
+            f"workers. {_RESUME}"
         )
 
 
-def _connected(address: str) -> Client:
-    """A client of the scheduler at an address."""
+def _connect(address: str) -> Client:
+    """Connect to the scheduler at an address."""
     settings = {"distributed.comm.timeouts.connect": f"{_ANSWER_SECONDS}s"}
     client = None
     try:
@@ -200,3 +199,56 @@ async def _identity(address: str) -> None:
     security = Security().get_connection_args("client")
     async with rpc(address, timeout=_ANSWER_SECONDS, connection_args=security) as scheduler:
         await scheduler.identity(n_workers=0)
+
+
+# In a worker.
+
+_lock = threading.Lock()
+_pools: dict[str, WorkerPool] = {}  # by run
+_calls: dict[str, int] = {}  # at work now
+_last_call: dict[str, float] = {}
+
+
+def work(job: Job, task: bytes) -> Outcome:
+    """Run a task in the processes that this worker has for its job, one per thread."""
+    with _lock:
+        if job.run not in _pools:
+            here = f"The worker on {os.uname().nodename}"
+            if job.sources != source_hash():
+                package = Path(__file__).parents[1]
+                problem = (
+                    f"{here} has other sources of rsna_bcd ({package}) than this process. Install "
+                    "the same version there."
+                )
+                return Outcome(error=InputError(problem))
+            try:
+                os.listdir(job.folder)  # noqa: PTH208 - raises what `os.chdir` would
+            except OSError as error:
+                problem = (
+                    f"{here} cannot enter the folder {job.folder}: {error.strerror}. Start from a "
+                    "folder that all machines share."
+                )
+                return Outcome(error=InputError(problem))
+            _pools[job.run] = WorkerPool(job, get_worker().state.nthreads)
+            _calls[job.run] = 0
+            threading.Thread(target=_close_when_idle, args=(job.run,), daemon=True).start()
+        _calls[job.run] += 1
+    try:
+        return _pools[job.run].call(task)
+    except InputError as error:
+        return Outcome(error=error)
+    finally:
+        with _lock:
+            _calls[job.run] -= 1
+            _last_call[job.run] = time.monotonic()
+
+
+def _close_when_idle(run: str) -> None:
+    """End the processes of a run that sends no more tasks: its main process may be gone."""
+    while True:
+        time.sleep(1)
+        with _lock:
+            if not _calls[run] and time.monotonic() - _last_call[run] > _IDLE_SECONDS:
+                pool = _pools.pop(run)
+                break
+    pool.close()

@@ -1,12 +1,11 @@
 """Processes that tasks run in: what they survive, and what they may take."""
 
 import ctypes
-import dataclasses
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.preparation import sandbox
-from rsna_bcd.preparation.engine import Result, run
+from rsna_bcd.preparation.engine import Job, Result, WorkerPool, pack, run
 
 
 def outcomes(
@@ -90,15 +88,40 @@ def test_processes_share_the_cores_and_the_folder(monkeypatch: pytest.MonkeyPatc
     assert outcomes(show_surroundings, 0)[0].value == (1, "1", str(Path.cwd()))
 
 
-def test_a_worker_that_cannot_start_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = sandbox.Job("run", sandbox.pack(hang), str(Path.cwd()), None, 1, 1)
-    there = dataclasses.replace(here, run="another", sources=sandbox.source_hash())
-    node = f"The worker on {os.uname().nodename}: "
-    for interpreter, problem in (("/bin/false", "A process ended"), ("/nowhere", "No process")):
-        monkeypatch.setattr(sys, "executable", interpreter)
-        for job, start in ((here, problem), (there, node + problem)):
-            with pytest.raises(sandbox.SandboxError, match=f"^{start}"):
-                sandbox.work(job, b"")
+@pytest.mark.parametrize("executable", ["/bin/false", "/nowhere"])
+@pytest.mark.parametrize("sources", [None, "hash"])
+def test_run_explains_that_processes_cannot_start(executable: str, sources: str | None) -> None:
+    job = Job("run", pack(hang), str(Path.cwd()), sources, 1, 1)
+    node = "" if sources is None else f"The worker on {os.uname().nodename}: "
+    before = spawn.get_executable()
+    spawn.set_executable(executable)
+    pool = WorkerPool(job, 1)
+    try:
+        with pytest.raises(InputError, match=f"^{node}Processes cannot be started"):
+            raise pool.call(pack(0)).error or AssertionError
+    finally:
+        spawn.set_executable(before)
+        pool.close()
+
+
+def test_run_goes_on_when_an_idle_process_is_killed() -> None:
+    """As the kernel does that is short of memory; pebble gives such a pool up."""
+    results = run(process_id, ((n, n) for n in range(60)), workers=1)
+    done = [next(results)]
+    while len(done) < 60:
+        if len(done) == 3:
+            time.sleep(0.3)  # all in flight are done
+            os.kill(done[0].value or 0, signal.SIGKILL)
+            time.sleep(0.3)
+        done.append(next(results))
+    assert sorted(result.key for result in done) == list(range(60))
+    assert not [result.reason for result in done if result.reason]
+    assert len({result.value for result in done}) == 2
+    results.close()
+
+
+def process_id(task: int) -> int:
+    return os.getpid()
 
 
 class Unpackable:
