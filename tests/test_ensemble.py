@@ -161,8 +161,8 @@ def test_old_thresholds_never_stand_beside_new_rows(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["members=[b5,small]"], "this threshold calls fewer of it; threshold=recall_rate"),
-        (["members=[b5,small]", "threshold=recall_rate"], "submit calls the same share instead"),
+        (["members=[b5,small]"], "threshold=recall_rate keeps the rate"),
+        (["members=[b5,small]", "threshold=recall_rate"], "submit keeps the recall rate instead"),
         (["members=[alone]"], None),
     ],
 )
@@ -176,7 +176,7 @@ def test_it_says_what_becomes_of_the_threshold_on_a_test_set(
     save_run(output / "runs" / "alone", oof(range(100), 0))
     fit("name=said", *settings)
     printed = " ".join(capsys.readouterr().out.split())
-    assert (said in printed) if said is not None else ("same share" not in printed)
+    assert (said in printed) if said is not None else ("recall rate instead" not in printed)
 
 
 def test_optimistic_members_are_pointed_out(

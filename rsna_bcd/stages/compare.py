@@ -1,4 +1,4 @@
-"""`python -m rsna_bcd.compare`: all runs by score, or some of them on the same breasts."""
+"""`python -m rsna_bcd.compare`: rank all runs by score, or compare some on the same breasts."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import write_csv
+from rsna_bcd.files import write_csv, write_file
 from rsna_bcd.reporting.leaderboard import (
     Scoring,
     finished_runs,
@@ -27,7 +27,7 @@ from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.predictions import align, read_run, trained_folds
 
-_BASELINE = "baseline"  # what differences are from, where nothing else is asked for
+_BASELINE = "baseline"  # the default reference of differences
 
 
 def compare(cfg: DictConfig) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def compare(cfg: DictConfig) -> dict[str, Any]:
 
     pF1 is that of decisions whose threshold was fitted on other patients, the same groups of them
     for every run. Its intervals and differences take these decisions as given: no threshold is
-    fitted anew in a resample, so they leave the thresholds' own uncertainty out.
+    fitted again in a resample, so they leave out the uncertainty of the thresholds.
 
     Raises:
         InputError: a run of a list is absent or unfinished, or the runs hold different breasts; or
@@ -45,10 +45,10 @@ def compare(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _overview(cfg: DictConfig) -> dict[str, Any]:
-    """Rank all runs that match; what is not finished is listed.
+    """Rank all runs that match the pattern; unfinished ones are listed.
 
     Returns:
-        `metric`, `reference`, and by run what `reporting.leaderboard.leaderboard_frame` has.
+        `metric`, `reference`, and `runs`, the rows of `reporting.leaderboard.leaderboard_frame`.
     """
     runs = Path(cfg.paths.output) / "runs"
     pattern = "*" if cfg.runs is None else str(cfg.runs)
@@ -102,7 +102,9 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
         `folds`, `breasts`, `positives`, and for each run its `score` and, but for the first, its
         `difference` from the first.
     """
-    names = _names(cfg)
+    names = [str(name) for name in cfg.runs]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"runs={cfg.runs} must be a list of different runs, such as runs=[a,b].")
     runs = Path(cfg.paths.output) / "runs"
     folds = _folds(cfg, {name: runs / name for name in names})
     rows, probabilities = align({name: read_run(runs / name, folds) for name in names})
@@ -144,19 +146,11 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
 def _write_json(result: dict[str, Any], cfg: DictConfig) -> None:
     if cfg.json is not None:
         text = json.dumps(result, indent=2, default=asdict) + "\n"  # intervals become dicts
-        Path(cfg.json).write_text(text, encoding="utf-8")
-
-
-def _names(cfg: DictConfig) -> list[str]:
-    """The runs asked for."""
-    names = [str(name) for name in cfg.runs]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"runs={cfg.runs} must be a list of different runs, such as runs=[a,b].")
-    return names
+        write_file(Path(cfg.json), text)
 
 
 def _folds(cfg: DictConfig, runs: Mapping[str, Path]) -> list[int]:
-    """The folds asked for, or those that every run has."""
+    """The folds of the settings, or those that every run has."""
     if cfg.fold is not None:
         return list(cfg.fold) if OmegaConf.is_list(cfg.fold) else [cfg.fold]
     trained = {name: set(trained_folds(run)) for name, run in runs.items()}
@@ -168,14 +162,14 @@ def _folds(cfg: DictConfig, runs: Mapping[str, Path]) -> list[int]:
 
 
 def _show(comparison: dict[str, Any]) -> None:
-    """Print a row a run and score."""
+    """Print one row per run and score."""
     title = (
         f"{comparison['breasts']} breasts of fold {', '.join(map(str, comparison['folds']))}, "
         f"{comparison['positives']} with cancer"
     )
     first = next(iter(comparison["runs"]))
     headings = ("", "value (95 % interval)", f"difference from {first}", "p")
-    caption = "pf1: decisions as given, no threshold fitted anew in the resamples"
+    caption = "pf1: decisions as given, thresholds not fitted again in the resamples"
     # Fits into 80 columns.
     table = Table(*headings, title=title, caption=caption, box=SIMPLE, pad_edge=False)
     for name, run in comparison["runs"].items():

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import parts_sha256
+from rsna_bcd.files import parts_sha256, write_file
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
 from rsna_bcd.inference.run import check_current
 from rsna_bcd.scoring.ensemble import FILE_NAME, read_ensemble
@@ -30,11 +30,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Score a submission by breast, print the table and write `evaluation.json`.
 
     Returns:
-        What was written: counts, and scores with their intervals.
+        The contents of the file: counts, and scores with their intervals.
 
     Raises:
-        InputError: submission, labels or the crops of the baseline are absent or do not fit each
-            other, or the labels are all alike.
+        InputError: submission, labels or the crops of the baseline are absent or do not match, or
+            the labels are all equal.
     """
     folder = Path(cfg.paths.output) / "submissions" / str(cfg.name)
     _check_current(cfg, folder)
@@ -69,12 +69,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         evaluation["baseline"] = bootstrap_metrics(RANKING, labels, tree, **rest)
     _show(evaluation)
     text = json.dumps(evaluation, indent=2, default=asdict) + "\n"  # an Interval becomes a dict
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    write_file(folder / "evaluation.json", text)
     return evaluation
 
 
 def _check_current(cfg: DictConfig, folder: Path) -> None:
-    """Refuse a submission of other networks, or of another threshold, than there are now."""
+    """Refuse a submission of older networks, or of an older threshold."""
     file = Path(cfg.paths.output) / "ensembles" / str(cfg.name) / FILE_NAME
     if not file.is_file():
         return
@@ -82,7 +82,6 @@ def _check_current(cfg: DictConfig, folder: Path) -> None:
     summary = folder / "summary.json"
     if not summary.is_file():
         return
-
     asked = json.loads(summary.read_text(encoding="utf-8")).get("asked", {})
     if asked.get("ensemble") not in (None, parts_sha256(file.read_bytes())):
         raise InputError(

@@ -1,0 +1,195 @@
+"""The inputs of an ensemble: its settings, and its members' records and out-of-fold rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from rsna_bcd.errors import InputError, difference
+from rsna_bcd.inference.run import fold_hashes
+from rsna_bcd.scoring.blend import BlendMethod, blend
+from rsna_bcd.scoring.calibration import CalibrationMethod
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter, Members
+from rsna_bcd.scoring.ensemble import Member, PolicyName
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate
+from rsna_bcd.tables.images import breast_sites, read_images
+from rsna_bcd.tables.predictions import align, by_aggregation, check_informative, read_run
+from rsna_bcd.targets import with_current_targets
+
+_LONGEST = 255  # bytes, of a name on common file systems
+
+
+def read_fitter(cfg: DictConfig) -> EnsembleFitter:
+    """What the settings leave to be fitted; invalid ones are refused before anything is read."""
+    names = [str(name) for name in cfg.members] if OmegaConf.is_list(cfg.members) else []
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"members={cfg.members} must be a list of different runs, such as members=[b5,small]."
+        )
+    if len(str(cfg.name).encode()) > _LONGEST:
+        raise InputError(
+            f"The name {str(cfg.name)[:40]}... is longer than a folder's may be, {_LONGEST} bytes. "
+            "Give the ensemble a shorter one: name=..."
+        )
+    for key, known in (
+        ("threshold", get_args(PolicyName)),
+        ("rule", ("own", "auto")),
+        ("blend", get_args(BlendMethod)),
+        ("calibration", ("none", *get_args(CalibrationMethod))),
+    ):
+        if cfg[key] not in known:
+            raise InputError(f"{key} is {' or '.join(known)}, not {cfg[key]!r}.")
+    for key, least, meaning in (
+        ("by_site", 1, "positives, or null"),
+        ("groups", 2, "groups of patients"),
+        ("resamples", 1, "resamples of the patients"),
+        ("seed", 0, "a seed"),
+    ):
+        value = cfg[key]
+        optional = value is None and key == "by_site"
+        if not optional and (type(value) is not int or value < least):  # true is an int, too
+            raise InputError(f"{key}={value} must be a whole number ({meaning}), {least} or more.")
+    rate = cfg.recall_rate
+    if rate is not None and (type(rate) is not float or not 0 < rate < 1):
+        raise InputError(f"recall_rate={rate} is not between 0 and 1, as .035 is, nor null.")
+    if cfg.blend == "rank_mean" and cfg.calibration == "temperature":
+        raise InputError(
+            "calibration=temperature scales logits around one half, which ranks put at the median "
+            "breast. With blend=rank_mean use calibration=platt or isotonic."
+        )
+    by_rate = cfg.threshold == "recall_rate"
+    if not by_rate and rate is not None:
+        raise InputError("recall_rate= is for threshold=recall_rate; pf1 chooses its own rate.")
+    if by_rate and cfg.by_site is not None:
+        raise InputError(
+            "by_site= is for threshold=pf1: a recall rate is kept over the whole test set, whatever"
+            " the sites in it. Set one of them."
+        )
+    return EnsembleFitter(
+        blend=cfg.blend,
+        weights=_weights(cfg.weights, len(names)),
+        policy=RecallRate(rate) if by_rate else BestPf1(by_site=cfg.by_site),
+        calibration=None if cfg.calibration == "none" else cfg.calibration,
+        names=tuple(names),
+    )
+
+
+def _weights(setting: Any, n_members: int) -> tuple[float, ...] | None:
+    """One per member; None where they are to be fitted."""
+    if setting == "fitted":
+        return None
+    if setting is None:
+        return (1.0,) * n_members
+    if not OmegaConf.is_list(setting):
+        raise InputError(f"weights is null, fitted or [2, 1], not {setting!r}.")
+    weights = list(setting)
+    if not all(type(weight) in (int, float) for weight in weights):
+        raise InputError(f"weights={weights} must be {n_members} numbers, one per member.")
+    blend([[0.0]] * n_members, "mean", weights)  # refuses invalid ones
+    return tuple(float(weight) for weight in weights)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold rows of several runs.
+
+    Attributes:
+        rows: Labels and identifiers of (N,) breasts.
+        runs: The members; weights and ranks are yet to be fitted.
+        members: Their probabilities of `rows`, under each rule that may be chosen.
+        unreadable: (N,), True where no member could read an image, so that all have the prior.
+    """
+
+    rows: pd.DataFrame
+    runs: tuple[Member, ...]
+    members: Members
+    unreadable: NDArray[np.bool_]
+
+
+def read_members(output: Path, names: Sequence[str], *, every_rule: bool) -> OutOfFold:
+    """Read runs that hold the same breasts.
+
+    Args:
+        output: Holds `runs/<name>`.
+        names: Of the runs.
+        every_rule: Also under the other rule from images to a breast than a run's own.
+
+    Raises:
+        InputError: a run is absent, unfinished, constant, lacks breasts that another has, or has
+            folds with different settings.
+    """
+    tables = {name: read_run(output / "runs" / name) for name in names}
+    for name, table in tables.items():
+        check_informative(name, table)
+    rows, _ = align(tables)
+    runs = tuple(_read_member(output / "runs" / name, table) for name, table in tables.items())
+    members = []
+    for run in runs:
+        table = tables[run.name]
+        by_rule = {run.rule: table.set_index("prediction_id")["probability"]}
+        if every_rule:
+            by_rule = by_aggregation(output / "runs" / run.name, table, run.rule)
+        members.append(
+            {rule: p.loc[rows["prediction_id"]].to_numpy(np.float64) for rule, p in by_rule.items()}
+        )
+    unread = pd.concat([table.set_index("prediction_id")["unread"] for table in tables.values()])
+    unreadable = rows["prediction_id"].map(unread.groupby(level=0).min()).to_numpy(np.bool_)
+    return OutOfFold(rows, runs, members, unreadable)
+
+
+def read_sites(output: Path, member: Member, rows: pd.DataFrame) -> NDArray:
+    """The site of each of `rows`, from the table that the member was trained on."""
+    csv = output / "prepared" / member.dataset / member.crop / "train.csv"
+    if not csv.is_file():
+        raise InputError(
+            f"by_site= needs {csv}, which has the site of each breast. Prepare it again: "
+            f"`python -m rsna_bcd.prepare dataset={member.dataset} crop={member.crop}`."
+        )
+    sites = breast_sites(read_images(csv, "train"))
+    return rows["prediction_id"].map(sites).fillna("").to_numpy(dtype=str)
+
+
+def _read_member(run: Path, oof: pd.DataFrame) -> Member:
+    """A run from the records of its folds; rule and weight are yet to be fitted."""
+    folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
+    files = [run / f"fold{fold}" / "config.yaml" for fold in folds]
+    for file in files:
+        differing = "\n".join(f"  {x}" for x in difference(_record(files[0]), _record(file)))
+        if differing:
+            raise InputError(
+                f"Folds of {run.name} were trained with different settings ({files[0].parent.name} "
+                f"-> {file.parent.name}):\n{differing}\nTrain them alike, or give each its name."
+            )
+    record = OmegaConf.load(files[0])
+    keys = {"dataset": "dataset.name", "crop": "crop.name", "rule": "breast_rule"}
+    settings = {
+        name: OmegaConf.select(record, key) for name, key in (keys | {"select": "select"}).items()
+    }
+    absent = [keys.get(name, name) for name, value in settings.items() if value is None]
+    if absent:
+        raise InputError(f"{files[0]} lacks {', '.join(absent)}. Train this fold again.")
+    hashes = fold_hashes(run, folds, settings["select"])
+    return Member(name=run.name, folds=folds, weight=1.0, hashes=hashes, **settings)
+
+
+def _record(record_file: Path) -> dict[Any, Any]:
+    """All settings of a run but its fold, also where it starts from the same fold of another."""
+    if not record_file.is_file():
+        raise InputError(f"{record_file} does not exist. Train this fold again.")
+    record = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
+    assert isinstance(record, dict)
+    record.pop("rsna_bcd", None)  # the version
+    fold = record.pop("fold", None)
+    for run in record.get("starts_from", []):
+        if run["fold"] == fold:
+            run["fold"] = "the same"
+    for settings in (record, record.get("network", {})):
+        file = settings.get("checkpoint_path")
+        if file is not None:
+            settings["checkpoint_path"] = file.replace(f"/fold{fold}/", "/fold*/")
+    return record
