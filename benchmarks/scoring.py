@@ -1,4 +1,4 @@
-"""Scoring at the competition's size: from probabilities by image to intervals of cross-fitted decisions.
+"""Scoring at the competition's size: from image probabilities to intervals of pF1.
 
     OMP_NUM_THREADS=1 python benchmarks/scoring.py
     OMP_NUM_THREADS=1 python benchmarks/scoring.py image_predictions.csv --json scoring.json

@@ -19,8 +19,8 @@ from rsna_bcd.files import write_file
 from rsna_bcd.targets import with_current_targets
 
 _VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
-# What `prepare` takes where nothing else is chosen.
-_USUAL = {"dataset": "rsna", "crop": "h1024", "folds": "stratified", "paths": "local"}
+# The defaults of `prepare`.
+_DEFAULT_OPTIONS = {"dataset": "rsna", "crop": "h1024", "folds": "stratified", "paths": "local"}
 _PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*"  # as a text, Hydra needs no quotes around it,
 _KEYWORDS = {"null", "true", "false", "inf", "nan"}  # but for these, in any case
 
@@ -67,13 +67,13 @@ def check_same_config(
     root: str | None = None,
     cfg: DictConfig | None = None,
 ) -> bool:
-    """Check that a folder was made with the settings it is now asked for.
+    """Check that a folder was made with the settings of this run.
 
     Args:
         record_file: the `config.yaml` of the folder, present or not.
-        record: the settings asked for, plain dicts and lists.
+        record: the settings of this run, plain dicts and lists.
         overwrite: accept a folder made with other settings; the caller makes it from scratch.
-        remedy: what else one can do; the start of a sentence.
+        remedy: an alternative; the start of a sentence.
         root: name of the YAML that the settings follow from. Keys that the folder's record lacks,
             because it is older than they are, mean the defaults in it, or those of constructors.
         cfg: the configuration that `record` is from, where the record leaves out a `_target_`.
@@ -128,14 +128,14 @@ def format_override(value: Any) -> str:
 
 
 def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
-    """Say how to make the crops and folds that a configuration of `train` asks for.
+    """The command that makes the crops and folds of a `train` configuration.
 
     Args:
         cfg: composed, not resolved.
-        made: the record of the folder of crops, if there is one: how it was begun.
+        made: the record of the folder of crops; empty if there is none.
     """
     words = ["python", "-m", "rsna_bcd.prepare"]
-    for group, usual in _USUAL.items():
+    for group, usual in _DEFAULT_OPTIONS.items():
         option = selected_option(group, cfg) or usual
         if option != usual or group == "crop":
             words.append(f"{group}={option}")
@@ -149,7 +149,7 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
 
 
 def selected_option(group: str, cfg: DictConfig) -> str | None:
-    """The option of a group that a configuration has; None where that is not known.
+    """The selected option of a group; None if it is unknown.
 
     Args:
         group: of options.
@@ -165,7 +165,7 @@ def selected_option(group: str, cfg: DictConfig) -> str | None:
 
 
 def _overrides(prefix: str, usual: Any, value: Any) -> Iterator[str]:
-    """What to type to come from one value to another."""
+    """The overrides that change one value into another."""
     if prefix == "folds.assign":
         return  # which `train` refuses
     if isinstance(usual, dict) and isinstance(value, dict):
@@ -202,7 +202,7 @@ def load_option(group: str, option: str | None) -> dict[str, Any]:
 
 
 def _sources() -> list[Path]:
-    """Folders that configurations come from."""
+    """The folders of configuration files."""
     if not HydraConfig.initialized():
         return [Path(CONF)]
     sources = HydraConfig.get().runtime.config_sources
@@ -267,7 +267,7 @@ def _defaults(
     path: str,
     cfg: DictConfig | None,
 ) -> list[Any]:
-    """What a key that is not there may mean: by its YAML, by its constructor; else nothing."""
+    """Possible meanings of an absent key: the default of its YAML or of its constructor."""
     if name in _BEFORE:
         return [_BEFORE[name]]
     found = []

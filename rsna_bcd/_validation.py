@@ -41,7 +41,7 @@ _KINDS = {
     "string_too_short": "should not be empty",
     "too_short": "should not be empty",
 }
-# What only an object could satisfy: nothing that a configuration can get wrong.
+# Errors that no configuration can cause: the annotation wants a Python object.
 _OBJECTS = {"is_instance_of", "is_subclass_of", "callable_type", "needs_python_object"}
 
 Problem = tuple[str, str]  # the key, and what is wrong with it
@@ -70,11 +70,11 @@ class Strict:
 
 
 def missing(remedy: str, existing: str = "") -> Any:
-    """Describe a field that has no default.
+    """Declare a field without a default.
 
     Args:
-        remedy: what to type.
-        existing: pattern of the files of what may be meant, below a folder of `paths`:
+        remedy: the setting to type.
+        existing: pattern of the files of possible values, below a folder of `paths`:
             `models/ensembles/*/ensemble.json`.
     """
     return field(metadata={"remedy": remedy, "existing": existing})
@@ -91,7 +91,7 @@ def check_settings(schema: type, cfg: DictConfig, groups: Path) -> None:
         groups: the folder with a subfolder for each group of options.
 
     Raises:
-        InputError: unknown, absent or missing keys, or values of another kind: a line for each.
+        InputError: unknown, absent or missing keys, or values of another type: one line for each.
     """
     fields = {f.name: f for f in dataclasses.fields(schema)}
     problems = list(_unknown(cfg, fields))
@@ -111,7 +111,7 @@ def _unknown(cfg: DictConfig, fields: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def unknown_key(key: str, cfg: DictConfig) -> str:
-    """Say that there is no such key, and which one may be meant.
+    """The message for an unknown key, with the nearest known one.
 
     Args:
         key: dotted.
@@ -138,7 +138,7 @@ def unknown_key(key: str, cfg: DictConfig) -> str:
 
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
-    """All dotted keys, but for those behind a reference."""
+    """All dotted keys, except those behind a reference."""
     for key in cfg if OmegaConf.is_dict(cfg) else ():
         if key != HYDRA:
             yield f"{prefix}{key}"
@@ -147,7 +147,7 @@ def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _absent(cfg: DictConfig, fields: Mapping[str, Any], groups: Path) -> Iterator[Problem]:
-    """Keys that were deleted, and groups of which nothing was chosen."""
+    """Deleted keys, and groups without an option."""
     for key in fields:
         if key in cfg or OmegaConf.is_missing(cfg, key) or not _is_required(fields[key]):
             continue
@@ -158,11 +158,11 @@ def _absent(cfg: DictConfig, fields: Mapping[str, Any], groups: Path) -> Iterato
 
 
 def list_options(group: str, groups: Path) -> str:
-    """Say what can be chosen of a group of options.
+    """List the options of a group.
 
     Args:
         group: its name.
-        groups: the folder that its own is in.
+        groups: the folder of all groups.
     """
     options = sorted(file.stem for file in (groups / group).glob("*.yaml"))
     return f"choose one: {', '.join(f'{group}={option}' for option in options)}."
@@ -187,7 +187,7 @@ def _missing(cfg: DictConfig, schema: type, prefix: str = "") -> Iterator[Proble
 
 
 def _existing(cfg: DictConfig, pattern: str) -> str:
-    """Names of what is there."""
+    """The names of possible values, as the end of a message."""
     if not pattern:
         return ""
     key, folder, below = pattern.split("/", 2)
@@ -225,7 +225,7 @@ def _mistyped(cfg: DictConfig, schema: type) -> Iterator[Problem]:
 def check_value(
     cfg: DictConfig, path: tuple[str | int, ...], value: Any, kind: Any
 ) -> list[Problem]:
-    """Check a value against an annotation; a word for a flag becomes the flag in `cfg`.
+    """Check a value against an annotation; a word for a flag becomes a boolean in `cfg`.
 
     Args:
         cfg: the configuration that the value is in.
@@ -241,7 +241,7 @@ def check_value(
         if error["type"] == "bool_type" and str(found).lower() in _FLAGS:
             _set(cfg, path + place, _FLAGS[str(found).lower()])
             return check_value(cfg, path, _plain(cfg, path), kind)
-        wrong.setdefault(place, []).append(_what(error, path + place, cfg))
+        wrong.setdefault(place, []).append(_describe(error, path + place, cfg))
     problems: list[Problem] = []
     derived: list[Problem] = []
     for place, reasons in wrong.items():
@@ -272,13 +272,13 @@ def _refers(cfg: Any, path: tuple[str | int, ...]) -> bool:
 
 
 def _errors(value: Any, kind: Any) -> list[Any]:
-    """Why a value is not of a kind; empty where it is, or where nothing can be said."""
+    """Pydantic's errors; none for an annotation that describes no data."""
     try:
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
         own = isinstance(kind, type) and dataclasses.is_dataclass(kind)
         adapter = TypeAdapter(kind) if own else TypeAdapter(kind, config=config)
     except (PydanticUserError, PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
-        return []  # an annotation that describes no data
+        return []
     try:
         # As JSON, whose kinds are those of YAML: lists are tuples as well, but "1" is no number.
         adapter.validate_json(json.dumps(value, default=str), strict=True)
@@ -288,8 +288,8 @@ def _errors(value: Any, kind: Any) -> list[Any]:
     return []
 
 
-def _what(error: Any, path: tuple[str | int, ...], cfg: DictConfig) -> str:
-    """What is wrong, in words."""
+def _describe(error: Any, path: tuple[str | int, ...], cfg: DictConfig) -> str:
+    """The message for one error of Pydantic."""
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return unknown_key(".".join(map(str, path)), cfg)
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
@@ -302,7 +302,7 @@ def _what(error: Any, path: tuple[str | int, ...], cfg: DictConfig) -> str:
 
 
 def _locate(value: Any, location: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
-    """The part of a location that is in the value (the rest names members of a union), and it."""
+    """The part of a location inside the value (the rest names union members), and its value."""
     place: list[str | int] = []
     for part in location:
         is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
@@ -339,7 +339,7 @@ def check_arguments(cfg: DictConfig) -> None:
 
     Raises:
         InputError: a constructor that does not exist, an argument that it does not take, or a value
-            of another kind.
+            of another type.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
@@ -394,7 +394,7 @@ def _check_constructor(
 
 
 def _is_unresolved(value: Any) -> bool:
-    """Whether a value is not yet there: it refers to another, is made of a section, or missing."""
+    """Whether a value is still a reference, a section to be instantiated, or missing."""
     if isinstance(value, dict):
         return "_target_" in value or any(map(_is_unresolved, value.values()))
     if isinstance(value, list):
@@ -403,7 +403,7 @@ def _is_unresolved(value: Any) -> bool:
 
 
 def _annotation(constructor: Any, parameter: inspect.Parameter) -> Any:
-    """The annotation of a parameter, else the kind of its default; None where there is neither."""
+    """The annotation of a parameter, else the type of its default; None without either."""
     annotation, default = parameter.annotation, parameter.default
     if annotation is inspect.Parameter.empty:
         if isinstance(default, bool):

@@ -95,8 +95,7 @@ def test_an_arrow_that_does_not_exist_is_seen(monkeypatch: pytest.MonkeyPatch) -
     assert not ours(module) <= ALLOWED["tables"] | {"tables"}
 
 
-# Words of a private dialect, and names that the glossary replaced (`tell`: log; `of_x` and `x_of`: a
-# noun phrase).
+# Words of a private dialect, and names that the glossary replaced (`of_x` and `x_of` by nouns).
 DIALECT = re.compile(
     r"\b(anew|amiss|nobody|whoever|goes on|one row an?|has no say|taught besides|doubts?|judged"
     r"|shed|spent|settle|readings)\b",
