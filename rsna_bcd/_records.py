@@ -1,5 +1,6 @@
 """Records of settings beside results, compared with a configuration and the options in `conf/`."""
 
+import dataclasses
 import inspect
 import json
 import pkgutil
@@ -33,6 +34,11 @@ def select_settings(cfg: DictConfig, *keys: str) -> dict[str, Any]:
         else cfg[key]
         for key in keys
     }
+
+
+def recorded_keys(schema: type) -> list[str]:
+    """Names of the fields of a command's schema that are part of its record."""
+    return [f.name for f in dataclasses.fields(schema) if f.metadata.get("recorded", True)]
 
 
 def refuse_detours(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ dataclass has the kind and the range of each. Keys of a section with a `_target_
 of its constructor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -59,6 +59,11 @@ class Folds(Strict):
     assign: Section
 
 
+def unrecorded() -> Any:
+    """Describe a field that is no part of a record."""
+    return field(metadata={"recorded": False})
+
+
 @dataclass(kw_only=True)
 class Command(Strict):
     """What all commands have.
@@ -69,7 +74,7 @@ class Command(Strict):
     """
 
     written: ClassVar[tuple[str, ...]]
-    paths: Paths
+    paths: Paths = unrecorded()
 
 
 @dataclass(kw_only=True)
@@ -122,17 +127,21 @@ class Ema(Strict):
 
 @dataclass(kw_only=True)
 class Train(Command):
-    """`conf/train.yaml`."""
+    """`conf/train.yaml`.
+
+    Its keys are in the record of a run, which another run in the same folder must equal, unless
+    they are marked: as without effect on the result, or because the stage records a part of them.
+    """
 
     written = ("run_dir",)
-    dataset: Dataset
+    dataset: Dataset = unrecorded()
     crop: Section
-    folds: Folds
+    folds: Folds = unrecorded()
     augment: Section
     network: Section
     loss: Section
-    trainer: Section
-    logger: Section
+    trainer: Section = unrecorded()
+    logger: Section = unrecorded()
     name: Name = missing("give name=..., or experiment=..., which has a name")
     fold: Fold
     seed: Seed
@@ -148,10 +157,10 @@ class Train(Command):
     tta: Literal["none", "hflip"]
     select: Literal["last", "best"]
     patience: Positive | None
-    workers: Count | None
-    crops_in_memory: bool
-    resume: bool
-    overwrite: bool
+    workers: Count | None = unrecorded()
+    crops_in_memory: bool = unrecorded()
+    resume: bool = unrecorded()
+    overwrite: bool = unrecorded()
     views: Section
     ema: Ema
     mix: Section
@@ -159,14 +168,14 @@ class Train(Command):
     deep_weight: Annotated[float, Field(ge=0)]
     penalties: dict[str, float]
     compile: bool
-    run_dir: Text
-    prepared_dir: Text
-    folds_csv: Text
-    data: Section
+    run_dir: Text = unrecorded()
+    prepared_dir: Text = unrecorded()
+    folds_csv: Text = unrecorded()
+    data: Section = unrecorded()
     optimizer: Section
     scheduler: Section
-    classifier: Section
-    callbacks: Section
+    classifier: Section = unrecorded()
+    callbacks: Section = unrecorded()
 
 
 @dataclass(kw_only=True)

@@ -1,34 +1,44 @@
 """How a network is trained and judged. Knows Lightning; owns neither data nor files."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.losses import Criterion
 from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
-from rsna_bcd.models.optim import MakeOptimizer, ParameterGroups
+from rsna_bcd.models.optim import MakeOptimizer, MakeScheduler, ParameterGroups
 from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
 from rsna_bcd.scoring.metrics import DECISION, RANKING, Aggregation
 from rsna_bcd.tables.predictions import to_breasts
 
-MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps
+
+class TrainingData(Protocol):
+    """What the module must know of its data.
+
+    Attributes:
+        held_out: samples of validation, images or breasts as the network's `unit`; a batch's
+            `index` is the row.
+    """
+
+    held_out: pd.DataFrame
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of each rank."""
 
 
 class Classifier(pl.LightningModule):
     """Trains a network on images or breasts and scores it on breasts.
 
-    The datamodule must have `batches_per_epoch` and, for validation, `held_out`, the table whose
-    rows the batches' `index` names: of images or of breasts, as the network's `unit` is.
+    Set `data` before training.
 
     Whatever is drawn by chance while training depends on (seed, step) alone, and for dropout and
     stochastic depth on the rank, so that a run that was killed goes on as if nothing had happened.
@@ -82,6 +92,7 @@ class Classifier(pl.LightningModule):
         self._compiled: list[Any] = []  # no submodule: its parameters would be there twice
         self._validated: list[dict[str, Tensor]] = []
         self._memory_limit = MemoryLimit()
+        self.data: TrainingData | None = None
         mix.check(self.unit)
 
     @property
@@ -133,7 +144,8 @@ class Classifier(pl.LightningModule):
         if getattr(self.trainer, "fast_dev_run", False):  # a part of them
             self._validated.clear()
             return
-        samples: pd.DataFrame = self.trainer.datamodule.held_out  # type: ignore[attr-defined]
+        assert self.data is not None
+        samples = self.data.held_out
         logits = gather_logits(self._validated, len(samples))
         self._validated.clear()
         labels = torch.from_numpy(samples["label"].to_numpy(np.float32))
@@ -180,7 +192,8 @@ class Classifier(pl.LightningModule):
             optimizer._step_supports_amp_scaling = False
         # Lightning's own estimate would open the training data before a checkpoint is restored, and
         # a resumed run would begin with the samples of epoch 0.
-        batches: int = self.trainer.datamodule.batches_per_epoch  # type: ignore[attr-defined]
+        assert self.data is not None
+        batches = self.data.batches_per_epoch
         epochs = self.trainer.max_epochs
         assert epochs is not None, "the schedule must know its end"
         steps = math.ceil(batches / accumulated) * epochs

@@ -223,7 +223,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def synchronise_norms(network: nn.Module, *, on_processor: bool) -> nn.Module:
+def synchronise_norms(network: nn.Module, *, on_cpu: bool) -> nn.Module:
     """Take the statistics of BatchNorm over all ranks; torch can on GPUs alone.
 
     By timm's converter: Lightning's own is torch's, which knows nothing of the activations that
@@ -232,11 +232,11 @@ def synchronise_norms(network: nn.Module, *, on_processor: bool) -> nn.Module:
     Args:
         network: comes back as it is where it has no BatchNorm, or where several ranks train on
             processors.
-        on_processor: where it is trained.
+        on_cpu: where it is trained.
     """
     if not any(isinstance(module, _BatchNorm) for module in network.modules()):
         return network
-    if on_processor and (started_outside() or 1) > 1:
+    if on_cpu and (started_outside() or 1) > 1:
         rank_zero_only(print)(
             "Processors have no SyncBatchNorm: each rank has the statistics of its own samples."
         )

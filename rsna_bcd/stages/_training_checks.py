@@ -1,16 +1,20 @@
-"""Whether settings make a run of training that can be resumed, scored and trusted."""
+"""Settings of training: checks, the record of a run, and the state of its folder."""
 
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from rsna_bcd._records import (
+    check_same_config,
     load_option,
     prepare_command,
+    recorded_keys,
     refuse_detours,
     select_settings,
     selected_option,
@@ -18,9 +22,12 @@ from rsna_bcd._records import (
 )
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, difference
-from rsna_bcd.models.launch import started_outside
-from rsna_bcd.models.prediction import TTA
+from rsna_bcd.files import file_sha256
+from rsna_bcd.models.checkpoint import check_unseen, starts_from
+from rsna_bcd.models.launch import n_ranks_to_start, started_outside
+from rsna_bcd.models.prediction import TTA, network_unit
 from rsna_bcd.scoring.metrics import Aggregation
+from rsna_bcd.settings import Train
 from rsna_bcd.targets import with_current_targets
 
 # What takes its settings from keys of the root, and must not have others.
@@ -34,6 +41,15 @@ _WHOLE = {
     "enable_checkpointing": True,
     "barebones": False,
 }
+
+# Settings of the trainer that are not recorded; all others are, also those to come.
+_NEUTRAL = {
+    "_target_", "_convert_", "accelerator", "devices", "num_nodes", "strategy", "callbacks",
+    "logger", "plugins", "profiler", "default_root_dir", "use_distributed_sampler",
+    "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_model_summary",
+    "enable_progress_bar", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
+    "max_steps", "max_time",  # a run that they cut is not finished
+}  # fmt: skip
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -148,6 +164,92 @@ def _check_crops(cfg: DictConfig) -> None:
             f"The crops in {folder} were made with other settings (there -> now):\n{differing}\n"
             f"Give yours a name (crop.name=...), or make them again:\n  {command} overwrite=true"
         )
+
+
+def make_record(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide about the result, resolved."""
+    prepared = OmegaConf.load(Path(cfg.prepared_dir) / "config.yaml")
+    trainer = select_settings(cfg.trainer, *sorted(set(map(str, cfg.trainer)) - _NEUTRAL))
+    record = {
+        **select_settings(cfg, *recorded_keys(Train)),
+        "dataset": {"name": cfg.dataset.name},
+        # By content: under other folds, a resumed run would be scored on patients it has seen.
+        "folds": {"strategy": cfg.folds.strategy, "sha256": file_sha256(Path(cfg.folds_csv))},
+        "source": prepared.source,
+        "trainer": trainer,
+    }
+    own = Path(cfg.run_dir) / "config.yaml"
+    if not own.is_file() or "micro_batch" in OmegaConf.load(own):  # older records lack it
+        ranks = started_outside() or n_ranks_for(cfg.trainer) or 1
+        record["micro_batch"] = cfg.batch_size // ranks  # what BatchNorm and mix see
+    start = record["network"].get("checkpoint_path")  # the one that is loaded
+    if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
+        record["starts_from"] = runs
+    check_unseen(record)
+    return record
+
+
+def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
+    """The runs that a file comes from; where it is gone, as this run noted them when it began."""
+    own = run_dir / "config.yaml"
+    if file.is_file() or not own.is_file():
+        return starts_from(file)
+    noted: Any = OmegaConf.to_container(OmegaConf.load(own))
+    same = noted["network"].get("checkpoint_path") == str(file)
+    return noted.get("starts_from", []) if same else []
+
+
+def is_finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
+    """Whether there is nothing to do, for the folder holds this run, finished.
+
+    All ranks come to the same answer: what the first one writes before the others have looked
+    changes nothing about it.
+    """
+    if cfg.overwrite:
+        return False
+    has_last = (run_dir / "checkpoints" / "last.ckpt").exists()
+    is_finished = (run_dir / "metrics.json").exists()
+    if not (has_last or is_finished or list(run_dir.glob("hpc_ckpt_*"))):
+        return False  # of a command that failed before its first epoch: nothing to lose
+    check_same_config(run_dir / "config.yaml", record, overwrite=False, root="train", cfg=cfg)
+    if is_finished:
+        lost = [name for name in _oof_tables(cfg) if not (run_dir / name).exists()]
+        state = f"has lost {' and '.join(lost)}" if lost else "is finished already"
+        if lost and not has_last:
+            raise InputError(f"{run_dir} {state}, and checkpoints/last.ckpt: overwrite=true.")
+        remedy = ": it is predicted again." if lost else "; overwrite=true trains it afresh."
+        rank_zero_only(print)(f"{run_dir} {state}{remedy}")
+        return not lost
+    if has_last and not cfg.resume:
+        raise InputError(
+            f"{run_dir} holds an unfinished run. Leave resume=false out to resume it, or "
+            "train again from the first epoch with overwrite=true."
+        )
+    return False
+
+
+def _oof_tables(cfg: DictConfig) -> tuple[str, ...]:
+    """The out-of-fold tables that a finished run has."""
+    if cfg.fold == "all":
+        return ()
+    kind = get_object(cfg.network._target_)
+    by_image = isinstance(kind, type) and network_unit(kind) == "image"
+    return ("oof.csv", "oof_images.csv") if by_image else ("oof.csv",)
+
+
+def n_ranks_for(trainer: DictConfig) -> int:
+    """Number of processes to start for a trainer's settings; 0 to train in this one."""
+    devices = trainer.devices
+    if not OmegaConf.is_list(devices) and not isinstance(devices, int):
+        raise InputError(
+            f"trainer.devices={devices}: give a number, -1 for every GPU, or a list ([0,2])."
+        )
+    return n_ranks_to_start(
+        strategy=trainer.get("strategy", "auto"),
+        devices=len(devices) if OmegaConf.is_list(devices) else devices,
+        nodes=trainer.get("num_nodes", 1),
+        gpus=0 if trainer.accelerator == "cpu" else torch.cuda.device_count(),
+    )
 
 
 def _is_sweep_in_this_process() -> bool:
