@@ -360,6 +360,7 @@ class _Loop:
 
     def _with_lightning(self, note: Callable[[int], None], steps: int) -> None:
         """Train as `train` does, on the same batch again and again: loading is measured apart."""
+        import pandas as pd
         import pytorch_lightning as pl
         from hydra.utils import instantiate
         from torch.utils.data import DataLoader
@@ -377,6 +378,7 @@ class _Loop:
             """So many equal batches."""
 
             batches_per_epoch = steps
+            held_out = pd.DataFrame()
 
             def train_dataloader(self) -> Any:
                 """One batch per index."""
@@ -384,7 +386,8 @@ class _Loop:
 
         trainer = instantiate(self._cfg.trainer, max_epochs=1, limit_val_batches=0)
         trainer.callbacks.append(Note())
-        trainer.fit(self._classifier, datamodule=Data())
+        self._classifier.data = data = Data()
+        trainer.fit(self._classifier, datamodule=data)
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.models.classifier import Classifier
+from rsna_bcd.stages import _training_results
 from rsna_bcd.stages import train as stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -115,11 +117,11 @@ def in_checkpoint(number: int) -> Callable[[], None]:
     return patch
 
 
-def before(name: str) -> Callable[[], None]:
-    """Die before a function of the stage does its work."""
+def before(module: ModuleType, name: str) -> Callable[[], None]:
+    """Die before a function that a module of the stage calls does its work."""
 
     def patch() -> None:
-        setattr(stage, name, lambda *_, **__: die())
+        setattr(module, name, lambda *_, **__: die())
 
     return patch
 
@@ -132,9 +134,9 @@ MOMENTS = {
     "amid a step of the second epoch": at_step(7),
     "while the second checkpoint is written": in_checkpoint(2),
     "at the end of the third epoch": at_step(12),
-    "before the predictions are made": before("gather_logits"),
-    "before they are written": before("write_csv"),
-    "before the last file": before("_finish"),
+    "before the predictions are made": before(_training_results, "gather_logits"),
+    "before they are written": before(_training_results, "write_csv"),
+    "before the last file": before(stage, "finish"),
 }
 
 
