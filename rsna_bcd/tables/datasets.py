@@ -80,7 +80,7 @@ def map_vindr(
         if "Manufacturer's Model Name" in metadata:
             rows["machine_id"] = rows["image_id"].map(metadata["Manufacturer's Model Name"])
     rows = _label_of_the_breast(rows)
-    return with_breast_ids(_of_split(rows, frame["split"], split, splits))
+    return with_breast_ids(_select_split(rows, frame["split"], split, splits))
 
 
 def map_cbis_ddsm(
@@ -145,7 +145,7 @@ def map_cbis_ddsm(
     )
     rows["density"] = rows.groupby("image_id")["density"].transform("first")
     rows = _label_of_the_breast(rows)
-    mine = _of_split(rows, published, split, splits)
+    mine = _select_split(rows, published, split, splits)
     if split == "train":
         held_out = published.isin(splits["test"]) & ~published.isin(splits["train"])
         mine = mine[~mine["patient_id"].isin(rows.loc[held_out, "patient_id"])]
@@ -228,22 +228,22 @@ def _the_table(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.Da
     if not having:
         raise InputError(
             f"no table has the column {mark!r}. The columns are "
-            f"{' | '.join(columns_of(table) for table in tables)}. Download the tables again."
+            f"{' | '.join(column_names(table) for table in tables)}. Download the tables again."
         )
     missing = [c for c in needed if c not in having[0]]
     if missing:
         raise InputError(
-            f"the table with {mark!r} lacks {', '.join(missing)}; it has {columns_of(having[0])}."
+            f"the table with {mark!r} lacks {', '.join(missing)}; it has {column_names(having[0])}."
         )
     return having[0]
 
 
-def columns_of(table: pd.DataFrame) -> str:
+def column_names(table: pd.DataFrame) -> str:
     """The names of the columns, for a message."""
     return ", ".join(map(str, table.columns))
 
 
-def _of_split(
+def _select_split(
     rows: pd.DataFrame, published: pd.Series, split: Split, splits: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
     """The rows of the published splits that ours is made of."""
@@ -333,7 +333,7 @@ def map_generic(
         if absent and not (split == "test" and ours == "cancer"):
             raise InputError(
                 f"dataset.rows.columns.{ours}={theirs}: there is no such column, but "
-                f"{' | '.join(columns_of(table) for table in tables)}."
+                f"{' | '.join(column_names(table) for table in tables)}."
             )
     renamed = _renamed(tables, named, join)
     for ours, theirs_to_ours in values.items():
@@ -422,7 +422,7 @@ def _joined(rows: pd.DataFrame, further: pd.DataFrame, join: Sequence[str]) -> p
     if absent or not join:
         raise InputError(
             f"dataset.rows.join={list(join)}: {', '.join(absent) or 'no column'} is not in all of "
-            f"the tables, which have {columns_of(rows)} and {columns_of(further)}."
+            f"the tables, which have {column_names(rows)} and {column_names(further)}."
         )
     further = further.drop_duplicates()
     twice = further.duplicated(list(join))

@@ -99,7 +99,7 @@ class BreastResult:
 
 
 def breasts_table(results: Sequence[BreastResult]) -> pd.DataFrame:
-    """One row a breast, for `breasts.csv`; lists in one cell, parted by `; `.
+    """One row per breast, for `breasts.csv`; lists in one cell, parted by `; `.
 
     Views in brackets have no part in the result.
     """
@@ -131,7 +131,7 @@ def views_text(result: BreastResult) -> str:
 
 
 def images_table(results: Sequence[BreastResult], pictures: Mapping[str, str]) -> pd.DataFrame:
-    """One row an image, for `images.csv`.
+    """One row per image, for `images.csv`.
 
     Args:
         results: of its breasts.

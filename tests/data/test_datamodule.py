@@ -160,7 +160,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(output: Path, tmp_path: Pa
     assert [len(epoch) for epoch in straight] == [16] * 4
     indices = [{line.split()[0] for line in epoch} for epoch in straight]
     assert indices[0] == indices[1]
-    assert not set(straight[0]) & set(straight[1])  # the same images, augmented anew
+    assert not set(straight[0]) & set(straight[1])  # the same images, augmented again
     assert samples(output, tmp_path / "b" / "last.ckpt", workers=2, epochs=4) == straight
 
 
@@ -188,7 +188,7 @@ def first_samples(output: Path, workers: int, rank: int = 0, world_size: int = 1
 def test_200_samples_are_the_same_whatever_the_workers_and_ranks(output: Path) -> None:
     alone = first_samples(output, workers=0)
     assert len(alone) == 208
-    assert len(set(alone)) == len(alone)  # each epoch augments anew
+    assert len(set(alone)) == len(alone)  # each epoch augments by itself
     for workers in (2, 4):
         assert first_samples(output, workers) == alone
     ranks = [first_samples(output, workers=2, rank=rank, world_size=2) for rank in (0, 1)]

@@ -15,22 +15,22 @@ def rows(sampler: EpochSampler) -> list[int]:
     return [row for _, row in sampler]
 
 
-def test_every_positive_and_so_many_negatives_each() -> None:
+def test_epoch_sampler_draws_negatives_per_positive() -> None:
     sampler = EpochSampler(LABELS, 7, seed=0)
     drawn = rows(sampler)
     assert len(drawn) == len(set(drawn)) == len(sampler) == 5 + 35
     assert set(range(5)) <= set(drawn)
 
 
-def test_without_a_ratio_every_row_once() -> None:
+def test_epoch_sampler_without_ratio_takes_every_row_once() -> None:
     assert sorted(rows(EpochSampler(LABELS, None, seed=0))) == list(range(100))
 
 
-def test_no_negative_twice_where_there_are_too_few() -> None:
+def test_epoch_sampler_repeats_no_negative() -> None:
     assert sorted(rows(EpochSampler(LABELS, 50, seed=0))) == list(range(100))
 
 
-def test_an_epoch_is_its_seed_and_number() -> None:
+def test_epoch_sampler_depends_on_seed_and_epoch() -> None:
     sampler = EpochSampler(LABELS, 7, seed=0)
     first = list(sampler)
     assert list(sampler) == first
@@ -43,7 +43,7 @@ def test_an_epoch_is_its_seed_and_number() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_see_the_batches_of_one(world_size: int) -> None:
+def test_epoch_sampler_ranks_share_the_batches_of_one(world_size: int) -> None:
     batch_size = 6
     whole = rows(EpochSampler(LABELS, None, seed=3))
     parts = [
@@ -64,7 +64,7 @@ def batches(sampler: EpochSampler, size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("ratio", "per_batch"), [(7, 1), (3, 1), (1, 2), (2, 2), (None, 1)])
-def test_enough_positives_in_every_batch(ratio: float | None, per_batch: int) -> None:
+def test_positives_per_batch_holds_in_every_batch(ratio: float | None, per_batch: int) -> None:
     labels = np.array([0] * 190 + [1] * 27)
     for epoch in range(10):
         sampler = EpochSampler(
@@ -77,7 +77,7 @@ def test_enough_positives_in_every_batch(ratio: float | None, per_batch: int) ->
         assert set(range(190, 217)) <= set(drawn)
 
 
-def test_positives_are_repeated_evenly_where_they_do_not_suffice() -> None:
+def test_positives_per_batch_repeats_evenly() -> None:
     batch_size, per_batch = 8, 3
     sampler = EpochSampler(
         LABELS, None, seed=0, batch_size=batch_size, positives_per_batch=per_batch
@@ -91,12 +91,12 @@ def test_positives_are_repeated_evenly_where_they_do_not_suffice() -> None:
     assert times[:5].max() - times[:5].min() <= 1
 
 
-def test_without_a_minimum_nothing_is_dealt() -> None:
+def test_positives_per_batch_0_changes_nothing() -> None:
     plain = rows(EpochSampler(LABELS, 7, seed=4))
     assert rows(EpochSampler(LABELS, 7, seed=4, batch_size=6, positives_per_batch=0)) == plain
 
 
-def test_dealt_batches_are_an_epoch_of_their_own_seed_and_number() -> None:
+def test_positives_per_batch_depends_on_seed_and_epoch() -> None:
     settings: dict[str, Any] = {"batch_size": 8, "positives_per_batch": 2}
     first = list(EpochSampler(LABELS, None, seed=0, epoch=3, **settings))
     assert list(EpochSampler(LABELS, None, seed=0, epoch=3, **settings)) == first
@@ -107,7 +107,7 @@ def test_dealt_batches_are_an_epoch_of_their_own_seed_and_number() -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize(("ratio", "per_batch"), [(7, 1), (None, 4)])
-def test_ranks_together_see_the_dealt_batches_of_one(
+def test_positives_per_batch_ranks_share_the_batches_of_one(
     world_size: int, ratio: float | None, per_batch: int
 ) -> None:
     settings: dict[str, Any] = {"seed": 3, "batch_size": 6, "positives_per_batch": per_batch}
@@ -128,13 +128,13 @@ def test_ranks_together_see_the_dealt_batches_of_one(
 
 
 @pytest.mark.parametrize("per_batch", [-1, 6, 9])
-def test_a_minimum_that_does_not_fit_is_refused(per_batch: int) -> None:
+def test_positives_per_batch_refuses_what_does_not_fit(per_batch: int) -> None:
     with pytest.raises(InputError, match=f"positives_per_batch={per_batch} .*batch_size=6"):
         EpochSampler(LABELS, 7, seed=0, batch_size=6, positives_per_batch=per_batch)
 
 
 @pytest.mark.parametrize(("n_rows", "world_size"), [(101, 2), (7, 3), (1, 2)])
-def test_shards_are_a_partition(n_rows: int, world_size: int) -> None:
+def test_shard_sampler_is_a_partition(n_rows: int, world_size: int) -> None:
     shards = [ShardSampler(n_rows, rank=r, world_size=world_size) for r in range(world_size)]
     assert sum(len(shard) for shard in shards) == n_rows
     assert sorted(row for shard in shards for _, row in shard) == list(range(n_rows))

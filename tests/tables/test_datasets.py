@@ -392,7 +392,7 @@ def test_tables_that_agree_complete_each_other() -> None:
     assert rows["image_id"].tolist() == ["a", "b", "c"]
 
 
-def labels_of(text: str, mapping: dict[object, object]) -> list[Any]:
+def mapped_labels(text: str, mapping: dict[object, object]) -> list[Any]:
     settings = GENERIC_SETTINGS | {"values": {"cancer": mapping}}
     cancer = map_generic([table(f"image_id,cancer\n{text}")], "train", **settings)["cancer"]
     return cancer.fillna("").tolist()
@@ -400,9 +400,9 @@ def labels_of(text: str, mapping: dict[object, object]) -> list[Any]:
 
 def test_numbers_are_matched_as_numbers() -> None:
     # As pandas and Excel write a column of 1 and 2 once a value is missing.
-    assert labels_of("a,1.0\nb,2.0\nc,\n", {1: 0, 2: 1}) == ["0", "1", ""]
-    assert labels_of("a,1\nb,2.00\n", {1.0: 0, "2": 1}) == ["0", "1"]
-    assert labels_of("a,True\nb,0.0\n", {True: 1, False: 0}) == ["1", "0"]
+    assert mapped_labels("a,1.0\nb,2.0\nc,\n", {1: 0, 2: 1}) == ["0", "1", ""]
+    assert mapped_labels("a,1\nb,2.00\n", {1.0: 0, "2": 1}) == ["0", "1"]
+    assert mapped_labels("a,True\nb,0.0\n", {True: 1, False: 0}) == ["1", "0"]
 
 
 @pytest.mark.parametrize(
@@ -418,11 +418,11 @@ def test_values_that_a_mapping_does_not_know_are_refused(
     text: str, mapping: dict[object, object], unknown: str
 ) -> None:
     with pytest.raises(InputError, match=rf"values\.cancer does not say what {unknown}"):
-        labels_of(text, mapping)
+        mapped_labels(text, mapping)
 
 
 def test_values_that_are_ours_need_no_mapping_and_views_of_a_test_stay() -> None:
-    assert labels_of("a,malignant\nb,0\n", {"malignant": 1, "benign": 0}) == ["1", "0"]
+    assert mapped_labels("a,malignant\nb,0\n", {"malignant": 1, "benign": 0}) == ["1", "0"]
     rows = table("image_id,view\na,craniocaudal\nb,mlo\nc,XCCL\n")
     settings = GENERIC_SETTINGS | {"values": {"view": {"craniocaudal": "CC"}}}
     assert map_generic([rows], "test", **settings)["view"].tolist() == ["CC", "MLO", "XCCL"]

@@ -96,15 +96,15 @@ def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path: Path) -> None:
         read_images(file, "train")
 
 
-def test_read_hidden_reads_the_same_spellings(tmp_path: Path) -> None:
+def test_read_test_tables_reads_the_same_spellings(tmp_path: Path) -> None:
     file, sample = tmp_path / "test.csv", tmp_path / "sample_submission.csv"
     test = TEXT.replace("cancer", "prediction_id").replace("61,1", "61,007_L")
     file.write_bytes(test.replace("50.5,0", "50.5,NA_R").replace(",", ";").encode("utf-16"))
     sample.write_text("prediction_id,cancer\n007_L,0\nNA_R,0\n")
-    hidden = read_test_tables(file, sample)
-    assert hidden.failures[:1] == () or all(f.kind == "missing view" for f in hidden.failures)
-    assert hidden.images["patient_id"].tolist() == ["007", "007", "NA"]
-    assert hidden.breasts["prediction_id"].tolist() == ["007_L", "NA_R"]
+    tables = read_test_tables(file, sample)
+    assert {f.kind for f in tables.failures} <= {"missing view"}
+    assert tables.images["patient_id"].tolist() == ["007", "007", "NA"]
+    assert tables.breasts["prediction_id"].tolist() == ["007_L", "NA_R"]
 
 
 def test_a_patient_called_na_has_a_fold(tmp_path: Path) -> None:

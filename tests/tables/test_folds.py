@@ -33,7 +33,7 @@ def images() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"patient_id": "string"})
 
 
-def test_stratified_folds_agree_in_size_prevalence_and_sites(images: pd.DataFrame) -> None:
+def test_stratified_balances_size_prevalence_and_sites(images: pd.DataFrame) -> None:
     folds = stratified(images, n_folds=4, seed=0)
     check_folds(images, folds)
     summary = fold_summary(images, folds)
@@ -45,13 +45,13 @@ def test_stratified_folds_agree_in_size_prevalence_and_sites(images: pd.DataFram
     assert (summary["sites"].str.contains("2: ")).all()
 
 
-def test_folds_depend_on_the_seed_alone(images: pd.DataFrame) -> None:
+def test_stratified_depends_on_the_seed_alone(images: pd.DataFrame) -> None:
     once = stratified(images, n_folds=4, seed=0)
     assert once.equals(stratified(images, n_folds=4, seed=0))
     assert not once.equals(stratified(images, n_folds=4, seed=1))
 
 
-def test_a_table_without_sites_is_stratified_on_the_label(images: pd.DataFrame) -> None:
+def test_stratified_without_sites(images: pd.DataFrame) -> None:
     bare = images.drop(columns="site_id")
     summary = fold_summary(bare, stratified(bare, n_folds=5, seed=0))
     assert np.ptp(summary["positive_breasts"]) <= 1
@@ -69,7 +69,7 @@ def test_leave_out_keeps_each_value_and_each_patient_whole(images: pd.DataFrame)
     assert merged.groupby("fold")["machine_id"].first().is_monotonic_increasing
 
 
-def test_the_summary_names_the_machine_that_is_left_out(images: pd.DataFrame) -> None:
+def test_fold_summary_names_the_machine(images: pd.DataFrame) -> None:
     two_machines = images.copy()
     two_machines.loc[images.index[images["patient_id"] == "1"][:1], "machine_id"] = 20
     summary = fold_summary(two_machines, leave_out(two_machines, column="machine_id"))
@@ -89,12 +89,14 @@ def test_holdout_is_stratified(images: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("n_folds", [1, 401])
-def test_an_impossible_number_of_folds_is_refused(images: pd.DataFrame, n_folds: int) -> None:
+def test_stratified_refuses_an_impossible_number_of_folds(
+    images: pd.DataFrame, n_folds: int
+) -> None:
     with pytest.raises(InputError, match="n_folds between 2 and 400"):
         stratified(images, n_folds=n_folds, seed=0)
 
 
-def test_too_few_breasts_of_any_label_are_refused() -> None:
+def test_stratified_refuses_too_few_breasts() -> None:
     rows = pd.DataFrame({"patient_id": ["1", "2"], "laterality": "L", "cancer": [1, 0]}).astype(
         {"patient_id": "string"}
     )
@@ -102,7 +104,7 @@ def test_too_few_breasts_of_any_label_are_refused() -> None:
         stratified(rows, n_folds=2, seed=0)
 
 
-def test_leaving_out_what_does_not_vary_is_refused(images: pd.DataFrame) -> None:
+def test_leave_out_refuses_a_constant_column(images: pd.DataFrame) -> None:
     with pytest.raises(InputError, match="one value only"):
         leave_out(images.assign(site_id=1), column="site_id")
     with pytest.raises(InputError, match="no column 'vendor'"):
@@ -111,7 +113,7 @@ def test_leaving_out_what_does_not_vary_is_refused(images: pd.DataFrame) -> None
         leave_out(images.assign(site_id=None), column="site_id")
 
 
-def test_broken_promises_are_seen(images: pd.DataFrame) -> None:
+def test_check_folds(images: pd.DataFrame) -> None:
     folds = stratified(images, n_folds=4, seed=0)
     with pytest.raises(InputError, match="in two folds"):
         check_folds(images, pd.concat([folds, folds.iloc[:1]]))
@@ -119,7 +121,7 @@ def test_broken_promises_are_seen(images: pd.DataFrame) -> None:
         check_folds(images, folds.iloc[1:])
 
 
-def test_saved_folds_are_not_replaced_by_others(images: pd.DataFrame, tmp_path: Path) -> None:
+def test_save_folds_keeps_other_folds(images: pd.DataFrame, tmp_path: Path) -> None:
     csv = tmp_path / "folds" / "rsna-stratified.csv"
     folds = stratified(images, n_folds=4, seed=0)
     save_folds(csv, folds, overwrite=False)

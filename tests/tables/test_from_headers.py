@@ -13,12 +13,12 @@ def header(**known: Any) -> dict[str, Any]:
     return {**dict.fromkeys(nothing), **known}
 
 
-def table_of(headers: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def headers_table(headers: dict[str, dict[str, Any]]) -> pd.DataFrame:
     return images_from_headers(headers, {file: file.split("/")[-2] for file in headers})
 
 
-def test_a_breast_is_one_side_of_one_study() -> None:
-    table = table_of(
+def test_images_from_headers_breast_is_one_side_of_one_study() -> None:
+    table = headers_table(
         {
             "a/1": header(patient_id="7", study_id="old", laterality="L", view="CC", age=61.0),
             "a/2": header(
@@ -41,8 +41,8 @@ def test_a_breast_is_one_side_of_one_study() -> None:
     assert table["supplemental"].tolist() == [False, True, False, False, False]
 
 
-def test_a_patient_called_like_anothers_examination_is_another_one() -> None:
-    table = table_of(
+def test_images_from_headers_keeps_patients_apart() -> None:
+    table = headers_table(
         {
             "a/1": header(patient_id="7", study_id="1", laterality="L"),
             "a/2": header(patient_id="7", study_id="2", laterality="L"),
@@ -52,14 +52,16 @@ def test_a_patient_called_like_anothers_examination_is_another_one() -> None:
     assert table["prediction_id"].tolist() == ["7_L", "7_2_2_L", "7_2_L"]
 
 
-def test_a_folder_is_a_patient_where_no_header_names_one() -> None:
-    table = table_of({"x/10/1.dcm": header(laterality="L"), "x/11/1.dcm": header(laterality="L")})
+def test_images_from_headers_takes_the_folder_without_patient() -> None:
+    table = headers_table(
+        {"x/10/1.dcm": header(laterality="L"), "x/11/1.dcm": header(laterality="L")}
+    )
     assert table["prediction_id"].tolist() == ["10_L", "11_L"]
     assert not table["patient_named"].any()
 
 
-def test_an_image_of_an_unknown_side_is_a_breast_of_its_own() -> None:
-    table = table_of(
+def test_images_from_headers_unknown_side_is_a_breast() -> None:
+    table = headers_table(
         {
             "7/1-1.dcm": header(patient_id="7"),
             "7/b/1-1.dcm": header(patient_id="7"),
@@ -73,20 +75,20 @@ def test_an_image_of_an_unknown_side_is_a_breast_of_its_own() -> None:
     assert table["patient_id"].nunique() == 4
 
 
-def test_names_are_told_apart_and_fit_for_files() -> None:
+def test_distinct_and_as_file_name() -> None:
     assert distinct(["a", "a", "a_2", "b", "a"], taken=["b"]) == ["a", "a_2", "a_2_2", "b_2", "a_3"]
     assert as_file_name("Doe^Jane/../x 1") == "Doe-Jane-..-x-1"
     assert as_file_name("..") == "unnamed"
 
 
-def test_patients_with_a_placeholder_and_no_study_are_told_apart_by_folder() -> None:
+def test_images_from_headers_placeholder_patients_by_folder() -> None:
     for name in ("ANONYMOUS", "Anonymized", "0", "^^", "unknown", "XXXX", "De-Identified"):
         headers = {
             file: header(patient_id=name, laterality="L") for file in ("a/x/1", "a/x/2", "b/x/1")
         }
-        ids = table_of(headers)["prediction_id"].tolist()
+        ids = headers_table(headers)["prediction_id"].tolist()
         assert ids[0] == ids[1] != ids[2]
     named = {file: header(patient_id="D1-7", laterality="L") for file in ("a/x/1", "b/x/1")}
-    assert table_of(named)["prediction_id"].nunique() == 1
+    assert headers_table(named)["prediction_id"].nunique() == 1
     study = {file: header(patient_id="0", study_id="1", laterality="L") for file in ("a/1", "b/1")}
-    assert table_of(study)["prediction_id"].nunique() == 1
+    assert headers_table(study)["prediction_id"].nunique() == 1

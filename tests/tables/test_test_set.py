@@ -1,4 +1,4 @@
-"""A hidden test's tables: what each bad row costs, and that it costs no more."""
+"""The tables of a test set: each fault costs at most its row, and becomes a failure."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def cases(test: test_set.TestTables) -> list[tuple[str | None, str | None, str]]
     return [(f.prediction_id, f.image_id, f.kind) for f in test.failures]
 
 
-def test_a_sound_table_is_read_as_ever(tmp_path: Path) -> None:
+def test_read_test_tables_equals_read_images_without_faults(tmp_path: Path) -> None:
     test = read(tmp_path, table())
     plain = read_images(tmp_path / "test.csv", "test")
     pd.testing.assert_frame_equal(test.images, plain, check_dtype=False)
@@ -54,7 +54,7 @@ def test_a_sound_table_is_read_as_ever(tmp_path: Path) -> None:
     assert test.breasts["laterality"].tolist() == ["L", "R", "L", "R"]
 
 
-def test_the_order_of_columns_and_further_ones_change_nothing(tmp_path: Path) -> None:
+def test_read_test_tables_ignores_order_and_further_columns(tmp_path: Path) -> None:
     plain = read(tmp_path, table()).images
     turned = table()[[*reversed(COLUMNS)]].assign(further="x")
     turned.columns = pd.Index([f" {column} " for column in turned])
@@ -81,7 +81,7 @@ def test_the_order_of_columns_and_further_ones_change_nothing(tmp_path: Path) ->
         (2, {"prediction_id": "7R"}, "contradiction", {"prediction_id": "7_R"}),
     ],
 )
-def test_a_bad_cell_costs_no_image(
+def test_read_test_tables_invalid_cell_costs_no_image(
     row: int, changes: dict[str, Any], kind: str, becomes: dict[str, str], tmp_path: Path
 ) -> None:
     plain = read(tmp_path, table()).images
@@ -110,7 +110,7 @@ def test_a_bad_cell_costs_no_image(
         ({"image_id": "82"}, ("08_R", "82", "two breasts")),
     ],
 )
-def test_a_row_that_is_no_image_of_a_breast_is_left_out(
+def test_read_test_tables_drops_rows_without_breast_or_image(
     changes: dict[str, Any], case: tuple[str | None, str | None, str], tmp_path: Path
 ) -> None:
     frame = table().assign(view="CC")
@@ -123,7 +123,7 @@ def test_a_row_that_is_no_image_of_a_breast_is_left_out(
     assert test.breasts["prediction_id"].tolist() == IDS
 
 
-def test_of_a_repeated_row_the_first_counts(tmp_path: Path) -> None:
+def test_read_test_tables_keeps_the_first_of_repeated_rows(tmp_path: Path) -> None:
     frame = table()
     again = frame.loc[[1, 4]].assign(view=["AT", "XX"], age=None)
     test = read(tmp_path, pd.concat([frame, again]))
@@ -133,7 +133,7 @@ def test_of_a_repeated_row_the_first_counts(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(test.images, plain, check_dtype=False)
 
 
-def test_breasts_without_a_row_are_answered_for(tmp_path: Path) -> None:
+def test_read_test_tables_keeps_expected_breasts_without_rows(tmp_path: Path) -> None:
     test = read(tmp_path, table().drop(index=[2, 3]), ids=[*IDS[::-1], "11_R"])
     assert cases(test) == [("7_R", None, "unlisted"), ("11_R", None, "unlisted")]
     assert test.breasts["prediction_id"].tolist() == [*IDS[::-1], "11_R"]
@@ -141,7 +141,7 @@ def test_breasts_without_a_row_are_answered_for(tmp_path: Path) -> None:
     assert test.breasts["laterality"].tolist() == ["R", "L", "R", "L", "R"]
 
 
-def test_a_missing_standard_view_is_a_case_unless_it_may_be_there(tmp_path: Path) -> None:
+def test_read_test_tables_reports_a_missing_standard_view(tmp_path: Path) -> None:
     frame = table().drop(index=[1])  # the MLO of 7_L
     assert cases(read(tmp_path, frame)) == [("7_L", None, "missing view")]
     frame.loc[0, "view"] = None
@@ -153,14 +153,14 @@ def test_a_missing_standard_view_is_a_case_unless_it_may_be_there(tmp_path: Path
 @pytest.mark.parametrize(
     "missing", [["prediction_id"], ["laterality"], ["patient_id"], ["patient_id", "laterality"]]
 )
-def test_columns_that_others_tell_may_be_missing(missing: list[str], tmp_path: Path) -> None:
+def test_read_test_tables_derives_columns(missing: list[str], tmp_path: Path) -> None:
     plain = read(tmp_path, table()).images
     test = read(tmp_path, table().drop(columns=missing))
     pd.testing.assert_frame_equal(test.images[COLUMNS], plain[COLUMNS], check_dtype=False)
     assert cases(test) == [(None, None, "missing column")] * len(missing)
 
 
-def test_columns_that_may_be_unknown_may_be_missing(tmp_path: Path) -> None:
+def test_read_test_tables_without_optional_columns(tmp_path: Path) -> None:
     test = read(tmp_path, table().drop(columns=["view", "age", "machine_id", "implant", "site_id"]))
     assert cases(test) == [(None, None, "missing column")]
     assert "view" in test.failures[0].reason
@@ -170,12 +170,14 @@ def test_columns_that_may_be_unknown_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "missing", [["image_id"], ["prediction_id", "laterality"], ["prediction_id", "patient_id"]]
 )
-def test_without_these_columns_there_is_no_answer(missing: list[str], tmp_path: Path) -> None:
+def test_read_test_tables_refuses_columns_that_cannot_be_derived(
+    missing: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=rf"lacks the column\(s\) .*{missing[0]}"):
         read(tmp_path, table().drop(columns=missing))
 
 
-def test_identifiers_that_a_program_took_for_numbers_are_mended(tmp_path: Path) -> None:
+def test_read_test_tables_removes_decimals_of_identifiers(tmp_path: Path) -> None:
     frame = table().assign(image_id=[f"{image}.0" for image in table()["image_id"]])
     frame.loc[8] = [1, "7", None, "R", "CC", 61, 0, 29, "7_R"]
     test = read(tmp_path, frame)
@@ -183,7 +185,7 @@ def test_identifiers_that_a_program_took_for_numbers_are_mended(tmp_path: Path) 
     assert test.images["image_id"].tolist() == table()["image_id"].tolist()
 
 
-def test_ids_of_another_form_are_those_of_most_of_their_rows(tmp_path: Path) -> None:
+def test_match_breasts_with_ids_of_another_form(tmp_path: Path) -> None:
     names = dict(zip(IDS, "abcd", strict=True))
     frame = table().assign(prediction_id=table()["prediction_id"].map(names))
     frame.loc[0, ["prediction_id", "age"]] = None, 61
@@ -195,7 +197,7 @@ def test_ids_of_another_form_are_those_of_most_of_their_rows(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [None, "", "prediction_id,cancer\n", "id,cancer\n7_L,0\n"])
-def test_a_sample_that_names_no_breast_leaves_those_of_the_table(
+def test_read_test_tables_without_sample_takes_the_breasts_of_the_table(
     content: str | None, tmp_path: Path
 ) -> None:
     if content is not None:
@@ -206,7 +208,7 @@ def test_a_sample_that_names_no_breast_leaves_those_of_the_table(
     assert cases(test) == wanted
 
 
-def test_lines_that_are_damaged_cost_themselves(tmp_path: Path) -> None:
+def test_read_test_tables_damaged_lines_cost_themselves(tmp_path: Path) -> None:
     read(tmp_path, table())
     lines = (tmp_path / "test.csv").read_text().splitlines()
     lines[1] = lines[1].replace("CC", "CC,CC")  # a cell too many
@@ -236,7 +238,7 @@ def test_lines_that_are_damaged_cost_themselves(tmp_path: Path) -> None:
         (",".join(COLUMNS) + "\n1,9,90,L,CC,61,0,29,9_L\n", "no row with an image of a breast of"),
     ],
 )
-def test_where_there_is_no_answer_it_stops(
+def test_read_test_tables_refuses_tables_without_rows(
     content: str | None, message: str, tmp_path: Path
 ) -> None:
     read(tmp_path, table())
@@ -247,7 +249,7 @@ def test_where_there_is_no_answer_it_stops(
         read_test_tables(tmp_path / "test.csv", tmp_path / "sample_submission.csv")
 
 
-def test_files_that_cannot_be_looked_for_are_left_out(tmp_path: Path) -> None:
+def test_read_test_tables_drops_invalid_files(tmp_path: Path) -> None:
     files: Any = ["a.dcm", None, "../c.dcm", "a.dcm", "b/*.dcm", "b/*.dcm", "d.dcm", "a.dcm"]
     test = read(tmp_path, table().assign(file=files, view="CC"))
     assert cases(test) == [
