@@ -145,7 +145,7 @@ class CropDataModule(pl.LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Training batches of each rank; the last samples that fill no batch are left out."""
-        _, world_size = self._ranks()
+        _, world_size = self._rank_and_world_size()
         return len(self._train_sampler()) // (self._batch_size // world_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -160,7 +160,7 @@ class CropDataModule(pl.LightningDataModule):
         """Held-out samples, each once over all ranks; no loader for fold "all"."""
         if self.held_out.empty:
             return []
-        rank, world_size = self._ranks()
+        rank, world_size = self._rank_and_world_size()
         sampler = ShardSampler(len(self.held_out), rank=rank, world_size=world_size)
         return self._loader(self._dataset(training=False), sampler, drop_last=False)
 
@@ -196,7 +196,7 @@ class CropDataModule(pl.LightningDataModule):
         )
 
     def _train_sampler(self, epoch: int = 0) -> EpochSampler:
-        rank, world_size = self._ranks()
+        rank, world_size = self._rank_and_world_size()
         return EpochSampler(
             self.training["label"].to_numpy(),
             self._negatives_per_positive,
@@ -211,7 +211,7 @@ class CropDataModule(pl.LightningDataModule):
     def _loader(
         self, data: CropDataset | BreastDataset, sampler: Sampler[Key], *, drop_last: bool
     ) -> DataLoader[Any]:
-        _, world_size = self._ranks()
+        _, world_size = self._rank_and_world_size()
         if self._batch_size % world_size:
             raise InputError(
                 f"batch_size={self._batch_size} is over all ranks and must be a multiple of "
@@ -230,7 +230,7 @@ class CropDataModule(pl.LightningDataModule):
             worker_init_fn=_begin_worker,
         )
 
-    def _ranks(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
