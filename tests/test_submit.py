@@ -278,7 +278,7 @@ def test_short_budget_drops_tta_and_folds(
     assert plans_of(output)[-1]["dropped"] in ([2], [2, 1])
     assert "Dropped: test-time augmentation" in printed
     assert summary["shed"].startswith("test-time augmentation, images fold2")
-    assert f"Given up for the budget: {summary['shed']}." in printed
+    assert f"Dropped for the time budget: {summary['shed']}." in printed
     # What is left has no part of what was given up.
     left = replace(fitted.members[0], folds=(0,) if "fold1" in summary["shed"] else (0, 1))
     write_ensemble(
@@ -341,7 +341,7 @@ def test_non_finite_run_is_excluded_and_named(
     spoil(output, "images", 1)
     submission = submit(configure(data, output))
     check_submission(submission, pd.read_csv(data / "sample_submission.csv"))
-    assert "Gave no finite value, and has no say: images fold1." in capsys.readouterr().err
+    assert "Excluded, without a finite value: images fold1." in capsys.readouterr().err
     failures = pd.read_csv(submission_of(output) / "failures.csv", dtype=str)
     assert len(failures) == len(pd.read_csv(data / "test.csv"))
     assert set(failures["kind"]) == {"no value"}

@@ -98,7 +98,7 @@ _NO_DICOM = "not a DICOM file"
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[str]:
-    """Say what files are, the most frequent first.
+    """Count the reasons, the most frequent first.
 
     Args:
         reasons: by file, why it took no part.
@@ -128,15 +128,15 @@ def print_results(
     failures: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Print the answers as a table, what is doubtful in words, and what was left out.
+    """Print the results as a table, then quality flags, notes and failures.
 
     Args:
         console: to print on.
         folder: with the files that were written.
         name: of the ensemble.
-        answers: one a breast.
+        answers: one per breast.
         failures: by file, why it took no part.
-        notes: what one should know of all answers.
+        notes: sentences about the model.
     """
 
     def say(line: str, style: str = "") -> None:
@@ -175,10 +175,10 @@ def _left_out(answers: Sequence[BreastResult]) -> list[str]:
 
 
 def _table(answers: Sequence[BreastResult], name: str, n_all: int) -> Table:
-    """One row a breast."""
+    """One row per breast."""
     left_out = f", the {len(answers)} most suspicious of {n_all} breasts"
     table = Table(
-        title=f"What the model {name} says{left_out if len(answers) < n_all else ''}",
+        title=f"Predictions of {name}{left_out if len(answers) < n_all else ''}",
         caption=f"positive from {answers[0].threshold:.3f}",
     )
     for column in ("breast", "views", "probability"):
@@ -260,8 +260,8 @@ class SubmissionSummary:
             f"({self.positive / max(1, self.breasts):.1%}).",
             *self._doubtful_share(),
             *self._failed(failures),
-            *([f"Given up for the budget: {self.shed}."] if self.shed else []),
-            *([f"Gave no finite value, and has no say: {self.silent}."] if self.silent else []),
+            *([f"Dropped for the time budget: {self.shed}."] if self.shed else []),
+            *([f"Excluded, without a finite value: {self.silent}."] if self.silent else []),
             self._threshold(),
             self._time(),
         ]

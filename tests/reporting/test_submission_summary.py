@@ -65,8 +65,8 @@ def test_whatever_did_not_go_well_is_said() -> None:
     assert lines[3] == "  absent a_L 0: no such file"
     assert lines[7] == "  ... (7 in all)"
     assert lines[8:11] == [
-        "Given up for the budget: test-time augmentation, b5 fold2.",
-        "Gave no finite value, and has no say: b5 fold1.",
+        "Dropped for the time budget: test-time augmentation, b5 fold2.",
+        "Excluded, without a finite value: b5 fold1.",
         "Threshold 0.2500, which keeps a recall rate of 3.5%.",
     ]
     assert lines[11].startswith("80 s for 100 images (300 images were done before): 0.8 s an image")
