@@ -119,7 +119,7 @@ def test_baseline_is_optional(evaluated: Evaluate, output: Path) -> None:
     ("file", "change", "message"),
     [
         ("data/solution.csv", lambda t: t.assign(cancer=0), "one class only"),
-        ("data/solution.csv", lambda t: t.iloc[1:], "nobody asked for: 279_L"),
+        ("data/solution.csv", lambda t: t.iloc[1:], "unexpected breasts: 279_L"),
         ("submissions/demo/submission.csv", lambda t: t.iloc[1:], "lacks .*: 200_L"),
         ("submissions/demo/predictions.csv", lambda t: t.iloc[1:], "lacks .*: 200_L"),
         ("submissions/demo/predictions.csv", lambda t: t.assign(probability=np.nan), "number in"),

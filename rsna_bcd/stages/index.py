@@ -11,7 +11,7 @@ from rich.progress import track
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.quality import count_flags
-from rsna_bcd.preparation.source_files import find_copies, list_files, read_headers
+from rsna_bcd.preparation.dicom_folder import find_copies, list_files, read_headers
 from rsna_bcd.tables.from_headers import distinct
 from rsna_bcd.tables.study_results import QUALITY_FLAGS
 

@@ -23,7 +23,7 @@ from rsna_bcd.inference.studies import (
     predict_studies,
     study_results,
 )
-from rsna_bcd.preparation.source_files import find_unusable, list_files, read_headers
+from rsna_bcd.preparation.dicom_folder import find_unusable, list_files, read_headers
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
 from rsna_bcd.reporting.contact_sheet import as_png

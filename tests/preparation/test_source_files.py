@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.preparation.source_files import expected_file, find_files, list_files
+from rsna_bcd.preparation.dicom_folder import list_files
+from rsna_bcd.preparation.source_files import expected_file, find_files
 
 
 def images(**columns: list[str]) -> pd.DataFrame:
@@ -171,5 +172,5 @@ def test_list_files_names_folders_that_cannot_be_listed(
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr("rsna_bcd.preparation.source_files.os.scandir", refuse)
+    monkeypatch.setattr("rsna_bcd.preparation.dicom_folder.os.scandir", refuse)
     assert list_files(tmp_path) == (["b/2"], {"a": "cannot be listed: Permission denied"})
