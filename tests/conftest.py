@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 # Before CUDA is used: without it, cuBLAS refuses to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-@pytest.fixture(autouse=True)
-def _rank_zero() -> Iterator[None]:
-    """Forget the rank that Lightning noted of a test's environment; it outlives the trainer."""
-    yield
-    rank_zero = sys.modules.get("lightning_utilities.core.rank_zero")
-    if rank_zero is not None:
-        rank_zero.rank_zero_only.rank = 0
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The training stage: what it leaves, what it refuses, and that resuming changes nothing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,7 @@ def logged_out(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("logged_out")
 def test_wandb_records_offline_beside_the_history(output: Path) -> None:
+    mode = os.environ.get("WANDB_MODE")
     folder = run(output, "logger=wandb", "epochs=1")
     assert len(pd.read_csv(folder / "metrics.csv")) == 1
     (offline,) = (folder / "wandb").glob("offline-run-*")
@@ -362,6 +364,7 @@ def test_wandb_records_offline_beside_the_history(output: Path) -> None:
     assert {"roc_table", "precision_recall_table", "hardest"} == tables
     assert len(list(offline.rglob("media/images/*.png"))) == 8  # the breasts of fold 0
     assert wandb.run is None
+    assert os.environ.get("WANDB_MODE") == mode  # the next job of a sweep may be online
 
 
 def test_wandb_that_is_disabled_logs_nothing(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

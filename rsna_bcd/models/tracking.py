@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 ID_FILE = "wandb_id.txt"  # in the run's folder
 _PATIENCE, _INIT_PATIENCE = 10, 30  # seconds: for an answer of the server; for a run to begin
+_USER_MODE = os.environ.get("WANDB_MODE")  # before Lightning changes it
 
 
 def wandb_logger(
@@ -118,6 +119,10 @@ def finish_wandb(exit_code: int) -> None:
     """End the run of W&B, if there is one: else the next run of this process would log into it."""
     if wandb_run() is not None:
         sys.modules["wandb"].finish(exit_code=exit_code)
+    # Lightning sets `dryrun` for a run that is recorded offline; the next run may be online again.
+    os.environ.pop("WANDB_MODE", None)
+    if _USER_MODE is not None:
+        os.environ["WANDB_MODE"] = _USER_MODE
 
 
 @rank_zero_only  # which alone logs; several would write the file at once

@@ -19,13 +19,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from rsna_bcd.models import tracking
 
 
-@pytest.fixture(autouse=True)
-def _first_rank_online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a fresh process, whatever tests before this one left behind."""
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
-
-
 class Server(BaseHTTPRequestHandler):
     """Answers as the server of W&B does to who is asking, or as its class is told to."""
 
