@@ -5,15 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gdcm
 import pydicom
 
-SYNTAXES = {  # short name: UID, GDCM's name
-    "raw": ("1.2.840.10008.1.2.1", gdcm.TransferSyntax.ExplicitVRLittleEndian),
-    "rle": ("1.2.840.10008.1.2.5", gdcm.TransferSyntax.RLELossless),
-    ".70": ("1.2.840.10008.1.2.4.70", gdcm.TransferSyntax.JPEGLosslessProcess14_1),
-    ".80": ("1.2.840.10008.1.2.4.80", gdcm.TransferSyntax.JPEGLSLossless),
-    ".90": ("1.2.840.10008.1.2.4.90", gdcm.TransferSyntax.JPEG2000Lossless),
+from rsna_bcd.phantom.scanner import transcode
+
+SYNTAXES = {  # UIDs by short name
+    "raw": "1.2.840.10008.1.2.1",
+    "rle": "1.2.840.10008.1.2.5",
+    ".70": "1.2.840.10008.1.2.4.70",
+    ".80": "1.2.840.10008.1.2.4.80",
+    ".90": "1.2.840.10008.1.2.4.90",
 }
 
 
@@ -40,7 +41,7 @@ def mammograms(folder: Path) -> tuple[list[Path], str]:
 
 def transcoded(files: list[Path], folder: Path, syntax: str) -> list[Path]:
     """The files in another syntax, below `folder`; those that have it stay where they are."""
-    uid, name = SYNTAXES[syntax]
+    uid = SYNTAXES[syntax]
     result = []
     for file in files:
         if pydicom.dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID == uid:
@@ -48,7 +49,7 @@ def transcoded(files: list[Path], folder: Path, syntax: str) -> list[Path]:
             continue
         target = folder / syntax.lstrip(".") / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        _transcode(file, target, name)
+        transcode(file, target, uid)
         # Only the pixel data are GDCM's: it changes elements of the header as well.
         dataset, coded = pydicom.dcmread(file), pydicom.dcmread(target)
         dataset["PixelData"] = coded["PixelData"]
@@ -56,22 +57,3 @@ def transcoded(files: list[Path], folder: Path, syntax: str) -> list[Path]:
         dataset.save_as(target)
         result.append(target)
     return result
-
-
-def _transcode(source: Path, target: Path, syntax: int) -> None:
-    """Change the transfer syntax of a file with GDCM."""
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(source))
-    if not reader.Read():
-        raise RuntimeError(f"GDCM cannot read {source}")
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    change.SetInput(reader.GetImage())
-    if not change.Change():
-        raise RuntimeError(f"GDCM cannot transcode {source}")
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(target))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    if not writer.Write():
-        raise RuntimeError(f"GDCM cannot write {target}")

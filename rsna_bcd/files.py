@@ -150,7 +150,7 @@ def tree_sha256(folder: Path, pattern: str) -> str:
 
 
 def parts_sha256(*parts: bytes) -> str:
-    """SHA-256 of several parts, in this order; the lengths of the parts count."""
+    """SHA-256 of several parts, in this order, each followed by a zero byte."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part + b"\0")

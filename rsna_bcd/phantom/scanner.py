@@ -14,14 +14,10 @@ import gdcm
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1
+from pydicom.uid import ExplicitVRLittleEndian
 
 from rsna_bcd.phantom.anatomy import Projection
 
-_SYNTAXES = {
-    JPEG2000Lossless: gdcm.TransferSyntax.JPEG2000Lossless,
-    JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
-}
 _PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"  # Digital X-Ray Image Storage - For Presentation
 _UID_ROOT = "1.2.826.0.1.3680043.8.498"  # pydicom's root, free for such use
 
@@ -301,7 +297,7 @@ def write_dicom(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         plain, coded = Path(folder) / "plain.dcm", Path(folder) / "coded.dcm"
         dataset.save_as(plain, enforce_file_format=True)
-        _transcode(plain, coded, syntax)
+        transcode(plain, coded, syntax)
         # Only the compressed frame is GDCM's: it would add elements of its own to the header.
         dataset.PixelData = pydicom.dcmread(coded).PixelData
         dataset["PixelData"].is_undefined_length = True
@@ -343,17 +339,17 @@ def _dataset(
     return dataset
 
 
-def _transcode(source: Path, target: Path, syntax: str) -> None:
-    """Compress a DICOM file with GDCM."""
+def transcode(source: Path, target: Path, syntax: str) -> None:
+    """Change the transfer syntax of a DICOM file to that of a UID, with GDCM."""
     reader = gdcm.ImageReader()
     reader.SetFileName(str(source))
     if not reader.Read():
         raise RuntimeError(f"GDCM cannot read {source}")
     change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(_SYNTAXES[pydicom.uid.UID(syntax)]))
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     change.SetInput(reader.GetImage())
     if not change.Change():
-        raise RuntimeError(f"GDCM cannot compress {source} to {syntax}")
+        raise RuntimeError(f"GDCM cannot transcode {source} to {syntax}")
     writer = gdcm.ImageWriter()
     writer.SetFileName(str(target))
     writer.SetFile(reader.GetFile())
