@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 import pandas as pd
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
@@ -49,6 +48,7 @@ _LEGEND: Mapping[Kind, str] = {
     "whole frame": "without a visible breast: whole frame",
     "missing": "missing on disk",
 }
+_DPI = 128
 _CELL_HEIGHT, _NARROWEST, _WIDEST, _LABEL_WIDTH = 1.9, 0.85, 2.4, 1.15  # inches
 _ABOVE, _BELOW, _GAP, _MARGIN, _HEADER = 0.18, 0.32, 0.12, 0.25, 0.75
 _FIELDS = ["patient_id", "image_id", "kind", "caption", "reason"]  # of `SampledImage`
@@ -204,7 +204,7 @@ def _number_first(name: str) -> tuple[int, float, str]:
 
 @DARK
 def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], title: str) -> Figure:
-    """Draw a sample of crops: a line of axes per machine, framed by what became of the image.
+    """Draw a sample of crops: a line per machine, each image framed by what became of it.
 
     Args:
         sample: from `sample_crops`.
@@ -233,16 +233,14 @@ def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], titl
     columns = max(len(images) for _, images in lines)
     width = max(2 * _MARGIN + _LABEL_WIDTH + columns * (cell + _GAP), 6.5)
     height = _HEADER + len(lines) * row_height + 2 * _MARGIN
-    figure = Figure(figsize=(width, height), dpi=128)
+    figure = Figure(figsize=(width, height), dpi=_DPI)
     for row, (machine, images) in enumerate(lines):
-        bottom = height - _HEADER - row * row_height - _ABOVE - _CELL_HEIGHT
+        top = height - _HEADER - row * row_height - _ABOVE
         if machine is not None:
-            _write_label(figure, machine, bottom + _CELL_HEIGHT)
+            _write_label(figure, machine, top)
         for column, image in enumerate(images):
             left = _MARGIN + _LABEL_WIDTH + column * (cell + _GAP)
-            box = (left / width, bottom / height, cell / width, _CELL_HEIGHT / height)
-            letters = int(cell / (_SMALL * LETTER))
-            _draw_image(figure.add_axes(box), image, crops.get(image.image_id), letters)
+            _draw_image(figure, image, crops.get(image.image_id), left, top, cell)
     letters = int((width - 2 * _MARGIN) / (_LARGE * LETTER))
     at = _MARGIN / width, 1 - 0.4 / height
     figure.text(*at, shorten(title, letters), size=_LARGE, weight="bold")
@@ -284,47 +282,59 @@ def _write_label(figure: Figure, machine: MachineSample, top: float) -> None:
 
 
 def _draw_image(
-    axes: Axes, image: SampledImage, crop: NDArray[np.uint8] | None, letters: int
+    figure: Figure,
+    image: SampledImage,
+    crop: NDArray[np.uint8] | None,
+    left: float,
+    top: float,
+    width: float,
 ) -> None:
-    """A crop, or the reason why there is none, with its frame and caption."""
-    axes.set(xticks=[], yticks=[], anchor="NW")
+    """A crop, or the reason why there is none, with its frame and caption; positions in inches."""
     striking = image.kind in ("failed", "whole frame")
-    axes.spines[:].set(color=_COLOURS[image.kind], linewidth=1.5 if striking else 0.6)
-    if striking:
-        axes.set_title(
-            image.kind, loc="left", color=_COLOURS[image.kind], size=_PLAIN, weight="bold", pad=2
-        )
-    if crop is not None:
-        axes.imshow(crop, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    colour = _COLOURS[image.kind]
+    letters = int(width / (_SMALL * LETTER))
+    height = _CELL_HEIGHT
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x, y, text, transform=figure.dpi_scale_trans, **style)
+
+    if crop is not None:  # not on axes: a hundred of them take seconds
+        height, width = crop.shape[0] / _DPI, crop.shape[1] / _DPI
+        x, y = round(left * _DPI), round((top - height) * _DPI)
+        figure.figimage(crop, x, y, cmap="gray", vmin=0, vmax=255)
     else:
         reason = textwrap.wrap(
-            image.reason or image.kind, letters - 2, max_lines=16, placeholder=" …"
+            image.reason or image.kind, letters - 3, max_lines=16, placeholder=" …"
         )
-        colour = _COLOURS[image.kind]
-        axes.text(
-            0.05, 0.97, "\n".join(reason), color=colour, size=_SMALL, va="top",
-            transform=axes.transAxes,
-        )  # fmt: skip
-    axes.text(
-        0, -0.03, f"{shorten(image.image_id, letters)}\n{shorten(image.caption, letters)}",
-        size=_SMALL, color=MUTED, va="top", transform=axes.transAxes,
+        write(left + 0.05, top - 0.05, "\n".join(reason), color=colour, size=_SMALL, va="top")
+    figure.add_artist(
+        Rectangle(
+            (left, top - height), width, height, fc="none", ec=colour,
+            lw=1.5 if striking else 0.6, transform=figure.dpi_scale_trans,
+        )
     )  # fmt: skip
+    if striking:
+        write(left, top + 0.03, image.kind, color=colour, size=_PLAIN, weight="bold")
+    caption = f"{shorten(image.image_id, letters)}\n{shorten(image.caption, letters)}"
+    write(left, top - height - 0.06, caption, size=_SMALL, color=MUTED, va="top")
 
 
 def _thumbnail(crop: Crop) -> NDArray[np.uint8]:
-    """uint8, twice as large as it is shown. Averages: subsampled grain looks like calcification."""
+    """uint8, as large as it is shown. Averages: subsampled grain looks like calcification."""
     height, width = crop.shape
-    scale = min(2 * 128 * _CELL_HEIGHT / height, 2 * 128 * _WIDEST / width, 1)
+    scale = min(_DPI * _CELL_HEIGHT / height, _DPI * _WIDEST / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small: NDArray[Any] = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
-    return (small if crop.dtype == np.uint8 else small >> 8).astype(np.uint8)
+    grey = (crop if crop.dtype == np.uint8 else crop >> 8).astype(np.uint8)
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
 
 
 @DARK
 def as_png(figure: Figure) -> bytes:
     """Encode a figure without date and version: the same figure gives the same bytes."""
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(
+        content, metadata={"Software": None}, pil_kwargs={"compress_level": 3}
+    )
     return content.getvalue()
 
 
