@@ -24,7 +24,7 @@ from rsna_bcd.imaging.crops import Crop, read_crops
 from rsna_bcd.tables.folds import check_folds, read_folds
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.metadata import Metadata, check_targets, encode_breast_targets, encode_targets
-from rsna_bcd.tables.views import Unit, Views
+from rsna_bcd.tables.views import Level, Views
 
 
 class CropDataModule(pl.LightningDataModule):
@@ -42,7 +42,7 @@ class CropDataModule(pl.LightningDataModule):
         negatives_per_positive: see `EpochSampler`.
         workers: processes that read and augment; 0 does it in the training process.
         seed: of sampling and augmentation.
-        unit: the level of a sample, `image` or `breast`.
+        level: of a sample, `image` or `breast`.
         views: the images of a breast-level sample; None for the defaults.
         metadata: columns that the network is given; None for none.
         targets: auxiliary targets (`tables.metadata`).
@@ -79,7 +79,7 @@ class CropDataModule(pl.LightningDataModule):
         negatives_per_positive: float | None,
         workers: int,
         seed: int,
-        unit: Unit = "image",
+        level: Level = "image",
         views: Views | None = None,
         metadata: Metadata | None = None,
         targets: Sequence[str] = (),
@@ -95,7 +95,7 @@ class CropDataModule(pl.LightningDataModule):
         self._negatives_per_positive = negatives_per_positive
         self._workers = workers
         self._seed = seed
-        self._unit = unit
+        self._level = level
         self._views = Views() if views is None else views
         self._metadata = metadata
         self._targets = tuple(targets)
@@ -138,7 +138,7 @@ class CropDataModule(pl.LightningDataModule):
         """Two training samples as a batch, read in this process."""
         data = self._dataset(training=True)
         samples = [data[0, row] for row in (0, len(data) - 1)]
-        collate = collate_breasts if self._unit == "breast" else default_collate
+        collate = collate_breasts if self._level == "breast" else default_collate
         batch: dict[str, Tensor] = collate(samples)
         return batch
 
@@ -170,13 +170,13 @@ class CropDataModule(pl.LightningDataModule):
         annotations = self._training_annotations if training else self._held_out_annotations
         augment = self._augment if training else None
         rest = (augment, self._seed, annotations, self._in_memory)
-        if self._unit == "image":
+        if self._level == "image":
             return CropDataset(samples, self._folder, *rest)
         return BreastDataset(samples, images, self._folder, self._views, *rest)
 
     def _samples(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, Annotations]:
         """The readable samples, with their metadata and targets."""
-        by_breast = self._unit == "breast"
+        by_breast = self._level == "breast"
         is_read = rows["path"].notna()
         if by_breast:  # the metadata of its unreadable images count too
             is_read = is_read.groupby(rows["prediction_id"]).transform("any")
@@ -191,7 +191,7 @@ class CropDataModule(pl.LightningDataModule):
     def _one_row_per_sample(self, rows: pd.DataFrame) -> pd.DataFrame:
         return (
             rows
-            if self._unit == "image"
+            if self._level == "image"
             else rows.drop_duplicates("prediction_id", ignore_index=True)
         )
 
@@ -222,7 +222,7 @@ class CropDataModule(pl.LightningDataModule):
             batch_size=self._batch_size // world_size,
             sampler=sampler,
             drop_last=drop_last,
-            collate_fn=collate_breasts if self._unit == "breast" else None,
+            collate_fn=collate_breasts if self._level == "breast" else None,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
             pin_memory=self.trainer is not None
@@ -265,11 +265,11 @@ class CropDataModule(pl.LightningDataModule):
         if len(counts) < 2:
             raise InputError(
                 f"The training part of fold={self._fold} has {counts.get(1, 0)} positive and "
-                f"{counts.get(0, 0)} negative {self._unit}s that could be read; both are needed."
+                f"{counts.get(0, 0)} negative {self._level}s that could be read; both are needed."
             )
         if self.batches_per_epoch == 0:
             raise InputError(
-                f"An epoch has {len(self._train_sampler())} {self._unit}s, fewer than "
+                f"An epoch has {len(self._train_sampler())} {self._level}s, fewer than "
                 f"batch_size={self._batch_size}. Set a smaller batch_size."
             )
         shared = np.intersect1d(self.training["patient_id"], self.held_out["patient_id"])

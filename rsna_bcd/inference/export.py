@@ -29,7 +29,7 @@ from rsna_bcd.models.exporting import (
     save_onnx,
 )
 from rsna_bcd.models.prediction import PASSES, Batch, predict_logits, to_input
-from rsna_bcd.tables.views import Unit
+from rsna_bcd.tables.views import Level
 
 Engine = Literal["torch", "onnx", "auto"]
 Forward = Callable[..., dict[str, Tensor]]
@@ -61,7 +61,7 @@ class OnnxNetwork(nn.Module):
         InputError: the file is absent, damaged or not of ours, or ONNX Runtime is not installed.
     """
 
-    unit: Unit
+    unit: Level
     inputs: tuple[str, ...]
 
     def __init__(self, file: Path, threads: int | None = None) -> None:

@@ -27,7 +27,7 @@ from rsna_bcd.tables.metadata import (
     TrainingDomain,
     read_training_domain,
 )
-from rsna_bcd.tables.views import Unit, Views
+from rsna_bcd.tables.views import Level, Views
 from rsna_bcd.targets import with_current_targets
 
 # Of records that are older than these keys.
@@ -66,7 +66,7 @@ class Run:
     seen: TrainingDomain = field(default_factory=dict)
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Level:
         """Its level, image or breast."""
         return network_unit(self.network)
 

@@ -15,7 +15,7 @@ from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.prediction import Unit
+from rsna_bcd.models.prediction import Level
 from rsna_bcd.tables.metadata import Metadata
 
 _CC, _MLO = 0, 1
@@ -47,7 +47,7 @@ class BreastClassifier(Encoder):
         InputError: as `ImageClassifier`.
     """
 
-    unit: Unit = "breast"
+    unit: Level = "breast"
     inputs: tuple[str, ...] = ("mask", "view", "other")
 
     def __init__(
@@ -152,7 +152,7 @@ class SideBySide(ImageClassifier):
     Constructed as `ImageClassifier`.
     """
 
-    unit: Unit = "breast"
+    unit: Level = "breast"
     inputs: tuple[str, ...] = ("mask", "view", "other")
 
     def forward(  # type: ignore[override]

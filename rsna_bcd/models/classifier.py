@@ -15,7 +15,7 @@ from rsna_bcd.models.losses import Criterion
 from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
 from rsna_bcd.models.optim import MakeOptimizer, MakeScheduler, ParameterGroups
-from rsna_bcd.models.prediction import TTA, Batch, Unit, network_unit, outputs_of, predict_logits
+from rsna_bcd.models.prediction import TTA, Batch, Level, network_unit, outputs_of, predict_logits
 from rsna_bcd.scoring.metrics import DECISION, RANKING, Aggregation
 from rsna_bcd.tables.predictions import to_breasts
 
@@ -96,7 +96,7 @@ class Classifier(pl.LightningModule):
         mix.check(self.unit)
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Level:
         """What a sample is, as the network looks at it."""
         return network_unit(self.network)
 

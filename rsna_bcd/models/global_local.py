@@ -17,7 +17,7 @@ from rsna_bcd.models.aggregators import GatedAttention
 from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling, backbone_groups, the_rest
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
-from rsna_bcd.models.prediction import Unit
+from rsna_bcd.models.prediction import Level
 from rsna_bcd.tables.metadata import Metadata
 
 
@@ -51,7 +51,7 @@ class GlobalLocal(nn.Module):
         InputError: as `ImageClassifier`; or a number is out of range.
     """
 
-    unit: Unit = "image"
+    unit: Level = "image"
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.prediction import Batch, Unit, to_input
+from rsna_bcd.models.prediction import Batch, Level, to_input
 from rsna_bcd.tables.metadata import TARGETS
 
 Kind = Literal["mixup", "cutmix"]
@@ -52,7 +52,7 @@ class Mix:
         self._alpha = alpha
         self.probability = probability
 
-    def check(self, unit: Unit) -> None:
+    def check(self, unit: Level) -> None:
         """Refuse what makes no sense for a kind of sample.
 
         Raises:

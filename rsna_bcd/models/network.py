@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
-from rsna_bcd.models.prediction import Unit
+from rsna_bcd.models.prediction import Level
 from rsna_bcd.tables.metadata import Metadata
 
 
@@ -39,7 +39,7 @@ class ImageClassifier(Encoder):
             of another network.
     """
 
-    unit: Unit = "image"
+    unit: Level = "image"
     inputs: tuple[str, ...] = ()
 
     def __init__(

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.views import Unit as Unit  # networks are annotated with it
+from rsna_bcd.tables.views import Level as Level  # networks are annotated with it
 
 TTA = Literal["none", "hflip"]  # test-time augmentation
 PASSES: dict[TTA, int] = {"none": 1, "hflip": 2}  # how often a network sees an image
 Batch = dict[str, Tensor]
 
 
-def network_unit(network: Any) -> Unit:
+def network_unit(network: Any) -> Level:
     """Whether a sample of a network is an image or a breast."""
-    unit: Unit = getattr(network, "unit", "image")
+    unit: Level = getattr(network, "unit", "image")
     return unit
 
 

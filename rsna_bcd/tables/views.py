@@ -14,7 +14,7 @@ import pandas as pd
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.images import VIEWS
 
-Unit = Literal["image", "breast"]  # what a sample is; each network says which
+Level = Literal["image", "breast"]  # of a sample; each network says which
 Policy = Literal["all", "one_per_view", "random_per_epoch"]
 
 # The view embedding of a network: one index for each of these, one for every other view.

@@ -27,7 +27,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def by_breast(output: Path, fold: int | Literal["all"] = 0, **changes: Any) -> CropDataModule:
-    data = make(output, fold, unit="breast", **changes)
+    data = make(output, fold, level="breast", **changes)
     data.setup()
     return data
 
@@ -156,7 +156,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(
     """With other workers, and resumed after two epochs."""
     # Every breast has two images of one view, so that there is something to draw.
     add_columns(output, view="CC")
-    settings: dict[str, Any] = {"unit": "breast", "views": views, "positives_per_batch": 1}
+    settings: dict[str, Any] = {"level": "breast", "views": views, "positives_per_batch": 1}
     straight = samples(output, tmp_path / "a" / "last.ckpt", workers=0, epochs=4, **settings)
     assert [len(epoch) for epoch in straight] == [8] * 4
     assert not set(straight[0]) & set(straight[1])

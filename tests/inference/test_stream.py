@@ -128,7 +128,7 @@ def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
     module = CropDataModule(
         output, output / "folds.csv", 0, Augmentation([]), batch_size=2,
         negatives_per_positive=None, workers=0, seed=0,
-        unit=run.unit, views=run.views, metadata=run.metadata,
+        level=run.unit, views=run.views, metadata=run.metadata,
     )  # fmt: skip
     module.setup()
     batches: Any = module.val_dataloader()
