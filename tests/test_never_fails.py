@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def save_models(output: Path, clean: Path, threshold: float = 0.5) -> None:
     ):  # fmt: skip
         torch.manual_seed(seed)
         width = Metadata(columns).width
-        network = kind(width)
+        network: Any = kind(width)
         if name == "images":  # so that breasts differ in the first digits
             with torch.no_grad():
                 network.head.weight.mul_(10)
