@@ -12,11 +12,9 @@ from rsna_bcd.scoring.cross_fitting import (
     EnsembleFitter,
     Members,
     cross_fitted_decisions,
-    optimism,
     patient_groups,
 )
-from rsna_bcd.scoring.intervals import bootstrap_interval
-from rsna_bcd.scoring.metrics import OPERATING, auroc, average_precision, pf1, sigmoid
+from rsna_bcd.scoring.metrics import OPERATING, auroc, average_precision, sigmoid
 from rsna_bcd.scoring.thresholds import BestPf1, Policy, RecallRate
 
 EVERYTHING = EnsembleFitter("rank_mean", None, BestPf1(by_site=10), "platt")
@@ -27,9 +25,10 @@ FITTERS = [
     EnsembleFitter("rank_mean", (1.0, 1.0, 2.0), RecallRate()),
 ]
 fitters = pytest.mark.parametrize("fitter", FITTERS, ids=lambda f: f"{f.blend}-{f.policy}")
+Case = tuple[np.ndarray, Members, np.ndarray, np.ndarray]
 
 
-def make_case(seed: int = 0, n: int = 600) -> tuple[np.ndarray, Members, np.ndarray, np.ndarray]:
+def make_case(seed: int = 0, n: int = 600) -> Case:
     """Labels, three members (one of two aggregations, one of noise), patients and sites."""
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < 0.15).astype(int)
@@ -38,14 +37,13 @@ def make_case(seed: int = 0, n: int = 600) -> tuple[np.ndarray, Members, np.ndar
     return labels, members, np.arange(n) // 2, np.array(["1", "2"])[np.arange(n) // 2 % 2]
 
 
-def with_unreadable(members: Members, unreadable: np.ndarray, prior: float = 0.15) -> Members:
+def with_unreadable(members: Members, unreadable: np.ndarray, prior: float) -> Members:
     return [{name: np.where(unreadable, prior, p) for name, p in m.items()} for m in members]
 
 
 def test_patient_groups_keep_patients_together_and_positives_even() -> None:
     patients = np.repeat([f"p{i}" for i in range(100)], 2)
-    labels = np.zeros(200, dtype=int)
-    labels[:24] = 1  # 12 patients with cancer on both sides
+    labels = (np.arange(200) < 24).astype(int)  # 12 patients with cancer on both sides
     groups = patient_groups(labels, patients, n=5, seed=0)
     assert (groups[::2] == groups[1::2]).all()
     assert sorted(np.bincount(groups[labels == 1])) == [4, 4, 4, 6, 6]
@@ -60,27 +58,13 @@ def test_patient_groups_are_never_more_than_patients_with_cancer() -> None:
         patient_groups(np.array([1, 1, 0, 0]), np.array([7, 7, 8, 9]), n=5, seed=0)
 
 
-def test_optimism_of_noise_is_positive() -> None:
-    rng = np.random.default_rng(0)
-    values = []
-    for _ in range(50):
-        labels, noise, patients = (rng.random(400) < 0.05).astype(int), rng.random(400), range(400)
-        groups = patient_groups(labels, patients, 5, 0)
-        scored = cross_fitted_decisions(labels, noise, patients, BestPf1(), groups)
-        in_sample = BestPf1().fit(labels, noise, patients).decide(noise)
-        values.append(optimism(labels, in_sample, scored))
-        assert values[-1] == pf1(labels, in_sample) - pf1(labels, scored)
-    assert np.mean(values) > 0.02
-
-
-def test_fitter_with_fixed_weights_is_the_cross_fitted_threshold() -> None:
+def test_fit_with_fixed_weights_is_the_cross_fitted_threshold() -> None:
     labels, members, patients, _ = make_case()
     groups = patient_groups(labels, patients, 5, 0)
     fitter = EnsembleFitter("mean", (2.0, 1.0, 1.0), BestPf1())
     fixed: Members = [{"mean": next(iter(member.values()))} for member in members]
     blended = fitter.fit(labels, fixed, patients).combine(fixed)
-    expected = 0.5 * fixed[0]["mean"] + 0.25 * fixed[1]["mean"] + 0.25 * fixed[2]["mean"]
-    np.testing.assert_allclose(blended, expected)
+    np.testing.assert_allclose(blended, np.array([0.5, 0.25, 0.25]) @ [m["mean"] for m in fixed])
     scored = fitter.cross_fit(labels, fixed, patients, groups)
     decisions = cross_fitted_decisions(labels, blended, patients, BestPf1(), groups)
     np.testing.assert_array_equal(scored.decisions, decisions)
@@ -88,21 +72,29 @@ def test_fitter_with_fixed_weights_is_the_cross_fitted_threshold() -> None:
     assert scored.calibrated is None
 
 
-def test_fitter_chooses_the_better_aggregation_and_keeps_its_own_among_equals() -> None:
-    labels, members, patients, sites = make_case()
+def test_fit_chooses_the_better_aggregation_and_gives_noise_little_weight() -> None:
+    labels, members, patients, sites = make_case(n=3000)
     fitted = EVERYTHING.fit(labels, members, patients, sites)
-    assert fitted.aggregations == ("max", "max", "mean")
     scores = {name: average_precision(labels, p) for name, p in members[0].items()}
     assert scores["max"] > scores["mean"]
-    same: Members = [{"mean": members[0]["max"], "max": members[0]["max"]}]
+    assert fitted.aggregations == ("max", "max", "mean")
+    assert fitted.weights[2] < 0.1 < fitted.weights[1] < fitted.weights[0]
+    equal: Members = [{"mean": members[0]["max"], "max": members[0]["max"]}]
     fitter = EnsembleFitter("mean", (1.0,), BestPf1())
-    assert fitter.fit(labels, same, patients).aggregations == ("mean",)
+    assert fitter.fit(labels, equal, patients).aggregations == ("mean",)  # the member's own
 
 
-def test_fitter_gives_noise_no_weight() -> None:
-    labels, members, patients, sites = make_case(n=3000)
-    weights = EVERYTHING.fit(labels, members, patients, sites).weights
-    assert weights[2] < 0.1 < weights[1] < weights[0]
+@pytest.mark.parametrize(
+    ("blend", "weights"), [("rank_mean", (1.0, 1.0)), ("mean", None), ("rank_mean", None)]
+)
+@pytest.mark.parametrize(("names", "named"), [(("b5", "small"), "small"), ((), "member 2")])
+def test_fit_names_a_constant_member(
+    blend: BlendMethod, weights: tuple[float, ...] | None, names: tuple[str, ...], named: str
+) -> None:
+    p = np.linspace(0.1, 0.9, 8)
+    fitter = EnsembleFitter(blend, weights, BestPf1(), names=names)
+    with pytest.raises(InputError, match=f"probabilities of {named} "):
+        fitter.fit(p > 0.4, [{"mean": p}, {"mean": np.full(8, 0.3)}], np.arange(8))
 
 
 @fitters
@@ -112,23 +104,20 @@ def test_cross_fit_uses_no_held_out_row(fitter: EnsembleFitter) -> None:
     before = fitter.cross_fit(labels, members, patients, groups, sites)
     rng = np.random.default_rng(1)
     for group in range(3):
-        inside = groups == group
-        noise = rng.random(len(labels))
+        inside, noise = groups == group, rng.random(len(labels))
         changed = [{r: np.where(inside, noise, p) for r, p in m.items()} for m in members]
         shuffled = np.where(inside, rng.permutation(labels), labels)
         after = fitter.cross_fit(shuffled, changed, patients, groups, sites)
         assert after.fitted[group] == before.fitted[group]
-        assert any(a != b for a, b in zip(after.fitted, before.fitted, strict=True))
+        assert after.fitted != before.fitted
 
 
 def test_cross_fit_applies_the_fit_of_each_group() -> None:
     labels, members, patients, sites = make_case()
     groups = patient_groups(labels, patients, 4, 0)
     scored = EVERYTHING.cross_fit(labels, members, patients, groups, sites)
-    assert len(scored.fitted) == 4
     assert scored.calibrated is not None
     for group, fitted in enumerate(scored.fitted):
-        inside = groups == group
         blended = fitted.combine(members)  # of all rows: a row does not depend on others
         assert fitted.calibration is not None
         for found, expected in (
@@ -136,46 +125,42 @@ def test_cross_fit_applies_the_fit_of_each_group() -> None:
             (scored.decisions, fitted.threshold.decide(blended, sites)),
             (scored.calibrated, fitted.calibration.apply(blended)),
         ):
-            np.testing.assert_array_equal(found[inside], expected[inside])
+            np.testing.assert_array_equal(found[groups == group], expected[groups == group])
 
 
-def test_fit_among_noise_is_optimistic_and_its_cross_fit_is_not() -> None:
+def test_cross_fit_among_noise_is_not_optimistic_and_the_fit_is() -> None:
     """Eight members of noise: in sample something always looks good."""
-    rng = np.random.default_rng(0)
-    fitter, patients = EnsembleFitter("mean", None, BestPf1()), np.arange(300)
+    rng, patients = np.random.default_rng(0), np.arange(300)
+    fitter, labels = EnsembleFitter("mean", None, BestPf1()), (np.arange(300) < 30).astype(int)
     in_sample, scored = [], []
     for _ in range(20):
-        labels = np.zeros(300, dtype=int)
-        labels[:30] = 1
         noise: Members = [{"mean": rng.random(300), "max": rng.random(300)} for _ in range(8)]
         fitted = fitter.fit(labels, noise, patients)
         in_sample.append(average_precision(labels, fitted.combine(noise)))
         groups = patient_groups(labels, patients, 5, 0)
         cross_fitted = fitter.cross_fit(labels, noise, patients, groups)
         scored.append(average_precision(labels, cross_fitted.probabilities))
-    # By chance, .1 and a little more on 30 positives.
-    assert np.mean(in_sample) > 0.16
-    assert np.mean(scored) < 0.13
+    assert np.mean(scored) < 0.13 < 0.16 < np.mean(in_sample)  # by chance .1 and a little more
 
 
 def test_cross_fit_ranks_groups_of_different_scales_on_one() -> None:
     """Two aggregations that are as good, one on a far higher scale: the choice is chance."""
-    rng = np.random.default_rng(1)
-    labels = np.arange(2000) % 20 // 19
+    rng, patients = np.random.default_rng(1), np.arange(2000)
+    labels = patients % 20 // 19
     shared = 2 * labels + rng.normal(size=2000)
-    z = [shared + 0.1 * rng.normal(size=2000) for _ in range(2)]
-    low, high = (sigmoid(row - shift) for shift, row in zip((4, 0), z, strict=True))
-    patients = np.arange(2000)
+    low, high = (sigmoid(shared + 0.1 * rng.normal(size=2000) - shift) for shift in (4, 0))
     groups = patient_groups(labels, patients, 8, 2)
     fitter = EnsembleFitter("mean", (1.0,), BestPf1())
     scored = fitter.cross_fit(labels, [{"mean": low, "max": high}], patients, groups)
     assert {fitted.aggregations for fitted in scored.fitted} == {("mean",), ("max",)}
-    within = [auroc(labels[groups == g], scored.probabilities[groups == g]) for g in range(8)]
+    within = []
+    for g in range(8):
+        inside = groups == g
+        within.append(auroc(labels[inside], scored.probabilities[inside]))
+        order = np.argsort(scored.probabilities[inside])
+        assert (np.diff(scored.ranking[inside][order]) > 0).all()  # the order within is kept
     assert auroc(labels, scored.ranking) == pytest.approx(np.mean(within), abs=0.005)
     assert auroc(labels, scored.probabilities) < np.mean(within) - 0.1
-    for g in range(8):  # the order within a group is kept
-        order = np.argsort(scored.probabilities[groups == g])
-        assert (np.diff(scored.ranking[groups == g][order]) > 0).all()
     fixed = fitter.cross_fit(labels, [{"mean": low}], patients, groups)
     np.testing.assert_array_equal(fixed.ranking, low)
 
@@ -203,33 +188,27 @@ def test_unreadable_rows_are_negative_and_fit_nothing(blend: BlendMethod) -> Non
     for group in range(5):
         inside = groups == group
         assert set(found.calibrated[inside & unreadable]) == {labels[~inside].mean()}
-    scores = fitter.intervals(
-        OPERATING, labels, found, patients, sites=sites, n=20, unreadable=unreadable
-    )
-    missed = found.decisions[labels == 1].mean()  # unreadable cancers count as missed
-    assert scores["sensitivity"].value == missed
+    rest = {"sites": sites, "unreadable": unreadable, "n": 20}
+    scores = fitter.intervals(OPERATING, labels, found, patients, **rest)
+    assert scores["sensitivity"].value == found.decisions[labels == 1].mean()  # they are missed
     with pytest.raises(InputError, match="both classes|labels equal"):
         fitter.fit(labels, members, patients, sites, unreadable | (labels == 1))
 
 
-def intervals_by_hand(
-    fitter: EnsembleFitter,
-    scored: cross_fitting.CrossFitted,
-    labels: np.ndarray,
-    members: Members,
-    patients: np.ndarray,
-    sites: np.ndarray,
-    unreadable: np.ndarray,
-    n: int,
-) -> dict[str, list[float]]:
-    """Scores of resamples with repeated rows, every copy of a patient under a new id (seed 7)."""
+def check_intervals(
+    fitter: EnsembleFitter, case: Case, unreadable: np.ndarray, n: int
+) -> cross_fitting.CrossFitted:
+    """Compare with resamples of repeated rows, every copy of a patient under a new id."""
+    labels, members, patients, sites = case
+    groups = patient_groups(labels, patients, 4, 0)
+    scored = fitter.cross_fit(labels, members, patients, groups, sites, unreadable)
     rng, ids = np.random.default_rng(7), np.unique(patients)
     draws: dict[str, list[float]] = {name: [] for name in OPERATING}
     for _ in range(n):
         drawn = ids[rng.integers(0, len(ids), len(ids))]
         copies = [np.flatnonzero(patients == patient) for patient in drawn]
         rows, new = np.concatenate(copies), np.repeat(np.arange(len(ids)), [*map(len, copies)])
-        y, site, group = labels[rows], sites[rows], scored.groups[rows]
+        y, site, group = labels[rows], sites[rows], groups[rows]
         decisions = np.zeros(len(rows))
         try:
             for held_out, fitted in enumerate(scored.fitted):
@@ -242,110 +221,43 @@ def intervals_by_hand(
             continue
         for name, metric in OPERATING.items():
             draws[name].append(metric(y, decisions))
-    return draws
+    assert len(draws["pf1"]) > n / 2
+    rest = {"sites": sites, "unreadable": unreadable, "n": n, "seed": 7}
+    found = fitter.intervals(OPERATING, labels, scored, patients, **rest)
+    for name, metric in OPERATING.items():
+        expected = metric(labels, scored.decisions), *np.nanquantile(draws[name], [0.025, 0.975])
+        ends = found[name].value, found[name].low, found[name].high
+        assert ends == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    return scored
 
 
 @fitters
 def test_intervals_of_group_blends_equal_repeating_rows_by_hand(fitter: EnsembleFitter) -> None:
     labels, members, patients, sites = make_case(3, 400)
     unreadable = np.random.default_rng(4).random(400) < 0.05
-    members = with_unreadable(members, unreadable)
-    groups = patient_groups(labels, patients, 4, 0)
-    scored = fitter.cross_fit(labels, members, patients, groups, sites, unreadable)
-    assert len(scored.blends) == 4
-    case = labels, members, patients, sites, unreadable
-    draws = intervals_by_hand(fitter, scored, *case, n=15)
-    found = fitter.intervals(
-        OPERATING, labels, scored, patients, sites=sites, n=15, seed=7, unreadable=unreadable
-    )
-    for name, values in draws.items():
-        assert (found[name].low, found[name].high) == pytest.approx(
-            tuple(np.nanquantile(values, [0.025, 0.975])), abs=1e-12
-        )
+    case = labels, with_unreadable(members, unreadable, prior=0.15), patients, sites
+    assert len(check_intervals(fitter, case, unreadable, n=15).blends) == 4
 
 
 @pytest.mark.parametrize("decimals", [2, 8], ids=["ties", "distinct"])
 @pytest.mark.parametrize(
     "policy",
     [
-        BestPf1(),
-        BestPf1(width=0),
-        BestPf1(width=3),
-        BestPf1(by_site=6),
-        RecallRate(),
-        RecallRate(0.003),
-        RecallRate(0.9),
+        BestPf1(), BestPf1(width=0), BestPf1(width=3), BestPf1(by_site=6),
+        RecallRate(), RecallRate(0.003), RecallRate(0.9),
     ],
     ids=str,
-)
+)  # fmt: skip
 @pytest.mark.parametrize("n_patients", [12, 60])
 def test_intervals_of_one_model_equal_repeating_rows_by_hand(
     policy: Policy, decimals: int, n_patients: int
 ) -> None:
     """Patients of several rows, of unknown sites, and resamples without a threshold."""
     rng = np.random.default_rng(n_patients)
-    patients = np.sort(rng.integers(0, n_patients, 2 * n_patients))
+    patients = rng.permutation(np.sort(rng.integers(0, n_patients, 2 * n_patients)))
     labels = (rng.random(len(patients)) < 0.2).astype(int)
     labels[patients == patients[0]] = labels[patients == patients[-1]] = 1
     p = np.clip(rng.normal(0.3 + 0.2 * labels, 0.15), 0, 1).round(decimals)
     sites = np.where(patients % 5 == 0, "b", np.where(patients % 3, "a", ""))
-    rows = rng.permutation(len(patients))
-    labels, p, patients, sites = labels[rows], p[rows], patients[rows], sites[rows]
-    fitter, members = EnsembleFitter("mean", (1.0,), policy), [{"mean": p}]
-    groups = patient_groups(labels, patients, 4, 0)
-    scored = fitter.cross_fit(labels, members, patients, groups, sites)  # type: ignore[arg-type]
-    case = labels, members, patients, sites, np.zeros(len(p), dtype=bool)
-    draws = intervals_by_hand(fitter, scored, *case, n=20)  # type: ignore[arg-type]
-    found = fitter.intervals(OPERATING, labels, scored, patients, sites=sites, n=20, seed=7)
-    assert len(draws["pf1"]) > 10
-    for name, metric in OPERATING.items():
-        expected = metric(labels, scored.decisions), *np.nanquantile(draws[name], [0.025, 0.975])
-        ends = found[name].value, found[name].low, found[name].high
-        assert ends == pytest.approx(expected, abs=1e-12, nan_ok=True)
-
-
-@fitters
-def test_intervals_shrink_to_the_value_where_every_patient_is_drawn_once(
-    fitter: EnsembleFitter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So the value is that of the procedure whose interval it has."""
-    labels, members, patients, sites = make_case()
-    groups = patient_groups(labels, patients, 5, 0)
-    scored = fitter.cross_fit(labels, members, patients, groups, sites)
-    monkeypatch.setattr(cross_fitting, "patient_resamples", lambda *_: [np.ones(300)])
-    found = fitter.intervals(OPERATING, labels, scored, patients, sites=sites, n=1)
-    for name, interval in found.items():
-        assert interval.value == OPERATING[name](labels, scored.decisions)
-        assert (interval.low, interval.high) == pytest.approx((interval.value,) * 2, abs=1e-12)
-
-
-def test_intervals_with_refitted_thresholds_are_wider_and_have_any_metric() -> None:
-    labels, members, patients, sites = make_case()
-    groups = patient_groups(labels, patients, 5, 0)
-    scored = EVERYTHING.cross_fit(labels, members, patients, groups, sites)
-
-    def npv(labels, decisions, weights=None):  # type: ignore[no-untyped-def]
-        right = (np.asarray(labels) == 0) & (np.asarray(decisions) == 0)
-        negative = np.asarray(decisions) == 0
-        w = np.ones(len(right)) if weights is None else np.asarray(weights)
-        return float(np.sum(w * right) / np.sum(w * negative))
-
-    found = EVERYTHING.intervals(
-        {"pf1": pf1, "npv": npv}, labels, scored, patients, sites=sites, n=200
-    )
-    assert found["npv"].low < found["npv"].value == npv(labels, scored.decisions)
-    fixed = bootstrap_interval(pf1, labels, scored.decisions, patients, n=200)
-    assert found["pf1"].high - found["pf1"].low > fixed.high - fixed.low
-
-
-@pytest.mark.parametrize(
-    ("blend", "weights"), [("rank_mean", (1.0, 1.0)), ("mean", None), ("rank_mean", None)]
-)
-@pytest.mark.parametrize(("names", "named"), [(("b5", "small"), "small"), ((), "member 2")])
-def test_fitter_names_a_constant_member(
-    blend: BlendMethod, weights: tuple[float, ...] | None, names: tuple[str, ...], named: str
-) -> None:
-    p = np.linspace(0.1, 0.9, 8)
-    fitter = EnsembleFitter(blend, weights, BestPf1(), names=names)
-    with pytest.raises(InputError, match=f"probabilities of {named} "):
-        fitter.fit(p > 0.4, [{"mean": p}, {"mean": np.full(8, 0.3)}], np.arange(8))
+    fitter = EnsembleFitter("mean", (1.0,), policy)
+    check_intervals(fitter, (labels, [{"mean": p}], patients, sites), np.zeros(len(p), bool), n=20)
