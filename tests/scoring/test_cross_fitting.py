@@ -1,6 +1,7 @@
 """What is fitted together, and that a held-out row has no part in what decides it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_unreadable_rows_are_negative_and_fit_nothing(blend: BlendMethod) -> Non
     for group in range(5):
         inside = groups == group
         assert set(found.calibrated[inside & unreadable]) == {labels[~inside].mean()}
-    rest = {"sites": sites, "unreadable": unreadable, "n": 20}
+    rest: dict[str, Any] = {"sites": sites, "unreadable": unreadable, "n": 20}
     scores = fitter.intervals(OPERATING, labels, found, patients, **rest)
     assert scores["sensitivity"].value == found.decisions[labels == 1].mean()  # they are missed
     with pytest.raises(InputError, match="both classes|labels equal"):
@@ -222,7 +223,7 @@ def check_intervals(
         for name, metric in OPERATING.items():
             draws[name].append(metric(y, decisions))
     assert len(draws["pf1"]) > n / 2
-    rest = {"sites": sites, "unreadable": unreadable, "n": n, "seed": 7}
+    rest: dict[str, Any] = {"sites": sites, "unreadable": unreadable, "n": n, "seed": 7}
     found = fitter.intervals(OPERATING, labels, scored, patients, **rest)
     for name, metric in OPERATING.items():
         expected = metric(labels, scored.decisions), *np.nanquantile(draws[name], [0.025, 0.975])

@@ -29,7 +29,9 @@ from rsna_bcd.scoring.metrics import (
 
 @pytest.mark.parametrize("decimals", [1, 8], ids=["ties", "distinct"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_metrics_of_probabilities_equal_scikit_learn(dtype: type, decimals: int) -> None:
+def test_metrics_of_probabilities_equal_scikit_learn(
+    dtype: type[np.floating], decimals: int
+) -> None:
     for n in (5, 30, 200):
         rng = np.random.default_rng(n)
         labels, weights = rng.integers(0, 2, n), rng.integers(0, 4, n).astype(float)
