@@ -17,68 +17,68 @@ from typing import Any
 
 import pytest
 from distributed import Client
+from hydra import compose, initialize_config_dir
 
 import rsna_bcd
+from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.preparation import cluster as module
 from rsna_bcd.preparation.engine import Result, run
+from rsna_bcd.stages.prepare import prepare
 
-_DASK = [sys.executable, "-m", "dask"]
-_START_SECONDS = 60  # a machine that is busy with other things
+START_SECONDS = 60  # a machine that is busy with other things
 # The scheduler blames the tasks of a worker that died at once.
-_ALLOWED_FAILURES = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
+ALLOWED_FAILURES = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
 
 
 class Cluster:
-    """A scheduler and workers, each a program of its own."""
+    """A scheduler and workers, each a program of its own; `path` comes first on theirs."""
 
-    def __init__(self, folder: Path, *first_on_path: Path) -> None:
+    def __init__(self, folder: Path, *path: Path) -> None:
         self._folder = folder
         self._programs: list[subprocess.Popen[bytes]] = []
         file = folder / "scheduler.json"
-        self.scheduler = self._start(
-            "scheduler",
-            "--host=127.0.0.1",
-            "--port=0",
-            f"--scheduler-file={file}",
-            path=first_on_path,
-        )
+        options = ("--host=127.0.0.1", "--port=0", f"--scheduler-file={file}")
+        self.scheduler = self._start("scheduler", *options, path=path)
         wait_until(lambda: file.exists() and file.read_text().endswith("}"))
         with Client(scheduler_file=str(file)) as client:
             self.address: str = client.scheduler.address
 
-    def add_worker(self, *first_on_path: Path, threads: int = 1) -> subprocess.Popen[bytes]:
+    def add_worker(self, *path: Path, threads: int = 1) -> subprocess.Popen[bytes]:
         """Start a worker and the nanny that starts it again."""
+        name = f"worker-{len(self._programs)}"
+        options = (f"--nthreads={threads}", f"--name={name}")
         with Client(self.address) as client:
-            name = f"worker-{len(self._programs)}"
-            nanny = self._start(
-                "worker",
-                self.address,
-                f"--nthreads={threads}",
-                f"--name={name}",
-                path=first_on_path,
-            )
+            nanny = self._start("worker", self.address, *options, path=path)
             wait_until(lambda: name in names_of_workers(client))
         return nanny
 
-    def _start(self, *command: str, path: tuple[Path, ...] = ()) -> subprocess.Popen[bytes]:
+    def _start(self, *command: str, path: tuple[Path, ...]) -> subprocess.Popen[bytes]:
         ours = Path(__file__).parent, Path(rsna_bcd.__file__).parents[1]
         where = os.pathsep.join(map(str, (*path, *ours)))
         program = subprocess.Popen(
-            [*_DASK, *command, "--no-dashboard"],
+            [sys.executable, "-m", "dask", *command, "--no-dashboard"],
             cwd=self._folder,
-            env={**os.environ, "PYTHONPATH": where, _ALLOWED_FAILURES: "0"},
+            env={**os.environ, "PYTHONPATH": where, ALLOWED_FAILURES: "0"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         self._programs.append(program)
         return program
 
+    def run(self, tasks: Any) -> Iterator[Result[int, tuple[int, int]]]:
+        """Square the tasks here."""
+        return run(square, tasks, workers=0, address=self.address)
+
     def stop(self) -> None:
         """End everything."""
         for program in reversed(self._programs):
-            program.kill()  # workers end with their nannies
-            program.wait()
+            stop(program)  # workers end with their nannies
+
+
+def stop(program: subprocess.Popen[bytes]) -> None:
+    program.kill()
+    program.wait()
 
 
 def names_of_workers(client: Client) -> set[str]:
@@ -86,22 +86,32 @@ def names_of_workers(client: Client) -> set[str]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    yield cluster
-    cluster.stop()
+@contextmanager
+def started(folder: Path, *path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(folder, *path)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler with one worker, which stays."""
+    with started(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.add_worker()
+        yield cluster
 
 
 def square(task: int) -> tuple[int, int]:
     """The square, and which worker it is from."""
-    time.sleep(0.1)
+    time.sleep(0.05)
     if task == 3:
         raise InputError("three is unreadable")
     if task == 4:
@@ -119,47 +129,41 @@ def count_tasks(dask_scheduler: Any) -> int:
     return len(dask_scheduler.tasks)
 
 
-def check(results: list[Result[int, tuple[int, int]]], number: int) -> None:
-    """Every task once, and only those failed that fail."""
-    assert sorted(r.key for r in results) == list(range(number))
+def test_run_survives_workers_that_die_join_and_leave(cluster: Cluster) -> None:
+    nannies = [cluster.add_worker()]
+    results: list[Result[int, tuple[int, int]]] = []
+    workers: set[int] = set()
+
+    def enough() -> Iterator[tuple[int, int]]:
+        for n in count():
+            if n >= 40 and len(nannies) == 2 and nannies[0].poll() is not None:
+                return
+            yield n, n
+
+    for result in cluster.run(enough()):
+        results.append(result)
+        before = len(workers)
+        workers |= {result.value[1]} if result.value else set()
+        if before < len(workers) == 2:  # both work: one is killed, and started again
+            os.kill(min(workers), signal.SIGKILL)
+            nannies.append(cluster.add_worker(threads=2))
+        if before < len(workers) == 4:  # it works again, and so does the one that joined
+            stop(nannies[0])
+    # Every task once, and only those failed that fail.
+    assert sorted(r.key for r in results) == list(range(max(len(results), 40)))
     assert {r.key: r.reason for r in results if r.value is None} == {
         3: "three is unreadable",
         4: "the process that worked on it died (SIGSEGV)",
     }
     assert all(r.value[0] == r.key**2 for r in results if r.value is not None)
-
-
-def test_workers_that_die_join_and_leave_take_nothing_with_them(cluster: Cluster) -> None:
-    nannies = [cluster.add_worker(), cluster.add_worker()]
-    results: list[Result[int, tuple[int, int]]] = []
-    seen: set[int] = set()
-
-    def enough() -> Iterator[tuple[int, int]]:
-        for n in count():
-            if n >= 100 and len(nannies) == 3 and nannies[0].poll() is not None:
-                return
-            yield n, n
-
-    for result in run(square, enough(), workers=0, address=cluster.address):
-        results.append(result)
-        before = len(seen)
-        seen |= {result.value[1]} if result.value else set()
-        if before < len(seen) == 2:  # both work: one is killed, and started again
-            os.kill(min(seen), signal.SIGKILL)
-            nannies.append(cluster.add_worker(threads=2))
-        if before < len(seen) == 4:  # it works again, and so does the one that joined
-            nannies[0].kill()
-            nannies[0].wait()
-    check(results, len(results))
-    assert len(results) >= 100
+    stop(nannies[1])
     with Client(cluster.address) as client:  # nothing is shut down, nothing is left behind
-        wait_until(lambda: len(client.nthreads()) == 2)
+        wait_until(lambda: len(client.nthreads()) == 1)
         assert client.run_on_scheduler(count_tasks) == 0
-    check(list(run(square, tasks(30), workers=0, address=cluster.address)), 30)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """What is in every file but the timings."""
+    """The contents of all files but the timings."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
@@ -167,50 +171,43 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_prepare_on_a_cluster_leaves_what_it_leaves_here(
+def test_prepare_on_a_cluster_that_loses_a_worker_leaves_the_same_files(
     cluster: Cluster, competition: Path, tmp_path: Path
 ) -> None:
-    nannies = [cluster.add_worker(), cluster.add_worker()]
-    command = [
-        *(sys.executable, "-m", "rsna_bcd.prepare", "crop=demo", "splits=[test]"),
-        f"paths.data={competition}",
-    ]
+    overrides = ["crop=demo", "splits=[test]", f"paths.data={competition}"]
     here, there = tmp_path / "here", tmp_path / "there"
-    subprocess.run([*command, f"paths.output={here}", "workers=0"], check=True, capture_output=True)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        prepare(compose("prepare", [*overrides, f"paths.output={here}", "workers=0"]))
+    leaves = cluster.add_worker()
     journal = there / "prepared/rsna/demo/journal.jsonl"
+    command = [sys.executable, "-m", "rsna_bcd.prepare", *overrides, f"paths.output={there}"]
     with subprocess.Popen(
-        [*command, f"paths.output={there}", f"cluster.address={cluster.address}"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
-        wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 5)
-        nannies[0].kill()
-        assert run.poll() is None  # in the middle of it
-        _, printed = run.communicate(timeout=_START_SECONDS)
-    assert run.returncode == 0, printed
+        [*command, f"cluster.address={cluster.address}"], stderr=subprocess.PIPE, text=True
+    ) as program:
+        wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 3)
+        leaves.kill()
+        assert program.poll() is None  # in the middle of it
+        _, printed = program.communicate(timeout=START_SECONDS)
+    assert program.returncode == 0, printed
     assert "unreadable" not in printed
     assert tree(there) == tree(here)
 
 
-def test_a_full_disk_ends_the_run_of_a_cluster(cluster: Cluster) -> None:
-    cluster.add_worker()
+def test_run_ends_at_a_full_disk_of_a_cluster(cluster: Cluster) -> None:
     with pytest.raises(StorageError, match="disk full"):
-        list(run(square, [(-1, -1), *tasks(1000)], workers=0, address=cluster.address))
+        list(cluster.run([(-1, -1), *tasks(1000)]))
 
 
-def test_a_scheduler_that_is_lost_is_said(cluster: Cluster) -> None:
-    cluster.add_worker()
-    results = run(square, tasks(1000), workers=0, address=cluster.address)
-    next(results)
-    cluster.scheduler.kill()
-    start = time.monotonic()
-    with pytest.raises(InputError, match=r"cluster\.address=tcp://.* was lost.*is kept"):
-        list(results)
-    assert time.monotonic() - start < 20
+def test_run_refuses_a_folder_that_workers_do_not_have(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getcwd", lambda: str(tmp_path / "gone"))
+    with pytest.raises(InputError, match="cannot enter the folder .*gone: No such file"):
+        list(cluster.run(tasks(9)))
 
 
 @contextmanager
-def answering(answer: bytes) -> Iterator[socket.socket]:
+def one_answer(answer: bytes) -> Iterator[socket.socket]:
     """A server that has one answer to everything."""
 
     def serve() -> None:
@@ -227,68 +224,71 @@ def answering(answer: bytes) -> Iterator[socket.socket]:
         thread.join()
 
 
-def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 2)
+def test_run_refuses_an_address_without_a_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 1)
     threads = {thread.name for thread in threading.enumerate()}
     start = time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as silent, answering(b"HTTP/1.1 400 Bad") as web:
+    with socket.create_server(("127.0.0.1", 0)) as silent, one_answer(b"HTTP/1.1 400 Bad") as web:
         others = [f"tcp://127.0.0.1:{server.getsockname()[1]}" for server in (silent, web)]
         for address in ("tcp://127.0.0.1:9", "127.0.0.1", "http://127.0.0.1:9", *others):
             with pytest.raises(InputError, match=rf"cluster\.address={address} .*`dask scheduler`"):
                 list(run(square, tasks(1), workers=0, address=address))
     assert time.monotonic() - start < 20
-    gc.collect()  # nothing is left that blocks, or runs on
+    gc.collect()  # no thread is left that blocks or runs
     left = {thread.name for thread in threading.enumerate()} - threads
     assert not [name for name in left if "loop" in name.lower()], left
 
 
-def test_no_worker(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_run_says_that_there_is_no_worker_or_no_more_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_NO_WORKER_SECONDS", 2)
-    with pytest.raises(InputError, match=f"no worker for 2 s.*`dask worker {cluster.address}`"):
-        list(run(square, tasks(1), workers=0, address=cluster.address))
-    assert f"No worker at {cluster.address} yet: waiting 2 s." in caplog.text
+    with started(tmp_path) as cluster:
+        monkeypatch.setattr(module, "_NO_WORKER_SECONDS", 2)
+        with pytest.raises(InputError, match=f"no worker for 2 s.*`dask worker {cluster.address}`"):
+            list(cluster.run(tasks(1)))
+        assert f"No worker at {cluster.address} yet: waiting 2 s." in caplog.text
+        monkeypatch.undo()
+        cluster.add_worker()
+        results = cluster.run(tasks(1000))
+        next(results)
+        cluster.scheduler.kill()
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"cluster\.address=tcp://.* was lost.*is kept"):
+            list(results)
+        assert time.monotonic() - start < 20
 
 
-def test_workers_with_other_sources(cluster: Cluster, tmp_path: Path) -> None:
+def test_run_refuses_workers_with_other_sources(cluster: Cluster, tmp_path: Path) -> None:
     package = Path(rsna_bcd.__file__).parent
     copy = tmp_path / "other" / "rsna_bcd"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    changed = copy / "imaging" / "voi.py"
-    changed.write_text(changed.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
-    cluster.add_worker(copy.parent)
+    with (copy / "imaging" / "voi.py").open("a", encoding="utf-8") as changed:
+        changed.write("# changed\n")
+    other = cluster.add_worker(copy.parent)
     with pytest.raises(InputError, match=rf"other sources of rsna_bcd \({copy}\).*Install the"):
-        list(run(square, tasks(9), workers=0, address=cluster.address))
+        list(cluster.run(tasks(30)))
+    stop(other)
 
 
-@pytest.mark.parametrize(
-    ("who", "why"),
-    [
-        ("scheduler", "deserialization of the task graph"),
-        ("worker", r"No module named \S+rsna_bcd\.preparation"),
-    ],
-)
-def test_machines_that_lack_the_package(who: str, why: str, tmp_path: Path) -> None:
+@pytest.fixture
+def without(tmp_path: Path) -> Path:
+    """A folder with an empty package in the place of this one."""
     (tmp_path / "without" / "rsna_bcd").mkdir(parents=True)
     (tmp_path / "without" / "rsna_bcd" / "__init__.py").touch()
-    path = {who: (tmp_path / "without",)}
-    cluster = Cluster(tmp_path, *path.get("scheduler", ()))
-    try:
-        cluster.add_worker(*path.get("worker", ()))
-        with pytest.raises(InputError, match=rf"The {who}.*{why}.*Install this"):
-            list(run(square, tasks(9), workers=0, address=cluster.address))
-    finally:
-        cluster.stop()
+    return tmp_path / "without"
 
 
-def test_a_folder_that_the_workers_do_not_have(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster.add_worker()
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rename(tmp_path / "elsewhere")
-    monkeypatch.setattr(os, "getcwd", lambda: str(tmp_path / "gone"))
-    with pytest.raises(InputError, match="cannot enter the folder .*gone: No such file"):
-        list(run(square, tasks(9), workers=0, address=cluster.address))
+def test_run_refuses_workers_that_lack_the_package(cluster: Cluster, without: Path) -> None:
+    other = cluster.add_worker(without)
+    missing = r"The worker.*No module named \S+rsna_bcd\.preparation.*Install this"
+    with pytest.raises(InputError, match=missing):
+        list(cluster.run(tasks(9)))
+    stop(other)
+
+
+def test_run_refuses_a_scheduler_that_lacks_the_package(without: Path, tmp_path: Path) -> None:
+    with started(tmp_path, without) as cluster:
+        cluster.add_worker()
+        failed = "The scheduler.*deserialization of the task graph.*Install this"
+        with pytest.raises(InputError, match=failed):
+            list(cluster.run(tasks(9)))

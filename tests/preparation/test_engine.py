@@ -1,55 +1,132 @@
 """The engine: every task has a result, whatever becomes of the processes."""
 
+import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import spawn
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from rsna_bcd.errors import InputError, StorageError
-from rsna_bcd.preparation.engine import run
+from rsna_bcd.preparation.engine import Job, Result, WorkerPool, pack, run
+
+Results = dict[str, Result[str, Any]]
 
 
-def work(task: int) -> int:
-    """Squares, except for tasks that fail in one way or another."""
-    if task == 3:
-        raise InputError("three is unreadable")
-    if task == 4:
-        raise ValueError("four is odd")
-    if task == 5:
-        os._exit(1)  # as a decoder does that touches memory not its own
-    return task**2
+class Unpackable:
+    """A result that cannot leave its process."""
+
+    def __reduce__(self) -> str:
+        raise InputError("stays here")
 
 
-def tasks(*numbers: int) -> list[tuple[str, int]]:
-    return [(str(n), n) for n in numbers]
+def refuse() -> None:
+    raise InputError("three is unreadable")
 
 
-def test_results_and_reasons_in_this_process() -> None:
-    results = list(run(work, tasks(0, 3, 4, 2), workers=0))
-    assert [r.key for r in results] == ["0", "3", "4", "2"]
-    assert [r.value for r in results] == [0, None, None, 4]
-    assert [r.reason for r in results] == [
-        None, "three is unreadable", "ValueError: four is odd", None,
-    ]  # fmt: skip
-    assert results[0].seconds > 0
+FAILURES: dict[str, Callable[[], Any]] = {
+    "unreadable": refuse,
+    "error": lambda: 1 / 0,
+    "exit": lambda: os._exit(1),  # as a decoder does that touches memory not its own
+    "hang": lambda: ctypes.PyDLL(None).pause(),  # in C, the interpreter locked
+    "numpy": lambda: np.empty(2**31, np.uint8),
+    "opencv": lambda: cv2.resize(np.zeros((2, 2), np.uint8), (2**15, 2**16)),
+    "no size": lambda: cv2.resize(np.zeros((2, 2), np.uint8), (0, 0)),
+    "unpackable": Unpackable,
+    "half a gigabyte": lambda: np.empty(2**29, np.uint8).size,
+    "surroundings": lambda: (cv2.getNumThreads(), os.environ["OMP_NUM_THREADS"], Path.cwd()),
+}
 
 
-def test_a_task_that_kills_its_process_is_named_and_takes_nothing_with_it() -> None:
-    results = list(run(work, tasks(*range(30)), workers=2))
-    assert sorted(int(r.key) for r in results) == list(range(30))
-    assert {r.key: r.reason for r in results if r.reason} == {
-        "3": "three is unreadable",
-        "4": "ValueError: four is odd",
-        "5": "the process that worked on it died (exit code 1)",
+def work(task: tuple[str, Path]) -> Any:
+    """Note the call in the folder, and fail in the way of that name; else return the name."""
+    name, folder = task
+    with (folder / name).open("a") as calls:
+        calls.write("called\n")
+    if name == "dies twice" and calls_in(folder, name) <= 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return FAILURES.get(name, lambda: name)()
+
+
+def calls_in(folder: Path, name: str) -> int:
+    return len((folder / name).read_text().splitlines())
+
+
+def results_by_name(folder: Path, names: list[str], workers: int) -> Results:
+    tasks = ((name, (name, folder)) for name in names)
+    results = list(run(work, tasks, workers=workers, limit_seconds=3, limit_gigabytes=1))
+    assert sorted(result.key for result in results) == sorted(names)
+    return {result.key: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("calls")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    os.environ["OMP_NUM_THREADS"], before = "8", os.environ["OMP_NUM_THREADS"]
+    names = [*FAILURES, "dies twice", *map(str, range(9))]
+    results = results_by_name(folder, names, workers=2)
+    os.environ["OMP_NUM_THREADS"] = before
+    return results
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "calls"),
+    [
+        ("unreadable", "three is unreadable", 1),
+        ("error", "ZeroDivisionError: division by zero", 1),
+        ("exit", r"the process that worked on it died \(exit code 1\)", 3),
+        ("hang", r"took longer than 3 s \(limit_seconds\)", 1),
+        ("numpy", r"needs more than 1 GB of memory \(limit_gigabytes\): .* 2\.00 GiB.*", 1),
+        ("opencv", r"(?s)needs more than 1 GB of memory \(limit_gigabytes\): .*", 1),
+        ("no size", r"(?s)error: ((?!limit_gigabytes).)*", 1),
+        ("unpackable", "The result cannot be handed over: InputError: stays here", 1),
+    ],
+)
+def test_run_names_the_reason(
+    name: str, reason: str, calls: int, results: Results, folder: Path
+) -> None:
+    assert results[name].value is None
+    assert re.fullmatch(reason, results[name].reason or ""), results[name]
+    assert calls_in(folder, name) == calls
+
+
+def test_run_gives_all_other_tasks_their_values(results: Results, folder: Path) -> None:
+    values = {r.key: r.value for r in results.values() if r.reason is None}
+    assert values.pop("surroundings") == (1, "1", Path.cwd())
+    assert values.pop("half a gigabyte") == 2**29
+    assert values == {name: name for name in ("dies twice", *map(str, range(9)))}
+    assert calls_in(folder, "dies twice") == 3
+
+
+def test_run_in_this_process_has_the_same_reasons(results: Results, tmp_path: Path) -> None:
+    here = results_by_name(tmp_path, ["0", "unreadable", "error"], workers=0)
+    assert {k: (r.value, r.reason) for k, r in here.items()} == {
+        k: (results[k].value, results[k].reason) for k in here
     }
-    assert {int(r.key): r.value for r in results if not r.reason} == {
-        n: n**2 for n in range(30) if n not in (3, 4, 5)
-    }
+    assert all(r.seconds > 0 for r in here.values())
+
+
+def numbered(*numbers: int) -> list[tuple[int, int]]:
+    return list(enumerate(numbers))
+
+
+def endless(drawn: list[int]) -> Iterator[tuple[int, int]]:
+    while True:
+        drawn.append(len(drawn))
+        yield drawn[-1], drawn[-1]
 
 
 def wait_long(task: int) -> int:
@@ -57,19 +134,13 @@ def wait_long(task: int) -> int:
     return task
 
 
-def test_results_come_when_ready_and_tasks_are_drawn_when_there_is_room() -> None:
-    drawn = 0
-
-    def endless() -> Iterator[tuple[str, int]]:
-        nonlocal drawn
-        while True:
-            yield str(drawn), drawn
-            drawn += 1
-
-    results = run(wait_long, endless(), workers=2)
-    first = [next(results).key for _ in range(4)]
-    assert "0" not in first  # the slow one comes when it is done
-    assert drawn < 20
+@pytest.mark.parametrize(("ahead", "in_flight"), [(0, 6), (25, 25)])
+def test_run_yields_what_is_ready_and_draws_tasks_as_they_fit(ahead: int, in_flight: int) -> None:
+    drawn: list[int] = []
+    results = run(wait_long, endless(drawn), workers=2, ahead=ahead)
+    for number in range(1, 4):
+        assert next(results).key == number  # not 0, which is slow
+        assert len(drawn) == in_flight + number
     results.close()
 
 
@@ -80,41 +151,81 @@ def fill_disk(task: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_disk_ends_the_run_and_what_was_done_before_is_kept(workers: int) -> None:
-    done: list[str] = []
+def test_run_ends_at_a_full_disk_after_yielding_what_was_done(workers: int) -> None:
+    done: list[int] = []
     with pytest.raises(StorageError, match="No space left on device"):
-        done.extend(r.key for r in run(fill_disk, tasks(*range(100)), workers=workers))
-    assert done[:7] == [str(n) for n in range(7)]
+        done.extend(r.key for r in run(fill_disk, numbered(*range(100)), workers=workers))
+    assert done[:7] == list(range(7))
     assert len(done) < 15  # not after all others
-    assert "7" not in done
+    assert 7 not in done
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"workers": -1}, "workers=-1"),
-        ({"workers": 1, "limit_seconds": 0}, "limit_seconds=0"),
-        ({"workers": 1, "limit_gigabytes": -2}, "limit_gigabytes=-2"),
-    ],
+    "setting", [{"workers": -1}, {"limit_seconds": 0}, {"limit_gigabytes": -2}]
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, int], named: str) -> None:
-    with pytest.raises(InputError, match=named):
-        list(run(work, tasks(0), **settings))  # type: ignore[arg-type]
+def test_run_refuses_settings_out_of_range(setting: dict[str, Any]) -> None:
+    ((key, value),) = setting.items()
+    with pytest.raises(InputError, match=f"{key}={value}"):
+        list(run(wait_long, numbered(1), **{"workers": 1, **setting}))
 
 
-def test_a_function_that_processes_cannot_import_is_refused(
+def test_run_refuses_a_function_that_processes_cannot_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    main = sys.modules["__main__"]
-    monkeypatch.setattr(main, "work_here", work, raising=False)
-    monkeypatch.setattr(work, "__module__", "__main__")
-    monkeypatch.setattr(work, "__qualname__", "work_here")
+    monkeypatch.setattr(sys.modules["__main__"], "work_here", wait_long, raising=False)
+    monkeypatch.setattr(wait_long, "__module__", "__main__")
+    monkeypatch.setattr(wait_long, "__qualname__", "work_here")
     with pytest.raises(InputError, match="cannot be imported: AttributeError.*work_here"):
-        list(run(work, tasks(0), workers=1))
+        list(run(wait_long, numbered(1), workers=1))
 
 
-# Tasks sleep for a minute: whatever ends sooner did not wait for them.
-_SCRIPT = """
+@pytest.mark.parametrize("workers", [0, 1])
+def test_run_yields_nothing_after_its_time(workers: int) -> None:
+    begun = time.monotonic()
+    tasks = numbered(0, 1, 30)
+    keys = [r.key for r in run(time.sleep, tasks, workers=workers, until=begun + 0.5)]
+    # In this process, a task that has begun is completed; others start too late for these.
+    assert keys == [0, 1] if workers == 0 else not set(keys) & {1, 2}
+    assert time.monotonic() - begun < 15
+
+
+def process_id(task: int) -> int:
+    return os.getpid()
+
+
+def test_run_replaces_an_idle_process_that_is_killed() -> None:
+    """As the kernel does that is short of memory; pebble gives such a pool up."""
+    results = run(process_id, numbered(*range(60)), workers=1)
+    done = [next(results)]
+    while len(done) < 60:
+        if len(done) == 3:
+            time.sleep(0.3)  # all in flight are done
+            os.kill(done[0].value or 0, signal.SIGKILL)
+            time.sleep(0.3)
+        done.append(next(results))
+    assert sorted(result.key for result in done) == list(range(60))
+    assert not [result.reason for result in done if result.reason]
+    assert len({result.value for result in done}) == 2
+    results.close()
+
+
+@pytest.mark.parametrize(("executable", "sources"), [("/bin/false", None), ("/nowhere", "hash")])
+def test_pool_explains_that_processes_cannot_start(executable: str, sources: str | None) -> None:
+    job = Job("run", pack(wait_long), str(Path.cwd()), sources, 1, 1)
+    node = "" if sources is None else f"The worker on {os.uname().nodename}: "
+    before = spawn.get_executable()
+    spawn.set_executable(executable)
+    pool = WorkerPool(job, 1)
+    try:
+        with pytest.raises(InputError, match=f"^{node}Processes cannot be started"):
+            raise pool.call(pack(0)).error or AssertionError
+    finally:
+        spawn.set_executable(before)
+        pool.close()
+
+
+# Tasks sleep for a minute: what ends sooner did not wait for them.
+SCRIPT = """
 import sys, time
 from rsna_bcd.preparation.engine import run
 try:
@@ -133,7 +244,7 @@ def test_processes_end_with_the_main_process(
     number: signal.Signals, code: int, said: str, tmp_path: Path
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT],
+        [sys.executable, "-c", SCRIPT],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -143,18 +254,18 @@ def test_processes_end_with_the_main_process(
         assert main.stdout is not None
         assert main.stderr is not None
         assert main.stdout.readline() == "started\n"
-        processes = _processes_in(tmp_path) - {main.pid}
+        processes = processes_in(tmp_path) - {main.pid}
         assert len(processes) == 3  # two workers, and the tracker of Python's semaphores
         os.killpg(main.pid, number)  # as a terminal does on Ctrl-C: to all that would listen
         assert main.wait(timeout=10) == code
         assert main.stderr.read() == said
     deadline = time.monotonic() + 5
-    while _processes_in(tmp_path):
+    while processes_in(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def _processes_in(folder: Path) -> set[int]:
+def processes_in(folder: Path) -> set[int]:
     """Processes that run in a folder; dead ones do not."""
     found = set()
     for entry in Path("/proc").iterdir():
@@ -165,35 +276,3 @@ def _processes_in(folder: Path) -> set[int]:
             except OSError:
                 continue
     return found
-
-
-def wait(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
-
-
-@pytest.mark.parametrize(("ahead", "drawn"), [(0, 6), (4, 6), (25, 25)])
-def test_as_many_tasks_are_ahead_of_the_caller_as_it_asks_for(ahead: int, drawn: int) -> None:
-    seen = []
-
-    def endless() -> Iterator[tuple[str, int]]:
-        for number in range(1000):
-            seen.append(number)
-            yield str(number), 0
-
-    results = run(work, endless(), workers=2, ahead=ahead)
-    next(results)
-    time.sleep(0.3)
-    assert len(seen) == drawn + 1  # one was done, and another took its place
-    results.close()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_comes_when_its_time_is_over(workers: int) -> None:
-    begun = time.monotonic()
-    results = list(
-        run(wait, [("a", 0.0), ("b", 3.0), ("c", 3.0)], workers=workers, until=begun + 2.5)
-    )
-    keys = [r.key for r in results]
-    assert keys == ["a", "b"] if workers == 0 else not set(keys) & {"b", "c"}
-    assert time.monotonic() - begun < 4

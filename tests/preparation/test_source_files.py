@@ -1,4 +1,4 @@
-"""Finding the files of a table: by identifiers, by path, by pattern."""
+"""Finding the files of a table, and those below a folder."""
 
 import os
 import socket
@@ -24,153 +24,126 @@ def touch(root: Path, *files: str) -> None:
         (root / file).touch()
 
 
-def test_without_a_column_file_they_are_named_by_their_identifiers(tmp_path: Path) -> None:
-    touch(tmp_path, "7/0.dcm", "7/1.png", "7/1.jpg", "7/2.tif", "8/3.dcm")
-    table = images(patient_id=["7", "7", "7", "7", "9"])
-    assert find_files(tmp_path, table, "dicom") == {"0": tmp_path / "7/0.dcm"}
-    assert find_files(tmp_path, table, "image") == {
-        "1": tmp_path / "7/1.png",
-        "2": tmp_path / "7/2.tif",
+PATTERNS = ["a/1.dicom", "Mass_1/*/*/*.dcm", "b[1]/x.dcm", "top.dcm", "a/?.dcm", "none/*/1.dcm"]
+
+
+@pytest.mark.parametrize(
+    ("source", "table", "files", "expected"),
+    [
+        pytest.param(
+            "dicom", images(patient_id=["7", "8", "9", "9", "9", "10", "11"]),
+            ["7/0.DCM", "8/1.dicom", "9/2", "3.dcm", "4", "10/5.Dicom", "10/5.dcm", "12/6.dcm"],
+            ["7/0.DCM", "8/1.dicom", "9/2", "3.dcm", "4", "10/5.dcm"],
+            id="suffixes_and_flat_folders",
+        ),
+        pytest.param(
+            "image", images(patient_id=["7"] * 4), ["7/0.dcm", "7/1.png", "7/1.jpg", "7/2.TIF"],
+            [None, "7/1.png", "7/2.TIF"], id="pictures",
+        ),
+        pytest.param(
+            "dicom", images(patient_id=["7", "0"]), ["0/1.dcm"], [None, "0/1.dcm"],
+            id="folder_with_the_name_of_an_image",
+        ),
+        pytest.param(
+            "dicom", images(file=PATTERNS),
+            ["a/1.dicom", "Mass_1/01-01-2010-NA/1.0-full [2]/1-1.dcm",
+             "Mass_1/01-01-2010-NA/1.0-full [2]/._1-1.dcm",  # of a Mac
+             "Mass_1_1/x/y/1-1.dcm", "b[1]/x.dcm", "b1/x.dcm", "top.dcm"],
+            ["a/1.dicom", "Mass_1/01-01-2010-NA/1.0-full [2]/1-1.dcm",
+             "b[1]/x.dcm",  # a name comes before the matches of a pattern
+             "top.dcm"],
+            id="column_file_with_patterns",
+        ),
+    ],
+)  # fmt: skip
+def test_find_files(
+    source: str, table: pd.DataFrame, files: list[str], expected: list[str | None], tmp_path: Path
+) -> None:
+    touch(tmp_path, *files)
+    assert find_files(tmp_path, table, source) == {  # type: ignore[arg-type]
+        str(i): tmp_path / name for i, name in enumerate(expected) if name is not None
     }
 
 
-def test_a_path_or_a_pattern_says_where(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "a/1.dicom",
-        "Mass_1/01-01-2010-NA/1.0-full [2]/1-1.dcm",
-        "Mass_1/01-01-2010-NA/1.0-full [2]/._1-1.dcm",  # of a Mac
-        "Mass_1_1/x/y/1-1.dcm",
-        "b[1]/x.dcm",
-        "b1/x.dcm",
-        "top.dcm",
-    )
-    table = images(
-        file=["a/1.dicom", "Mass_1/*/*/*.dcm", "b[1]/x.dcm", "top.dcm", "a/?.dcm", "none/*/1.dcm"]
-    )
-    assert find_files(tmp_path, table, "dicom") == {
-        "0": tmp_path / "a/1.dicom",
-        "1": tmp_path / "Mass_1/01-01-2010-NA/1.0-full [2]/1-1.dcm",
-        "2": tmp_path / "b[1]/x.dcm",  # what is called so comes before what the pattern matches
-        "3": tmp_path / "top.dcm",
-    }
-
-
-def test_a_pattern_must_match_one_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["a/*.dcm"], r"a/\*.dcm .*image 0.* 2: .*a/1.dcm and .*a/2.dcm"),
+        (["a/1.dcm", "a/1*"], r"a/1\.dcm is the file of two images, 0 and 1\."),
+    ],
+)
+def test_find_files_refuses_ambiguous_patterns(
+    patterns: list[str], message: str, tmp_path: Path
+) -> None:
     touch(tmp_path, "a/1.dcm", "a/2.dcm")
-    with pytest.raises(InputError, match=r"a/\*.dcm .*image 0.* 2: .*a/1.dcm and .*a/2.dcm"):
-        find_files(tmp_path, images(file=["a/*.dcm"]), "dicom")
+    with pytest.raises(InputError, match=message):
+        find_files(tmp_path, images(file=patterns), "dicom")
 
 
-def test_images_do_not_share_a_file(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.dcm")
-    with pytest.raises(InputError, match=r"a/1\.dcm is the file of two images, 0 and 1\."):
-        find_files(tmp_path, images(file=["a/1.dcm", "a/*.dcm"]), "dicom")
-
-
-def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_files_lists_each_folder_once_and_names_those_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     touch(tmp_path, *(f"{patient}/{image}.dcm" for patient in range(3) for image in range(4)))
     table = images(file=[f"{patient}/{image}.dcm" for patient in range(4) for image in range(4)])
     listdir, listed = os.listdir, []
 
-    def count(folder: Path) -> list[str]:
+    def list_or_refuse(folder: Path) -> list[str]:
         listed.append(str(folder))
-        return listdir(folder)
-
-    monkeypatch.setattr("rsna_bcd.files.os.listdir", count)
-    assert len(find_files(tmp_path, table, "dicom")) == 12
-    assert sorted(listed) == sorted(map(str, [tmp_path, *(tmp_path / str(p) for p in range(3))]))
-
-
-def test_the_expected_file_is_named(tmp_path: Path) -> None:
-    row = images(patient_id=["7"]).iloc[0]
-    assert expected_file(tmp_path, row, "dicom") == f"{tmp_path}/7/0.dcm (or .dicom, no suffix)"
-    assert (
-        expected_file(tmp_path, row, "image") == f"{tmp_path}/7/0.png (or .jpg, .jpeg, .tif, .tiff)"
-    )
-    row = images(file=["a/*/1.dcm"]).iloc[0]
-    assert expected_file(tmp_path, row, "image") == str(tmp_path / "a/*/1.dcm")
-
-
-def test_files_of_other_suffixes_and_flat_folders_are_found(tmp_path: Path) -> None:
-    touch(tmp_path, "7/0.DCM", "8/1.dicom", "9/2", "3.dcm", "4", "10/5.Dicom", "10/5.dcm")
-    table = images(patient_id=["7", "8", "9", "9", "9", "10"])
-    names = ["7/0.DCM", "8/1.dicom", "9/2", "3.dcm", "4", "10/5.dcm"]
-    assert find_files(tmp_path, table, "dicom") == {
-        str(i): tmp_path / name for i, name in enumerate(names)
-    }
-    touch(tmp_path, "7/0.PNG")
-    assert find_files(tmp_path, table, "image") == {"0": tmp_path / "7/0.PNG"}
-
-
-def test_a_folder_with_the_name_of_an_image_is_no_file(tmp_path: Path) -> None:
-    touch(tmp_path, "0/1.dcm")
-    assert find_files(tmp_path, images(patient_id=["7", "0"]), "dicom") == {
-        "1": tmp_path / "0/1.dcm"
-    }
-
-
-def test_a_folder_that_cannot_be_listed_costs_its_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "7/0.dcm", "8/1.dcm")
-    listdir = os.listdir
-
-    def refuse(folder: Path) -> list[str]:
-        if Path(folder).name == "8":
+        if Path(folder).name == "2":
             raise OSError(5, "Input/output error", str(folder))
         return listdir(folder)
 
-    monkeypatch.setattr("rsna_bcd.files.os.listdir", refuse)
+    monkeypatch.setattr("rsna_bcd.files.os.listdir", list_or_refuse)
     unlistable: dict[str, str] = {}
-    found = find_files(tmp_path, images(patient_id=["7", "8"]), "dicom", unlistable)
-    assert found == {"0": tmp_path / "7/0.dcm"}
-    assert unlistable == {"1": f"{tmp_path}/8: Input/output error"}
+    assert len(find_files(tmp_path, table, "dicom", unlistable)) == 8
+    assert unlistable == {str(i): f"{tmp_path}/2: Input/output error" for i in range(8, 12)}
+    assert {*listed} == {str(tmp_path), *(f"{tmp_path}/{p}" for p in range(3))}
+    assert len([folder for folder in listed if not folder.endswith("/2")]) == 3
 
 
-def test_list_files_lists_in_order_and_leaves_out_what_is_hidden(tmp_path: Path) -> None:
-    touch(tmp_path, "b", "a/2.DCM", "a/1", ".hidden", ".folder/3")
-    assert list_files(tmp_path) == (["b", "a/1", "a/2.DCM"], {})
+@pytest.mark.parametrize(
+    ("columns", "source", "expected"),
+    [
+        ({"patient_id": ["7"]}, "dicom", "7/0.dcm (or .dicom, no suffix)"),
+        ({"patient_id": ["7"]}, "image", "7/0.png (or .jpg, .jpeg, .tif, .tiff)"),
+        ({"file": ["a/*/1.dcm"]}, "image", "a/*/1.dcm"),
+    ],
+)
+def test_expected_file(columns: dict, source: str, expected: str, tmp_path: Path) -> None:
+    row = images(**columns).iloc[0]
+    assert expected_file(tmp_path, row, source) == f"{tmp_path}/{expected}"  # type: ignore[arg-type]
 
 
-def test_list_files_follows_links_and_notices_loops(tmp_path: Path) -> None:
-    touch(tmp_path, "root/a/1", "elsewhere/c/2")
+def test_list_files_is_ordered_and_has_reasons_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "root"
+    touch(root, "b", "a/2.DCM", "a/1", "closed/3", ".hidden", ".folder/3")
+    touch(tmp_path, "elsewhere/c/2")
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "file").symlink_to(tmp_path / "elsewhere/c/2")
     (root / "a/up").symlink_to(root)
     (root / "a/self").symlink_to(root / "a")
     (root / "nowhere").symlink_to(tmp_path / "none")
-    found, skipped = list_files(root)
-    assert found == ["file", "a/1", "link/c/2"]
-    assert skipped.keys() == {"a/up", "a/self", "nowhere"}
-    assert "back to a folder above" in skipped["a/up"]
-    assert "leads nowhere" in skipped["nowhere"]
-
-
-def test_list_files_skips_pipes_and_sockets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "1")
-    os.mkfifo(tmp_path / "pipe")
-    monkeypatch.chdir(tmp_path)  # the path of a socket is short
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket")
-        found, skipped = list_files(tmp_path)
-    assert found == ["1"]
-    assert skipped.keys() == {"pipe", "socket"}
-
-
-def test_list_files_names_folders_that_cannot_be_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "a/1", "b/2")
+    os.mkfifo(root / "pipe")
     scandir = os.scandir
 
     def refuse(folder: Path) -> object:
-        if Path(folder).name == "a":
+        if Path(folder).name == "closed":
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
     monkeypatch.setattr("rsna_bcd.preparation.dicom_folder.os.scandir", refuse)
-    assert list_files(tmp_path) == (["b/2"], {"a": "cannot be listed: Permission denied"})
+    monkeypatch.chdir(root)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        found, skipped = list_files(root)
+    assert found == ["b", "file", "a/1", "a/2.DCM", "link/c/2"]
+    assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {
+        "a/self": "a link back to a folder above it",
+        "a/up": "a link back to a folder above it",
+        "closed": "cannot be listed",
+        "nowhere": "a link that leads nowhere",
+        "pipe": "no file but a pipe, a socket or a device",
+        "socket": "no file but a pipe, a socket or a device",
+    }
