@@ -1,6 +1,8 @@
 """The promises of a split: patients whole, prevalence and sites in balance, seeded."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from rsna_bcd.tables.folds import (
 
 @pytest.fixture(scope="module")
 def images() -> pd.DataFrame:
-    """400 patients of two sites (3 : 1), two breasts each, 1 to 3 images a breast, 10 % cancer."""
+    """400 patients of two sites (3 : 1), two breasts each of 1 to 3 images, 10 % cancer."""
     rng = np.random.default_rng(0)
     rows = []
     for patient in range(400):
@@ -43,6 +45,10 @@ def test_stratified_balances_size_prevalence_and_sites(images: pd.DataFrame) -> 
     site_2 = images.merge(folds, on="patient_id").query("site_id == 2").groupby("fold")
     assert np.ptp(site_2["patient_id"].nunique()) <= 2
     assert (summary["sites"].str.contains("2: ")).all()
+    bare = images.drop(columns="site_id")
+    summary = fold_summary(bare, stratified(bare, n_folds=5, seed=0))
+    assert np.ptp(summary["positive_breasts"]) <= 1
+    assert "sites" not in summary
 
 
 def test_stratified_depends_on_the_seed_alone(images: pd.DataFrame) -> None:
@@ -51,29 +57,20 @@ def test_stratified_depends_on_the_seed_alone(images: pd.DataFrame) -> None:
     assert not once.equals(stratified(images, n_folds=4, seed=1))
 
 
-def test_stratified_without_sites(images: pd.DataFrame) -> None:
-    bare = images.drop(columns="site_id")
-    summary = fold_summary(bare, stratified(bare, n_folds=5, seed=0))
-    assert np.ptp(summary["positive_breasts"]) <= 1
-    assert "sites" not in summary
-
-
 def test_leave_out_keeps_each_value_and_each_patient_whole(images: pd.DataFrame) -> None:
-    two_machines = images.copy()
-    mine = two_machines["patient_id"] == "1"
-    two_machines.loc[mine & (two_machines["laterality"] == "L"), "machine_id"] = 20
+    two_machines = images.copy()  # for the left breast of patient 1
+    odd = (images["patient_id"] == "1") & (images["laterality"] == "L")
+    two_machines.loc[odd, "machine_id"] = 20
     folds = leave_out(two_machines, column="machine_id")
     check_folds(two_machines, folds)
-    merged = images[~mine.to_numpy()].merge(folds, on="patient_id")
+    merged = images[images["patient_id"] != "1"].merge(folds, on="patient_id")
     assert (merged.groupby("fold")["machine_id"].nunique() == 1).all()
-    assert merged.groupby("fold")["machine_id"].first().is_monotonic_increasing
+    machines = sorted(images["machine_id"].unique())
+    assert merged.groupby("fold")["machine_id"].first().tolist() == machines
+    assert fold_summary(two_machines, folds)["machine"].tolist() == machines
 
 
-def test_fold_summary_names_the_machine(images: pd.DataFrame) -> None:
-    two_machines = images.copy()
-    two_machines.loc[images.index[images["patient_id"] == "1"][:1], "machine_id"] = 20
-    summary = fold_summary(two_machines, leave_out(two_machines, column="machine_id"))
-    assert summary["machine"].tolist() == sorted(images["machine_id"].unique())
+def test_fold_summary_names_sites_and_machines(images: pd.DataFrame) -> None:
     sites = fold_summary(images, leave_out(images, column="site_id"))["sites"]
     assert sites.tolist() == ["1: 600", "2: 200"]
     assert "machine" not in fold_summary(images, stratified(images, n_folds=4, seed=0))
@@ -88,29 +85,27 @@ def test_holdout_is_stratified(images: pd.DataFrame) -> None:
     assert summary["prevalence"][0] == pytest.approx(summary["prevalence"][1], abs=0.01)
 
 
-@pytest.mark.parametrize("n_folds", [1, 401])
-def test_stratified_refuses_an_impossible_number_of_folds(
-    images: pd.DataFrame, n_folds: int
+@pytest.mark.parametrize(
+    ("assign", "changes", "settings", "key"),
+    [
+        (stratified, {}, {"n_folds": 1, "seed": 0}, "n_folds between 2 and 400"),
+        (stratified, {}, {"n_folds": 401, "seed": 0}, "n_folds between 2 and 400"),
+        (stratified, {"site_id": range(1638)}, {"n_folds": 2, "seed": 0}, "more than 1 breast"),
+        (leave_out, {"site_id": 1}, {"column": "site_id"}, "one value only"),
+        (leave_out, {}, {"column": "vendor"}, "no column 'vendor'"),
+        (leave_out, {"site_id": None}, {"column": "site_id"}, "missing for 400"),
+        (holdout, {}, {"fraction": 0.6, "seed": 0}, "fraction=0.6"),
+    ],
+)
+def test_assignment_refuses(
+    assign: Callable[..., pd.DataFrame],
+    changes: dict[str, Any],
+    settings: dict[str, Any],
+    key: str,
+    images: pd.DataFrame,
 ) -> None:
-    with pytest.raises(InputError, match="n_folds between 2 and 400"):
-        stratified(images, n_folds=n_folds, seed=0)
-
-
-def test_stratified_refuses_too_few_breasts() -> None:
-    rows = pd.DataFrame({"patient_id": ["1", "2"], "laterality": "L", "cancer": [1, 0]}).astype(
-        {"patient_id": "string"}
-    )
-    with pytest.raises(InputError, match=r"more than 1 breast.* 2 folds\. Set folds\.assign\.n_f"):
-        stratified(rows, n_folds=2, seed=0)
-
-
-def test_leave_out_refuses_a_constant_column(images: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="one value only"):
-        leave_out(images.assign(site_id=1), column="site_id")
-    with pytest.raises(InputError, match="no column 'vendor'"):
-        leave_out(images, column="vendor")
-    with pytest.raises(InputError, match="missing for 400"):
-        leave_out(images.assign(site_id=None), column="site_id")
+    with pytest.raises(InputError, match=key):
+        assign(images.assign(**changes), **settings)
 
 
 def test_check_folds(images: pd.DataFrame) -> None:

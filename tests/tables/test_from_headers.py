@@ -1,8 +1,9 @@
-"""Breasts out of headers, and of what there is where these say nothing."""
+"""Tables of images from DICOM headers and folder names."""
 
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from rsna_bcd.tables.from_headers import UNKNOWN_SIDE, as_file_name, distinct, images_from_headers
 
@@ -15,6 +16,10 @@ def header(**known: Any) -> dict[str, Any]:
 
 def headers_table(headers: dict[str, dict[str, Any]]) -> pd.DataFrame:
     return images_from_headers(headers, {file: file.split("/")[-2] for file in headers})
+
+
+def breasts(headers: dict[str, dict[str, Any]]) -> list[str]:
+    return headers_table(headers)["prediction_id"].tolist()
 
 
 def test_images_from_headers_breast_is_one_side_of_one_study() -> None:
@@ -42,53 +47,41 @@ def test_images_from_headers_breast_is_one_side_of_one_study() -> None:
 
 
 def test_images_from_headers_keeps_patients_apart() -> None:
-    table = headers_table(
-        {
-            "a/1": header(patient_id="7", study_id="1", laterality="L"),
-            "a/2": header(patient_id="7", study_id="2", laterality="L"),
-            "a/3": header(patient_id="7_2", study_id="3", laterality="L"),
-        }
-    )
-    assert table["prediction_id"].tolist() == ["7_L", "7_2_2_L", "7_2_L"]
+    studies = {"a/1": ("7", "1"), "a/2": ("7", "2"), "a/3": ("7_2", "3")}
+    headers = {
+        file: header(patient_id=patient, study_id=study, laterality="L")
+        for file, (patient, study) in studies.items()
+    }
+    assert breasts(headers) == ["7_L", "7_2_2_L", "7_2_L"]
 
 
 def test_images_from_headers_takes_the_folder_without_patient() -> None:
-    table = headers_table(
-        {"x/10/1.dcm": header(laterality="L"), "x/11/1.dcm": header(laterality="L")}
-    )
+    table = headers_table({f"x/{folder}/1.dcm": header(laterality="L") for folder in (10, 11)})
     assert table["prediction_id"].tolist() == ["10_L", "11_L"]
     assert not table["patient_named"].any()
 
 
 def test_images_from_headers_unknown_side_is_a_breast() -> None:
-    table = headers_table(
-        {
-            "7/1-1.dcm": header(patient_id="7"),
-            "7/b/1-1.dcm": header(patient_id="7"),
-            "7/L.dcm": header(patient_id="7"),
-            "7/left.dcm": header(patient_id="7", laterality="L"),
-        }
-    )
+    files = ("7/1-1.dcm", "7/b/1-1.dcm", "7/L.dcm")
+    headers = {file: header(patient_id="7") for file in files}
+    table = headers_table({**headers, "7/left.dcm": header(patient_id="7", laterality="L")})
     assert table["prediction_id"].tolist() == ["7_1-1", "7_1-1_2", "7_L_2", "7_L"]
     assert table["laterality"].tolist() == [UNKNOWN_SIDE] * 3 + ["L"]
-    # No network that looks at both breasts is shown one as another's.
-    assert table["patient_id"].nunique() == 4
+    assert table["patient_id"].nunique() == 4  # none is the other breast of another
+
+
+@pytest.mark.parametrize(
+    "name", ["ANONYMOUS", "Anonymized", "0", "^^", "unknown", "XXXX", "De-Identified"]
+)
+def test_images_from_headers_placeholder_patients_by_folder(name: str) -> None:
+    anonymous = header(patient_id=name, laterality="L")
+    ids = breasts(dict.fromkeys(("a/x/1", "a/x/2", "b/x/1"), anonymous))
+    assert ids[0] == ids[1] != ids[2]
+    for same in (anonymous | {"study_id": "1"}, anonymous | {"patient_id": "D1-7"}):
+        assert len(set(breasts(dict.fromkeys(("a/x/1", "b/x/1"), same)))) == 1
 
 
 def test_distinct_and_as_file_name() -> None:
     assert distinct(["a", "a", "a_2", "b", "a"], taken=["b"]) == ["a", "a_2", "a_2_2", "b_2", "a_3"]
     assert as_file_name("Doe^Jane/../x 1") == "Doe-Jane-..-x-1"
     assert as_file_name("..") == "unnamed"
-
-
-def test_images_from_headers_placeholder_patients_by_folder() -> None:
-    for name in ("ANONYMOUS", "Anonymized", "0", "^^", "unknown", "XXXX", "De-Identified"):
-        headers = {
-            file: header(patient_id=name, laterality="L") for file in ("a/x/1", "a/x/2", "b/x/1")
-        }
-        ids = headers_table(headers)["prediction_id"].tolist()
-        assert ids[0] == ids[1] != ids[2]
-    named = {file: header(patient_id="D1-7", laterality="L") for file in ("a/x/1", "b/x/1")}
-    assert headers_table(named)["prediction_id"].nunique() == 1
-    study = {file: header(patient_id="0", study_id="1", laterality="L") for file in ("a/1", "b/1")}
-    assert headers_table(study)["prediction_id"].nunique() == 1

@@ -40,15 +40,15 @@ def table(**columns: Any) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-@pytest.mark.parametrize("column", LABEL_ONLY_COLUMNS)
-def test_metadata_refuses_columns_that_the_test_set_lacks(column: str) -> None:
-    with pytest.raises(InputError, match=rf"{column} .*auxiliary target"):
-        Metadata(["age", column])
-
-
-@pytest.mark.parametrize("columns", [[], ["age", "age"], ["laterality"]])
-def test_metadata_refuses_other_columns(columns: list[str]) -> None:
-    with pytest.raises(InputError, match=r"one or more of age, implant, view"):
+@pytest.mark.parametrize(
+    ("columns", "key"),
+    [
+        *((["age", column], rf"{column} .*auxiliary target") for column in LABEL_ONLY_COLUMNS),
+        *((columns, "one or more of age") for columns in ([], ["age", "age"], ["laterality"])),
+    ],
+)
+def test_metadata_refuses_columns(columns: list[str], key: str) -> None:
+    with pytest.raises(InputError, match=key):
         Metadata(columns)
 
 
@@ -71,32 +71,28 @@ def test_metadata_encodes_each_row_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("column", "values", "expected"),
     [
-        ([29, 30], [[1, 0, 0], [0, 0, 1]]),
-        ([29.0, None], [[1, 0, 0], [0, 0, 1]]),
-        (["29", "??"], [[1, 0, 0], [0, 0, 1]]),
-        (["29", str(10**20)], [[1, 0, 0], [0, 0, 1]]),
-        (["29", 10**25], [[1, 0, 0], [0, 0, 1]]),
-        (["Senographe", None], [[0, 1, 0], [0, 0, 1]]),
+        # A machine is the same in every dtype.
+        ("machine_id", [29, 30], [[1, 0, 0], [0, 0, 1]]),
+        ("machine_id", [29.0, None], [[1, 0, 0], [0, 0, 1]]),
+        ("machine_id", ["29", "??"], [[1, 0, 0], [0, 0, 1]]),
+        ("machine_id", ["29", str(10**20)], [[1, 0, 0], [0, 0, 1]]),
+        ("machine_id", ["29", 10**25], [[1, 0, 0], [0, 0, 1]]),
+        ("machine_id", ["Senographe", None], [[0, 1, 0], [0, 0, 1]]),
+        ("age", ["48.5", "999", "unknown", None], [[-1, 0], [0, 1], [0, 1], [0, 1]]),
+        ("implant", [True, False], [[1, 0], [0, 0]]),
+        ("implant", [1.0, None], [[1, 0], [0, 1]]),
     ],
 )
-def test_metadata_machine_is_the_same_in_every_dtype(values: Any, expected: Any) -> None:
-    metadata = Metadata(["machine_id"], machines=[29, "Senographe"])
-    assert metadata.encode(table(machine_id=values)).tolist() == expected
+def test_metadata_encodes_values(column: str, values: Any, expected: Any) -> None:
+    metadata = Metadata([column], machines=[29, "Senographe"])
+    assert metadata.encode(table(**{column: values})).tolist() == expected
+    with pytest.raises(InputError, match=f"lacks the column.* {column}"):
+        metadata.encode(table(other=values))
 
 
-def test_metadata_marks_missing_ages_and_implants() -> None:
-    ages = Metadata(["age"]).encode(table(age=["48.5", "999", "unknown", None]))
-    assert ages.tolist() == [[-1, 0], [0, 1], [0, 1], [0, 1]]
-    implants = Metadata(["implant"])
-    assert implants.encode(table(implant=[True, False])).tolist() == [[1, 0], [0, 0]]
-    assert implants.encode(table(implant=[1.0, None])).tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(InputError, match="lacks the column.* implant"):
-        Metadata(["age", "implant"]).encode(table(age=[50]))
-
-
-def test_metadata_of_a_breast_is_mean_age_any_implant_and_shares_of_machines() -> None:
+def test_metadata_encode_breasts() -> None:
     metadata = Metadata(["age", "implant", "machine_id"], machines=[29, 49])
     images = table(
         prediction_id=["b", "a", "b", "c"],
@@ -114,22 +110,21 @@ def test_metadata_of_a_breast_is_mean_age_any_implant_and_shares_of_machines() -
 
 
 def test_metadata_forgetting_makes_whole_columns_unknown() -> None:
-    metadata = Metadata(["age", "machine_id"], machines=[29, 49], forget=0.5)
-    known = metadata.encode(table(age=[68.5], machine_id=[49]))[0]
-    drawn = {
-        tuple(metadata.forgetting(known, np.random.default_rng(seed)).tolist())
-        for seed in range(40)
-    }
+    images = table(age=[68.5], machine_id=[49])
+    often, never = (
+        Metadata(["age", "machine_id"], machines=[29, 49], forget=forget) for forget in (0.5, 0)
+    )
+    known = often.encode(images)[0]
+    drawn = {tuple(often.forgetting(known, np.random.default_rng(i)).tolist()) for i in range(40)}
     assert drawn == {
         (*age, *machine) for age in ((1, 0), (0, 1)) for machine in ((0, 1, 0), (0, 0, 1))
     }
-    never = Metadata(["age", "machine_id"], machines=[29, 49], forget=0)
     assert np.array_equal(never.forgetting(known, np.random.default_rng(0)), known)
-    assert known.tolist() == [1, 0, 0, 1, 0]  # untouched
+    assert known.tolist() == [1, 0, 0, 1, 0]  # not written to
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "of_images", "of_breasts"),
+    ("name", "width", "by_image", "by_breast"),
     [
         ("invasive", 1, [0, 1, 0, 0, NAN], [1, 0, NAN]),
         ("difficult_negative_case", 1, [1, 1, 0, 0, 0], [1, 0, 0]),
@@ -140,18 +135,18 @@ def test_metadata_forgetting_makes_whole_columns_unknown() -> None:
         ("view", 6, [0, 1, 2, 0, NAN], None),
     ],
 )
-def test_targets_of_images_and_breasts(
-    name: str, width: int, of_images: list[float], of_breasts: list[float] | None
+def test_targets_by_image_and_breasts(
+    name: str, width: int, by_image: list[float], by_breast: list[float] | None
 ) -> None:
     assert TARGETS[name].width == width
     values = encode_targets(IMAGES, [name])[name]
     assert values.dtype == np.float32
-    np.testing.assert_array_equal(values, of_images)
-    if of_breasts is None:
+    np.testing.assert_array_equal(values, by_image)
+    if by_breast is None:
         with pytest.raises(InputError, match="several views"):
             encode_breast_targets(IMAGES, [name])
     else:
-        np.testing.assert_array_equal(encode_breast_targets(IMAGES, [name])[name], of_breasts)
+        np.testing.assert_array_equal(encode_breast_targets(IMAGES, [name])[name], by_breast)
 
 
 def test_check_targets() -> None:

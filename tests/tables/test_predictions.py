@@ -1,4 +1,4 @@
-"""Predictions per image and breast, of several runs, and what a submission must keep."""
+"""Predictions per image and per breast, of several runs, and valid submissions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +26,6 @@ from rsna_bcd.tables.predictions import (
     trained_folds,
     with_unreadable,
 )
-
-Change = Callable[[pd.DataFrame], pd.DataFrame]
-SAMPLE = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "cancer": [0.02, 0.02]})
 
 
 @pytest.fixture
@@ -59,18 +56,18 @@ def test_to_breasts_aggregates_in_order_of_first_appearance(images: pd.DataFrame
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "aggregation", "key"),
+    ("change", "aggregation", "key"),
     [
-        ("label", [0, 0, 1, 0, 1], "mean", "label: 9_R"),
-        ("probability", np.nan, "mean", "9_R"),
-        ("fold", 0, "median", "median"),
+        ({"label": [0, 0, 1, 0, 1]}, "mean", "label: 9_R"),
+        ({"probability": np.nan}, "mean", "9_R"),
+        ({}, "median", "median"),
     ],
 )
 def test_to_breasts_refuses(
-    column: str, value: Any, aggregation: Any, key: str, images: pd.DataFrame
+    change: dict[str, Any], aggregation: Any, key: str, images: pd.DataFrame
 ) -> None:
     with pytest.raises(InputError, match=key):
-        to_breasts(images.assign(**{column: value}), aggregation)
+        to_breasts(images.assign(**change), aggregation)
 
 
 def test_with_unreadable_adds_the_prevalence_and_a_mark(images: pd.DataFrame) -> None:
@@ -85,45 +82,40 @@ def test_with_unreadable_adds_the_prevalence_and_a_mark(images: pd.DataFrame) ->
 
 
 def test_read_oof_keeps_every_digit(images: pd.DataFrame, tmp_path: Path) -> None:
+    csv = tmp_path / "oof.csv"
     breasts = to_breasts(images, "mean").assign(probability=[1 / 3, 0.1 + 0.2, 1e-17])
-    write_csv(breasts, tmp_path / "oof.csv")
-    pd.testing.assert_frame_equal(
-        read_oof(tmp_path / "oof.csv"), breasts.astype({"laterality": "str"})
-    )
+    write_csv(breasts, csv)
+    pd.testing.assert_frame_equal(read_oof(csv), breasts.astype({"laterality": "str"}))
+
+
+OOF = "prediction_id,patient_id,laterality,fold,label,logit,probability,unread\n"
+IMAGE = "image_id,prediction_id,patient_id,laterality,fold,label,logit,probability\n"
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
+    ("read", "text", "key"),
     [
-        (lambda t: t.drop(columns="logit"), "column.* logit"),
-        (lambda t: t.iloc[:0], "lacks rows"),
-        (lambda t: pd.concat([t, t]), "twice: 9_R"),
-        (lambda t: t.assign(label=[0, 1, 3]), "label .*10_L"),
-        (lambda t: t.assign(probability=[0.1, np.nan, 0.2]), "9_L"),
-        (lambda t: t.assign(probability=[0.1, 0.2, 1.5]), "10_L .*1.5"),
+        (read_predictions, None, "does not exist"),
+        (read_predictions, "", "is empty"),
+        (read_oof, OOF, "lacks rows"),
+        (read_oof, "prediction_id,probability\n7_L,0\n", "column.* patient_id, "),
+        (read_oof, OOF + "7_L,7,L,0,0,0,0.5,0\n" * 2, "twice: 7_L"),
+        (read_oof, OOF + "7_L,7,L,0,3,0,0.5,0\n", "label .*7_L"),
+        (read_oof, OOF + "7_L,7,L,0,0,0,,0\n", "7_L"),
+        (read_oof, OOF + "7_L,7,L,0,0,0,1.5,0\n", "7_L .*1.5"),
+        (read_oof_images, IMAGE + "5,7_L,7,L,0,0,0,0.5\n" * 2, r"images twice: 5\."),
+        (read_solution, "prediction_id,cancer\n7_L,1\n7_L,0\n", "twice: 7_L"),
+        (read_solution, "prediction_id,cancer\n7_L,\n", "7_L"),
+        (read_solution, "prediction_id,label\n7_L,1\n", "cancer"),
     ],
 )
-def test_read_oof_refuses(change: Change, key: str, images: pd.DataFrame, tmp_path: Path) -> None:
-    write_csv(change(to_breasts(images, "mean")), tmp_path / "oof.csv")
+def test_reader_refuses(
+    read: Callable[[Path], pd.DataFrame], text: str | None, key: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "table.csv").write_text(text)
     with pytest.raises(InputError, match=key):
-        read_oof(tmp_path / "oof.csv")
-
-
-def test_read_predictions_refuses_absent_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        read_predictions(tmp_path / "predictions.csv")
-    (tmp_path / "predictions.csv").touch()
-    with pytest.raises(InputError, match="is empty"):
-        read_predictions(tmp_path / "predictions.csv")
-
-
-def test_read_oof_images_refuses_repeated_images(images: pd.DataFrame, tmp_path: Path) -> None:
-    whole = images.assign(laterality="L", fold=0, label=0, logit=0.0)
-    write_csv(whole, tmp_path / "oof_images.csv")
-    assert len(read_oof_images(tmp_path / "oof_images.csv")) == len(images)
-    write_csv(whole.assign(image_id=["5", "4", "4", "2", "5"]), tmp_path / "oof_images.csv")
-    with pytest.raises(InputError, match=r"images twice: 4, 5\."):
-        read_oof_images(tmp_path / "oof_images.csv")
+        read(tmp_path / "table.csv")
 
 
 def test_read_solution_of_images_or_breasts(tmp_path: Path) -> None:
@@ -135,23 +127,8 @@ def test_read_solution_of_images_or_breasts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ("prediction_id,cancer\n7_L,1\n7_L,0\n", "twice: 7_L"),
-        ("prediction_id,cancer\n7_L,\n", "7_L"),
-        ("prediction_id,label\n7_L,1\n", "cancer"),
-    ],
-)
-def test_read_solution_refuses(text: str, key: str, tmp_path: Path) -> None:
-    (tmp_path / "solution.csv").write_text(text)
-    with pytest.raises(InputError, match=key):
-        read_solution(tmp_path / "solution.csv")
-
-
-@pytest.mark.parametrize(
     ("ids", "values", "key"),
     [
-        (["1_R", "1_L"], [1, 0], None),
         (["1_L"], [0], "lacks breasts: 1_R"),
         (["1_L", "1_R", "1_R"], [0, 0, 0], "twice: 1_R"),
         (["1_L", "1_R", "2_L"], [0, 0, 0], "unexpected breasts: 2_L"),
@@ -160,15 +137,13 @@ def test_read_solution_refuses(text: str, key: str, tmp_path: Path) -> None:
         (["1_L", "1_R"], [0.1, np.inf], "1_R"),
     ],
 )
-def test_check_submission(ids: list[str], values: list[float], key: str | None) -> None:
-    submission = pd.DataFrame({"prediction_id": ids, "cancer": values})
-    if key is None:
-        check_submission(submission, SAMPLE)
-        with pytest.raises(InputError, match="columns"):
-            check_submission(submission.rename(columns={"cancer": "probability"}), SAMPLE)
-        return
+def test_check_submission(ids: list[str], values: list[float], key: str) -> None:
+    sample = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "cancer": [0.02, 0.02]})
+    check_submission(sample[::-1], sample)
+    with pytest.raises(InputError, match="columns"):
+        check_submission(sample.rename(columns={"cancer": "probability"}), sample)
     with pytest.raises(InputError, match=key):
-        check_submission(submission, SAMPLE)
+        check_submission(pd.DataFrame({"prediction_id": ids, "cancer": values}), sample)
 
 
 def test_read_run_pools_folds_in_order(tmp_path: Path) -> None:
@@ -179,7 +154,7 @@ def test_read_run_pools_folds_in_order(tmp_path: Path) -> None:
     assert read_run(run, [10])["fold"].unique().tolist() == [10]
 
 
-def test_read_run_names_the_command_for_an_absent_or_unfinished_fold(tmp_path: Path) -> None:
+def test_read_run_refuses_invalid_folds(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name=b5 fold=0"):
         read_run(tmp_path / "b5")
     run = save_run(tmp_path / "b5", oof(range(4), 0))
@@ -192,53 +167,42 @@ def test_read_run_names_the_command_for_an_absent_or_unfinished_fold(tmp_path: P
     (run / "fold3" / "config.yaml").touch()
     with pytest.raises(InputError, match="Fold 3 of b5 is not finished.*fold=3`"):
         read_run(run)
-
-
-def test_read_run_refuses_a_breast_in_two_folds(tmp_path: Path) -> None:
-    run = save_run(tmp_path / "b5", oof(range(4), 0), oof(range(3, 8), 1))
+    repeated = save_run(tmp_path / "b6", oof(range(4), 0), oof(range(3, 8), 1))
     with pytest.raises(InputError, match="in two folds: 3_L"):
-        read_run(run)
+        read_run(repeated)
 
 
-def test_align_is_by_breast_not_by_row() -> None:
+def test_align_is_by_breast() -> None:
     first, second = oof(range(6), 0, seed=1), oof(range(6), 0, seed=2)
     rows, probabilities = align({"a": first, "b": second.iloc[::-1]})
     pd.testing.assert_frame_equal(rows, first)
     np.testing.assert_array_equal(probabilities, [first["probability"], second["probability"]])
-
-
-def test_align_refuses_other_breasts_and_labels() -> None:
-    whole = pd.concat([oof(range(4), 0), oof(range(4, 12), 1)])
-    with pytest.raises(InputError, match="b lacks 8 .*: 4_L, 5_L, .* and 3 more.*fold=1`"):
-        align({"a": whole, "b": oof(range(4), 0)})
-    with pytest.raises(InputError, match="a lacks 1 .*: 4_L. Train all of them on one split"):
-        align({"a": oof(range(4), 0), "b": oof(range(5), 0)})
-    other = oof(range(4), 0).assign(label=[1, 0, 1, 0])
+    with pytest.raises(InputError, match="a lacks 1 .*: 6_L. Train all of them on one split"):
+        align({"a": first, "b": oof(range(7), 0)})
+    two_folds = pd.concat([first, oof(range(6, 14), 1)])
+    with pytest.raises(InputError, match="b lacks 8 .*: 6_L, 7_L, .* and 3 more.*fold=1`"):
+        align({"a": two_folds, "b": first})
     with pytest.raises(InputError, match="different labels for 2_L"):
-        align({"a": oof(range(4), 0), "b": other})
+        align({"a": first, "b": first.assign(label=first["label"].mask(first.index == 2, 1))})
 
 
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        (lambda t: t.assign(probability=0.3), "8 probabilities .* equal 0.3"),
-        (lambda t: t.assign(probability=0.3 + 1e-8 * np.arange(10)), "8 probabilities .* 0.3"),
-        (
-            lambda t: t.assign(label=t["label"].where(t["unread"] == 1, 0)),
-            "0 positive .* 8 breasts",
-        ),
-        (lambda t: t.assign(unread=1), "None of the 10 breasts"),
+        ({"probability": 0.3}, "8 probabilities .* equal 0.3"),
+        ({"probability": 0.3 + 1e-8 * np.arange(10)}, "8 probabilities .* 0.3"),
+        ({"label": [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]}, "0 positive .* 8 breasts"),
+        ({"unread": 1}, "None of the 10 breasts"),
     ],
 )
-def test_check_informative_goes_by_the_readable_breasts(change: Change, key: str) -> None:
+def test_check_informative_ignores_unreadable_breasts(change: dict[str, Any], key: str) -> None:
     table = oof(range(10), 0)  # 0 and 5 have cancer
     lost = table["prediction_id"].isin(["3_L", "5_L"])
-    table["unread"] = lost.astype(int)
-    table["probability"] = table["probability"].mask(lost, 0.02)
+    table = table.assign(unread=lost.astype(int), probability=table["probability"].mask(lost, 0.02))
     other = oof(range(10, 20), 1)
     check_informative("b5", pd.concat([table, other]))
     with pytest.raises(InputError, match=key):
-        check_informative("b5", pd.concat([change(table), other]))
+        check_informative("b5", pd.concat([table.assign(**change), other]))
 
 
 def test_by_aggregation_has_the_mean_and_the_maximum_of_the_images(tmp_path: Path) -> None:
