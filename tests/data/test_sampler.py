@@ -1,4 +1,4 @@
-"""What an epoch consists of, for one rank and for several."""
+"""The rows of an epoch, for one rank and for several."""
 
 from typing import Any
 
@@ -22,12 +22,9 @@ def test_epoch_sampler_draws_negatives_per_positive() -> None:
     assert set(range(5)) <= set(drawn)
 
 
-def test_epoch_sampler_without_ratio_takes_every_row_once() -> None:
-    assert sorted(rows(EpochSampler(LABELS, None, seed=0))) == list(range(100))
-
-
-def test_epoch_sampler_repeats_no_negative() -> None:
-    assert sorted(rows(EpochSampler(LABELS, 50, seed=0))) == list(range(100))
+@pytest.mark.parametrize("ratio", [None, 50])  # 50: more negatives than there are
+def test_epoch_sampler_takes_every_row_once(ratio: float | None) -> None:
+    assert sorted(rows(EpochSampler(LABELS, ratio, seed=0))) == list(range(100))
 
 
 def test_epoch_sampler_depends_on_seed_and_epoch() -> None:
@@ -40,22 +37,6 @@ def test_epoch_sampler_depends_on_seed_and_epoch() -> None:
     assert {row for _, row in second} != {row for _, row in first}  # other negatives
     assert list(EpochSampler(LABELS, 7, seed=0, epoch=1)) == second
     assert rows(EpochSampler(LABELS, 7, seed=1)) != [row for _, row in first]
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_epoch_sampler_ranks_share_the_batches_of_one(world_size: int) -> None:
-    batch_size = 6
-    whole = rows(EpochSampler(LABELS, None, seed=3))
-    parts = [
-        rows(EpochSampler(LABELS, None, seed=3, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert len({len(part) for part in parts}) == 1
-    own = batch_size // world_size
-    for batch in range(len(whole) // batch_size):
-        of_one = whole[batch * batch_size : (batch + 1) * batch_size]
-        of_all = [row for part in parts for row in part[batch * own : (batch + 1) * own]]
-        assert set(of_all) == set(of_one)
 
 
 def batches(sampler: EpochSampler, size: int) -> list[list[int]]:
@@ -78,57 +59,46 @@ def test_positives_per_batch_holds_in_every_batch(ratio: float | None, per_batch
 
 
 def test_positives_per_batch_repeats_evenly() -> None:
-    batch_size, per_batch = 8, 3
-    sampler = EpochSampler(
-        LABELS, None, seed=0, batch_size=batch_size, positives_per_batch=per_batch
-    )
+    sampler = EpochSampler(LABELS, None, seed=0, batch_size=8, positives_per_batch=3)
     drawn = rows(sampler)
     assert len(drawn) == len(sampler) == 95 // 5 * 8
-    assert all(LABELS[batch].sum() == per_batch for batch in batches(sampler, batch_size))
+    assert all(LABELS[batch].sum() == 3 for batch in batches(sampler, 8))
     times = np.bincount(drawn, minlength=100)
     assert set(times[5:]) == {1}  # 95 negatives make 19 batches of 5
     assert times[:5].sum() == 19 * 3
     assert times[:5].max() - times[:5].min() <= 1
 
 
-def test_positives_per_batch_0_changes_nothing() -> None:
-    plain = rows(EpochSampler(LABELS, 7, seed=4))
-    assert rows(EpochSampler(LABELS, 7, seed=4, batch_size=6, positives_per_batch=0)) == plain
-
-
 def test_positives_per_batch_depends_on_seed_and_epoch() -> None:
-    settings: dict[str, Any] = {"batch_size": 8, "positives_per_batch": 2}
-    first = list(EpochSampler(LABELS, None, seed=0, epoch=3, **settings))
-    assert list(EpochSampler(LABELS, None, seed=0, epoch=3, **settings)) == first
-    assert list(EpochSampler(LABELS, None, seed=1, epoch=3, **settings)) != first
-    other = rows(EpochSampler(LABELS, None, seed=0, epoch=4, **settings))
-    assert other != [row for _, row in first]
+    def draw(seed: int, epoch: int) -> list[int]:
+        settings: dict[str, Any] = {"batch_size": 8, "positives_per_batch": 2}
+        return rows(EpochSampler(LABELS, None, seed=seed, epoch=epoch, **settings))
+
+    assert draw(0, 3) == draw(0, 3)
+    assert len({tuple(draw(*key)) for key in ((0, 3), (1, 3), (0, 4))}) == 3
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize(("ratio", "per_batch"), [(7, 1), (None, 4)])
-def test_positives_per_batch_ranks_share_the_batches_of_one(
+@pytest.mark.parametrize(("ratio", "per_batch"), [(None, 0), (7, 1), (None, 4)])
+def test_epoch_sampler_ranks_share_the_batches_of_one(
     world_size: int, ratio: float | None, per_batch: int
 ) -> None:
     settings: dict[str, Any] = {"seed": 3, "batch_size": 6, "positives_per_batch": per_batch}
     whole = batches(EpochSampler(LABELS, ratio, **settings), 6)
-    parts = [
-        batches(
-            EpochSampler(LABELS, ratio, rank=rank, world_size=world_size, **settings),
-            6 // world_size,
-        )
+    samplers = [
+        EpochSampler(LABELS, ratio, rank=rank, world_size=world_size, **settings)
         for rank in range(world_size)
     ]
-    assert {len(part) for part in parts} == {len(whole)}
-    for of_one, *of_ranks in zip(whole, *parts, strict=True):
-        assert sorted(of_one) == sorted(row for part in of_ranks for row in part)
-    # No rank has the positives for itself.
-    shares = [sum(LABELS[batch].sum() for batch in part) for part in parts]
-    assert min(shares) > 0
+    assert len({len(sampler) for sampler in samplers}) == 1
+    parts = [batches(sampler, 6 // world_size) for sampler in samplers]
+    for single, *shares in zip(whole, *(part[: len(whole)] for part in parts), strict=True):
+        assert sorted(single) == sorted(row for share in shares for row in share)
+    # No rank has all positives.
+    assert min(sum(LABELS[batch].sum() for batch in part) for part in parts) > 0
 
 
 @pytest.mark.parametrize("per_batch", [-1, 6, 9])
-def test_positives_per_batch_refuses_what_does_not_fit(per_batch: int) -> None:
+def test_positives_per_batch_refuses(per_batch: int) -> None:
     with pytest.raises(InputError, match=f"positives_per_batch={per_batch} .*batch_size=6"):
         EpochSampler(LABELS, 7, seed=0, batch_size=6, positives_per_batch=per_batch)
 
