@@ -1,4 +1,4 @@
-"""Captions: what each figure says, in a sentence from its own numbers."""
+"""Captions of figures and tables: one sentence each, from their own numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,11 @@ from rsna_bcd.reporting.evaluation import (
 from rsna_bcd.reporting.formatting import (
     count,
     decimal,
-    decimal_range,
-    decimals,
-    listed,
+    decimal_estimate,
+    enumeration,
+    interval_ends,
     percent,
-    share_range,
-    shares,
+    percent_estimate,
     signed,
 )
 from rsna_bcd.reporting.subgroups import (
@@ -41,22 +40,23 @@ from rsna_bcd.scoring.thresholds import Plateau
 
 def summary(name: str, scores: Mapping[str, Interval]) -> str:
     """The report in one sentence."""
-    found, fpr = scores["sensitivity"], 1 - scores["specificity"].value
+    sensitivity, auroc = scores["sensitivity"], scores["auroc"]
     return (
-        f"{name} finds {percent(found.value, 0)} of the breasts with cancer "
-        f"({_interval(found, share_range(found, 0))}) and flags {percent(fpr)} of those without "
-        f"it; of a breast with cancer and one without, it gives the former the higher score "
-        f"{percent(scores['auroc'].value)} of the time ({share_range(scores['auroc'])})."
+        f"{name} finds {percent(sensitivity.value, 0)} of the breasts with cancer "
+        f"({_confidence_interval(sensitivity, 0, 100)}) and flags "
+        f"{percent(1 - scores['specificity'].value)} of those without it; of a breast with cancer "
+        f"and one without, it gives the former the higher score {percent(auroc.value)} of the time "
+        f"({interval_ends(auroc, 1, 100)})."
     )
 
 
-def certainty(cohort: Cohort, scores: Mapping[str, Interval]) -> str:
-    """The sample size, and the uncertainty that comes with it."""
-    found = scores["sensitivity"]
+def sample_size(cohort: Cohort, scores: Mapping[str, Interval]) -> str:
+    """The sample size, and the uncertainty of the sensitivity."""
+    sensitivity = scores["sensitivity"]
     uncertainty = (
         "another sample of such patients could have given a sensitivity anywhere from "
-        f"{share_range(found, 0)} %"
-        if math.isfinite(found.low)
+        f"{interval_ends(sensitivity, 0, 100)} %"
+        if math.isfinite(sensitivity.low)
         else "how much sensitivity would differ with other patients is not known"
     )
     return (
@@ -69,7 +69,7 @@ def certainty(cohort: Cohort, scores: Mapping[str, Interval]) -> str:
 def data(cohort: Cohort) -> str:
     """Prevalence, images per breast, and missing columns."""
     missing = [*(c for c, share in cohort.missing.items() if share >= 0.2), *cohort.absent]
-    tail = f" Largely missing: {listed(missing)}." if missing else ""
+    tail = f" Largely missing: {enumeration(missing)}." if missing else ""
     both = f" ({count(cohort.bilateral, 'patient')} in both breasts)" if cohort.bilateral else ""
     return (
         f"{percent(cohort.prevalence)} of the breasts have cancer{both}; a breast has "
@@ -90,24 +90,25 @@ def ages(cohort: Cohort) -> str:
 def roc(scores: Mapping[str, Interval], delong: Interval | None) -> str:
     """AUROC with both intervals."""
     known = delong is not None and math.isfinite(delong.low)
-    formula = f"; by DeLong's formula {decimal_range(delong)}" if delong and known else ""
+    formula = f"; by DeLong's formula {interval_ends(delong)}" if delong and known else ""
     auroc = scores["auroc"]
     return (
-        f"AUROC {decimal(auroc.value)}, {_interval(auroc, decimal_range(auroc))} over resampled "
+        f"AUROC {decimal(auroc.value)}, {_confidence_interval(auroc)} over resampled "
         f"patients{formula}."
     )
 
 
-def _interval(interval: Interval, ends: str) -> str:
+def _confidence_interval(interval: Interval, digits: int = 3, scale: float = 1) -> str:
+    ends = interval_ends(interval, digits, scale)
     return f"95 % interval {ends}" if math.isfinite(interval.low) else ends
 
 
 def precision(scores: Mapping[str, Interval], prevalence: float) -> str:
     """Average precision, and the PPV at the threshold."""
     return (
-        f"Average precision {decimals(scores['average_precision'])}, where chance has "
-        f"{decimal(prevalence)}; at the threshold {shares(scores['ppv'], 0)} of the breasts that "
-        "are flagged have cancer."
+        f"Average precision {decimal_estimate(scores['average_precision'])}, where chance has "
+        f"{decimal(prevalence)}; at the threshold {percent_estimate(scores['ppv'], 0)} of the "
+        "breasts that are flagged have cancer."
     )
 
 
@@ -117,20 +118,21 @@ def screening(band: ConfidenceBand, prevalence: float, beyond: list[str]) -> str
         float(np.interp(0.02, band.x, curve)) for curve in (band.value, band.low, band.high)
     )
     enriched = (
-        f" These are other breasts than the paper's, and {percent(prevalence, 0)} of them have "
-        f"cancer: the points show the scale, not a ranking."
+        f", and {percent(prevalence, 0)} of them have cancer: the points show the scale, not a "
+        "ranking."
         if prevalence > ENRICHED
-        else " These are other breasts than the paper's: the points show the scale."
+        else ": the points show the scale."
     )
     edge = (
         " Drawn at the left edge, as the specificity is above "
-        f"{percent(1 - float(band.x[0]))}: {listed(beyond)}."
+        f"{percent(1 - float(band.x[0]))}: {enumeration(beyond)}."
         if beyond
         else ""
     )
     return (
         f"At a specificity of 98 % it finds {percent(value, 0)} of the cancers "
-        f"({100 * low:.0f} to {100 * high:.0f}).{enriched}{edge}"
+        f"({100 * low:.0f} to {100 * high:.0f}). These are other breasts than the paper's"
+        f"{enriched}{edge}"
     )
 
 
@@ -169,7 +171,8 @@ def calibration(scores: Mapping[str, CalibrationScores], prevalence: float) -> s
         return "A blend of ranks gives no probabilities, and none were calibrated."
     parts = [
         f"ECE {decimal(own['ece'].value)} (perfect probabilities would have "
-        f"{decimal(own['ece'].chance)} by chance) and Brier score {decimals(own['brier'])} {name}"
+        f"{decimal(own['ece'].chance)} by chance) and Brier score "
+        f"{decimal_estimate(own['brier'])} {name}"
         for name, own in scores.items()
     ]
     return (
@@ -185,10 +188,10 @@ def groups(subgroups: Sequence[Subgroup], compared: Sequence[SubgroupDifference]
     if not compared:
         return f"No group is large enough to be compared with others.{tail}"
     n = sum(difference.is_significant for difference in compared)
-    number = f"Of {count(len(compared), 'difference')} between a group and the rest of its factor"
     return (
-        f"{number}, {n} {'has' if n == 1 else 'have'} a 95 % interval that "
-        f"excludes 0; by chance alone, about {0.05 * len(compared):.1f} would.{tail}"
+        f"Of {count(len(compared), 'difference')} between a group and the rest of its factor, {n} "
+        f"{'has' if n == 1 else 'have'} a 95 % interval that excludes 0; by chance alone, about "
+        f"{0.05 * len(compared):.1f} would.{tail}"
     )
 
 
@@ -203,17 +206,15 @@ def _difference(one: SubgroupDifference) -> str:
     """`sensitivity 70.0 % for invasive cancers and 93.3 % for not invasive cancers, a …`."""
     is_auroc = one.score == "AUROC"
     inside, outside = map(decimal if is_auroc else percent, (one.inside, one.outside))
-    scale, digits, unit = (1, 3, "") if is_auroc else (100, 1, " percentage points")
-    by = one.difference
-    scaled = Interval(scale * by.value, scale * by.low, scale * by.high)
+    digits, unit, scale = (3, "", 1) if is_auroc else (1, " percentage points", 100)
     return (
         f"{one.score} {inside} for {one.title} and {outside} for {one.rest}, a "
-        f"difference of {signed(scaled, digits, unit)}"
+        f"difference of {signed(one.difference, digits, unit, scale)}"
     )
 
 
 def forest(resamples: int) -> str:
-    """Which intervals the forest plot shows."""
+    """The intervals that the forest plot shows."""
     return (
         "Beside each group its cancers and breasts; dashed: all breasts. AUROC with DeLong's "
         "interval by patient; sensitivity and specificity of the cross-fitted decisions as they "
@@ -243,15 +244,14 @@ def members(scores: Sequence[MemberScore], blend: Interval | None) -> str:
     best = max(scores, key=lambda m: m.auroc.value if m.auroc else 0.0)
     helping = [m.name for m in scores if m.gain is not None and m.gain.low > 0]
     gains = (
-        f"the 95 % interval of what {listed(helping)} {'adds' if len(helping) == 1 else 'add'} "
-        "lies above 0"
+        f"the 95 % interval of the gain from {enumeration(helping)} lies above 0"
         if helping
-        else "none adds so much that the 95 % interval lies above 0"
+        else "no gain has a 95 % interval above 0"
     )
     return (
-        f"The best member alone is {best.name} with an AUROC of {decimals(best.auroc)}, the blend "
-        f"has {decimals(blend)}; of {len(scores)} members left out in turn, {gains} "
-        "(in sample, and not corrected for their number)."
+        f"The best member alone is {best.name} with an AUROC of {decimal_estimate(best.auroc)}, "
+        f"the blend has {decimal_estimate(blend)}; of {len(scores)} members left out in turn, "
+        f"{gains} (in sample, and not corrected for their number)."
     )
 
 
@@ -259,14 +259,13 @@ def correlation(names: Sequence[str], matrix: NDArray[np.float64]) -> str:
     """The most and the least similar pair of members."""
     pairs = [(float(matrix[i, j]), names[i], names[j]) for i in range(len(names)) for j in range(i)]
     most, least = max(pairs), min(pairs)
-    pair = f"{most[2]} and {most[1]}"
-    found = f"of {pair} is {decimal(most[0], 2)}"
+    text = f"of {most[2]} and {most[1]} is {decimal(most[0], 2)}"
     if len(pairs) > 1:
-        found = (
-            f"is highest between {pair} ({decimal(most[0], 2)}) and lowest between {least[2]} and "
-            f"{least[1]} ({decimal(least[0], 2)})"
+        text = (
+            f"is highest between {most[2]} and {most[1]} ({decimal(most[0], 2)}) and lowest "
+            f"between {least[2]} and {least[1]} ({decimal(least[0], 2)})"
         )
-    return f"Spearman's correlation {found}; the less alike, the more a blend can gain."
+    return f"Spearman's correlation {text}; the less alike, the more a blend can gain."
 
 
 def learning(history: Mapping[str, pd.DataFrame], name: str) -> str:
@@ -286,19 +285,15 @@ def learning(history: Mapping[str, pd.DataFrame], name: str) -> str:
 
 
 def baseline(comparisons: Sequence[Comparison]) -> str:
-    """Which other models the AUROC differs from."""
+    """The other models that the AUROC differs from."""
     if not comparisons:
         return "No baseline was compared (baseline=[])."
     parts = []
     for other in comparisons:
         if other.gain is not None:
-            verdict = (
-                "better than"
-                if other.gain.low > 0
-                else "worse than"
-                if other.gain.high < 0
-                else "not significantly different from"
-            )
+            verdict = "not significantly different from"
+            if other.gain.low > 0 or other.gain.high < 0:
+                verdict = "better than" if other.gain.low > 0 else "worse than"
             parts.append(f"{verdict} {other.name}, {signed(other.gain)}")
     return f"In AUROC it is {'; '.join(parts)}." if parts else "The difference is undefined."
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
@@ -17,11 +16,18 @@ from rich.table import Table
 from rsna_bcd.reporting.study_picture import NO_DEVICE
 from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, views_text
 
-_LINES = 10  # that stand for the bar where there is no terminal
+_PROGRESS_LINES = 10  # instead of the bar where there is no terminal
+_MAX_BREASTS = 40  # printed; breasts.csv has all
+_MAX_REASONS = 6  # of excluded files, and excluded images
+_NO_DICOM = "not a DICOM file"
+_MAX_FAILURES = 5  # printed; failures.csv has all
+# A warning: a recall rate that differs by this factor and by so many standard errors.
+_FACTOR, _STANDARD_ERRORS = 2.0, 4.0
+_NOT_NETWORKS = ("predicting", "decoding", "waiting")  # keys of `SubmissionSummary.seconds`
 
 
 class ProgressBar:
-    """Shows how much is done and when the rest will be, by how fast it went so far.
+    """Progress with the time left, estimated from the speed so far.
 
     Args:
         console: to draw on, or to write lines to where it is no terminal.
@@ -42,12 +48,7 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave it as it is."""
         self._progress.stop()
 
@@ -60,25 +61,25 @@ class ProgressBar:
 
         Args:
             done: units of work, those of `before` included.
-            before: of them, those that were done when this work began; the first call begins it.
+            before: units done by an earlier process; the clock starts when `done` equals it.
         """
         if done == before:
             self._started = time.monotonic()
-        end = projected(time.monotonic() - self._started, done, before, self._total)
+        end = time_left(time.monotonic() - self._started, done, before, self._total)
         self._progress.update(self._task, completed=done, end=end)
-        line = done * _LINES // max(1, self._total)
+        line = done * _PROGRESS_LINES // max(1, self._total)
         if not self._console.is_terminal and line > self._lines and done > before:
             self.log(f"{self._name}: {done:,} of {self._total:,}{end and ', '}{end}")
         self._lines = max(line, self._lines)
 
 
-def projected(seconds: float, done: int, before: int, total: int) -> str:
-    """When the end will be: `84 s left`, `35 min left, ends at 14:32`; empty while unknown.
+def time_left(seconds: float, done: int, before: int, total: int) -> str:
+    """`84 s left`, `35 min left, ends at 14:32`; empty while unknown.
 
     Args:
-        seconds: since the work began.
+        seconds: since the start of this process's work.
         done: units of work, those of `before` included.
-        before: of them, those that were done when it began.
+        before: units done by an earlier process.
         total: units of work.
     """
     if done <= before or done >= total:
@@ -87,21 +88,15 @@ def projected(seconds: float, done: int, before: int, total: int) -> str:
     if left < 120:
         return f"{left:.0f} s left"
     end = time.strftime("%H:%M", time.localtime(time.time() + left))
-    return (
-        f"{f'{left / 60:.0f} min' if left < 7200 else f'{left / 3600:.1f} h'} left, ends at {end}"
-    )
-
-
-_SHOWN = 40  # breasts; breasts.csv has all
-_KINDS_SHOWN = 6  # of files that are no mammogram, and images that are left out
-_NO_DICOM = "not a DICOM file"
+    duration = f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
+    return f"{duration} left, ends at {end}"
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[str]:
-    """Count the reasons, the most frequent first.
+    """Count the reasons why files were excluded, the most frequent first.
 
     Args:
-        reasons: by file, why it took no part.
+        reasons: by file.
 
     Returns:
         Lines such as `12 x CT image, no mammogram`.
@@ -114,17 +109,17 @@ def count_reasons(reasons: Mapping[str, str]) -> list[str]:
         else "a copy of another file" if why.startswith("a copy of ")
         else why
         for why in reasons.values()
-    )  # fmt: skip
-    lines = [f"{n} x {why}" for why, n in counts.most_common(_KINDS_SHOWN)]
-    left = sum(counts.values()) - sum(n for _, n in counts.most_common(_KINDS_SHOWN))
-    return [*lines, f"{left} of other kinds"] if left else lines
+    ).most_common()  # fmt: skip
+    rest = sum(n for _, n in counts[_MAX_REASONS:])
+    lines = [f"{n} x {why}" for why, n in counts[:_MAX_REASONS]]
+    return [*lines, f"{rest} for other reasons"] if rest else lines
 
 
 def print_results(
     console: Console,
     folder: Path,
     name: str,
-    answers: Sequence[BreastResult],
+    results: Sequence[BreastResult],
     failures: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
@@ -132,100 +127,86 @@ def print_results(
 
     Args:
         console: to print on.
-        folder: with the files that were written.
+        folder: of the files that were written.
         name: of the ensemble.
-        answers: one per breast.
-        failures: by file, why it took no part.
+        results: one per breast.
+        failures: by file, why it was excluded.
         notes: sentences about the model.
     """
-
-    def say(line: str, style: str = "") -> None:
-        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    likely = sorted(answers, key=lambda answer: -(answer.probability or 0))[:_SHOWN]
-    shown = [answer for answer in answers if answer in likely]
-    console.print(_table(shown, name, len(answers)))
-    for kind, text in QUALITY_FLAGS.items():
-        if any(kind in answer.doubts for answer in shown):
-            say(f"  {kind}: {text}.")
-    for line in _left_out(shown):
-        say(f"  {line}")
-    for note in notes:
-        say(f"Note: {note}")
+    by_score = sorted(results, key=lambda result: -(result.probability or 0))
+    ids = {result.prediction_id for result in by_score[:_MAX_BREASTS]}
+    shown = [result for result in results if result.prediction_id in ids]
+    flags = {flag for result in shown for flag in result.doubts}
+    console.print(_results_table(shown, name, len(results)))
+    lines = [f"  {flag}: {text}." for flag, text in QUALITY_FLAGS.items() if flag in flags]
+    lines += [f"  {line}" for line in _excluded_images(shown)]
+    lines += [f"Note: {note}" for note in notes]
     if failures:
-        say(f"{len(failures)} file(s) took no part ({folder / 'failures.csv'}):")
-        for line in count_reasons(failures):
-            say(f"  {line}")
-    say(f"Tables, and what raised each score: {folder}")
-    say(NO_DEVICE, "bold")
+        lines.append(f"{len(failures)} file(s) were excluded ({folder / 'failures.csv'}):")
+        lines += [f"  {line}" for line in count_reasons(failures)]
+    for line in (*lines, f"Tables, and pictures with saliency maps: {folder}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(NO_DEVICE, style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
-def _left_out(answers: Sequence[BreastResult]) -> list[str]:
-    """The images that do not decide, and what they are."""
+def _excluded_images(results: Sequence[BreastResult]) -> list[str]:
+    """Readable images that do not contribute to their breast, with their quality flags."""
     lines = []
-    for answer in answers:
-        for image in answer.images:
+    for result in results:
+        for image in result.images:
             if not image.decides and image.reason is None:
-                kinds = [kind for kind in image.doubts if kind != "view left out"]
-                lines.append(
-                    f"left out of {answer.prediction_id}: {image.file} ({', '.join(kinds)})"
-                )
-    more = [f"{len(lines) - _KINDS_SHOWN} more are left out"] if len(lines) > _KINDS_SHOWN else []
-    return [*lines[:_KINDS_SHOWN], *more]
+                flags = ", ".join(flag for flag in image.doubts if flag != "view left out")
+                lines.append(f"left out of {result.prediction_id}: {image.file} ({flags})")
+    rest = len(lines) - _MAX_REASONS
+    return [*lines[:_MAX_REASONS], *([f"{rest} more are left out"] if rest > 0 else [])]
 
 
-def _table(answers: Sequence[BreastResult], name: str, n_all: int) -> Table:
-    """One row per breast."""
-    left_out = f", the {len(answers)} most suspicious of {n_all} breasts"
+def _results_table(results: Sequence[BreastResult], name: str, n_all: int) -> Table:
+    """One row per breast; with the calibrated probability where there is one."""
+    part = f", the {len(results)} breasts with the highest scores of {n_all}"
     table = Table(
-        title=f"Predictions of {name}{left_out if len(answers) < n_all else ''}",
-        caption=f"positive from {answers[0].threshold:.3f}",
+        title=f"Predictions of {name}{part if len(results) < n_all else ''}",
+        caption=f"positive from {results[0].threshold:.3f}",
     )
-    for column in ("breast", "views", "probability"):
-        table.add_column(column, justify="right" if column == "probability" else "left")
-    calibrates = any(answer.calibrated is not None for answer in answers)
-    for column in (*(["calibrated"] if calibrates else []), "decision", "in doubt"):
-        table.add_column(column, justify="right" if column == "calibrated" else "left")
-    for answer in answers:
-        cells = [
-            answer.prediction_id,
-            views_text(answer),
-            "–" if answer.probability is None else f"{answer.probability:.3f}",
-            *(["–" if answer.calibrated is None else f"{answer.calibrated:.3f}"] * calibrates),
-            answer.decision or "no answer",
-            ", ".join(answer.doubts),
-        ]
-        table.add_row(*cells, style="bold red" if answer.decision == "positive" else "")
+    calibrates = any(result.calibrated is not None for result in results)
+    numbers = ["probability", *(["calibrated"] if calibrates else [])]
+    for column in ("breast", "views", *numbers, "decision", "quality flags"):
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for result in results:
+        probabilities = (result.probability, result.calibrated)[: len(numbers)]
+        table.add_row(
+            result.prediction_id,
+            views_text(result),
+            *("–" if p is None else f"{p:.3f}" for p in probabilities),
+            result.decision or "not read",
+            ", ".join(result.doubts),
+            style="bold red" if result.decision == "positive" else "",
+        )
     return table
-
-
-_SHOWN = 5  # failures named; the table has all
-_FACTOR, _ERRORS = 2.0, 4.0  # a share further from that out of fold, and by so many standard errors
-_NOT_NETWORKS = ("predicting", "decoding", "waiting")
 
 
 @dataclass(frozen=True)
 class SubmissionSummary:
-    """What became of a submission.
+    """The outcome of a submission; the fields are the keys of `summary.json`.
 
     Attributes:
-        breasts: that were answered.
+        breasts: number of predictions.
         images: in the table.
         predicted: images that were read or found unreadable.
-        resumed: of them, those that an earlier process did.
-        positive: breasts called positive.
-        unread: breasts of which nothing could be read, which have the prior.
+        resumed: of them, those done by an earlier process.
+        positive: breasts predicted positive.
+        unread: breasts without a readable image, which have the prevalence as probability.
         failures: rows of `failures.csv` by kind.
-        shed: what was given up for the budget, in words; none if it was enough.
-        silent: networks that gave not one finite value.
-        threshold: that decided.
-        recall_rate: that the threshold keeps; None where it is the fitted one.
-        why_fitted: why it is the fitted one, where a recall rate was wanted.
-        sites: thresholds of sites that have one of their own.
+        shed: folds and augmentation that were dropped for the time budget; empty if none.
+        silent: networks without a finite value.
+        threshold: of the decisions.
+        recall_rate: that the threshold keeps; None for the fitted threshold.
+        why_fitted: why it is the fitted one, although a recall rate was requested.
+        sites: thresholds by site.
         how: device, precision and engine of the networks.
-        out_of_fold: share that the fitted threshold calls positive out of fold; None if unknown.
         seconds: of this process: `predicting` by the clock, `decoding` of all processes together,
             `waiting` of the networks for images, and of each network.
+        out_of_fold: recall rate of the fitted threshold out of fold; None if unknown.
     """
 
     breasts: int
@@ -250,79 +231,73 @@ class SubmissionSummary:
         return asdict(self)
 
     def lines(self, failures: pd.DataFrame) -> list[str]:
-        """A screen of text.
-
-        Args:
-            failures: the table of failures (`tables.test_set`).
-        """
+        """A screen of text; `failures` is the table of `failures.csv`."""
         return [
-            f"{self.breasts:,} breasts, {self.images:,} images: {self.positive:,} called positive "
-            f"({self.positive / max(1, self.breasts):.1%}).",
-            *self._doubtful_share(),
-            *self._failed(failures),
+            f"{self.breasts:,} breasts, {self.images:,} images: {self.positive:,} predicted "
+            f"positive ({self.positive / max(1, self.breasts):.1%}).",
+            *self._recall_rate_warning(),
+            *self._failure_lines(failures),
             *([f"Dropped for the time budget: {self.shed}."] if self.shed else []),
             *([f"Excluded, without a finite value: {self.silent}."] if self.silent else []),
-            self._threshold(),
-            self._time(),
+            self._threshold_line(),
+            self._time_line(),
         ]
 
-    def _doubtful_share(self) -> list[str]:
-        """A warning where none, all, or an improbable share of the breasts is called positive."""
-        read = self.breasts - self.unread
-        expected = self.out_of_fold
+    def _recall_rate_warning(self) -> list[str]:
+        """A warning where no, every, or an improbable share of the breasts is positive."""
+        read, expected = self.breasts - self.unread, self.out_of_fold
         if self.positive in (0, self.breasts):
-            found = "no breast is called positive" if not self.positive else "every breast is"
+            share = "no breast is" if not self.positive else "every breast is"
         elif expected is None or not read:
             return []
         else:
-            share = self.positive / read
-            chance = _ERRORS * math.sqrt(expected * (1 - expected) / read)
-            is_far = not expected / _FACTOR <= share <= expected * _FACTOR
-            if not is_far or abs(share - expected) <= chance:
+            rate = self.positive / read
+            error = math.sqrt(expected * (1 - expected) / read)
+            if (
+                expected / _FACTOR <= rate <= expected * _FACTOR
+                or abs(rate - expected) <= _STANDARD_ERRORS * error
+            ):
                 return []
-            found = f"{share:.1%} of the breasts are called positive"
+            share = f"{rate:.1%} of the breasts are"
         usual = "" if expected is None else f", {expected:.1%} were out of fold"
         return [
-            f"WARNING: {found}{usual}. Check that the images are like those of the training "
-            "(source=, views and machines in failures.csv), or let the share decide: fit the "
-            "ensemble with threshold=recall_rate."
+            f"WARNING: {share} predicted positive{usual}. Check that the images are like those of "
+            "the training (source=, views and machines in failures.csv), or fix the recall rate: "
+            "fit the ensemble with threshold=recall_rate."
         ]
 
-    def _failed(self, failures: pd.DataFrame) -> list[str]:
+    def _failure_lines(self, failures: pd.DataFrame) -> list[str]:
         if not self.failures:
             return ["No failures."]
         counts = ", ".join(f"{number:,} {kind}" for kind, number in self.failures.items())
-        unread = (
-            f"; {self.unread:,} breast(s) of which nothing could be read" if self.unread else ""
-        )
-        rows: Any = failures.head(_SHOWN).itertuples()
-        return [
-            f"Failures: {counts}{unread}.",
-            *(
-                f"  {' '.join(filter(None, (row.kind, row.prediction_id, row.image_id)))}: "
-                f"{row.reason}"
-                for row in rows
-            ),
-            *([f"  ... ({len(failures):,} in all)"] if len(failures) > _SHOWN else []),
+        unread = f"; {self.unread:,} breast(s) without a readable image" if self.unread else ""
+        rows: Any = failures.head(_MAX_FAILURES).itertuples()
+        lines = [
+            f"  {' '.join(filter(None, (row.kind, row.prediction_id, row.image_id)))}: {row.reason}"
+            for row in rows
         ]
+        if len(failures) > _MAX_FAILURES:
+            lines.append(f"  ... ({len(failures):,} in all)")
+        return [f"Failures: {counts}{unread}.", *lines]
 
-    def _threshold(self) -> str:
-        how = "".join(f", site {site} {value:.4f}" for site, value in self.sites.items())
+    def _threshold_line(self) -> str:
+        text = "".join(f", site {site} {value:.4f}" for site, value in self.sites.items())
         if self.recall_rate is not None:
-            how = f", which keeps a recall rate of {self.recall_rate:.1%}"
+            text = f", which keeps a recall rate of {self.recall_rate:.1%}"
         elif self.why_fitted:
-            how += f", as fitted: {self.why_fitted}"
-        return f"Threshold {self.threshold:.4f}{how}."
+            text += f", as fitted: {self.why_fitted}"
+        return f"Threshold {self.threshold:.4f}{text}."
 
-    def _time(self) -> str:
-        before = f" ({self.resumed:,} images were done before)" if self.resumed else ""
-        seconds, now = self.seconds["predicting"], self.predicted - self.resumed
-        if now <= 0:
-            return f"Nothing was left to predict{before}."
+    def _time_line(self) -> str:
+        before = f" ({self.resumed:,} images were predicted before)" if self.resumed else ""
+        n = self.predicted - self.resumed
+        if n <= 0:
+            return f"No image was left to predict{before}."
+        seconds = self.seconds["predicting"]
         networks = sum(s for name, s in self.seconds.items() if name not in _NOT_NETWORKS)
-        waiting, decoding = self.seconds["waiting"], self.seconds["decoding"]
         return (
-            f"{seconds:.0f} s for {now:,} images{before}: {seconds / now:.3g} s an image, of "
-            f"which the networks took {networks / now:.3g} s and waited for images "
-            f"{waiting / now:.3g} s; decoding took {decoding / now:.3g} s of a process. {self.how}."
+            f"{seconds:.0f} s for {n:,} images{before}: {seconds / n:.3g} s/image; the networks "
+            f"took {networks / n:.3g} s/image and waited for images for "
+            f"{self.seconds['waiting'] / n:.3g} s/image; decoding took "
+            f"{self.seconds['decoding'] / n:.3g} s/image of one process. {self.how}."
         )

@@ -57,56 +57,33 @@ _SMALL, _PLAIN, _LARGE = 6, 7.5, 13  # points
 
 @dataclass(frozen=True)
 class SampledImage:
-    """An image of the sheet.
-
-    Attributes:
-        patient_id: of the table.
-        image_id: of the table.
-        kind: `whole frame` where no breast was found to crop to.
-        caption: laterality, view, and `cancer` where the table says so.
-        reason: of a failure; otherwise empty.
-    """
+    """An image of the sheet."""
 
     patient_id: str
     image_id: str
-    kind: Kind
-    caption: str
-    reason: str
+    kind: Kind  # `whole frame` where no breast was found to crop to
+    caption: str  # laterality, view, and `cancer` where the table says so
+    reason: str  # of a failure; otherwise empty
 
 
 @dataclass(frozen=True)
 class MachineSample:
-    """The images of one machine.
+    """The images of one machine."""
 
-    Attributes:
-        name: `machine 49`, or `all images` where the table has no machines.
-        site: `site 1`; empty where the table has no sites.
-        counts: of all its images, by kind.
-        images: the sample, in the order of `KINDS`.
-    """
-
-    name: str
-    site: str
-    counts: Mapping[Kind, int]
-    images: tuple[SampledImage, ...]
+    name: str  # `machine 49`, or `all images` where the table has no machines
+    site: str  # `site 1`; empty where the table has no sites
+    counts: Mapping[Kind, int]  # of all its images
+    images: tuple[SampledImage, ...]  # in the order of `KINDS`
 
 
 @dataclass(frozen=True)
 class CropSample:
-    """The images of a contact sheet.
-
-    Attributes:
-        machines: in the order of their numbers.
-        counts: of all images, by kind.
-        machines_left_out: number of machines that are not shown.
-        images_left_out: number of their images.
-        columns: images per line.
-    """
+    """The images of a contact sheet."""
 
     machines: tuple[MachineSample, ...]
-    counts: Mapping[Kind, int]
+    counts: Mapping[Kind, int]  # of all images
     machines_left_out: int
-    images_left_out: int
+    images_left_out: int  # of these machines
     columns: int
 
 
@@ -139,49 +116,51 @@ def sample_crops(
             f"A contact sheet of {len(images)} images in {lines} lines of {columns} is empty. Give "
             "a table with rows, and at least one line and column."
         )
-    ids = images["image_id"].astype(str)
-    table = pd.DataFrame({"patient_id": images["patient_id"].astype(str), "image_id": ids})
-    table["machine"] = [name or "unknown" for name in _as_text(images, "machine_id")]
-    table["site"] = _as_text(images, "site_id")
-    words = [_as_text(images, column) for column in ("laterality", "view")]
-    words.append(["cancer" if value == "1" else "" for value in _as_text(images, "cancer")])
-    table["caption"] = [" ".join(filter(None, parts)) for parts in zip(*words, strict=True)]
-    found = ids.map(dict(finished)).map({True: "crop", False: "whole frame"})
-    table["kind"] = found.fillna(ids.map(lambda i: "failed" if i in failures else "missing"))
-    table["reason"] = [(failures.get(i) or "no reason given") if k == "failed" else ""
-                       for i, k in zip(ids, table["kind"], strict=True)]  # fmt: skip
-    table["place"] = table["kind"].map(KINDS.index)
-    table["hash"] = [hashlib.sha256(i.encode()).hexdigest() for i in ids]
-    table = table.sort_values("hash")
-    table["turn"] = table.groupby(["machine", "kind"]).cumcount()
-    table["last"] = table["kind"] == "missing"
-
-    by_machine = table.groupby("machine")
-    importance = pd.DataFrame(
-        {"bad": by_machine["place"].agg(lambda place: (place < 2).sum()), "n": by_machine.size()}
-    )
-    order = sorted(importance.index, key=_number_first)
-    ranked = importance.loc[order].sort_values(["bad", "n"], ascending=False, kind="stable").index
+    table = _outcomes(images, finished, failures)
+    by_machine = {str(name): rows for name, rows in table.groupby("machine")}
+    order = sorted(by_machine, key=_number_first)
+    bad = {name: int((rows["rank"] < 2).sum()) for name, rows in by_machine.items()}
+    ranked = sorted(order, key=lambda name: (-bad[name], -len(by_machine[name])))
     kept, left_out = ranked[:lines], ranked[lines:]
-    per_machine = columns * (lines // len(kept))
+    n = columns * (lines // len(kept))
     machines = []
     for name in sorted(kept, key=_number_first):
-        rows = by_machine.get_group(name)
-        chosen = rows.sort_values(["last", "turn", "place"]).head(per_machine)
+        rows = by_machine[name]
+        chosen = rows.sort_values(["last", "turn", "rank"]).head(n).sort_values(["rank", "turn"])
         sites = sorted(set(rows["site"]) - {""}, key=_number_first)
         machines.append(
             MachineSample(
                 f"machine {name}" if "machine_id" in images else "all images",
                 f"site {', '.join(sites)}" if sites else "",
                 _count_kinds(rows),
-                tuple(
-                    SampledImage(*image)
-                    for image in chosen.sort_values(["place", "turn"])[_FIELDS].to_numpy().tolist()
-                ),
+                tuple(SampledImage(*image) for image in chosen[_FIELDS].to_numpy().tolist()),
             )
         )
-    n_left_out = int(importance.loc[left_out, "n"].sum())
+    n_left_out = sum(len(by_machine[name]) for name in left_out)
     return CropSample(tuple(machines), _count_kinds(table), len(left_out), n_left_out, columns)
+
+
+def _outcomes(
+    images: pd.DataFrame, finished: Mapping[str, bool], failures: Mapping[str, str]
+) -> pd.DataFrame:
+    """Kind, caption, machine and order of each image, sorted by the hash of its id."""
+    ids = images["image_id"].astype(str)
+    table = pd.DataFrame({"patient_id": images["patient_id"].astype(str), "image_id": ids})
+    table["machine"] = [name or "unknown" for name in _as_text(images, "machine_id")]
+    table["site"] = _as_text(images, "site_id")
+    cancer = ["cancer" if value == "1" else "" for value in _as_text(images, "cancer")]
+    parts = _as_text(images, "laterality"), _as_text(images, "view"), cancer
+    table["caption"] = [" ".join(filter(None, words)) for words in zip(*parts, strict=True)]
+    kinds = ids.map(dict(finished)).map({True: "crop", False: "whole frame"})
+    table["kind"] = kinds.fillna(ids.map(lambda i: "failed" if i in failures else "missing"))
+    reasons = ids.map(lambda i: failures.get(i) or "no reason given")
+    table["reason"] = reasons.where(table["kind"] == "failed", "")
+    table["rank"] = table["kind"].map(KINDS.index)
+    table["last"] = table["kind"] == "missing"
+    table["hash"] = [hashlib.sha256(i.encode()).hexdigest() for i in ids]
+    table = table.sort_values("hash")
+    table["turn"] = table.groupby(["machine", "kind"]).cumcount()
+    return table
 
 
 def _count_kinds(rows: pd.DataFrame) -> dict[Kind, int]:
@@ -204,7 +183,7 @@ def _number_first(name: str) -> tuple[int, float, str]:
 
 @DARK
 def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], title: str) -> Figure:
-    """Draw a sample of crops: a line per machine, each image framed by what became of it.
+    """Draw a sample of crops: lines of images by machine, each framed by its outcome.
 
     Args:
         sample: from `sample_crops`.
@@ -221,8 +200,9 @@ def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], titl
         for machine in sample.machines
         for start in range(0, len(machine.images), n)
     ]
+    size = _DPI * _CELL_HEIGHT, _DPI * _WIDEST
     crops = {
-        image.image_id: _thumbnail(read(image))
+        image.image_id: to_uint8(read(image), *size, enlarge=True)
         for _, images in lines
         for image in images
         if image.kind in ("crop", "whole frame")
@@ -242,26 +222,29 @@ def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], titl
             left = _MARGIN + _LABEL_WIDTH + column * (cell + _GAP)
             _draw_image(figure, image, crops.get(image.image_id), left, top, cell)
     letters = int((width - 2 * _MARGIN) / (_LARGE * LETTER))
-    at = _MARGIN / width, 1 - 0.4 / height
-    figure.text(*at, shorten(title, letters), size=_LARGE, weight="bold")
-    totals = {"crop": 0, **sample.counts}
-    totals["crop"] += totals["whole frame"]
+    x = _MARGIN / width
+    figure.text(x, 1 - 0.4 / height, shorten(title, letters), size=_LARGE, weight="bold")
+    _draw_legend(figure, sample.counts, (x, 1 - 0.45 / height))
+    footer = "Sampled by a hash of image_id, failed and whole frames first."
+    if sample.machines_left_out:
+        machines = _count(sample.machines_left_out, "machine")
+        footer += f" Not shown: {machines} with {_count(sample.images_left_out, 'image')}."
+    figure.text(x, _MARGIN / height, footer, size=_PLAIN, color=MUTED)
+    return figure
+
+
+def _draw_legend(figure: Figure, counts: Mapping[Kind, int], at: tuple[float, float]) -> None:
+    """Colours and counts of the outcomes; whole frames are crops, too."""
+    totals = {**counts, "crop": counts["crop"] + counts["whole frame"]}
     keys = [
         Patch(fc="none", ec=_COLOURS[kind], label=f"{totals[kind]:,} {label}")
         for kind, label in _LEGEND.items()
         if kind == "crop" or totals[kind]
     ]
     figure.legend(
-        handles=keys, loc="upper left", bbox_to_anchor=(at[0], 1 - 0.45 / height), ncols=4,
-        fontsize=_PLAIN, frameon=False, borderpad=0, borderaxespad=0, columnspacing=1,
-        handlelength=1,
+        handles=keys, loc="upper left", bbox_to_anchor=at, ncols=4, fontsize=_PLAIN, frameon=False,
+        borderpad=0, borderaxespad=0, columnspacing=1, handlelength=1,
     )  # fmt: skip
-    footer = "Sampled by a hash of image_id, failed and whole frames first."
-    if sample.machines_left_out:
-        machines = _count(sample.machines_left_out, "machine")
-        footer += f" Not shown: {machines} with {_count(sample.images_left_out, 'image')}."
-    figure.text(at[0], _MARGIN / height, footer, size=_PLAIN, color=MUTED)
-    return figure
 
 
 def _write_label(figure: Figure, machine: MachineSample, top: float) -> None:
@@ -290,42 +273,47 @@ def _draw_image(
     width: float,
 ) -> None:
     """A crop, or the reason why there is none, with its frame and caption; positions in inches."""
-    striking = image.kind in ("failed", "whole frame")
-    colour = _COLOURS[image.kind]
+    colour, is_marked = _COLOURS[image.kind], image.kind in ("failed", "whole frame")
     letters = int(width / (_SMALL * LETTER))
     height = _CELL_HEIGHT
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x, y, text, transform=figure.dpi_scale_trans, **style)
+        figure.text(x, y, text, color=colour, transform=figure.dpi_scale_trans, **style)
 
     if crop is not None:  # not on axes: a hundred of them take seconds
         height, width = crop.shape[0] / _DPI, crop.shape[1] / _DPI
         x, y = round(left * _DPI), round((top - height) * _DPI)
         figure.figimage(crop, x, y, cmap="gray", vmin=0, vmax=255)
     else:
-        reason = textwrap.wrap(
-            image.reason or image.kind, letters - 3, max_lines=16, placeholder=" …"
-        )
-        write(left + 0.05, top - 0.05, "\n".join(reason), color=colour, size=_SMALL, va="top")
+        reason = image.reason or image.kind
+        lines = textwrap.wrap(reason, letters - 3, max_lines=16, placeholder=" …")
+        write(left + 0.05, top - 0.05, "\n".join(lines), size=_SMALL, va="top")
     figure.add_artist(
         Rectangle(
             (left, top - height), width, height, fc="none", ec=colour,
-            lw=1.5 if striking else 0.6, transform=figure.dpi_scale_trans,
+            lw=1.5 if is_marked else 0.6, transform=figure.dpi_scale_trans,
         )
     )  # fmt: skip
-    if striking:
-        write(left, top + 0.03, image.kind, color=colour, size=_PLAIN, weight="bold")
+    if is_marked:
+        write(left, top + 0.03, image.kind, size=_PLAIN, weight="bold")
+    colour = MUTED
     caption = f"{shorten(image.image_id, letters)}\n{shorten(image.caption, letters)}"
-    write(left, top - height - 0.06, caption, size=_SMALL, color=MUTED, va="top")
+    write(left, top - height - 0.06, caption, size=_SMALL, va="top")
 
 
-def _thumbnail(crop: Crop) -> NDArray[np.uint8]:
-    """uint8, as large as it is shown. Averages: subsampled grain looks like calcification."""
-    height, width = crop.shape
-    scale = min(_DPI * _CELL_HEIGHT / height, _DPI * _WIDEST / width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    grey = (crop if crop.dtype == np.uint8 else crop >> 8).astype(np.uint8)
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+def to_uint8(
+    crop: Crop, height: float, width: float, *, enlarge: bool = False
+) -> NDArray[np.uint8]:
+    """The upper 8 bits, resized to at most `height` x `width` pixels.
+
+    Pixels are averaged: subsampled grain looks like calcifications.
+    """
+    grey: NDArray[Any] = crop if crop.dtype == np.uint8 else crop >> 8
+    scale = min(height / grey.shape[0], width / grey.shape[1])
+    if scale < 1 or enlarge:
+        size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
+        grey = cv2.resize(grey.astype(np.uint8), size, interpolation=cv2.INTER_AREA)
+    return grey.astype(np.uint8)
 
 
 @DARK

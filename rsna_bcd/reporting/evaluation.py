@@ -1,9 +1,10 @@
-"""Everything that a report states, computed once for the page and for the model card."""
+"""Evaluation of an ensemble or run: the results that the page and the model card show."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ from rsna_bcd.scoring.thresholds import (
 from rsna_bcd.tables.images import breast_sites
 
 CHALLENGE_PREVALENCE = 0.0206  # by breast, of the challenge's training set; screening's is lower
-ENRICHED = 0.05  # no screening has such a prevalence by breast
+ENRICHED = 0.05  # prevalence by breast above that of any screening
 _FEW_CANCERS = 50
 _LOWEST_FPR = 0.003  # of the figure at high specificity
 _RECALL_RATES = (0.015, 0.035, 0.10)
@@ -72,13 +73,13 @@ _SYNTAXES = {  # PS3.6
     "1.2.840.10008.1.2.4.201": "HTJ2K lossless",
 }
 _MANIFEST = {"split", "status", "decoder", "resolution_level", "transfer_syntax", "window"}
-_FITTED_WINDOWS = ("fitted", "min-max")  # made from the pixels; older manifests have the latter
+_FITTED_WINDOWS = ("fitted", "min-max")  # to the pixels; the latter in older manifests
 _MAX_REASONS = 8
 
 
 @dataclass(frozen=True)
 class Published:
-    """An operating point of the challenge's paper, as shares of breasts; medians are of each share.
+    """An operating point of the challenge's paper, of breasts; medians are of each score.
 
     Source: Radiology 2025, "Performance of Algorithms Submitted in the 2023 RSNA Screening
     Mammography Breast Cancer Detection AI Challenge": 1,537 algorithms, 10,830 single-breast exams.
@@ -100,17 +101,11 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A crop to look at.
-
-    Attributes:
-        picture: as WebP.
-        caption: laterality, view, machine.
-        cancer: label of the breast.
-    """
+    """A crop in the section on the data."""
 
     picture: Picture
-    caption: str
-    cancer: bool
+    caption: str  # laterality, view, machine
+    cancer: bool  # label of the breast
 
 
 @dataclass(frozen=True)
@@ -125,73 +120,43 @@ class DecodedFiles:
 
 @dataclass(frozen=True)
 class PreparationSummary:
-    """The files of the training table in one prepared folder.
+    """The training files of one prepared folder."""
 
-    Attributes:
-        crop: name of the crop.
-        files: in the manifest.
-        prepared: that became crops.
-        failures: reason and number of files, the most frequent first.
-        failures_left_out: files of other reasons.
-        whole_frames: crops without a visible breast.
-        without_window: without a usable window in the header.
-        second_choice: files decoded in full by another decoder than most of their syntax.
-        decoded: by syntax and decoder.
-    """
-
-    crop: str
-    files: int
-    prepared: int
-    failures: tuple[tuple[str, int], ...]
-    failures_left_out: int
-    whole_frames: int
-    without_window: int
-    second_choice: int
+    crop: str  # name
+    files: int  # in the manifest
+    prepared: int  # crops
+    failures: tuple[tuple[str, int], ...]  # reason and number of files, the most frequent first
+    failures_left_out: int  # files of other reasons
+    whole_frames: int  # crops without a visible breast
+    without_window: int  # without a usable window in the header
+    second_choice: int  # decoded in full by another decoder than most of their syntax
     decoded: tuple[DecodedFiles, ...]
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The data and settings of a report.
+    """Data and settings of a report; probabilities are (N,), in the order of `oof`."""
 
-    Attributes:
-        ensemble: a run by itself is an ensemble of one.
-        is_run: whether it is a run by itself.
-        oof: `ENSEMBLE_OOF_COLUMNS`, and `calibrated` where it calibrates.
-        images: table of the images of the first member.
-        members: by name, the members' probabilities for the rows of `oof`.
-        others: by name, probabilities to compare with, likewise.
-        policy: that chose the threshold.
-        preparation: of the members' prepared folders that have a manifest.
-        samples: crops to look at.
-        cases: of the gallery; None leaves it out.
-        histories: of each member, by fold, its scores by epoch (`metrics.csv`).
-        synthetic: whether the images are synthetic.
-        resamples: of the patients, for the intervals of the main scores.
-        band_resamples: for bands and subgroups.
-        seed: of the resamples.
-    """
-
-    ensemble: Ensemble
+    ensemble: Ensemble  # a single run is an ensemble of one
     is_run: bool
-    oof: pd.DataFrame
-    images: pd.DataFrame
-    members: Mapping[str, NDArray[np.float64]]
-    others: Mapping[str, NDArray[np.float64]]
-    policy: BestPf1 | RecallRate
+    oof: pd.DataFrame  # `ENSEMBLE_OOF_COLUMNS`, and `calibrated` for a calibrated ensemble
+    images: pd.DataFrame  # of the first member
+    members: Mapping[str, NDArray[np.float64]]  # probabilities by run
+    others: Mapping[str, NDArray[np.float64]]  # probabilities of baselines
+    policy: BestPf1 | RecallRate  # of the threshold
     preparation: Sequence[PreparationSummary]
     samples: Sequence[Sample]
-    cases: Sequence[Case] | None
+    cases: Sequence[Case] | None  # of the gallery; None leaves it out
     synthetic: bool
-    resamples: int
-    band_resamples: int
+    resamples: int  # of the patients, for the intervals of the main scores
+    band_resamples: int  # for bands and subgroups
     seed: int
-    histories: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
+    histories: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)  # run, fold
 
 
 @dataclass(frozen=True)
 class FoldScore:
-    """One fold; a score is None where it is undefined."""
+    """Scores of one fold; None where a score is undefined."""
 
     fold: int
     breasts: int
@@ -203,110 +168,66 @@ class FoldScore:
 
 @dataclass(frozen=True)
 class MemberScore:
-    """A member of the ensemble by itself.
-
-    Attributes:
-        name: of the run.
-        auroc: of its own probabilities.
-        average_precision: of its own probabilities.
-        gain: AUROC of the blend less that of the blend without it, both fitted on these breasts;
-            None for a member alone.
-    """
+    """Scores of a single member of the ensemble."""
 
     name: str
     auroc: Interval | None
     average_precision: float
+    # AUROC of the blend less that of the blend without it, both in sample; None for a member alone.
     gain: Difference | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Another model on the same breasts; gains are of the ensemble over it.
-
-    Attributes:
-        name: of the other model.
-        auroc: of the other.
-        average_precision: of the other.
-        gain: of the AUROC.
-        pf1: of the other's decisions, cross-fitted; None where it has none.
-        pf1_gain: of the pF1.
-    """
+    """Another model on the same breasts; gains are of the ensemble over it."""
 
     name: str
     auroc: Interval | None
     average_precision: float
     gain: Difference | None
-    pf1: float | None
+    pf1: float | None  # of its cross-fitted decisions; None where they are undefined
     pf1_gain: Difference | None
 
 
 @dataclass(frozen=True)
 class OperatingRow:
-    """One operating point.
+    """One operating point, named by how its threshold was chosen.
 
-    Attributes:
-        name: how its threshold was chosen.
-        scores: of `OPERATING`.
-        cross_fitted: whether thresholds were chosen on other patients. Otherwise the threshold is
-            set to a share of these same breasts, not to their best score, which flatters little.
-        max_sensitivity: of a perfect model at this recall rate, where that is below 1; else None.
+    Without cross-fitting, the threshold is set to a recall rate or specificity on these same
+    breasts, not to their best score: the optimism is small.
     """
 
     name: str
-    scores: Mapping[str, Interval]
+    scores: Mapping[str, Interval]  # of `OPERATING`
     cross_fitted: bool
-    max_sensitivity: float | None = None
+    max_sensitivity: float | None = None  # of a perfect model at this recall rate, if below 1
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of a report.
-
-    Attributes:
-        inputs: that it was computed from.
-        in_sample_breasts: with the probabilities and decisions of the stored threshold.
-        cohort: the breasts.
-        scores: of `RANKING`, and of `OPERATING` for the cross-fitted decisions.
-        in_sample: of decisions by the threshold that was fitted on these breasts.
-        optimism: pF1 in sample less the cross-fitted pF1.
-        delong: AUROC with DeLong's interval; None where it is undefined.
-        roc: sensitivity over 1 - specificity.
-        precision: PPV over sensitivity.
-        screening: as `roc`, dense where specificity is high.
-        curve: pF1 at all thresholds, in sample.
-        operating: operating points.
-        calibration: Brier score and ECE, by name of the probabilities.
-        reliability: curve, by name of the probabilities.
-        groups: subgroups, all breasts first.
-        differences: of each subgroup from the rest of its factor.
-        folds: each by itself.
-        members: each by itself.
-        correlation: (M, M) Spearman's, of the members.
-        comparisons: with other models.
-        notices: to read before anything else.
-    """
+    """The results of a report."""
 
     inputs: ReportInputs
-    in_sample_breasts: ScoredBreasts
+    in_sample_breasts: ScoredBreasts  # blended probabilities, decisions by the stored threshold
     cohort: Cohort
-    scores: Mapping[str, Interval]
-    in_sample: Mapping[str, Interval]
-    optimism: float
-    delong: Interval | None
-    roc: ConfidenceBand
-    precision: ConfidenceBand
-    screening: ConfidenceBand
-    curve: ThresholdCurve
+    scores: Mapping[str, Interval]  # of `RANKING`, and of `OPERATING` for cross-fitted decisions
+    in_sample: Mapping[str, Interval]  # of the decisions by the stored threshold
+    optimism: float  # pF1 in sample less the cross-fitted pF1
+    delong: Interval | None  # AUROC with DeLong's interval; None where it is undefined
+    roc: ConfidenceBand  # sensitivity over 1 - specificity
+    precision: ConfidenceBand  # PPV over sensitivity
+    screening: ConfidenceBand  # as `roc`, dense where specificity is high
+    curve: ThresholdCurve  # pF1 at all thresholds, in sample
     operating: Sequence[OperatingRow]
-    calibration: Mapping[str, CalibrationScores]
-    reliability: Mapping[str, ReliabilityCurve]
-    groups: Sequence[Subgroup]
+    calibration: Mapping[str, CalibrationScores]  # by name of the probabilities
+    reliability: Mapping[str, ReliabilityCurve]  # likewise
+    groups: Sequence[Subgroup]  # all breasts first
     differences: Sequence[SubgroupDifference]
     folds: Sequence[FoldScore]
     members: Sequence[MemberScore]
-    correlation: NDArray[np.float64]
+    correlation: NDArray[np.float64]  # (M, M) Spearman's, of the members
     comparisons: Sequence[Comparison]
-    notices: Sequence[str]
+    notices: Sequence[str]  # to read before anything else
 
     @property
     def name(self) -> str:
@@ -338,23 +259,13 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
     in_sample_breasts = ScoredBreasts.from_table(oof, decisions)
 
     scores = {name: nan_if_degenerate(ensemble.score[name]) for name in RANKING}
-    scores |= _widen(ensemble.score["cross_fitted"], breasts)
+    scores |= _intervals(ensemble.score["cross_fitted"], breasts)
     in_sample = bootstrap_metrics(OPERATING, labels, decisions, patients, inputs.resamples, seed)
-    in_sample = _widen(in_sample, in_sample_breasts)
+    in_sample = _intervals(in_sample, in_sample_breasts)
     total, *groups = score_subgroups(breasts, facts, n, seed)
     # All breasts have the intervals of the summary: one interval per score in a report.
-    total = replace(
-        total,
-        sensitivity=total.sensitivity and scores["sensitivity"],
-        specificity=total.specificity and scores["specificity"],
-    )
-    probabilities = {"as predicted" if inputs.is_run else "as blended": blended}
-    if ensemble.blend == "rank_mean":
-        probabilities.clear()  # ranks are no probabilities before calibration
-    if "calibrated" in oof:
-        probabilities["calibrated"] = oof["calibrated"].to_numpy(np.float64)
-    # Below one false positive nothing is known of the specificity.
-    lowest = min(max(_LOWEST_FPR, 1 / int((labels == 0).sum())), 0.5)
+    rates: Any = {k: getattr(total, k) and scores[k] for k in ("sensitivity", "specificity")}
+    probabilities = _calibrated_and_not(inputs)
     ranked = labels, breasts.probabilities, patients, n, seed
     return Evaluation(
         inputs=inputs,
@@ -366,7 +277,7 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
         delong=auroc_interval(breasts),
         roc=roc_band(*ranked),
         precision=precision_recall_band(*ranked),
-        screening=roc_band(*ranked, np.geomspace(lowest, 1, 60)),
+        screening=roc_band(*ranked, _low_fpr(labels)),
         curve=threshold_curve(labels, blended),
         operating=_operating_rows(breasts, scores, n, seed),
         calibration={
@@ -374,7 +285,7 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
             for name, p in probabilities.items()
         },
         reliability={name: reliability_curve(labels, p) for name, p in probabilities.items()},
-        groups=[total, *groups],
+        groups=[replace(total, **rates), *groups],
         differences=subgroup_differences(breasts, facts, n, seed),
         folds=_score_folds(breasts),
         members=_score_members(inputs, breasts),
@@ -384,8 +295,25 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
     )
 
 
-def _widen(scores: Mapping[str, Interval], breasts: ScoredBreasts) -> dict[str, Interval]:
-    """Proportions whose resamples are all equal get Wilson's interval, by number of patients."""
+def _calibrated_and_not(inputs: ReportInputs) -> dict[str, NDArray[np.float64]]:
+    """The probabilities by name; a blend of ranks has none before calibration."""
+    probabilities = {}
+    if inputs.ensemble.blend != "rank_mean":
+        name = "as predicted" if inputs.is_run else "as blended"
+        probabilities[name] = inputs.oof["probability"].to_numpy(np.float64)
+    if "calibrated" in inputs.oof:
+        probabilities["calibrated"] = inputs.oof["calibrated"].to_numpy(np.float64)
+    return probabilities
+
+
+def _low_fpr(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """False positive rates up to 1, from that of one false positive at least."""
+    lowest = min(max(_LOWEST_FPR, 1 / int((labels == 0).sum())), 0.5)
+    return np.geomspace(lowest, 1, 60)
+
+
+def _intervals(scores: Mapping[str, Interval], breasts: ScoredBreasts) -> dict[str, Interval]:
+    """Wilson's interval, by number of patients, for proportions that are equal in all resamples."""
     rows = {
         "sensitivity": breasts.labels == 1,
         "specificity": breasts.labels == 0,
@@ -419,7 +347,7 @@ def _operating_rows(
         own = replace(breasts, decisions=decide(breasts.probabilities, point.threshold))
         reach = point.scores["recall_rate"].value / prevalence
         limit = reach if name.startswith("recall rate") and reach < 1 else None
-        rows.append(OperatingRow(name, _widen(point.scores, own), False, limit))
+        rows.append(OperatingRow(name, _intervals(point.scores, own), False, limit))
     return rows
 
 
@@ -454,14 +382,9 @@ def _score_members(inputs: ReportInputs, breasts: ScoredBreasts) -> list[MemberS
     scores = []
     for name, p in inputs.members.items():
         rest = [other for other in inputs.members if other != name]
-        scores.append(
-            MemberScore(
-                name,
-                auroc_interval(breasts, p),
-                average_precision(breasts.labels, p),
-                _auroc_gain(together, blend(rest)) if rest else None,
-            )
-        )
+        gain = _auroc_gain(together, blend(rest)) if rest else None
+        precision = average_precision(breasts.labels, p)
+        scores.append(MemberScore(name, auroc_interval(breasts, p), precision, gain))
     return scores
 
 
@@ -473,6 +396,7 @@ def _compare(
     groups = inputs.oof["group"].to_numpy(np.int64)
     comparisons = []
     for name, p in inputs.others.items():
+        ranking = auroc_interval(breasts, p), average_precision(labels, p), _auroc_gain(breasts, p)
         score, gain = None, None
         with suppress(InputError):  # all probabilities are equal
             theirs = cross_fitted_decisions(labels, p, patients, inputs.policy, groups, sites)
@@ -480,16 +404,7 @@ def _compare(
             gain = paired_difference(
                 pf1, labels, theirs, breasts.decisions, patients, inputs.resamples, inputs.seed
             )
-        comparisons.append(
-            Comparison(
-                name,
-                auroc_interval(breasts, p),
-                average_precision(labels, p),
-                _auroc_gain(breasts, p),
-                score,
-                gain,
-            )
-        )
+        comparisons.append(Comparison(name, *ranking, score, gain))
     return comparisons
 
 
@@ -577,10 +492,6 @@ def summarise_preparation(manifest: pd.DataFrame, crop: str) -> PreparationSumma
         without_window=int(ok["window"].str.startswith(_FITTED_WINDOWS, na=False).sum()),
         second_choice=int(in_full.sum() - in_full.groupby(level="syntax").max().sum()),
         decoded=tuple(
-            DecodedFiles(str(syntax), str(decoder), str(resolution), int(n))
-            for syntax, decoder, resolution, n in kinds.value_counts()
-            .reset_index()
-            .to_numpy()
-            .tolist()
+            DecodedFiles(*row) for row in kinds.value_counts().reset_index().to_numpy().tolist()
         ),
     )

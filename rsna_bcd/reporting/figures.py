@@ -1,7 +1,7 @@
 """Figures of the report, as SVG that takes the fonts and colours of the page.
 
-A figure is one function that draws on an empty figure and returns its caption. Decorated with
-`report_figure`, it appears in its section of the page; nothing else has to be changed.
+To add a figure, write a function that draws on an empty figure and returns its caption, and
+decorate it with `report_figure`; the page shows it in the section that is named there.
 """
 
 import io
@@ -12,36 +12,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    MaxNLocator,
-    MultipleLocator,
-    NullFormatter,
-    PercentFormatter,
-)
+from numpy.typing import NDArray
 
 from rsna_bcd.reporting import captions
 from rsna_bcd.reporting.evaluation import PUBLISHED, Evaluation
+from rsna_bcd.reporting.subgroups import Subgroup
 from rsna_bcd.scoring.intervals import ConfidenceBand, Interval, wilson
 
 # Placeholders for the colours of the style sheet (`--ink`, ...): one drawing serves a light page, a
 # dark page and a print. Not black, which the SVG writer leaves out.
-INK, MUTED, RULE, PAPER = "#010203", "#010204", "#010205", "#010206"
-ACCENT, CANCER, HEALTHY, SECOND = "#010207", "#010208", "#010209", "#01020a"
 _COLOURS = {
-    INK: "ink",
-    MUTED: "muted",
-    RULE: "rule",
-    PAPER: "paper",
-    ACCENT: "accent",
-    CANCER: "cancer",
-    HEALTHY: "healthy",
-    SECOND: "second",
+    f"#{0x010203 + number:06x}": name
+    for number, name in enumerate(
+        ("ink", "muted", "rule", "paper", "accent", "cancer", "healthy", "second")
+    )
 }
+INK, MUTED, RULE, PAPER, ACCENT, CANCER, NEGATIVE, SECOND = _COLOURS
 _STYLE: Any = {
     "svg.fonttype": "none",  # text that can be searched and copied
     "font.family": "DejaVu Sans",
@@ -72,39 +62,33 @@ _STYLE: Any = {
 }
 _DOTTED = (0, (2, 3))
 _MARKER: Any = {"markeredgecolor": PAPER, "clip_on": False}
+_COLUMN = 450  # pixels, of two on the page
 
 Draw = Callable[[Evaluation, Figure], str | None]
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure of the report.
+    """A figure of the report."""
 
-    Attributes:
-        section: key of `page.SECTIONS`.
-        key: letters, digits and underscores; unique on the page.
-        label: read out by a screen reader.
-        size: width and height in pixels of the page; the function may change it.
-        draw: draws on an empty figure and returns the caption; None where there is nothing to show.
-    """
-
-    section: str
-    key: str
-    label: str
-    size: tuple[float, float]
-    draw: Draw
+    section: str  # key of `page.SECTIONS`
+    key: str  # letters, digits and underscores; unique on the page
+    label: str  # for screen readers
+    size: tuple[float, float]  # width and height in pixels of the page; `draw` may change it
+    draw: Draw  # on an empty figure; returns the caption, or None where there is nothing to show
 
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A figure as the page shows it: an SVG element, and its caption."""
+    """A figure on the page."""
 
     key: str
-    svg: str
+    svg: str  # element
     caption: str
+    is_wide: bool  # takes both columns of the page
 
 
-FIGURES: list[ReportFigure] = []  # in the order of showing
+FIGURES: list[ReportFigure] = []  # in the order of the page
 
 
 def report_figure(
@@ -128,8 +112,10 @@ def draw_figures(evaluation: Evaluation) -> dict[str, list[DrawnFigure]]:
             _resize(figure, *one.size)
             caption = one.draw(evaluation, figure)
             if caption is not None:
-                svg = to_svg(figure, one.key, one.label)
-                drawn.setdefault(one.section, []).append(DrawnFigure(one.key, svg, caption))
+                svg, is_wide = to_svg(figure, one.key, one.label), one.size[0] > _COLUMN
+                drawn.setdefault(one.section, []).append(
+                    DrawnFigure(one.key, svg, caption, is_wide)
+                )
     return drawn
 
 
@@ -167,8 +153,8 @@ def _axes(figure: Figure, xlabel: str, ylabel: str) -> Axes:
 def _set_unit_axes(axes: Axes, end: float = 1.0) -> None:
     """Both axes from 0 to `end`, in percent."""
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MultipleLocator(0.2) if end == 1 else MaxNLocator(5))
-        axis.set_major_formatter(PercentFormatter(1, decimals=0 if end > 0.1 else 1))
+        axis.set_major_locator(ticker.MultipleLocator(0.2) if end == 1 else ticker.MaxNLocator(5))
+        axis.set_major_formatter(ticker.PercentFormatter(1, decimals=0 if end > 0.1 else 1))
     axes.set(xlim=(-0.01 * end, 1.01 * end), ylim=(-0.01 * end, 1.03 * end))
     axes.tick_params(length=0)
 
@@ -197,6 +183,25 @@ def _draw_operating_point(axes: Axes, x: float, y: float, *, above: bool = False
               ha="left" if place < 0.6 else "right")  # fmt: skip
 
 
+def _draw_histogram(
+    axes: Axes,
+    values: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    colour: str,
+    *,
+    alpha: float,
+    width: float,
+    label: str | None = None,
+) -> None:
+    """Shares of the values in each bin."""
+    share = np.histogram(values, edges)[0] / max(len(values), 1)
+    axes.stairs(share, edges, fill=True, color=colour, alpha=alpha, linewidth=0)
+    axes.stairs(share, edges, color=colour, linewidth=width, label=label)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.grid(visible=False, axis="x")
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+
+
 @report_figure("data", "Ages with and without cancer", height=220)
 def ages(e: Evaluation, figure: Figure) -> str | None:
     """Ages of both classes, each as shares of its own."""
@@ -205,17 +210,11 @@ def ages(e: Evaluation, figure: Figure) -> str | None:
         return None
     axes = _axes(figure, "age in years", "share of breasts")
     edges = np.arange(5 * np.floor(known.min() / 5), known.max() + 5.1, 5)
-    for values, colour, label in (
-        (e.cohort.ages_without, HEALTHY, "without cancer"),
-        (e.cohort.ages_with, CANCER, "with cancer"),
-    ):
-        share = np.histogram(values, edges)[0] / max(len(values), 1)
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
-        axes.stairs(share, edges, color=colour, linewidth=1.6, label=label)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.grid(visible=False, axis="x")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.xaxis.set_major_locator(MultipleLocator(10))
+    without = e.cohort.ages_without
+    _draw_histogram(axes, without, edges, NEGATIVE, alpha=0.22, width=1.6, label="without cancer")
+    with_ = e.cohort.ages_with
+    _draw_histogram(axes, with_, edges, CANCER, alpha=0.22, width=1.6, label="with cancer")
+    axes.xaxis.set_major_locator(ticker.MultipleLocator(10))
     figure.legend(loc="outside lower center", ncols=2)
     return captions.ages(e.cohort)
 
@@ -293,11 +292,11 @@ def screening(e: Evaluation, figure: Figure) -> str:
     x = max(points["the chosen threshold"], lowest)
     _draw_operating_point(axes, x, e.scores["sensitivity"].value)
     ticks = [tick for tick in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0) if tick >= lowest]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * (1 - x):.3g}%")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.tick_params(which="minor", length=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     figure.legend(loc="outside lower center", ncols=2, columnspacing=1, handletextpad=0.2)
     beyond = [name for name, place in points.items() if place < lowest - 1e-9]
     return captions.screening(e.screening, e.cohort.prevalence, beyond)
@@ -311,17 +310,12 @@ def distribution(e: Evaluation, figure: Figure) -> str:
     breasts = e.in_sample_breasts
     for axes, label, colour, name in (
         (upper, 1, CANCER, "with cancer"),
-        (lower, 0, HEALTHY, "without cancer"),
+        (lower, 0, NEGATIVE, "without cancer"),
     ):
         own = breasts.probabilities[breasts.labels == label]
-        share = np.histogram(own, edges)[0] / max(len(own), 1)
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
-        axes.stairs(share, edges, color=colour, linewidth=1.4)
+        _draw_histogram(axes, own, edges, colour, alpha=0.35, width=1.4)
         axes.axvline(e.inputs.ensemble.threshold, color=INK, linewidth=1.2)
         axes.set_title(f"{len(own):,} breasts {name}", loc="left", color=colour, fontsize=11)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlim(0, 1)
-        axes.grid(visible=False, axis="x")
     lower.set_xlabel("probability out of fold; the line is the threshold")
     figure.supylabel("share of breasts", color=MUTED, fontsize=11)
     return captions.distributions(breasts)
@@ -354,43 +348,38 @@ def reliability(e: Evaluation, figure: Figure) -> str:
 @report_figure("groups", "Scores of subgroups, with 95 % intervals", 860)
 def forest(e: Evaluation, figure: Figure) -> str:
     """Scores of subgroups below each other. Dashed: all breasts."""
-    lines: list[tuple[str, int | None]] = []  # a name, and the subgroup or None for a factor
+    lines: list[tuple[str, Subgroup | None]] = []  # a label, and its subgroup; None for a factor
     for place, group in enumerate(e.groups):
         if group.name and group.factor != e.groups[place - 1].factor:
             lines.append((group.factor, None))
-        lines.append((_shorten(group.name or group.factor), place))
+        name = _shorten(group.name or group.factor)
+        lines.append((f"{name}   {group.cancers:,} / {group.breasts:,}", group))
     _resize(figure, 860, 21 * len(lines) + 60)
     panels = figure.subplots(1, 3, sharey=True)
     rates = [i for g in e.groups for i in (g.sensitivity, g.specificity)]
     starts = _axis_start([g.auroc for g in e.groups]), _axis_start(rates), _axis_start(rates)
-    for axes, key, start in zip(panels, ("auroc", "sensitivity", "specificity"), starts,
-                                strict=True):  # fmt: skip
-        for y, (_, number) in enumerate(lines):
-            interval = None if number is None else getattr(e.groups[number], key)
+    keys = "auroc", "sensitivity", "specificity"
+    for axes, key, start in zip(panels, keys, starts, strict=True):
+        for y, (_, own) in enumerate(lines):
+            interval = getattr(own, key, None)
             if interval is None:
                 continue
-            if number == 0:
+            if own is e.groups[0]:
                 axes.axvline(interval.value, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
             if np.isfinite(interval.low):
                 axes.plot([interval.low, interval.high], [y, y], color=ACCENT, linewidth=2)
-            marker = "o" if number else "D"
+            marker = "D" if own is e.groups[0] else "o"
             axes.plot(interval.value, y, marker, color=ACCENT, markersize=6, **_MARKER)
         axes.set(xlim=(start, 1), ylim=(len(lines) - 0.5, -0.5))
         axes.set_title("AUROC" if key == "auroc" else key.capitalize(), loc="left", color=INK)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    panels[0].set_yticks(range(len(lines)), [_forest_label(e, *line) for line in lines])
-    for label, (_, number) in zip(panels[0].get_yticklabels(), lines, strict=True):
-        label.set_color(INK if number is not None and e.groups[number].scored else MUTED)
-        label.set_fontweight("bold" if number is None or number == 0 else "normal")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+    panels[0].set_yticks(range(len(lines)), [label for label, _ in lines])
+    for tick, (_, own) in zip(panels[0].get_yticklabels(), lines, strict=True):
+        tick.set_color(INK if own and own.scored else MUTED)
+        tick.set_fontweight("bold" if own in (None, e.groups[0]) else "normal")
     return captions.forest(e.inputs.band_resamples)
-
-
-def _forest_label(e: Evaluation, name: str, number: int | None) -> str:
-    if number is None:
-        return name
-    return f"{name}   {e.groups[number].cancers:,} / {e.groups[number].breasts:,}"
 
 
 def _shorten(name: str, letters: int = 28) -> str:
@@ -474,7 +463,7 @@ def _draw_learning_curves(
                         label=None if number else name,
                     )  # fmt: skip
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         if axes.lines:
             axes.legend()
         else:

@@ -17,50 +17,31 @@ from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.predictions import read_run, trained_folds
 
-METRICS = (*RANKING, "pf1")  # pF1 is that of decisions whose threshold was fitted on other patients
+METRICS = (*RANKING, "pf1")  # pF1 of cross-fitted decisions
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run scores on the folds that it has finished.
-
-    Attributes:
-        name: of the run.
-        folds: that count.
-        breasts: of these folds.
-        positives: of the breasts.
-        optimistic: whether the epochs were chosen on the folds they are scored on.
-        score: on all of its breasts.
-        shared: breasts that the reference has as well.
-        difference: from the reference, on those; None for the reference itself, where there are
-            none, and where their labels differ.
-    """
+    """Score of a run on its finished folds."""
 
     name: str
     folds: tuple[int, ...]
     breasts: int
     positives: int
-    optimistic: bool
+    optimistic: bool  # whether the epochs were chosen on the folds they are scored on
     score: Interval
-    shared: int
-    difference: Difference | None
+    shared: int  # breasts that the reference has as well
+    difference: Difference | None  # from the reference, on those; None where it is undefined
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Runs by score.
-
-    Attributes:
-        metric: that is the score.
-        reference: the run that the differences are from.
-        results: the best first.
-        remarks: for each run that cannot be scored, or not be compared for its labels, why.
-    """
+    """Runs by score."""
 
     metric: str
-    reference: str
-    results: tuple[Result, ...]
-    remarks: Mapping[str, str]
+    reference: str  # the run that the differences are from
+    results: tuple[Result, ...]  # the best first
+    remarks: Mapping[str, str]  # by run, why it cannot be scored or compared
 
 
 @dataclass(frozen=True)
@@ -68,11 +49,11 @@ class Scoring:
     """How runs are scored.
 
     Intervals and differences of pF1 take the cross-fitted decisions as given: no threshold is
-    fitted anew in a resample, so they leave the thresholds' own uncertainty out.
+    fitted again in a resample, so they leave out the uncertainty of the thresholds.
 
     Attributes:
         metric: of `METRICS`.
-        groups: parts of the patients; for pF1, each is decided by the threshold of the others.
+        groups: of patients; for pF1, each is decided by the threshold of the others.
         resamples: of the patients, for intervals.
         seed: of the groups and the resamples.
     """
@@ -88,24 +69,20 @@ class Scoring:
 
     def score(self, rows: pd.DataFrame) -> Interval:
         """The score of out-of-fold predictions."""
-        metric = RANKING.get(self.metric, pf1)
-        return bootstrap_interval(
-            metric, rows["label"], self._judged(rows), _patients(rows), self.resamples, self.seed
-        )
+        metric, y, p = RANKING.get(self.metric, pf1), rows["label"], self._scored(rows)
+        return bootstrap_interval(metric, y, p, _patients(rows), self.resamples, self.seed)
 
     def difference(self, first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
         """How much higher the second scores on the same rows; None where that is undefined."""
         try:
-            ours, theirs = self._judged(second), self._judged(first)
+            p, other = self._scored(second), self._scored(first)
         except InputError:  # too few rows for a threshold
             return None
-        metric = RANKING.get(self.metric, pf1)
-        return paired_difference(
-            metric, first["label"], theirs, ours, _patients(first), self.resamples, self.seed
-        )
+        metric, y = RANKING.get(self.metric, pf1), first["label"]
+        return paired_difference(metric, y, other, p, _patients(first), self.resamples, self.seed)
 
-    def _judged(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        """Probabilities, or the decisions that pF1 is about."""
+    def _scored(self, rows: pd.DataFrame) -> NDArray[np.float64]:
+        """Probabilities, or cross-fitted decisions for pF1."""
         probabilities = rows["probability"].to_numpy(np.float64)
         if self.metric in RANKING:
             return probabilities
@@ -123,14 +100,13 @@ def finished_runs(runs: Path, pattern: str = "*") -> tuple[dict[str, pd.DataFram
         pattern: of the names, `*` and `?` as in a shell.
 
     Returns:
-        For each run with a finished fold, the rows of its finished folds; and for each run of
-        which something does not count, what and why.
+        The rows of the finished folds by run, and by run the reason why folds are left out.
     """
     tables: dict[str, pd.DataFrame] = {}
     remarks: dict[str, str] = {}
     for run in sorted(runs.glob(pattern)):
         if run.name.startswith(".") or not any(run.glob("fold*/config.yaml")):
-            continue  # what launchers keep beside the runs
+            continue  # files of launchers beside the runs
         started = trained_folds(run)
         folds = [k for k in started if (run / f"fold{k}" / "metrics.json").is_file()]
         if left := [str(k) for k in started if k not in folds]:
@@ -148,13 +124,13 @@ def finished_runs(runs: Path, pattern: str = "*") -> tuple[dict[str, pd.DataFram
 def rank(
     tables: Mapping[str, pd.DataFrame], scoring: Scoring, reference: str, optimistic: Sequence[str]
 ) -> Ranking:
-    """Score runs, best first, each beside the reference on the breasts that both have.
+    """Score runs, and compare each with the reference on the breasts that both have.
 
     Args:
         tables: out-of-fold predictions by run.
-        scoring: how.
-        reference: one of the runs; where it is not there or cannot be scored, the best is.
-        optimistic: those of them that chose their epochs on the folds they are scored on.
+        scoring: metric and resampling.
+        reference: one of the runs; the best where it is absent or cannot be scored.
+        optimistic: runs that chose their epochs on the folds they are scored on.
     """
     scores: dict[str, Interval] = {}
     remarks: dict[str, str] = {}
@@ -213,33 +189,28 @@ def leaderboard_table(ranking: Ranking, most: int) -> Table:
     table.add_column("run", overflow="fold")
     for heading in ("folds", "breasts"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(ranking.metric, no_wrap=True)
-    table.add_column("difference", no_wrap=True)
+    for heading in (ranking.metric, "difference"):
+        table.add_column(heading, no_wrap=True)
     table.add_column("p", no_wrap=True, min_width=4)
     for result in results[:most]:
         difference, p_value = "", ""
         if result.difference is not None:
-            difference = _shown(result.difference)
+            difference = _estimate(result.difference)
             p_value = _digits(result.difference.p_value)
             if result.shared < result.breasts:
                 difference += f" of {result.shared}"
         elif result.name != ranking.reference:
             why = "labels differ" if result.name in ranking.remarks else "undefined"
             difference = why if result.shared else "no breast in common"
-        table.add_row(
-            result.name + (" *" if result.optimistic else ""),
-            str(len(result.folds)),
-            str(result.breasts),
-            _shown(result.score),
-            difference,
-            p_value,
-        )
+        name = result.name + (" *" if result.optimistic else "")
+        counts = str(len(result.folds)), str(result.breasts)
+        table.add_row(name, *counts, _estimate(result.score), difference, p_value)
     if len(results) > most:
         table.caption = f"and {len(results) - most} more: most={len(results)}, or csv=FILE"
     return table
 
 
-def _shown(interval: Interval) -> str:
+def _estimate(interval: Interval) -> str:
     value, low, high = map(_digits, (interval.value, interval.low, interval.high))
     return f"{value} ({low} to {high})"
 
@@ -249,10 +220,9 @@ def _digits(value: float) -> str:
 
 
 def leaderboard_frame(ranking: Ranking) -> pd.DataFrame:
-    """One row a run, for a file."""
-    rows = []
-    for result in ranking.results:
-        row: dict[str, object] = {
+    """One row per run, for a file."""
+    return pd.DataFrame(
+        {
             "run": result.name,
             "folds": " ".join(map(str, result.folds)),
             "breasts": result.breasts,
@@ -262,10 +232,10 @@ def leaderboard_frame(ranking: Ranking) -> pd.DataFrame:
             "low": result.score.low,
             "high": result.score.high,
             "shared_breasts": result.shared,
+            "difference": getattr(result.difference, "value", None),
+            "difference_low": getattr(result.difference, "low", None),
+            "difference_high": getattr(result.difference, "high", None),
+            "p_value": getattr(result.difference, "p_value", None),
         }
-        d = result.difference
-        for key in ("value", "low", "high", "p_value"):
-            name = key if key == "p_value" else f"difference_{key}".removesuffix("_value")
-            row[name] = None if d is None else getattr(d, key)
-        rows.append(row)
-    return pd.DataFrame(rows)
+        for result in ranking.results
+    )

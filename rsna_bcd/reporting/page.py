@@ -3,11 +3,10 @@
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -17,14 +16,12 @@ from rsna_bcd.reporting.figures import DrawnFigure, draw_figures
 from rsna_bcd.reporting.formatting import (
     THIN,
     decimal,
-    decimal_range,
-    decimals,
+    decimal_estimate,
+    interval_ends,
     p_value,
     percent,
-    share_range,
-    shares,
+    percent_estimate,
     signed,
-    with_minus,
 )
 from rsna_bcd.reporting.subgroups import MIN_BREASTS
 from rsna_bcd.scoring.intervals import Interval
@@ -50,17 +47,26 @@ _CASES: Mapping[str, str] = {
     "false alarm": "Worst false alarms: no cancer, highest scores",
     "find": "Best finds: cancer, highest scores",
 }
-# Name, whether it is a proportion (in percent), meaning. Other metrics are named by their key.
-_SCORES: Mapping[str, tuple[str, bool, str]] = {
-    "auroc": ("AUROC", False, "chance that a breast with cancer is scored above one without"),
-    "average_precision": ("Average precision", False, "mean PPV over all sensitivities"),
-    "sensitivity": ("Sensitivity", True, "breasts with cancer that are flagged"),
-    "specificity": ("Specificity", True, "breasts without cancer that are not flagged"),
-    "ppv": ("PPV", True, "flagged breasts that have cancer"),
-    "recall_rate": ("Recall rate", True, "breasts that are flagged, of all"),
-    "accuracy": ("Accuracy", True, "correct decisions, of all"),
-    "balanced_accuracy": ("Balanced accuracy", True, "mean of sensitivity and specificity"),
-    "pf1": ("pF1", False, "the challenge’s metric: harmonic mean of PPV and sensitivity"),
+
+
+class Score(NamedTuple):
+    """How a score is shown."""
+
+    name: str
+    is_proportion: bool  # in percent
+    meaning: str
+
+
+_SCORES: Mapping[str, Score] = {  # other metrics are named by their key
+    "auroc": Score("AUROC", False, "chance that a breast with cancer is scored above one without"),
+    "average_precision": Score("Average precision", False, "mean PPV over all sensitivities"),
+    "sensitivity": Score("Sensitivity", True, "breasts with cancer that are flagged"),
+    "specificity": Score("Specificity", True, "breasts without cancer that are not flagged"),
+    "ppv": Score("PPV", True, "flagged breasts that have cancer"),
+    "recall_rate": Score("Recall rate", True, "breasts that are flagged, of all"),
+    "accuracy": Score("Accuracy", True, "correct decisions, of all"),
+    "balanced_accuracy": Score("Balanced accuracy", True, "mean of sensitivity and specificity"),
+    "pf1": Score("pF1", False, "the challenge’s metric: harmonic mean of PPV and sensitivity"),
 }
 _TILES = ("auroc", "sensitivity", "specificity", "pf1")
 _OPTIMISM = ("pf1", "sensitivity", "specificity", "ppv", "recall_rate")
@@ -68,8 +74,7 @@ _WHITESPACE = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029 ]+")
 _MARKUP = re.compile(r"[\\`\[|]|<(?=[A-Za-z/!?])")
 
 
-@dataclass(frozen=True)
-class ScoreRow:
+class ScoreRow(NamedTuple):
     """A formatted row of the table of scores."""
 
     name: str
@@ -104,8 +109,8 @@ def _render(template: str, variables: Mapping[str, Any], **options: Any) -> str:
     environment.filters |= {
         "percent": percent,
         "decimal": decimal,
-        "decimals": decimals,
-        "shares": shares,
+        "decimal_estimate": decimal_estimate,
+        "percent_estimate": percent_estimate,
         "signed": signed,
         "p_value": p_value,
         "webp": lambda content: f"data:image/webp;base64,{base64.b64encode(content).decode()}",
@@ -134,28 +139,21 @@ def _variables(e: Evaluation) -> dict[str, Any]:
         "is_run": inputs.is_run,
         "sections": SECTIONS,
         "summary": captions.summary(f"{'Run' if inputs.is_run else 'Ensemble'} {e.name}", e.scores),
-        "certainty": captions.certainty(e.cohort, e.scores),
+        "sample_size": captions.sample_size(e.cohort, e.scores),
         "tiles": score_rows(e.scores, _TILES),
         "score_rows": score_rows(e.scores),
         "optimism_rows": [
-            (
-                name,
-                *(
-                    shares(s[key]) if is_share else decimals(s[key])
-                    for s in (e.scores, e.in_sample)
-                ),
-            )
+            (_describe(key).name, *(_formatter(key)(s[key]) for s in (e.scores, e.in_sample)))
             for key in _OPTIMISM
-            for name, is_share, _ in [_describe(key)]
         ],
-        "optimism": with_minus(e.optimism),
+        "optimism": decimal(e.optimism),
         "threshold": ensemble.threshold,
         "site_thresholds": ", ".join(sites),
         "resamples": inputs.resamples,
         "band_resamples": inputs.band_resamples,
         "seed": inputs.seed,
         "operating_scores": [
-            (key, _describe(key)[0], shares if _describe(key)[1] else decimals)
+            (key, _describe(key).name, _formatter(key))
             for key in _ordered(e.in_sample)
             if key != "pf1"
         ],
@@ -180,12 +178,16 @@ def _variables(e: Evaluation) -> dict[str, Any]:
     }
 
 
-def _describe(key: str) -> tuple[str, bool, str]:
-    return _SCORES.get(key, (key.replace("_", " ").capitalize(), False, ""))
+def _describe(key: str) -> Score:
+    return _SCORES.get(key, Score(key.replace("_", " ").capitalize(), False, ""))
+
+
+def _formatter(key: str) -> Callable[[Interval | None], str]:
+    return percent_estimate if _describe(key).is_proportion else decimal_estimate
 
 
 def _ordered(scores: Mapping[str, Interval]) -> list[str]:
-    """Names of scores in the order of `_SCORES`, those that it lacks last."""
+    """Names of scores in the order of `_SCORES`, then those that it lacks."""
     return [*(key for key in _SCORES if key in scores), *(k for k in scores if k not in _SCORES)]
 
 
@@ -193,10 +195,9 @@ def score_rows(scores: Mapping[str, Interval], keys: Sequence[str] | None = None
     """Format scores: proportions in percent, the others as decimals; None formats all."""
     rows = []
     for key in keys or _ordered(scores):
-        name, is_share, meaning = _describe(key)
-        interval = scores[key]
-        value, ends = decimal(interval.value), decimal_range(interval)
-        if is_share:
-            value, ends = percent(interval.value), share_range(interval)
+        interval, (name, is_proportion, meaning) = scores[key], _describe(key)
+        value, ends = decimal(interval.value), interval_ends(interval)
+        if is_proportion:
+            value, ends = percent(interval.value), interval_ends(interval, 1, 100)
         rows.append(ScoreRow(name, value, ends, meaning, interval))
     return rows

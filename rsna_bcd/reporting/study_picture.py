@@ -1,17 +1,16 @@
-"""One mammogram as a picture: the crop, its saliency map and the result."""
+"""Picture of one mammogram: the crop, its saliency map and the result."""
 
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.contact_sheet import AMBER, DARK, LETTER, MUTED, RED, shorten
-from rsna_bcd.reporting.gallery import overlaid
+from rsna_bcd.reporting.contact_sheet import AMBER, DARK, LETTER, MUTED, RED, shorten, to_uint8
+from rsna_bcd.reporting.gallery import overlay_saliency
 from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, ImageResult
 
 NO_DEVICE = "No medical device: for research only, not validated for the care of patients."
@@ -21,6 +20,10 @@ _SMALL, _PLAIN, _LARGE = 7, 9, 13  # points
 _PIXELS = 1440  # of the crop's longest side at most
 _WEAKEST = 0.3  # saliency of a breast far below the threshold, relative to a positive one
 _SIDES = {"L": "left", "R": "right"}
+_SALIENCY = (
+    "the regions that raised the score; fainter the further the score is below the threshold; not "
+    "an outline of a lesion"
+)
 
 
 @DARK
@@ -31,10 +34,10 @@ def study_picture(
     saliency: NDArray[np.floating[Any]] | None,
     notes: Sequence[str],
 ) -> Figure:
-    """Draw the crop, the crop with its saliency map, and the result in words below.
+    """Draw the crop, the crop with its saliency map, and the result as text below.
 
-    Below the threshold the map fades with the probability: something is the most suspicious place
-    of every breast.
+    Below the threshold the map fades with the probability: every breast has a most suspicious
+    region.
 
     Args:
         breast: with a probability.
@@ -47,33 +50,19 @@ def study_picture(
         A figure for `as_png`.
     """
     assert breast.probability is not None, "an unreadable breast has no picture"
-    grey = _as_uint8(crop)
-    height = _PANEL
-    panel_width = min(_WIDEST, height * grey.shape[1] / grey.shape[0])
-    height = panel_width * grey.shape[0] / grey.shape[1]
+    grey = to_uint8(crop, _PIXELS, _PIXELS)
+    aspect = grey.shape[1] / grey.shape[0]
+    panel_width = min(_WIDEST, _PANEL * aspect)
+    height = panel_width / aspect
     width = max(6.5, 2 * panel_width + 3 * _MARGIN)
-    letters = int((width - 2 * _MARGIN) / (_SMALL * LETTER))
-    lines = _text_lines(breast, image, crop.shape, notes, letters)
+    lines = _text_lines(breast, image, crop.shape, notes, _letters(width, _SMALL))
     below = _LINE * (len(lines) + 2) + 2 * _MARGIN
     total = 0.9 + height + below
     figure = Figure(figsize=(width, total), dpi=128)
-
-    examination = f", examination {breast.examination}" if breast.examination > 1 else ""
-    side = _SIDES.get(breast.laterality, "side unknown")
-    title = f"{breast.patient_id}{examination} · {side} · {image.view or 'view unknown'}"
-    room = int((width - 2 * _MARGIN) / (_LARGE * LETTER))
-    x = _MARGIN / width
-    figure.text(x, 1 - 0.35 / total, shorten(title, room), size=_LARGE, weight="bold")
-    calibrated = "" if breast.calibrated is None else f"; calibrated {breast.calibrated:.3f}"
-    result = (
-        f"{breast.decision}: probability {breast.probability:.3f} (threshold "
-        f"{breast.threshold:.3f}{calibrated})"
-    )
-    colour = RED if breast.decision == "positive" else "white"
-    figure.text(x, 1 - 0.65 / total, result, size=_PLAIN, color=colour)
+    _write_heading(figure, breast, image)
 
     fading = max(_WEAKEST, min(1.0, breast.probability / breast.threshold))
-    overlay = grey if saliency is None else overlaid(grey, saliency * fading)
+    overlay = grey if saliency is None else overlay_saliency(grey, saliency * fading)
     names = "input of the networks", "saliency" if saliency is not None else "not used by a network"
     lefts = np.array([-panel_width - _MARGIN / 2, _MARGIN / 2]) + width / 2
     for left, pixels, name in zip(lefts, (grey, overlay), names, strict=True):
@@ -84,17 +73,42 @@ def study_picture(
         axes.spines[:].set(color="#2b2f36")
     if saliency is not None:
         _draw_colour_bar(figure, (lefts[1] / width, below / total, panel_width / width, total))
-    for row, (line, line_colour) in enumerate([*lines, (NO_DEVICE, "white")]):
-        y = (below - 0.35 - _LINE * (row + (row == len(lines)) / 2)) / total
-        weight = "bold" if row == len(lines) else "normal"
-        figure.text(x, y, line, size=_SMALL, color=line_colour, va="top", weight=weight)
+    for row, (line, colour) in enumerate([*lines, (NO_DEVICE, "white")]):
+        is_last = row == len(lines)
+        y = (below - 0.35 - _LINE * (row + is_last / 2)) / total
+        figure.text(
+            _MARGIN / width, y, line, size=_SMALL, color=colour, va="top",
+            weight="bold" if is_last else "normal",
+        )  # fmt: skip
     return figure
+
+
+def _letters(width: float, size: float) -> int:
+    """Letters that fit between the margins."""
+    return int((width - 2 * _MARGIN) / (size * LETTER))
+
+
+def _write_heading(figure: Figure, breast: BreastResult, image: ImageResult) -> None:
+    """Patient, side and view; below, the result."""
+    width, height = figure.get_size_inches()
+    examination = f", examination {breast.examination}" if breast.examination > 1 else ""
+    side = _SIDES.get(breast.laterality, "side unknown")
+    title = f"{breast.patient_id}{examination} · {side} · {image.view or 'view unknown'}"
+    title = shorten(title, _letters(width, _LARGE))
+    figure.text(_MARGIN / width, 1 - 0.35 / height, title, size=_LARGE, weight="bold")
+    calibrated = "" if breast.calibrated is None else f"; calibrated {breast.calibrated:.3f}"
+    result = (
+        f"{breast.decision}: probability {breast.probability:.3f} (threshold "
+        f"{breast.threshold:.3f}{calibrated})"
+    )
+    colour = RED if breast.decision == "positive" else "white"
+    figure.text(_MARGIN / width, 1 - 0.65 / height, result, size=_PLAIN, color=colour)
 
 
 def _draw_colour_bar(figure: Figure, panel: tuple[float, float, float, float]) -> None:
     """The colours of the map, from none to the strongest, below the right half of the panel."""
     left, bottom, width, height = panel
-    ramp = overlaid(np.full((1, 256), 128, np.uint8), np.linspace(0, 1, 256)[None])
+    ramp = overlay_saliency(np.full((1, 256), 128, np.uint8), np.linspace(0, 1, 256)[None])
     axes = figure.add_axes((left + 0.5 * width, bottom - 0.17 / height, 0.5 * width, 0.09 / height))
     axes.imshow(np.arange(256)[None], cmap=ListedColormap(ramp[0] / 255), aspect="auto")
     axes.set(xticks=[0, 255], yticks=[], xticklabels=["none", "strong"])
@@ -127,43 +141,23 @@ def _text_lines(
     if facts["rotated"]:
         turned = f"rotated by {facts['rotated']} degrees counterclockwise"
     orientation = f", {turned}: the chest wall is on the left" if turned else ""
+    crop = (
+        f"{shape[0]} x {shape[1]} pixels, of {box[0]} x {box[1]} at row {box[2]}, column {box[3]}"
+        f"{orientation}; window {facts['window']}"
+    )
+    alone = f"probability {image.probability or 0:.3f} of it alone"
     flags = {*breast.doubts, *image.doubts}
     entries = [
-        ("flag", f"{flag}: {QUALITY_FLAGS[flag]}", AMBER) for flag in QUALITY_FLAGS if flag in flags
-    ]
-    entries += [
+        *(("flag", f"{f}: {QUALITY_FLAGS[f]}", AMBER) for f in QUALITY_FLAGS if f in flags),
         ("file", image.file, "white"),
         ("header", ", ".join(str(part) for part in header if part), "white"),
-        (
-            "crop",
-            f"{shape[0]} x {shape[1]} pixels, of {box[0]} x {box[1]} at row {box[2]}, column "
-            f"{box[3]}{orientation}; window {facts['window']}",
-            "white",
-        ),
+        ("crop", crop, "white"),
+        *([("image", alone, "white")] if image.probability is not None else []),
+        ("saliency", _SALIENCY, "white"),
+        *(("note", note, MUTED) for note in notes),
     ]
-    if image.probability is not None:
-        entries.append(("image", f"probability {image.probability:.3f} of it alone", "white"))
-    entries.append(
-        (
-            "saliency",
-            "the regions that raised the score; fainter the further the score is below the "
-            "threshold; not an outline of a lesion",
-            "white",
-        )
-    )
-    entries += [("note", note, MUTED) for note in notes]
     return [
         (f"{'' if row else name:<10}{line}", colour)
         for name, text, colour in entries
         for row, line in enumerate(textwrap.wrap(text, letters - 10))
     ]
-
-
-def _as_uint8(crop: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
-    """The upper 8 bits, averaged to at most `_PIXELS` on the longest side."""
-    grey: NDArray[Any] = crop if crop.dtype == np.uint8 else crop >> 8
-    scale = _PIXELS / max(grey.shape)
-    if scale < 1:
-        size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    return grey.astype(np.uint8)

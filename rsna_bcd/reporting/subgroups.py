@@ -1,12 +1,12 @@
-"""Breasts of a report: what is recorded of them, the scores of subgroups, and their differences.
+"""Subgroups of breasts: their properties, scores and differences.
 
-A subgroup that is too small is shown with its counts and without a score.
+A subgroup that is too small has counts and no score.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,10 @@ from rsna_bcd.scoring.intervals import (
     percentile_interval,
     wilson_if_degenerate,
 )
-from rsna_bcd.scoring.metrics import auroc, sensitivity, specificity
+from rsna_bcd.scoring.metrics import Metric, auroc, sensitivity, specificity
 from rsna_bcd.tables.images import TRAIN_COLUMNS
 
-MIN_BREASTS = 10  # of a class; below that a proportion or an AUROC says next to nothing
+MIN_BREASTS = 10  # of a class; fewer give no useful proportion or AUROC
 NOT_RECORDED, _OTHERS = "not recorded", "others"
 # Column of `breast_facts`: its name on the page, in the order of showing.
 FACTORS: dict[str, str] = {
@@ -44,21 +44,13 @@ _MAX_LEVELS = 12  # of a factor; the rarest are counted together
 
 @dataclass(frozen=True)
 class ScoredBreasts:
-    """Arrays of shape (N,), one value per breast.
+    """Arrays of shape (N,), one value per breast."""
 
-    Attributes:
-        labels: 0 or 1.
-        probabilities: out of fold; thresholds apply to them.
-        decisions: 0 or 1, by thresholds that were fitted on other patients.
-        patients: ids.
-        folds: that held the breast out.
-    """
-
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    decisions: NDArray[np.int64]
-    patients: NDArray[np.str_]
-    folds: NDArray[np.int64]
+    labels: NDArray[np.int64]  # 0 or 1
+    probabilities: NDArray[np.float64]  # out of fold; thresholds apply to them
+    decisions: NDArray[np.int64]  # 0 or 1
+    patients: NDArray[np.str_]  # ids
+    folds: NDArray[np.int64]  # that held the breast out
 
     @classmethod
     def from_table(cls, oof: pd.DataFrame, decisions: ArrayLike) -> Self:
@@ -76,8 +68,7 @@ class ScoredBreasts:
         return ScoredBreasts(*(values[rows] for values in vars(self).values()))
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """A value of a factor, with its counts."""
 
     name: str
@@ -85,8 +76,7 @@ class Level:
     cancers: int
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """A property of breasts: `Site`; `not recorded` is the last level."""
 
     name: str
@@ -95,55 +85,34 @@ class Factor:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The breasts of a report.
-
-    Attributes:
-        patients: number of them.
-        breasts: number of them.
-        cancers: breasts with cancer.
-        bilateral: patients with cancer in both breasts.
-        images: in the table of images.
-        by_view: images by view, the most frequent first.
-        factors: those that are recorded.
-        missing: by column, the share of images without a value; complete columns are left out.
-        absent: columns that the table lacks.
-        ages_with: (C,), of breasts with cancer, where known.
-        ages_without: (H,), of the others.
-    """
+    """The breasts of a report."""
 
     patients: int
     breasts: int
-    cancers: int
-    bilateral: int
+    cancers: int  # breasts
+    bilateral: int  # patients with cancer in both breasts
     images: int
-    by_view: dict[str, int]
-    factors: tuple[Factor, ...]
-    missing: dict[str, float]
-    absent: tuple[str, ...]
-    ages_with: NDArray[np.float64]
+    by_view: dict[str, int]  # images, the most frequent view first
+    factors: tuple[Factor, ...]  # that are recorded
+    missing: dict[str, float]  # share of images without a value, of incomplete columns
+    absent: tuple[str, ...]  # columns
+    ages_with: NDArray[np.float64]  # of breasts with cancer, where known
     ages_without: NDArray[np.float64]
 
     @property
     def prevalence(self) -> float:
-        """Share of breasts with cancer."""
+        """Proportion of breasts with cancer."""
         return self.cancers / self.breasts
 
 
 @dataclass(frozen=True)
 class Part:
-    """The breasts of a subgroup.
+    """The breasts of a subgroup."""
 
-    Attributes:
-        factor: that divides: `Site`.
-        name: of the level: `1`.
-        inside: (N,), of all breasts.
-        label: 1 if the factor is recorded of cancers alone, 0 if of the others alone; else None.
-    """
-
-    factor: str
-    name: str
-    inside: NDArray[np.bool_]
-    label: int | None = None
+    factor: str  # `Site`
+    name: str  # of the level: `1`
+    inside: NDArray[np.bool_]  # (N,), of all breasts
+    label: int | None = None  # 1 if the factor is recorded of cancers only, 0 if of the others only
 
     @property
     def title(self) -> str:
@@ -155,29 +124,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Subgroup:
-    """A part of the breasts, with its scores; None where it has too few breasts.
+    """A part of the breasts with its scores; None where it has too few breasts."""
 
-    Attributes:
-        title: within a sentence.
-        factor: `Site`.
-        name: `1`; empty for all breasts.
-        breasts: in it.
-        cancers: of these.
-        auroc: of its cancers against its other breasts, by DeLong's formula.
-        sensitivity: of the decisions.
-        specificity: of the decisions.
-        remark: the breasts that an AUROC was computed against, where they are not in the subgroup.
-    """
-
-    title: str
-    factor: str
-    name: str
+    title: str  # within a sentence
+    factor: str  # `Site`
+    name: str  # `1`; empty for all breasts
     breasts: int
     cancers: int
-    auroc: Interval | None
+    auroc: Interval | None  # of its cancers against its other breasts, by DeLong's formula
     sensitivity: Interval | None
     specificity: Interval | None
-    remark: str = ""
+    remark: str = ""  # breasts outside of the subgroup that the AUROC was computed against
 
     @property
     def scored(self) -> bool:
@@ -187,25 +144,15 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class SubgroupDifference:
-    """A score of a subgroup beside that of the rest of its factor.
+    """A score of a subgroup beside that of the rest of its factor."""
 
-    Attributes:
-        title: of the subgroup, within a sentence.
-        rest: of the others.
-        score: `sensitivity`, `specificity` or `AUROC`.
-        inside: the score of the subgroup.
-        outside: the score of the rest.
-        difference: `inside - outside`, over resampled patients.
-        always: whether it is reported even if it is within chance.
-    """
-
-    title: str
-    rest: str
-    score: str
-    inside: float
-    outside: float
-    difference: Interval
-    always: bool
+    title: str  # of the subgroup, within a sentence
+    rest: str  # title of the rest
+    score: str  # `sensitivity`, `specificity` or `AUROC`
+    inside: float  # score of the subgroup
+    outside: float  # score of the rest
+    difference: Interval  # `inside - outside`, over resampled patients
+    always: bool  # reported even if it is within chance
 
     @property
     def is_significant(self) -> bool:
@@ -231,12 +178,12 @@ def breast_facts(images: pd.DataFrame, breasts: Sequence[str]) -> pd.DataFrame:
         return first[name] if name in first else pd.Series(np.nan, index=first.index)
 
     def text(name: str) -> pd.Series:  # 2.0 is 2: pandas' integers beside missing values
-        words = column(name).astype("object").map(lambda v: str(v).removesuffix(".0"), "ignore")
-        return words.where(column(name).notna(), NOT_RECORDED)
+        values = column(name).astype("object").map(lambda v: str(v).removesuffix(".0"), "ignore")
+        return values.where(column(name).notna(), NOT_RECORDED)
 
     def flag(name: str) -> pd.Series:  # 0, 1, or NaN; a table may have True and False
-        words = column(name).astype("string").str.lower().replace({"true": "1", "false": "0"})
-        number = pd.to_numeric(words, errors="coerce").astype("float64")
+        values = column(name).astype("string").str.lower().replace({"true": "1", "false": "0"})
+        number = pd.to_numeric(values, errors="coerce").astype("float64")
         return number.where(number.isin([0, 1]))
 
     years = pd.to_numeric(column("age"), errors="coerce")
@@ -259,18 +206,20 @@ def breast_facts(images: pd.DataFrame, breasts: Sequence[str]) -> pd.DataFrame:
 
 
 def _view_sets(images: pd.DataFrame) -> pd.Series:
-    """The views of each breast as text, by `prediction_id`; without breasts of unknown views."""
+    """The views of each breast as text, by `prediction_id`, for breasts with a known view."""
     known = images[images["view"].notna()]
     table = pd.crosstab(known["prediction_id"], known["view"])
     standard = table.reindex(columns=["CC", "MLO"], fill_value=0)
     cc, mlo = standard["CC"] > 0, standard["MLO"] > 0
     rare = table.drop(columns=["CC", "MLO"], errors="ignore").any(axis=1)
-    words = np.select(
-        [rare, cc & mlo & (standard.sum(axis=1) > 2), cc & mlo, cc, mlo],
-        ["with rare views", "CC and MLO, repeated", "CC and MLO", "CC only", "MLO only"],
-        NOT_RECORDED,
-    )
-    return pd.Series(words, index=table.index)
+    sets = {
+        "with rare views": rare,
+        "CC and MLO, repeated": cc & mlo & (standard.sum(axis=1) > 2),
+        "CC and MLO": cc & mlo,
+        "CC only": cc,
+        "MLO only": mlo,
+    }
+    return pd.Series(np.select(list(sets.values()), list(sets), NOT_RECORDED), index=table.index)
 
 
 def describe_cohort(images: pd.DataFrame, oof: pd.DataFrame, facts: pd.DataFrame) -> Cohort:
@@ -308,23 +257,15 @@ def describe_cohort(images: pd.DataFrame, oof: pd.DataFrame, facts: pd.DataFrame
 
 
 def sample_images(images: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Choose images to show: machines alternate, cancers first, by a hash of the id.
-
-    Args:
-        images: table from `read_images`, with `path` where there is a crop.
-        n: at most.
-
-    Returns:
-        Rows of `images`.
-    """
+    """Choose at most `n` images that have a `path`: machines alternate, cancers first, by hash."""
     rows = images[images["path"].notna()].copy()
     rows["hash"] = [hashlib.sha256(str(i).encode()).hexdigest() for i in rows["image_id"]]
     rows["machine"] = rows["machine_id"].astype("string") if "machine_id" in rows else "all"
     rows = rows.sort_values("hash")
     rows["turn"] = rows.groupby(["machine", "cancer"], dropna=False).cumcount()
     rows["size"] = -rows.groupby("machine", dropna=False)["hash"].transform("size")
-    rows["healthy"] = 1 - rows["cancer"]
-    return rows.sort_values(["turn", "size", "machine", "healthy"]).head(n)[images.columns]
+    rows["negative"] = 1 - rows["cancer"]
+    return rows.sort_values(["turn", "size", "machine", "negative"]).head(n)[images.columns]
 
 
 def split(facts: pd.DataFrame, labels: NDArray[np.int64]) -> list[Part]:
@@ -350,7 +291,7 @@ def split(facts: pd.DataFrame, labels: NDArray[np.int64]) -> list[Part]:
 
 
 def merge_rare_levels(column: pd.Series) -> pd.Series:
-    """The factor with its rarest values as `others`, so that its table stays short."""
+    """Merge the rarest values of a factor into `others`."""
     counts = column[column != NOT_RECORDED].value_counts()
     if len(counts) <= _MAX_LEVELS:
         return column
@@ -441,40 +382,49 @@ def subgroup_differences(
         resamples: of the patients.
         seed: of the resamples.
     """
-    cancer = breasts.labels == 1
-    parts = split(facts, breasts.labels)
-    pairs: list[tuple[Part, str, str]] = []  # the subgroup, the rest's title, the score
+    pairs: list[tuple[Part, str, str]] = []  # the subgroup, title of the rest, name of the score
     scores: dict[str, Score] = {}
-    for factor in dict.fromkeys(part.factor for part in parts):
-        own = [part for part in parts if part.factor == factor]
-        whole = np.any([part.inside for part in own], axis=0)
-        title = own[1].title if len(own) == 2 else "the others"
-        for part in own[:1] if len(own) == 2 else own:
-            # A property of one class alone is ranked against all breasts of the other class.
-            other = np.zeros_like(cancer) if part.label is None else breasts.labels != part.label
-            inside, outside = part.inside, whole & ~part.inside
-            for name, sides, classes, values, metric in (
-                ("sensitivity", (inside & cancer, outside & cancer), [1], breasts.decisions,
-                 sensitivity),
-                ("specificity", (inside & ~cancer, outside & ~cancer), [0], breasts.decisions,
-                 specificity),
-                ("AUROC", (inside | other, outside | other), [0, 1], breasts.probabilities, auroc),
-            ):  # fmt: skip
-                n = min((side & (breasts.labels == k)).sum() for side in sides for k in classes)
-                if n >= MIN_BREASTS:
-                    for side, rows in zip(("inside", "outside"), sides, strict=True):
-                        scores[f"{side} {len(pairs)}"] = Score(metric, values, rows)
-                    pairs.append((part, title, name))
+    for part, rest, title in _compared_parts(split(facts, breasts.labels)):
+        for name, metric, values, sides, classes in _paired_scores(breasts, part, rest):
+            n = min((side & (breasts.labels == k)).sum() for side in sides for k in classes)
+            if n >= MIN_BREASTS:
+                for side, rows in zip(("inside", "outside"), sides, strict=True):
+                    scores[f"{side} {len(pairs)}"] = Score(metric, values, rows)
+                pairs.append((part, title, name))
     resampled = bootstrap_distributions(scores, breasts.labels, breasts.patients, resamples, seed)
-    found = []
-    for number, (part, rest, name) in enumerate(pairs):
+    differences = []
+    for number, (part, title, name) in enumerate(pairs):
         keys = f"inside {number}", f"outside {number}"
         first, second = (
             s.metric(breasts.labels[s.rows], np.asarray(s.probabilities)[s.rows])
             for s in (scores[key] for key in keys)
         )
-        low, high = percentile_interval(resampled[keys[0]] - resampled[keys[1]])
-        difference = nan_if_degenerate(Interval(first - second, low, high))
+        ends = percentile_interval(resampled[keys[0]] - resampled[keys[1]])
+        interval = nan_if_degenerate(Interval(first - second, *ends))
         always = part.factor in (CANCER, SITE)
-        found.append(SubgroupDifference(part.title, rest, name, first, second, difference, always))
-    return found
+        differences.append(
+            SubgroupDifference(part.title, title, name, first, second, interval, always)
+        )
+    return differences
+
+
+def _compared_parts(parts: Sequence[Part]) -> Iterator[tuple[Part, NDArray[np.bool_], str]]:
+    """Each subgroup, the rest of its factor and the title of that."""
+    for factor in dict.fromkeys(part.factor for part in parts):
+        own = [part for part in parts if part.factor == factor]
+        whole = np.any([part.inside for part in own], axis=0)
+        is_pair = len(own) == 2
+        for part in own[:1] if is_pair else own:
+            yield part, whole & ~part.inside, own[1].title if is_pair else "the others"
+
+
+def _paired_scores(
+    breasts: ScoredBreasts, part: Part, rest: NDArray[np.bool_]
+) -> Iterator[tuple[str, Metric, NDArray[Any], Sequence[NDArray[np.bool_]], Sequence[int]]]:
+    """Name, metric, values, rows of both sides, and classes that both need, of each score."""
+    cancer, sides = breasts.labels == 1, (part.inside, rest)
+    yield "sensitivity", sensitivity, breasts.decisions, [s & cancer for s in sides], [1]
+    yield "specificity", specificity, breasts.decisions, [s & ~cancer for s in sides], [0]
+    # A property of one class only: its AUROC is against all breasts of the other class.
+    other = np.zeros_like(cancer) if part.label is None else breasts.labels != part.label
+    yield "AUROC", auroc, breasts.probabilities, [s | other for s in sides], [0, 1]

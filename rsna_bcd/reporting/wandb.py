@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import wandb
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from rsna_bcd.reporting.contact_sheet import to_uint8
 from rsna_bcd.scoring.metrics import Floats
 
 Picture = NDArray[np.uint8]  # (H, W)
@@ -30,12 +30,12 @@ def log_results(
     """Log the ROC and precision-recall curves and the hardest breasts with their pictures.
 
     Args:
-        run: of `wandb`.
+        run: W&B run.
         oof: out-of-fold predictions by breast, as in `oof.csv`.
         images: the held-out images: `prediction_id, path`, and `view` for the caption.
-        read: gives the crop at a `path`, (H, W) uint8, tissue bright.
-        scores: of the out-of-fold predictions, for the run's summary.
-        cases: missed cancers, and as many false alarms.
+        read: returns the crop at a `path`, (H, W) uint8, tissue bright.
+        scores: of `oof`, for the run's summary.
+        cases: number of missed cancers, and of false alarms.
     """
     labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy()
     logged: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def log_results(
         logged["precision_recall"] = _chart(
             "Precision and recall out of fold", precision, ["recall", "precision"]
         )
-    # In the table, W&B keeps pictures as an artifact; as panels, with the run's own files.
+    # W&B keeps pictures of a table as an artifact, those of panels with the run's files.
     panels: dict[str, list[Any]] = {MISSED: [], FALSE_ALARM: []}
     table = wandb.Table(columns=["mistake", "prediction_id", "label", "probability", "images"])
     for case in hardest(oof, cases).itertuples():
@@ -61,44 +61,35 @@ def log_results(
         )
         panels[str(case.mistake)].append(picture)
         table.add_data(case.mistake, case.prediction_id, case.label, case.probability, picture)
-    run.log(
-        {**logged, "hardest": table, **{name: shown for name, shown in panels.items() if shown}}
-    )
+    run.log({**logged, "hardest": table, **{k: panel for k, panel in panels.items() if panel}})
     run.summary.update({f"oof/{name}": score for name, score in scores.items()})
 
 
 def hardest(oof: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The cancers that were thought least of, and the healthy breasts that were thought worst of.
-
-    Breasts that could not be read are left out: nothing was thought of them.
+    """The cancers with the lowest probabilities, and the other breasts with the highest.
 
     Args:
-        oof: out-of-fold predictions by breast, as in `oof.csv`.
+        oof: as of `log_results`; unreadable breasts are left out.
         n: of each.
 
     Returns:
-        `mistake, prediction_id, label, probability`, the worst first, cancers before healthy ones.
+        `mistake, prediction_id, label, probability`, cancers first, the most extreme first.
     """
-    read = oof[oof["unread"] == 0].sort_values(
+    readable = oof[oof["unread"] == 0].sort_values(
         ["probability", "prediction_id"], kind="stable", ignore_index=True
     )
-    missed = read[read["label"] == 1].head(n).assign(mistake=MISSED)
-    alarms = read[read["label"] == 0].iloc[::-1].head(n).assign(mistake=FALSE_ALARM)
+    missed = readable[readable["label"] == 1].head(n).assign(mistake=MISSED)
+    alarms = readable[readable["label"] == 0].iloc[::-1].head(n).assign(mistake=FALSE_ALARM)
     columns = ["mistake", "prediction_id", "label", "probability"]
     return pd.concat([missed, alarms], ignore_index=True)[columns]
 
 
 def side_by_side(pictures: list[Picture]) -> Picture:
-    """Put pictures beside each other, none taller than 512 pixels: (H, W) uint8."""
-    shrunk = []
-    for picture in pictures:
-        height, width = picture.shape
-        scale = min(1.0, _TALLEST / height)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        shrunk.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-    tallest = max(picture.shape[0] for picture in shrunk)
-    padded = [np.pad(p, ((0, tallest - p.shape[0]), (0, 0))) for p in shrunk]
-    return np.concatenate(padded, axis=1).astype(np.uint8)
+    """Put pictures beside each other, each at most 512 pixels tall: (H, W) uint8."""
+    shrunk = [to_uint8(picture, _TALLEST, np.inf) for picture in pictures]
+    tallest = max(len(picture) for picture in shrunk)
+    padded = [np.pad(picture, ((0, tallest - len(picture)), (0, 0))) for picture in shrunk]
+    return np.concatenate(padded, axis=1)
 
 
 def _chart(title: str, points: Floats, columns: list[str]) -> Any:
