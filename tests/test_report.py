@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -401,15 +400,6 @@ def test_synthetic_and_optimistic_data_are_marked(make: Make, output: Path) -> N
     assert any("Only 20 breasts with cancer" in notice for notice in notices)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """An image that was looked at."""
-
-    view: str | None
-    crop: np.ndarray
-    saliency: np.ndarray | None
-
-
 def test_the_gallery_shows_what_was_seen(
     fit: Callable[..., None], make: Make, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,9 +410,12 @@ def test_the_gallery_shows_what_was_seen(
         name = "small"
         images = read_images(output / "prepared" / "rsna" / "h512" / "train.csv", "train")
 
-        def __call__(self, prediction_id: str) -> list[Seen]:
+        def __call__(self, prediction_id: str) -> list[saliency.ExplainedImage]:
             crop, maps = np.full((64, 32), 99, np.uint8), np.eye(4, 2, dtype=np.float32)
-            return [Seen("CC", crop, maps), Seen("MLO", crop, None)]
+            return [
+                saliency.ExplainedImage("1", "CC", crop, maps),
+                saliency.ExplainedImage("2", "MLO", crop, None),
+            ]
 
     monkeypatch.setattr(saliency.Explainer, "for_ensemble", lambda *_: Looks())
     cases = make("run=b5", "cases=2").inputs.cases

@@ -187,7 +187,7 @@ def _results_table(results: Sequence[BreastResult], name: str, n_all: int) -> Ta
 
 @dataclass(frozen=True)
 class SubmissionSummary:
-    """The outcome of a submission; the fields are the keys of `summary.json`.
+    """The outcome of a submission, for the terminal and `summary.json`.
 
     Attributes:
         breasts: number of predictions.
@@ -197,7 +197,7 @@ class SubmissionSummary:
         positive: breasts predicted positive.
         unread: breasts without a readable image, which have the prevalence as probability.
         failures: rows of `failures.csv` by kind.
-        shed: folds and augmentation that were dropped for the time budget; empty if none.
+        dropped: folds and augmentation that were dropped for the time budget; empty if none.
         silent: networks without a finite value.
         threshold: of the decisions.
         recall_rate: that the threshold keeps; None for the fitted threshold.
@@ -216,7 +216,7 @@ class SubmissionSummary:
     positive: int
     unread: int
     failures: Mapping[str, int]
-    shed: str
+    dropped: str
     silent: str
     threshold: float
     recall_rate: float | None
@@ -228,7 +228,8 @@ class SubmissionSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        return {"shed": values.pop("dropped"), **values}
 
     def lines(self, failures: pd.DataFrame) -> list[str]:
         """A screen of text; `failures` is the table of `failures.csv`."""
@@ -237,7 +238,7 @@ class SubmissionSummary:
             f"positive ({self.positive / max(1, self.breasts):.1%}).",
             *self._recall_rate_warning(),
             *self._failure_lines(failures),
-            *([f"Dropped for the time budget: {self.shed}."] if self.shed else []),
+            *([f"Dropped for the time budget: {self.dropped}."] if self.dropped else []),
             *([f"Excluded, without a finite value: {self.silent}."] if self.silent else []),
             self._threshold_line(),
             self._time_line(),

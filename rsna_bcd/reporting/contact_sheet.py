@@ -278,7 +278,7 @@ def _draw_image(
     height = _CELL_HEIGHT
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x, y, text, color=colour, transform=figure.dpi_scale_trans, **style)
+        figure.text(x, y, text, transform=figure.dpi_scale_trans, **style)
 
     if crop is not None:  # not on axes: a hundred of them take seconds
         height, width = crop.shape[0] / _DPI, crop.shape[1] / _DPI
@@ -287,7 +287,7 @@ def _draw_image(
     else:
         reason = image.reason or image.kind
         lines = textwrap.wrap(reason, letters - 3, max_lines=16, placeholder=" …")
-        write(left + 0.05, top - 0.05, "\n".join(lines), size=_SMALL, va="top")
+        write(left + 0.05, top - 0.05, "\n".join(lines), color=colour, size=_SMALL, va="top")
     figure.add_artist(
         Rectangle(
             (left, top - height), width, height, fc="none", ec=colour,
@@ -295,10 +295,9 @@ def _draw_image(
         )
     )  # fmt: skip
     if is_marked:
-        write(left, top + 0.03, image.kind, size=_PLAIN, weight="bold")
-    colour = MUTED
+        write(left, top + 0.03, image.kind, color=colour, size=_PLAIN, weight="bold")
     caption = f"{shorten(image.image_id, letters)}\n{shorten(image.caption, letters)}"
-    write(left, top - height - 0.06, caption, size=_SMALL, va="top")
+    write(left, top - height - 0.06, caption, color=MUTED, size=_SMALL, va="top")
 
 
 def to_uint8(

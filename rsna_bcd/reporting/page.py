@@ -68,7 +68,7 @@ _SCORES: Mapping[str, Score] = {  # other metrics are named by their key
     "balanced_accuracy": Score("Balanced accuracy", True, "mean of sensitivity and specificity"),
     "pf1": Score("pF1", False, "the challenge’s metric: harmonic mean of PPV and sensitivity"),
 }
-_TILES = ("auroc", "sensitivity", "specificity", "pf1")
+TILES = ("auroc", "sensitivity", "specificity", "pf1")
 _OPTIMISM = ("pf1", "sensitivity", "specificity", "ppv", "recall_rate")
 _WHITESPACE = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029 ]+")
 _MARKUP = re.compile(r"[\\`\[|]|<(?=[A-Za-z/!?])")
@@ -140,7 +140,7 @@ def _variables(e: Evaluation) -> dict[str, Any]:
         "sections": SECTIONS,
         "summary": captions.summary(f"{'Run' if inputs.is_run else 'Ensemble'} {e.name}", e.scores),
         "sample_size": captions.sample_size(e.cohort, e.scores),
-        "tiles": score_rows(e.scores, _TILES),
+        "tiles": score_rows(e.scores, TILES),
         "score_rows": score_rows(e.scores),
         "optimism_rows": [
             (_describe(key).name, *(_formatter(key)(s[key]) for s in (e.scores, e.in_sample)))

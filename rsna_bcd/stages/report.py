@@ -15,6 +15,7 @@ from rsna_bcd.files import write_file
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
 from rsna_bcd.inference.run import check_current
+from rsna_bcd.inference.saliency import Explainer
 from rsna_bcd.reporting.evaluation import (
     Evaluation,
     ReportInputs,
@@ -22,8 +23,9 @@ from rsna_bcd.reporting.evaluation import (
     evaluate,
     read_manifests,
 )
+from rsna_bcd.reporting.formatting import THIN
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
-from rsna_bcd.reporting.page import render_card, render_page
+from rsna_bcd.reporting.page import TILES, render_card, render_page, score_rows
 from rsna_bcd.reporting.subgroups import sample_images
 from rsna_bcd.scoring.cross_fitting import EnsembleFitter, patient_groups
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, read_ensemble
@@ -37,26 +39,22 @@ _TREES = {
     "metadata": "the tree on metadata",
     "intensity": "the tree on intensity statistics",
 }
-
-# Whole numbers among the settings, and the least that each may be.
 _LEAST = {"resamples": 2, "band_resamples": 2, "groups": 2, "samples": 0, "cases": 0, "seed": 0}
 
 
 def report(cfg: DictConfig) -> Evaluation:
     """Write the page and the model card of an ensemble or of a run.
 
-    It is all derived: a second call makes both anew.
-
     Raises:
-        InputError: what it is about is absent, unfinished or does not fit together; or a setting is
-            unfit.
+        InputError: an invalid setting, or inputs that are absent, unfinished or do not fit
+            together.
     """
     _check(cfg)
     output = Path(cfg.paths.output)
-    ensemble, oof = _of_run(cfg, output) if cfg.name is None else _of_ensemble(cfg, output)
+    ensemble, oof = _read_ensemble(cfg, output) if cfg.run is None else _fit_run(cfg, output)
     folders = [output / "prepared" / m.dataset / m.crop for m in ensemble.members]
     images = read_images(folders[0] / "train.csv", "train")
-    members = _members(ensemble, oof, output)
+    members = _member_probabilities(ensemble, oof, output)
     evaluation = evaluate(
         ReportInputs(
             ensemble=ensemble,
@@ -64,7 +62,7 @@ def report(cfg: DictConfig) -> Evaluation:
             oof=oof,
             images=images,
             members=members,
-            others=_others(cfg, images, oof, folders[0], output),
+            others=_baselines(cfg, images, oof, folders[0], output),
             policy=BestPf1() if cfg.name is None else _policy(output / "ensembles" / str(cfg.name)),
             preparation=read_manifests(list(dict.fromkeys(folders))),
             samples=_samples(cfg, images, oof, folders[0]),
@@ -77,17 +75,25 @@ def report(cfg: DictConfig) -> Evaluation:
         )
     )
     folder = Path(cfg.report_dir) / (f"runs/{cfg.run}" if cfg.name is None else str(cfg.name))
-    write_file(folder / "model_card.md", render_card(evaluation).encode())
-    write_file(folder / "index.html", render_page(evaluation).encode())
-    size = (folder / "index.html").stat().st_size / 1e6
-    Console(markup=False).print(
-        f"{folder / 'index.html'} ({size:.1f} MB)", highlight=False, soft_wrap=True
-    )
+    card, page = folder / "model_card.md", folder / "index.html"
+    write_file(card, render_card(evaluation).encode())
+    write_file(page, render_page(evaluation).encode())
+    scores = [
+        f"{row.name} {row.value} ({row.range})".replace(THIN, " ")
+        for row in score_rows(evaluation.scores, TILES)
+    ]
+    console = Console(markup=False)
+    for line in (
+        f"Out of fold, with 95 % intervals: {', '.join(scores)}",
+        f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB)",
+        f"Model card: {card}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
     return evaluation
 
 
 def _check(cfg: DictConfig) -> None:
-    """Refuse settings that no report can be made with, before minutes go into one."""
+    """Refuse invalid settings before minutes of work."""
     if (cfg.name is None) == (cfg.run is None):
         raise InputError("Give name= of an ensemble or run= of a run, one of them.")
     if cfg.device not in ("cpu", "cuda"):
@@ -98,106 +104,105 @@ def _check(cfg: DictConfig) -> None:
             raise InputError(f"{key}={value}: a whole number of {least} or more is needed.")
 
 
-def _of_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
+def _read_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
     folder = output / "ensembles" / str(cfg.name)
     ensemble = read_ensemble(folder / FILE_NAME)
     check_current(ensemble, output)
     return ensemble, read_ensemble_oof(folder / "oof.csv")
 
 
-def _of_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
+def _fit_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
     """A run as an ensemble of one, its threshold fitted and cross-fitted here."""
     folder = output / "runs" / str(cfg.run)
     oof = read_run(folder)
-    member = _member(folder, oof)
+    folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
+    keys = "dataset.name", "crop.name", "breast_rule", "select"
+    dataset, crop, rule, select = _recorded(folder, folds[0], *keys)
+    member = Member(folder.name, folds, dataset, crop, rule, select, 1.0)
     labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy(np.float64)
     patients = oof["patient_id"].to_numpy(dtype=str)
-    unread = oof["unread"].to_numpy(dtype=np.bool_)
-    recipe = EnsembleFitter("mean", (1.0,), BestPf1(), names=(member.name,))
+    unreadable = oof["unread"].to_numpy(dtype=np.bool_)
+    fitter = EnsembleFitter("mean", (1.0,), BestPf1(), names=(member.name,))
     columns = [{member.rule: probabilities}]
     groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    fitted = recipe.fit(labels, columns, patients, unreadable=unread).threshold
-    honest = recipe.cross_fit(labels, columns, patients, groups, unreadable=unread)
-    rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
+    threshold = fitter.fit(labels, columns, patients, unreadable=unreadable).threshold
+    fitted = fitter.cross_fit(labels, columns, patients, groups, unreadable=unreadable)
+    resampling = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
     ensemble = Ensemble(
         name=str(cfg.run),
         blend="mean",
         members=(member,),
         policy="pf1",
-        threshold=fitted.value,
-        thresholds=fitted,
-        plateau=plateau(labels[~unread], probabilities[~unread], patients[~unread]),
-        cross_fitted_thresholds=tuple(one.threshold.value for one in honest.fitted),
+        threshold=threshold.value,
+        thresholds=threshold,
+        plateau=plateau(labels[~unreadable], probabilities[~unreadable], patients[~unreadable]),
+        cross_fitted_thresholds=tuple(one.threshold.value for one in fitted.fitted),
         calibration=None,
         prior=float(labels.mean()),
         breasts=len(oof),
         positives=int(labels.sum()),
         score={
-            **bootstrap_metrics(RANKING, labels, probabilities, **rest),
-            "cross_fitted": recipe.intervals(OPERATING, labels, honest, unreadable=unread, **rest),
+            **bootstrap_metrics(RANKING, labels, probabilities, **resampling),
+            "cross_fitted": fitter.intervals(
+                OPERATING, labels, fitted, unreadable=unreadable, **resampling
+            ),
         },
     )
     return ensemble, oof.assign(
         held_out=probabilities,
         ranking=probabilities,
-        group=honest.groups,
-        decision=honest.decisions,
+        group=fitted.groups,
+        decision=fitted.decisions,
     )
 
 
-def _member(folder: Path, oof: pd.DataFrame) -> Member:
-    folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
-    found = _recorded(folder, folds[0], "dataset.name", "crop.name", "breast_rule", "select")
-    dataset, crop, rule, select = found.values()
-    return Member(folder.name, folds, dataset, crop, rule, select, 1.0)
-
-
-def _members(ensemble: Ensemble, oof: pd.DataFrame, output: Path) -> dict[str, NDArray[np.float64]]:
-    """Each member's probabilities of the breasts, by its chosen rule."""
-    found = {}
+def _member_probabilities(
+    ensemble: Ensemble, oof: pd.DataFrame, output: Path
+) -> dict[str, NDArray[np.float64]]:
+    """Each member's probabilities of the breasts, by its aggregation in the ensemble."""
+    members = {}
     for member in ensemble.members:
         run = output / "runs" / member.name
         try:
             table = read_run(run, member.folds)
-            own = _recorded(run, member.folds[0], "breast_rule")["breast_rule"]
+            (own,) = _recorded(run, member.folds[0], "breast_rule")
         except InputError as error:
             raise InputError(
                 f"A report needs the predictions of all members, {member.name} among them. {error} "
                 "Or fit the ensemble again without it, with members=[...] overwrite=true."
             ) from error
-        by_rule = {own: table.set_index("prediction_id")["probability"]}
+        probabilities = table.set_index("prediction_id")["probability"]
         if own != member.rule:
-            by_rule = by_aggregation(run, table, own)
-        probabilities = by_rule[member.rule]
-        lacking = oof["prediction_id"][~oof["prediction_id"].isin(probabilities.index)]
-        if len(lacking):
+            probabilities = by_aggregation(run, table, own)[member.rule]
+        absent = oof["prediction_id"][~oof["prediction_id"].isin(probabilities.index)]
+        if len(absent):
             raise InputError(
-                f"Run {member.name} no longer predicts {len(lacking)} breasts of the ensemble, "
-                f"such as {lacking.iloc[0]}. Fit the ensemble again, with overwrite=true."
+                f"Run {member.name} no longer predicts {len(absent)} breasts of the ensemble, "
+                f"such as {absent.iloc[0]}. Fit the ensemble again, with overwrite=true."
             )
-        found[member.name] = probabilities.loc[oof["prediction_id"]].to_numpy(np.float64)
-    return found
+        members[member.name] = probabilities.loc[oof["prediction_id"]].to_numpy(np.float64)
+    return members
 
 
 def _histories(ensemble: Ensemble, output: Path) -> dict[str, dict[str, pd.DataFrame]]:
-    """The learning curves of each member, by fold; a run that left none is absent."""
-    found: dict[str, dict[str, pd.DataFrame]] = {}
+    """`metrics.csv` of each member by fold, where it exists."""
+    histories: dict[str, dict[str, pd.DataFrame]] = {}
     for member in ensemble.members:
         for fold in member.folds:
             file = output / "runs" / member.name / f"fold{fold}" / "metrics.csv"
             if file.is_file():
-                found.setdefault(member.name, {})[f"fold {fold}"] = pd.read_csv(file)
-    return found
+                histories.setdefault(member.name, {})[f"fold {fold}"] = pd.read_csv(file)
+    return histories
 
 
-def _recorded(run: Path, fold: int, *keys: str) -> dict[str, Any]:
+def _recorded(run: Path, fold: int, *keys: str) -> list[Any]:
     """Settings that a fold was trained with."""
     file = run / f"fold{fold}" / "config.yaml"
     record = _record(file, "Train this fold again.")
-    found = {key: OmegaConf.select(record, key) for key in keys}
-    if None in found.values():
+    values = [OmegaConf.select(record, key) for key in keys]
+    if None in values:
         raise InputError(f"{file} is incomplete. Train this fold again.")
-    return found
+    return values
 
 
 def _record(file: Path, remedy: str) -> Any:
@@ -206,35 +211,29 @@ def _record(file: Path, remedy: str) -> Any:
     return OmegaConf.load(file)
 
 
-def _others(
+def _baselines(
     cfg: DictConfig, images: pd.DataFrame, oof: pd.DataFrame, prepared: Path, output: Path
 ) -> dict[str, NDArray[np.float64]]:
-    """Out-of-fold probabilities of what the model is compared with."""
-    found = {}
-    for name in _names(cfg):
+    """Out-of-fold probabilities of the models to compare with."""
+    named = cfg.baseline if OmegaConf.is_list(cfg.baseline) else [cfg.baseline]
+    baselines = {}
+    for name in (str(one) for one in named if one is not None):
         if name in _TREES:
             features = (
                 metadata_features(images)
                 if name == "metadata"
                 else intensity_features(images, prepared)
             )
-            found[_TREES[name]] = out_of_fold(features, images, oof, cfg.seed)
+            baselines[_TREES[name]] = out_of_fold(features, images, oof, cfg.seed)
         else:
             folds = sorted(int(fold) for fold in oof["fold"].unique())
             tables = {"the model": oof, name: read_run(output / "runs" / name, folds)}
-            found[f"run {name}"] = align(tables)[1][1]
-    return found
-
-
-def _names(cfg: DictConfig) -> list[str]:
-    if cfg.baseline is None:
-        return []
-    named = cfg.baseline if OmegaConf.is_list(cfg.baseline) else [cfg.baseline]
-    return [str(name) for name in named]
+            baselines[f"run {name}"] = align(tables)[1][1]
+    return baselines
 
 
 def _policy(folder: Path) -> BestPf1 | RecallRate:
-    """By which the threshold of an ensemble was chosen, from its record."""
+    """The policy of an ensemble's threshold, from its record."""
     record = _record(folder / "config.yaml", "Fit the ensemble again.")
     if OmegaConf.select(record, "threshold") == "recall_rate":
         return RecallRate(rate=OmegaConf.select(record, "recall_rate"))
@@ -248,7 +247,7 @@ def _samples(
     if "path" not in images or not cfg.samples:
         return []
     own = images[images["prediction_id"].isin(oof["prediction_id"])]
-    found = []
+    samples = []
     for row in sample_images(own, cfg.samples).to_dict("records"):
         try:
             picture = make_picture(read_crop(prepared / row["path"]))
@@ -256,8 +255,8 @@ def _samples(
             raise InputError(f"{error} Or leave the samples out with samples=0.") from error
         machine = f", machine {row['machine_id']}" if "machine_id" in row else ""
         caption = f"{row['laterality']} {row['view']}{machine}"
-        found.append(Sample(picture, caption, row["cancer"] == 1))
-    return found
+        samples.append(Sample(picture, caption, row["cancer"] == 1))
+    return samples
 
 
 def _cases(
@@ -267,18 +266,15 @@ def _cases(
     members: Mapping[str, NDArray[np.float64]],
     output: Path,
 ) -> Sequence[Case] | None:
-    """Breasts to look at, as the member of the largest weight saw them."""
+    """Breasts of the gallery, explained by the member with the largest weight."""
     if cfg.cases == 0:
         return None
-    from rsna_bcd.inference.saliency import Explainer  # torch takes seconds; cases=0 needs none
-
     chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
     try:
         explainer = Explainer.for_ensemble(ensemble, output, cfg.device)
         if len(members) == 1:
             return gallery(chosen, explainer.images, explainer)
-        looks = explainer.name
-        own = dict(zip(oof["prediction_id"], members[looks].tolist(), strict=True))
-        return gallery(chosen, explainer.images, explainer, looks, own)
+        own = dict(zip(oof["prediction_id"], members[explainer.name].tolist(), strict=True))
+        return gallery(chosen, explainer.images, explainer, explainer.name, own)
     except InputError as error:
         raise InputError(f"{error} Or leave the gallery out with cases=0.") from error

@@ -181,7 +181,7 @@ def _summary(
         positive=int(breasts["cancer"].sum()),
         unread=int(breasts["unread"].sum()),
         failures=dict(Counter(failures["kind"]).most_common()),
-        shed=outcome.degradation.describe(names),
+        dropped=outcome.degradation.describe(names),
         silent=", ".join(names[run] for run in outcome.non_finite),
         threshold=used.value,
         sites=used.sites,

@@ -1,82 +1,95 @@
-"""Sentences against the numbers they are made of."""
+"""Captions against the numbers that they are made from."""
 
 import numpy as np
+import pytest
 
 from rsna_bcd.reporting import captions
 from rsna_bcd.reporting.evaluation import CHALLENGE_PREVALENCE, MemberScore
+from rsna_bcd.reporting.formatting import decimal, p_value, percent_estimate, signed
 from rsna_bcd.reporting.subgroups import Cohort, ScoredBreasts, SubgroupDifference
 from rsna_bcd.scoring.intervals import Difference, Interval
 
-
-def cohort(breasts: int = 200, cancers: int = 40) -> Cohort:
-    nothing = np.empty(0)
-    return Cohort(100, breasts, cancers, 0, 2 * breasts, {}, (), {}, (), nothing, nothing)
-
-
-def test_how_sure_is_said_by_the_ends_of_the_interval() -> None:
-    said = captions.certainty(cohort(), {"sensitivity": Interval(0.8, 0.6, 0.886)})
-    assert "could have given a sensitivity anywhere from 60 to 89 %." in said
-    unsure = captions.certainty(cohort(), {"sensitivity": Interval(1.0, np.nan, np.nan)})
-    assert unsure.endswith("is not known.")
-    assert "nan" not in unsure
+CERTAIN, UNCERTAIN = Interval(0.9, 0.8, 0.95), Interval(1.0, np.nan, np.nan)
+EMPTY = np.empty(0)
+COHORT = Cohort(100, 200, 40, 0, 400, {}, (), {}, (), EMPTY, EMPTY)
 
 
-def test_what_a_call_is_worth_at_the_challenges_prevalence() -> None:
+def test_formatting() -> None:
+    assert [decimal(x) for x in (0.9657, -0.25, -0.0001, None, np.nan)] == [
+        "0.966", "\u22120.250", "0.000", "–", "–",
+    ]  # fmt: skip
+    assert percent_estimate(Interval(0.778, 0.687, 0.872)) == "77.8\u202f% (68.7 to 87.2)"
+    assert percent_estimate(UNCERTAIN) == "100.0\u202f% (no interval)"
+    assert percent_estimate(None) == "–"
+    assert signed(Interval(0.021, -0.004, 0.046)) == "+0.021 (\u22120.004 to 0.046)"
+    assert signed(Interval(-0.235, -0.38, -0.09), 1, " points", 100).startswith("\u221223.5 points")
+    assert [p_value(Difference(0, 0, 0, p)) for p in (0.0004, 0.012, np.nan)] == [
+        "< 0.001", "0.012", "–",
+    ]  # fmt: skip
+
+
+def test_sample_size_states_the_interval_of_the_sensitivity() -> None:
+    caption = captions.sample_size(COHORT, {"sensitivity": Interval(0.8, 0.6, 0.886)})
+    assert "anywhere from 60 to 89 %." in caption
+    caption = captions.sample_size(COHORT, {"sensitivity": UNCERTAIN})
+    assert caption.endswith("is not known.")
+    assert "nan" not in caption
+
+
+def test_ppv_at_challenge_is_that_of_bayes_theorem() -> None:
     scores = {"sensitivity": Interval(0.8, 0.7, 0.9), "specificity": Interval(0.9, 0.8, 0.95)}
-    # By hand, of 10,000 breasts: 206 have cancer.
-    ppv = 0.8 * 206 / (0.8 * 206 + 0.1 * 9794)
-    said = captions.ppv_at_challenge(scores, 0.3)
-    assert f"a PPV of {100 * ppv:.0f}\u202f%" in said
-    assert "2.1\u202f%" in said
-    assert captions.ppv_at_challenge(scores, 0.01) == said
+    ppv = 0.8 * 206 / (0.8 * 206 + 0.1 * 9794)  # of 10,000 breasts, 206 have cancer
+    caption = captions.ppv_at_challenge(scores, 0.3)
+    assert f"a PPV of {100 * ppv:.0f}\u202f%" in caption
+    assert captions.ppv_at_challenge(scores, 0.01) == caption
     assert captions.ppv_at_challenge(scores, CHALLENGE_PREVALENCE) == ""
 
 
-def test_a_score_without_an_interval_is_not_certain() -> None:
-    sure, unsure = Interval(0.9, 0.8, 0.95), Interval(1.0, np.nan, np.nan)
-    said = captions.summary("Run a", dict.fromkeys(("sensitivity", "specificity", "auroc"), unsure))
-    assert said.count("(no interval)") == 2
-    assert captions.roc({"auroc": unsure}, unsure) == (
-        "AUROC 1.000, no interval over resampled patients."
-    )
-    assert "95 % interval 0.800 to 0.950 over" in captions.roc({"auroc": sure}, sure)
+def test_summary_and_roc_without_an_interval() -> None:
+    keys = "sensitivity", "specificity", "auroc"
+    caption = captions.summary("Run a", dict.fromkeys(keys, UNCERTAIN))
+    assert caption.count("(no interval)") == 2
+    caption = captions.roc({"auroc": UNCERTAIN}, UNCERTAIN)
+    assert caption == "AUROC 1.000, no interval over resampled patients."
+    assert "interval 0.800 to 0.950 over" in captions.roc({"auroc": CERTAIN}, CERTAIN)
 
 
-def test_what_is_wrong_in_sample_is_counted_by_the_decisions() -> None:
+def test_distributions_counts_errors_by_the_decisions() -> None:
     labels = np.array([1, 1, 1, 0, 0, 0])
     p = np.array([0.9, 0.6, 0.2, 0.1, 0.3, 0.7])
-    decisions = np.array([1, 0, 0, 0, 0, 1])  # at 0.65 here and at more or less elsewhere
-    judged = ScoredBreasts(labels, p, decisions, np.arange(6).astype(str), np.zeros(6, dtype=int))
-    said = captions.distributions(judged)
-    assert "2 breasts with cancer stay below" in said
-    assert "1 breast without reach it" in said
+    decisions = np.array([1, 0, 0, 0, 0, 1])
+    breasts = ScoredBreasts(labels, p, decisions, np.arange(6).astype(str), np.zeros(6, dtype=int))
+    caption = captions.distributions(breasts)
+    assert "2 breasts with cancer stay below" in caption
+    assert "1 breast without reach it" in caption
 
 
-def contrast(low: float, high: float, *, always: bool) -> SubgroupDifference:
-    by = Interval((low + high) / 2, low, high)
-    return SubgroupDifference(
-        "invasive cancers", "not invasive cancers", "sensitivity", 0.7, 0.933, by, always
-    )
+def make_difference(low: float, high: float, *, always: bool) -> SubgroupDifference:
+    difference = Interval((low + high) / 2, low, high)
+    titles = "invasive cancers", "not invasive cancers"
+    return SubgroupDifference(*titles, "sensitivity", 0.7, 0.933, difference, always)
 
 
-def test_groups_that_differ_are_named_with_how_many_were_compared() -> None:
-    compared = [contrast(-0.38, -0.09, always=True)] + 19 * [contrast(-0.1, 0.1, always=False)]
-    said = captions.groups([], compared)
-    assert said.startswith("Of 20 differences")
-    assert "1 has a 95 % interval that excludes 0; by chance alone, about 1.0 would." in said
+def test_groups_and_differences_name_the_significant_ones() -> None:
+    compared = [make_difference(-0.38, -0.09, always=True)]
+    compared += 19 * [make_difference(-0.1, 0.1, always=False)]
+    caption = captions.groups([], compared)
+    assert caption.startswith("Of 20 differences")
+    assert "1 has a 95 % interval that excludes 0; by chance alone, about 1.0 would." in caption
     (line,) = captions.differences(compared)
     assert "70.0\u202f% for invasive cancers and 93.3\u202f% for not invasive cancers" in line
-    assert "−23.5 percentage points (−38.0 to −9.0)" in line
-    (line,) = captions.differences([contrast(-0.1, 0.2, always=True)])
+    assert "\u221223.5 percentage points (\u221238.0 to \u22129.0)" in line
+    (line,) = captions.differences([make_difference(-0.1, 0.2, always=True)])
     assert line.startswith("Within chance: sensitivity")
     assert "No group is large enough" in captions.groups([], [])
 
 
-def test_a_member_is_not_said_to_help_by_more_than_chance() -> None:
-    area, none = Interval(0.9, 0.8, 0.95), Difference(0.0, -0.01, 0.01, p_value=1.0)
-    helps = Difference(0.02, 0.01, 0.03, p_value=0.01)
-    said = captions.members(
-        [MemberScore("a", area, 0.5, helps), MemberScore("b", area, 0.5, none)], area
-    )
-    assert "what a adds lies above 0" in said
-    assert "not corrected" in said
+@pytest.mark.parametrize(
+    ("low", "part"), [(0.01, "gain from a lies above 0"), (-0.01, "no gain has")]
+)
+def test_members_names_only_significant_gains(low: float, part: str) -> None:
+    gains = Difference(0.02, low, 0.03, 0.01), Difference(0.0, -0.01, 0.01, 1.0)
+    scores = [MemberScore(name, CERTAIN, 0.5, g) for name, g in zip("ab", gains, strict=True)]
+    caption = captions.members(scores, CERTAIN)
+    assert part in caption
+    assert "not corrected" in caption

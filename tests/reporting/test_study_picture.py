@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rsna_bcd.reporting.contact_sheet import AMBER, RED, as_png
-from rsna_bcd.reporting.gallery import overlaid
+from rsna_bcd.reporting.gallery import overlay_saliency
 from rsna_bcd.reporting.study_picture import study_picture
 from rsna_bcd.tables.study_results import BreastResult, ImageResult
 
@@ -40,7 +40,7 @@ def pixels(figure: Figure, panel: int) -> NDArray[Any]:
 def test_study_picture_shows_the_crop_and_its_saliency() -> None:
     figure = study_picture(BREAST, IMAGE, CROP, SALIENCY, [])
     assert np.array_equal(pixels(figure, 0), CROP)
-    assert np.array_equal(pixels(figure, 1), overlaid(CROP, SALIENCY))
+    assert np.array_equal(pixels(figure, 1), overlay_saliency(CROP, SALIENCY))
     figure = study_picture(BREAST, IMAGE, CROP, None, [])
     assert np.array_equal(pixels(figure, 1), CROP)
 
@@ -50,7 +50,7 @@ def test_study_picture_saliency_fades_below_the_threshold(
     probability: float, fading: float
 ) -> None:
     figure = study_picture(replace(BREAST, probability=probability), IMAGE, CROP, SALIENCY, [])
-    assert np.array_equal(pixels(figure, 1), overlaid(CROP, SALIENCY * fading))
+    assert np.array_equal(pixels(figure, 1), overlay_saliency(CROP, SALIENCY * fading))
 
 
 def test_study_picture_16_bits_are_shown_as_their_upper_8() -> None:
