@@ -228,8 +228,7 @@ class SubmissionSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        values = asdict(self)
-        return {"shed": values.pop("dropped"), **values}
+        return {"shed" if key == "dropped" else key: v for key, v in asdict(self).items()}
 
     def lines(self, failures: pd.DataFrame) -> list[str]:
         """A screen of text; `failures` is the table of `failures.csv`."""
