@@ -86,8 +86,9 @@ def test_print_results_shows_the_breasts_with_the_highest_scores(tmp_path: Path)
 
 
 SUMMARY = SubmissionSummary(
-    breasts=200, images=400, predicted=400, resumed=0, positive=5, unread=0, failures={}, dropped="",
-    silent="", threshold=0.25, recall_rate=None, why_fitted="", sites={}, how="cpu, float32, onnx",
+    breasts=200, images=400, predicted=400, resumed=0, positive=5, unread=0, failures={},
+    dropped="", silent="", threshold=0.25, recall_rate=None, why_fitted="", sites={},
+    how="cpu, float32, onnx",
     seconds={
         "predicting": 80.0, "decoding": 40.0, "waiting": 4.0, "b5 fold0": 30.0, "b5 fold1": 34.0,
     },
