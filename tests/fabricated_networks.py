@@ -39,7 +39,7 @@ class TinyBreasts(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute `logit` (B,) of images (B, V, 1, H, W)."""
         small = nn.functional.adaptive_avg_pool2d(image.flatten(0, 1), (16, 8))
-        features = self.features(small.flatten(1)).unflatten(0, mask.shape)
+        features = self.features(small.flatten(1)).unflatten(0, image.shape[:2])
         features = (features + self.view(view) + self.other(other.long())).tanh()
         pooled = (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         if metadata is not None:

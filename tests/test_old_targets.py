@@ -11,7 +11,7 @@ import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from submission_inputs import NAME, overrides, save_members, save_test_set
+from submission_inputs import NAME, configure, save_members, save_test_set
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.inference.run import load_run
@@ -75,7 +75,7 @@ def test_old_targets_lead_to_something() -> None:
         pkgutil.resolve_name(new)
 
 
-def test_run_with_old_targets_is_resumed_and_loaded(
+def test_train_resumes_and_loads_a_run_with_old_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_crops(tmp_path)
@@ -102,13 +102,13 @@ def test_run_with_old_targets_is_resumed_and_loaded(
     load_run(run)
 
 
-def test_ensemble_with_old_targets_is_submitted(tmp_path: Path) -> None:
+def test_submit_takes_runs_with_old_targets(tmp_path: Path) -> None:
     data, output = tmp_path / "data", tmp_path / "output"
     save_test_set(data, 2)
     save_members(output)
-    submit(compose_command("submit", *overrides(data, output)))
+    submit(configure(data, output))
     submission = output / "submissions" / NAME / "submission.csv"
     before = submission.read_bytes()
     age(output / "runs")
-    submit(compose_command("submit", *overrides(data, output, "overwrite=true")))
+    submit(configure(data, output, ["overwrite=true"]))
     assert submission.read_bytes() == before

@@ -275,7 +275,7 @@ def prepared_crops(folder: Path, height: int, width: int, most: int = 16) -> Ten
     return torch.stack([to_input(torch.from_numpy(crop)) for crop in fitting])
 
 
-def engines_of(runs: Sequence[Run]) -> list[Engine]:
+def engine_names(runs: Sequence[Run]) -> list[Engine]:
     """The engine of each run's network."""
     return ["onnx" if isinstance(run.network, OnnxNetwork) else "torch" for run in runs]
 

@@ -14,7 +14,7 @@ from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.mammogram import EMPTY, FLAT
 from rsna_bcd.inference.deadline import DeadlineMonitor, Degradation, StageTimer
 from rsna_bcd.inference.ensembling import predict_breasts
-from rsna_bcd.inference.export import Engine, choose_engines, engines_of
+from rsna_bcd.inference.export import Engine, choose_engines, engine_names
 from rsna_bcd.inference.progress import Progress
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import InferenceSettings, Prediction, predict
@@ -178,7 +178,7 @@ def predict_test_set(
             runs, settings.engine, exports=settings.exports, own_exports=settings.own_exports,
             images=len(left), before=engines, log=log,
         )  # fmt: skip
-        engines = engines_of(runs)
+        engines = engine_names(runs)
     monitor = DeadlineMonitor(
         members,
         len(left),
