@@ -146,8 +146,8 @@ def test_predict_agrees_with_submit(models: Path, data: Path, tmp_path: Path, na
         paths = [f"paths.models={models}", f"paths.output={tmp_path}", f"paths.data={data}"]
         cfg = compose("submit", [f"name={name}", *paths, "workers=0", "device=cpu"])
     decisions = submit(cfg).set_index("prediction_id")["cancer"]
-    expected = pd.read_csv(tmp_path / "submissions" / name / "predictions.csv")
-    expected = expected.set_index("prediction_id")["probability"]
+    table = pd.read_csv(tmp_path / "submissions" / name / "predictions.csv")
+    expected = table.set_index("prediction_id")["probability"]
     inputs = data / "test_images"
     folder = run(models, tmp_path, inputs, "batch_size=2", "pictures=false", name=name)
     found = pd.read_csv(folder / "breasts.csv").set_index("prediction_id")
