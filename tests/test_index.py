@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,23 +18,32 @@ from rsna_bcd.stages.index import index
 PIXELS = np.arange(600, dtype=np.uint16).reshape(30, 20)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Three images of two patients, a copy, and files that are none."""
-    folder = tmp_path / "data"
-    for name, patient, side, view in [
-        ("b/series/1-1.dcm", "D1-0002", "R", "XCCL"),
-        ("a/1-1.dicom", "D1-0001", "L", "CC"),
-        ("a/1-2", "D1-0001", "L", "MLO"),
-    ]:
+def save(folder: Path, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    for number, (name, elements) in enumerate(rows):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        elements = {"PatientID": patient, "ImageLaterality": side, "ViewPosition": view}
-        write_dicom(file, PIXELS, bits=12, SOPInstanceUID=f"1.2.{len(name)}", **elements)
+        write_dicom(file, PIXELS + number, bits=12, **elements)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three images of two patients, another with the identifier of one, a copy, and no images."""
+    folder = tmp_path / "data"
+    named = [
+        ("b/series/1-1.dcm", "D1-0002", "1.2.16", "XCCL"),
+        ("a/1-1.dicom", "D1-0001", "1.2.11", "CC"),
+        ("a/1-2", "D1-0001", "1.2.5", "MLO"),
+        ("b/other.dcm", "D1-0002", "1.2.5", "MLO"),
+    ]
+    keys = ("PatientID", "SOPInstanceUID", "ViewPosition")
+    rows = [
+        (name, {"ImageLaterality": "L", **dict(zip(keys, elements, strict=True))})
+        for name, *elements in named
+    ]
+    save(folder, [*rows, ("report.dcm", {"Rows": None})])
     shutil.copy(folder / "a/1-2", folder / "b/copy.dcm")
     (folder / "LICENSE").write_text("Creative Commons")
     (folder / ".hidden").write_text("")
-    write_dicom(folder / "report.dcm", PIXELS, bits=12, Rows=None)
     return folder
 
 
@@ -45,15 +55,16 @@ def run(data: Path, *overrides: str) -> Path:
     return Path(cfg.index_dir)
 
 
-def test_images_are_listed_in_order_and_the_rest_with_reasons(
+def test_index_lists_images_in_order_and_the_rest_with_reasons(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run(data)
     assert folder == data.parent / "output/index/mine"
-    table = pd.read_csv(folder / "index.csv").set_index("file")
-    assert table.index.tolist() == ["a/1-1.dicom", "a/1-2", "b/series/1-1.dcm"]
-    assert table["patient_id"].tolist() == ["D1-0001", "D1-0001", "D1-0002"]
-    assert table["view"].fillna("").tolist() == ["CC", "MLO", "XCCL"]
+    table = pd.read_csv(folder / "index.csv", dtype=str).set_index("file")
+    assert table.index.tolist() == ["a/1-1.dicom", "a/1-2", "b/other.dcm", "b/series/1-1.dcm"]
+    assert table["patient_id"].tolist() == ["D1-0001", "D1-0001", "D1-0002", "D1-0002"]
+    assert table["image_id"].tolist() == ["1.2.11", "1.2.5", "1.2.5_2", "1.2.16"]
+    assert table["view"].tolist() == ["CC", "MLO", "MLO", "XCCL"]
     assert set(table.columns) == set(read_header(data / "a/1-2"))
     failures = pd.read_csv(folder / "failures.csv").set_index("file")["reason"]
     assert failures["LICENSE"] == "not a DICOM file"
@@ -61,26 +72,23 @@ def test_images_are_listed_in_order_and_the_rest_with_reasons(
     assert failures["report.dcm"].startswith("no image")
     assert len(failures) == 3
     printed = capsys.readouterr().err
-    assert "3 images of 2 patients" in printed
-    assert "view unknown" not in printed
-    assert "laterality unknown" not in printed
+    assert "4 images of 2 patients" in printed
+    assert "unknown" not in printed
     assert "3 files left out" in printed
+    alone = (folder / "index.csv").read_bytes()
+    assert (run(data, "workers=2") / "index.csv").read_bytes() == alone
 
 
-def test_flags_and_what_is_unknown_are_counted(
+def test_index_counts_quality_flags_and_unknown_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, elements in enumerate(
-        [
-            {"ViewPosition": "CC", "PresentationIntentType": "FOR PROCESSING"},
-            {"ViewPosition": "MCC", "PresentationIntentType": "FOR PROCESSING"},
-            {"ViewPosition": "LAT", "SeriesDescription": "SPECIMEN"},
-        ]
-    ):
-        file = tmp_path / "data" / f"{number}.dcm"
-        file.parent.mkdir(exist_ok=True)
-        named = {"SOPInstanceUID": f"1.2.{number}", "ImageLaterality": "L"}
-        write_dicom(file, PIXELS, bits=12, **named, **elements)
+    elements = [
+        {"ViewPosition": "CC", "PresentationIntentType": "FOR PROCESSING"},
+        {"ViewPosition": "MCC", "PresentationIntentType": "FOR PROCESSING"},
+        {"ViewPosition": "LAT", "SeriesDescription": "SPECIMEN"},
+    ]
+    rows = [(f"{i}.dcm", {"SOPInstanceUID": f"1.2.{i}", **e}) for i, e in enumerate(elements)]
+    save(tmp_path / "data", rows)
     table = pd.read_csv(run(tmp_path / "data") / "index.csv", keep_default_na=False)
     flags = ["for processing", "magnification; for processing", "specimen"]
     assert table["quality_flags"].tolist() == flags
@@ -91,26 +99,14 @@ def test_flags_and_what_is_unknown_are_counted(
     assert "view unknown for 1 (the headers say LAT: 1), the first is 2.dcm" in printed
 
 
-def test_processes_make_the_same_index(data: Path) -> None:
-    alone = (run(data) / "index.csv").read_bytes()
-    assert (run(data, "workers=2") / "index.csv").read_bytes() == alone
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"images=.*absent is no folder"):
-        run(tmp_path / "absent")
-    (tmp_path / "data").mkdir()
+def test_index_refuses_a_folder_without_images(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with pytest.raises(InputError, match=r"images=.*data is no folder"):
+        run(data)
+    data.mkdir()
     with pytest.raises(InputError, match="no DICOM image in .*it is empty"):
-        run(tmp_path / "data")
-    (tmp_path / "data" / "notes.txt").write_text("nothing")
+        run(data)
+    (data / "notes.txt").write_text("nothing")
     with pytest.raises(InputError, match="no DICOM image in .*1 not a DICOM file"):
-        run(tmp_path / "data")
+        run(data)
     assert not (tmp_path / "output").exists()
-
-
-def test_one_identifier_of_two_images_is_two_images(data: Path) -> None:
-    write_dicom(data / "b/other.dcm", PIXELS + 1, bits=12, SOPInstanceUID="1.2.5")
-    assert read_header(data / "a/1-2")["image_id"] == "1.2.5"
-    table = pd.read_csv(run(data) / "index.csv", dtype=str).set_index("file")
-    assert table.loc["a/1-2", "image_id"] == "1.2.5"
-    assert table.loc["b/other.dcm", "image_id"] == "1.2.5_2"

@@ -12,12 +12,24 @@ from pathlib import Path
 
 import pytest
 
+STOPPED = "Stopped by SIGINT. What is done is kept: run the same command to resume.\n"
+Crops = dict[Path, tuple[int, int]]
 
-def command(data: Path, output: Path, *overrides: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "rsna_bcd.prepare", "crop=demo"),
-        *(f"paths.data={data}", f"paths.output={output}", *overrides),
-    ]
+
+def start(data: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rsna_bcd.prepare", "crop=demo", f"paths.data={data}"]
+    return subprocess.Popen(
+        [*command, f"paths.output={output}", *overrides],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_to_the_end(data: Path, output: Path, *overrides: str) -> None:
+    with start(data, output, *overrides) as run:
+        _, printed = run.communicate()
+    assert run.returncode == 0, printed
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -29,7 +41,7 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def finished(folder: Path) -> dict[Path, tuple[int, int]]:
+def finished(folder: Path) -> Crops:
     """Crops that the journal knows: time of change and inode by file."""
     journal = folder / "journal.jsonl"
     lines = journal.read_text().split("\n")[:-1] if journal.exists() else []
@@ -41,81 +53,59 @@ def finished(folder: Path) -> dict[Path, tuple[int, int]]:
     }
 
 
-def entries_of(folder: Path) -> int:
-    """Lines of the journal, counted quickly."""
+def count_entries(folder: Path) -> int:
     journal = folder / "journal.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def kill_after(arguments: list[str], folder: Path, entries: int, pause: float) -> bool:
-    """Run until the journal has grown by `entries`, wait, kill everything; whether it was alive."""
-    before = entries_of(folder)
-    run = subprocess.Popen(
-        arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while run.poll() is None and entries_of(folder) < before + entries:
+def interrupt(run: subprocess.Popen[str], folder: Path, new: int, number: int) -> tuple[bool, str]:
+    """Signal the run when the journal has `new` more entries; whether it was alive, its stderr."""
+    before = count_entries(folder)
+    while run.poll() is None and count_entries(folder) < before + new:
         time.sleep(0.001)
-    time.sleep(pause)
+    time.sleep(random.uniform(0, 0.02))
     alive = run.poll() is None
     if alive:
-        os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    return alive
+        os.killpg(run.pid, number)
+    return alive, run.communicate(timeout=60)[1]
 
 
-def check(data: Path, where: Path, kills: int, *overrides: str) -> None:
-    """Kill, go on, and compare with a run that nothing disturbed."""
+def check(data: Path, where: Path, interrupts: list[tuple[int, str]], *overrides: str) -> None:
+    """Interrupt by signals, each in a run with an override, and compare with a straight run."""
     straight, broken = where / "straight", where / "broken"
-    subprocess.run(command(data, straight, *overrides), check=True, stderr=subprocess.PIPE)
+    run_to_the_end(data, straight, *overrides)
     folder = broken / "prepared/rsna/demo"
     images = sum(1 for _ in straight.rglob("t*/*/*.png"))
     random.seed(0)
-    done: dict[Path, tuple[int, int]] = {}
-    killed = 0
-    for number in range(kills):
-        # At the start, while files are made, and so that some are left for the other kills.
+    done: Crops = {}
+    interrupted = 0
+    for i, (number, override) in enumerate(interrupts):
+        # At the start, while files are made, and so that some are left for the other signals.
         left = images - len(done)
-        entries = random.randint(0, max(0, min(2 * left // (kills - number), left) - 2))
-        killed += kill_after(
-            command(data, broken, *overrides), folder, entries, random.uniform(0, 0.02)
-        )
+        new = random.randint(0, max(0, min(2 * left // (len(interrupts) - i), left) - 2))
+        with start(data, broken, *overrides, override) as run:
+            alive, printed = interrupt(run, folder, max(new, 1), number)
+        interrupted += alive
+        if alive and number == signal.SIGINT:
+            assert run.returncode == 130
+            assert printed.endswith(STOPPED)
+            assert "Traceback" not in printed
         now = finished(folder)
-        assert {crop: now.get(crop) for crop in done} == done  # nothing was lost or done again
+        assert {crop: now.get(crop) for crop in done} == done  # no crop was lost or made again
         done = now
-    assert killed >= 0.9 * kills
-    subprocess.run(command(data, broken, *overrides), check=True, stderr=subprocess.PIPE)
+    assert interrupted >= 0.9 * len(interrupts)
+    run_to_the_end(data, broken, *overrides)
     now = finished(folder)
     assert {crop: now[crop] for crop in done} == done
     assert tree(broken) == tree(straight)
     assert not [f for f in broken.rglob("*") if f.name.endswith(".part") or f.name.startswith(".")]
 
 
-def test_a_killed_run_goes_on(competition: Path, tmp_path: Path) -> None:
-    check(competition, tmp_path, 3, "workers=0")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_is_one_line_and_keeps_what_is_done(
-    competition: Path, tmp_path: Path, workers: int
-) -> None:
-    folder = tmp_path / "prepared/rsna/demo"
-    run = subprocess.Popen(
-        command(competition, tmp_path, f"workers={workers}"), stderr=subprocess.PIPE, text=True
-    )
-    while run.poll() is None and entries_of(folder) < 10:
-        time.sleep(0.001)
-    run.send_signal(signal.SIGINT)
-    _, printed = run.communicate(timeout=20)
-    assert run.returncode == 130
-    assert "Traceback" not in printed
-    assert printed.endswith(
-        "Stopped by SIGINT. What is done is kept: run the same command to resume.\n"
-    )
-    assert len(finished(folder)) >= 10
+def test_prepare_resumes_after_sigkill_and_sigint(competition: Path, tmp_path: Path) -> None:
+    kill, ctrl_c = (signal.SIGKILL, "workers=0"), (signal.SIGINT, "workers=2")
+    check(competition, tmp_path, [kill, ctrl_c], "splits=[test]", "workers=0")
 
 
 @pytest.mark.slow
-def test_a_run_killed_20_times_leaves_what_an_undisturbed_one_leaves(
-    competition: Path, tmp_path: Path
-) -> None:
-    check(competition, tmp_path, 20, "workers=2")
+def test_prepare_resumes_after_20_kills(competition: Path, tmp_path: Path) -> None:
+    check(competition, tmp_path, [(signal.SIGKILL, "workers=2")] * 20, "workers=2")

@@ -1,6 +1,7 @@
 """The stage `synthesize`: formats, files, determinism, resuming."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import dicomsdl
@@ -27,7 +28,7 @@ def settings(data: Path, *overrides: str) -> DictConfig:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Relative path to SHA-256 of all that was made."""
+    """Relative path to SHA-256 of all files but the record."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -46,13 +47,27 @@ def headers(competition: Path) -> dict[int, pydicom.Dataset]:
     return {int(path.stem): pydicom.dcmread(path) for path in competition.rglob("*.dcm")}
 
 
-def test_synthesize_columns_and_dtypes_are_kaggles(competition: Path) -> None:
-    header = (competition / "train.csv").read_text().splitlines()[0]
-    assert header == (
+@pytest.fixture(scope="module")
+def seed7(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seed7")
+    synthesize(settings(folder))
+    return folder
+
+
+@pytest.fixture
+def made(seed7: Path, tmp_path: Path) -> Path:
+    """A copy of the competition of three patients."""
+    return shutil.copytree(seed7, tmp_path / "made")
+
+
+def test_synthesize_tables_are_like_kaggles(
+    competition: Path, tables: dict[str, pd.DataFrame]
+) -> None:
+    train, test = tables["train"], tables["test"]
+    assert ",".join(train.columns) == (
         "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,"
         "density,machine_id,difficult_negative_case"
     )
-    train, test = (pd.read_csv(competition / f"{split}.csv") for split in ("train", "test"))
     whole = ["site_id", "patient_id", "image_id", "cancer", "biopsy", "invasive", "implant"]
     assert (train[[*whole, "machine_id"]].dtypes == np.int64).all()
     assert (train[["age", "BIRADS"]].dtypes == np.float64).all()
@@ -61,20 +76,15 @@ def test_synthesize_columns_and_dtypes_are_kaggles(competition: Path) -> None:
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         read_images(competition / f"{split}.csv", split)
-
-
-def test_synthesize_one_file_per_row(competition: Path, tables: dict[str, pd.DataFrame]) -> None:
-    for split in ("train", "test"):
         expected = {f"{row.patient_id}/{row.image_id}.dcm" for row in tables[split].itertuples()}
         folder = competition / f"{split}_images"
-        found = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
-        assert found == expected
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == expected
 
 
 def test_synthesize_files_decode_alike_in_both_decoders(
     competition: Path, headers: dict[int, pydicom.Dataset]
 ) -> None:
-    for path in competition.rglob("*.dcm"):
+    for path in (competition / "test_images").rglob("*.dcm"):
         pixels = headers[int(path.stem)].pixel_array
         np.testing.assert_array_equal(dicomsdl.open(str(path)).pixelData(), pixels)
         assert np.ptp(pixels) > 300
@@ -92,96 +102,70 @@ def test_synthesize_headers_have_the_variants_of_real_files(
     assert values("BitsStored") == {10, 12, 16}
     # LINEAR is spelled out in 17 of 10,920 real headers, all of machine 29; most leave it out.
     assert {None, "SIGMOID"} <= values("VOILUTFunction") <= {None, "SIGMOID", "LINEAR"}
-    windows = {
-        np.size(header.WindowCenter) if "WindowCenter" in header else 0
-        for header in headers.values()
-    }
-    assert windows >= {0, 1, 3, 4}
+    centres = (header.get("WindowCenter") for header in headers.values())
+    assert {0 if centre is None else np.size(centre) for centre in centres} >= {0, 1, 3, 4}
 
 
-def test_synthesize_lesions_lie_in_breasts_with_cancer_only(
+def test_synthesize_lesions_are_bright_and_lie_in_breasts_with_cancer(
     tables: dict[str, pd.DataFrame], headers: dict[int, pydicom.Dataset]
 ) -> None:
     train, test = tables["train"], tables["test"].merge(tables["solution"], on="prediction_id")
-    positive = {*train.loc[train["cancer"] == 1, "image_id"]} | {
-        *test.loc[test["cancer"] == 1, "image_id"]
-    }
+    images = pd.concat([train[["image_id", "cancer"]], test[["image_id", "cancer"]]])
     lesions = tables["lesions"]
-    assert set(lesions["image_id"]) == positive
+    assert set(lesions["image_id"]) == set(images.loc[images["cancer"] == 1, "image_id"])
     assert set(lesions["kind"]) == {"spiculated_mass", "calcification_cluster"}
+    contrasts = []
     for lesion in lesions.to_dict("records"):
-        pixels = headers[lesion["image_id"]].pixel_array
+        header = headers[lesion["image_id"]]
+        pixels = header.pixel_array
         left, top = lesion["box_left"], lesion["box_top"]
         right, bottom = left + lesion["box_width"], top + lesion["box_height"]
-        assert 0 <= left < lesion["center_x"] < right <= pixels.shape[1]
-        assert 0 <= top < lesion["center_y"] < bottom <= pixels.shape[0]
+        x, y = lesion["center_x"], lesion["center_y"]
+        assert 0 <= left < x < right <= pixels.shape[1]
+        assert 0 <= top < y < bottom <= pixels.shape[0]
         values, counts = np.unique(pixels, return_counts=True)
-        background = values[counts.argmax()]
-        assert (pixels[top:bottom, left:right] != background).mean() > 0.7
-        y, x = round(lesion["center_y"]), round(lesion["center_x"])
-        assert (pixels[y - 2 : y + 3, x - 2 : x + 3] != background).all()
+        tissue = pixels != values[counts.argmax()]
+        assert tissue[top:bottom, left:right].mean() > 0.7
+        assert tissue[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3].all()
+        if lesion["kind"] == "spiculated_mass":
+            rows, columns = np.indices(pixels.shape)
+            distance = np.hypot(columns - x, rows - y) / lesion["radius"]
+            around = (distance > 0.9) & (distance < 1.1)
+            difference = pixels[distance < 0.3].mean() - pixels[around].mean()
+            sign = -1 if header.PhotometricInterpretation == "MONOCHROME1" else 1
+            contrasts.append(sign * difference / 2**header.BitsStored)
+    assert np.median(contrasts) > 0.02
 
 
-def test_synthesize_lesions_are_brighter_than_their_surroundings(
-    tables: dict[str, pd.DataFrame], headers: dict[int, pydicom.Dataset]
-) -> None:
-    masses = tables["lesions"].query("kind == 'spiculated_mass'")
-    differences = []
-    for lesion in masses.to_dict("records"):
-        header = headers[lesion["image_id"]]
-        pixels = header.pixel_array.astype(float)
-        sign = -1 if header.PhotometricInterpretation == "MONOCHROME1" else 1
-        y, x = np.indices(pixels.shape)
-        distance = np.hypot(x - lesion["center_x"], y - lesion["center_y"])
-        distance /= lesion["radius"]
-        inside, around = pixels[distance < 0.3], pixels[(distance > 0.9) & (distance < 1.1)]
-        differences.append(sign * (inside.mean() - around.mean()) / 2**header.BitsStored)
-    assert np.median(differences) > 0.02
-
-
-def test_synthesize_cancers_in_one_view(tmp_path: Path) -> None:
-    cfg = settings(tmp_path, "appearance.lesion_views=one", "size.prevalence=1")
-    synthesize(cfg)
-    train = pd.read_csv(tmp_path / "train.csv")
-    lesions = pd.read_csv(tmp_path / "lesions.csv")
-    views = train[train["image_id"].isin(lesions["image_id"])]
-    sides = views.assign(side=views["view"] != "CC").groupby(["patient_id", "laterality"])["side"]
+def test_synthesize_can_show_cancers_in_one_view_only(tmp_path: Path) -> None:
+    synthesize(settings(tmp_path, "appearance.lesion_views=one", "size.prevalence=1"))
+    train, lesions = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("train", "lesions"))
+    shown = train[train["image_id"].isin(lesions["image_id"])]
+    sides = shown.assign(side=shown["view"] != "CC").groupby(["patient_id", "laterality"])["side"]
     assert (sides.nunique() == 1).all()
     assert len(sides) == 4
 
 
-def test_the_seed_decides_and_the_number_of_processes_does_not(tmp_path: Path) -> None:
-    synthesize(settings(tmp_path / "here"))
+def test_synthesize_depends_on_the_seed_and_not_on_the_number_of_processes(
+    seed7: Path, made: Path, tmp_path: Path
+) -> None:
     synthesize(settings(tmp_path / "processes", "workers=2"))
-    synthesize(settings(tmp_path / "other", "seed=8"))
-    here = digests(tmp_path / "here")
-    assert digests(tmp_path / "processes") == here
-    assert not set(digests(tmp_path / "other").values()) & set(here.values())
-
-
-def test_a_second_run_leaves_what_is_there(tmp_path: Path) -> None:
-    synthesize(settings(tmp_path))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    synthesize(settings(tmp_path))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-def test_synthesize_other_settings_need_overwrite(tmp_path: Path) -> None:
-    synthesize(settings(tmp_path / "a"))
+    assert digests(tmp_path / "processes") == digests(seed7)
     with pytest.raises(InputError, match="seed: 7 -> 8"):
-        synthesize(settings(tmp_path / "a", "seed=8"))
-    synthesize(settings(tmp_path / "a", "seed=8", "overwrite=true"))
-    synthesize(settings(tmp_path / "b", "seed=8"))
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+        synthesize(settings(made, "seed=8"))
+    synthesize(settings(made, "seed=8", "overwrite=true"))
+    assert digests(made).keys() != digests(seed7).keys()
+    assert not set(digests(made).values()) & set(digests(seed7).values())
 
 
-def test_synthesize_resumes_an_interrupted_run(tmp_path: Path) -> None:
-    synthesize(settings(tmp_path))
-    whole = digests(tmp_path)
-    (tmp_path / "lesions.csv").unlink()
-    next(tmp_path.rglob("*.dcm")).unlink()
-    synthesize(settings(tmp_path))
-    assert digests(tmp_path) == whole
+def test_synthesize_resumes_and_leaves_a_complete_competition(seed7: Path, made: Path) -> None:
+    (made / "lesions.csv").unlink()
+    next(made.rglob("*.dcm")).unlink()
+    synthesize(settings(made))
+    assert digests(made) == digests(seed7)
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    synthesize(settings(made))
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
 def test_synthesize_never_overwrites_other_data(tmp_path: Path) -> None:

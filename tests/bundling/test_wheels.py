@@ -5,10 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from fabricated_wheels import stub_wheel
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from rsna_bcd.bundling.wheels import direct_requirements, read_lock, with_dependencies
+from rsna_bcd.bundling.wheels import (
+    collect_wheels,
+    direct_requirements,
+    read_lock,
+    with_dependencies,
+)
 from rsna_bcd.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -80,3 +86,15 @@ def test_read_lock_agrees_with_installed_metadata() -> None:
         assert always
         assert {name for name, entry in lock.items() if package in entry.required_by} == always
         assert always < with_dependencies(lock, [package]).keys()
+
+
+def test_collect_wheels_refuses_a_wheel_with_another_hash(tmp_path: Path) -> None:
+    stub_wheel(tmp_path, "bee", "2.0")
+    with pytest.raises(InputError, match=r"(?s)Could not get bee.*wheelhouse=.*Got +[0-9a-f]{64}"):
+        collect_wheels(
+            {"bee": f"bee==2.0 --hash=sha256:{64 * '0'}"},
+            tmp_path / "wheels",
+            python="3.12",
+            from_source=[],
+            wheelhouse=tmp_path,
+        )
