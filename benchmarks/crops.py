@@ -1,13 +1,12 @@
 """Prepared crops to measure with, where there are no others."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
+from commands import run_command
 from omegaconf import OmegaConf
 
 from rsna_bcd._records import write_record
@@ -29,8 +28,8 @@ def prepared(folder: Path, crop: str, patients: int) -> Path:
     data, output = folder / "data", folder / "output"
     if not data.exists():
         sizes = [f"size.train_patients={patients}", "size.test_patients=1", "size.prevalence=0.5"]
-        _run("synthesize", f"paths.data={data}", *sizes, "appearance.pixel_mm=0.2")
-    _run(
+        run_command("synthesize", f"paths.data={data}", *sizes, "appearance.pixel_mm=0.2")
+    run_command(
         "prepare", f"paths.data={data}", f"paths.output={output}", f"crop={crop}", "splits=[train]"
     )
     return output
@@ -108,8 +107,3 @@ def smooth_noise(generator: np.random.Generator, height: int, width: int) -> np.
     total += 0.015 * generator.standard_normal((height, width), np.float32)
     total[:, 3 * width // 4 :] = 0  # background
     return np.clip(110 * total, 0, 255).astype(np.uint8)
-
-
-def _run(stage: str, *overrides: str) -> None:
-    command = [sys.executable, "-m", f"rsna_bcd.{stage}", *overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
+from commands import composed
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from timing import median_and_range
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.inference.export import OnnxNetwork
 from rsna_bcd.models.exporting import capture, network_inputs, random_batch, save_onnx
 from rsna_bcd.models.prediction import Batch, predict_logits
@@ -38,8 +37,7 @@ Pipeline = Callable[[Batch], torch.Tensor]
 def untrained_network(experiment: str, *overrides: str) -> Any:
     """An experiment's network, untrained."""
     without_files = ["network.pretrained=false", "checkpoint_path=null"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", [f"experiment={experiment}", *without_files, *overrides])
+    cfg = composed(f"experiment={experiment}", *without_files, *overrides)
     torch.manual_seed(0)
     return instantiate(cfg.network).eval()
 

@@ -20,11 +20,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from commands import composed
 from crops import smooth_noise, synthetic_crops
 from gpu import EXPERIMENTS, MEMBERS, Context, Row
-from gpu_throughput import composed, overrides
+from gpu_throughput import overrides
 from large_test_set import NAME, make_ensemble, make_table
 from omegaconf import OmegaConf
+
+from rsna_bcd._stage import CONF
 
 HIDDEN = 32_000  # images of the competition's hidden test set, about
 _DECODERS = ("pydicom", "gdcm", "dicomsdl")
@@ -69,7 +72,7 @@ def _member(name: str, folder: Path, files: list[Path], source: str, context: Co
     experiment = [*overrides(name, context.small), f"name={name}"]
     (run_folder,) = make_ensemble(folder / "models", [experiment], 1, onnx=False)
     run = load_run(run_folder, context.device)
-    batch_size = int(OmegaConf.load(Path(_conf(), "submit.yaml")).batch_size)
+    batch_size = int(OmegaConf.load(Path(CONF, "submit.yaml")).batch_size)
     seconds = 1.0 if context.small else 4.0
     network = _network_seconds(run, batch_size, seconds)
     decoding = _decoding_seconds(
@@ -190,9 +193,3 @@ def loader(context: Context) -> Iterator[Row]:
             "workers": min(8, context.cores),
             "augment": "none, for albumentations is absent" if no_augment else "the experiment's",
         }
-
-
-def _conf() -> str:
-    from rsna_bcd._stage import CONF
-
-    return CONF

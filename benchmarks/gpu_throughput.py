@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import composed
 from gpu import EXPERIMENTS, Context, Row
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,16 +69,6 @@ def overrides(name: str, small: bool) -> list[str]:
             backbone = "test_resnet"
         result.append(f"network.backbone={backbone}")
     return result
-
-
-def composed(*overrides: str) -> Any:
-    """The configuration of `train`."""
-    from hydra import compose, initialize_config_dir
-
-    from rsna_bcd._stage import CONF
-
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 def experiments() -> list[str]:

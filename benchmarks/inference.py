@@ -8,9 +8,9 @@ Files of real size, each as JPEG 2000 (.90) and as JPEG lossless (.70), as the c
 them; one network, `tf_efficientnet_lite0` at 1024 x 512, unless `--members` names experiments. The
 files lie in memory after the first pass, so that reading them costs next to nothing.
 
-The pipelines are measured in turns (A B C D A B C D ...), each in its own process: what
-disturbs the machine disturbs all. `others` is the share of the machine that other work had in the
-worst turn: above a few per cent, seconds of the clock are not worth much, and CPU seconds more.
+Measurements are interleaved (A B C D A B C D ...), each in a fresh process: other load on the
+machine affects all. `others` is the share of the machine that other processes used in the worst
+round: above a few per cent, trust CPU seconds rather than those of the clock.
 
 - decode and crop: the preparation alone, on as many processes as cores.
 - network: alone, on crops in memory, with as many threads as cores.
@@ -33,29 +33,29 @@ import os
 import platform
 import statistics
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from inference_stage import measure_submit
-from interleaved import (
+from inference_pipelines import (
     DECODE,
     LOOP,
     NETWORK,
     OURS,
     Setting,
-    Worker,
     per_image,
     start_seconds,
 )
+from inference_stage import measure_submit
 from large_test_set import make_ensemble
 from mammograms import mammograms, transcoded
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import median_and_range
+from timing import ALLOCATOR, limited_to, measure_in_process, median_and_range
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.preparation.engine import source_hash
@@ -101,18 +101,23 @@ def measure_interleaved(
         )
         settings[OURS + suffix(engine)] = setting(pipeline=OURS, passes=a.passes, engine=engine)
     settings[LOOP] = setting(pipeline=LOOP, passes=1, engine="torch")
-    workers = {name: Worker(setting) for name, setting in settings.items()}
-    said = {n: worker.probability for n, worker in workers.items() if worker.pipeline != DECODE}
+    script = str(Path(__file__).with_name("inference_pipelines.py"))
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    everything = list(itertools.product(range(a.rounds), settings.items()))
+    for _, (name, one) in track(everything, f"{cores} core(s)", console=Console(stderr=True)):
+        # The plain loop gets the allocator of our decoders; all else is as the stage finds it.
+        allocator = ALLOCATOR if name == LOOP else {}
+        with limited_to(cores):
+            rounds[name].append(
+                measure_in_process(script, asdict(one), {**environment, **allocator})
+            )
+    probability = {n: measured[0]["probability"] for n, measured in rounds.items() if n != DECODE}
     for engine in a.engines:
-        if abs(said[OURS + suffix(engine)] - said[NETWORK + suffix(engine)]) > _TOLERANCE:
-            raise RuntimeError(f"Ours is not what the network says of our crops: {said}")
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-    everything = list(itertools.product(range(a.rounds), workers))
-    for _, name in track(everything, f"{cores} core(s)", console=Console(stderr=True)):
-        turns[name].append(workers[name].measure())
-    for worker in workers.values():
-        worker.close()
-    return {"turns": turns, "probability": said, "compared": compared(turns, a)}
+        ours, network = (probability[name + suffix(engine)] for name in (OURS, NETWORK))
+        if abs(ours - network) > _TOLERANCE:
+            raise RuntimeError(f"Ours and the network alone differ on our crops: {probability}")
+    return {"turns": rounds, "probability": probability, "compared": compared(rounds, a)}
 
 
 def suffix(engine: str) -> str:

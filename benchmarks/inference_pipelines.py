@@ -1,4 +1,7 @@
-"""Pipelines from DICOM files to probabilities, and their parts: the measured process."""
+"""Pipelines from DICOM files to probabilities, and their parts: one measurement in this process.
+
+python benchmarks/inference_pipelines.py --measure SETTING      # JSON, see `Setting`
+"""
 
 import contextlib
 import itertools
@@ -8,32 +11,57 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
-from interleaved import DECODE, LOOP, NETWORK, OURS, Setting
 from timing import Clock
 
+Engine = Literal["torch", "onnx", "auto"]
 Pipeline = Callable[[int], list[float]]  # number of images -> predicted probability of each
-_STARTING = (DECODE, OURS)  # start processes at each call
+
+DECODE, NETWORK, OURS, LOOP = "decode and crop", "network", "ours", "plain loop"
 
 
-def serve(setting: Setting, answer: IO[str]) -> None:
-    """Measure once for each line on stdin."""
-    images = {
-        DECODE: _decode, NETWORK: _network, OURS: _ours, LOOP: _loop
-    }[setting.pipeline](setting)  # fmt: skip
-    once = len(setting.files)
-    said = images(once)  # imports, caches, code that is compiled on first use
-    _send(answer, {"probability": statistics.mean(said) if said else math.nan})
-    for _ in sys.stdin:
-        _send(answer, _measure(images, once, setting))
+@dataclass(frozen=True)
+class Setting:
+    """Settings of a pipeline.
+
+    Attributes:
+        pipeline: `DECODE`, `NETWORK`, `OURS` or `LOOP`.
+        cores: that it may use, with as many threads and processes.
+        files: DICOM files; a pass is once through all of them.
+        passes: of a measurement, 2 at least.
+        runs: folders of the networks, in `<models>/runs/`.
+        engine: of the networks, as `submit` has it; that of the plain loop is torch.
+        batch_size: images at a time through a network; of the plain loop it is one.
+        device: of the networks, `cpu` or `cuda`.
+    """
+
+    pipeline: str
+    cores: int
+    files: list[str]
+    passes: int
+    runs: list[str]
+    engine: Engine
+    batch_size: int
+    device: str
 
 
-def _measure(images: Pipeline, once: int, setting: Setting) -> dict[str, float]:
-    """Measure one pass over the files, where processes are started, and then all passes."""
+def measure(setting: Setting) -> dict[str, float]:
+    """Measure a pipeline after one pass to warm up.
+
+    Returns:
+        `images`, the wall's `seconds` and the `cpu` seconds of all passes; where processes are
+        started, the same of one pass before (`first_`), else 0; `others`, the share of the machine
+        that other work took; `probability`, the mean over the files (NaN without networks).
+    """
+    pipelines = {DECODE: _decode, NETWORK: _network, OURS: _ours, LOOP: _loop}
+    images, once = pipelines[setting.pipeline](setting), len(setting.files)
+    predicted = images(once)  # imports, caches, code that is compiled on first use
+    starts_processes = setting.pipeline in (DECODE, OURS)
     clock = Clock()
-    if setting.pipeline in _STARTING:
+    if starts_processes:
         images(once)
     first, first_cpu = clock.read()
     images(setting.passes * once)
@@ -42,16 +70,27 @@ def _measure(images: Pipeline, once: int, setting: Setting) -> dict[str, float]:
         "images": setting.passes * once,
         "seconds": seconds - first,
         "cpu": cpu - first_cpu,
-        "first_images": once if setting.pipeline in _STARTING else 0,
-        "first_seconds": first if setting.pipeline in _STARTING else 0.0,
-        "first_cpu": first_cpu if setting.pipeline in _STARTING else 0.0,
+        "first_images": once if starts_processes else 0,
+        "first_seconds": first if starts_processes else 0.0,
+        "first_cpu": first_cpu if starts_processes else 0.0,
         "others": clock.other_load(),
+        "probability": statistics.mean(predicted) if predicted else math.nan,
     }
 
 
-def _send(answer: IO[str], content: dict[str, float]) -> None:
-    answer.write(json.dumps(content) + "\n")
-    answer.flush()
+def per_image(rounds: list[dict[str, float]], key: Literal["seconds", "cpu"]) -> list[float]:
+    """Seconds per image of each measurement, without the start of processes.
+
+    The start costs the same each time: the median of all is subtracted.
+    """
+    first = statistics.median(one[f"first_{key}"] for one in rounds)
+    return [(one[key] - first) / (one["images"] - one["first_images"]) for one in rounds]
+
+
+def start_seconds(rounds: list[dict[str, float]]) -> float:
+    """Seconds that do not depend on the number of images."""
+    first = statistics.median(one["first_seconds"] for one in rounds)
+    return first - statistics.median(per_image(rounds, "seconds")) * rounds[0]["first_images"]
 
 
 def _some(setting: Setting, number: int) -> list[Path]:
@@ -198,6 +237,6 @@ def _loop(setting: Setting) -> Pipeline:
 
 
 if __name__ == "__main__":
-    protocol = os.fdopen(os.dup(1), "w")
+    result_output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of libraries goes to stderr
-    serve(Setting(**json.loads(sys.argv[1])), protocol)
+    print(json.dumps(measure(Setting(**json.loads(sys.argv[2])))), file=result_output)

@@ -1,6 +1,5 @@
 """The stage `submit` as a user starts it: its time, and the memory of all its processes."""
 
-import contextlib
 import json
 import os
 import statistics
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from large_test_set import NAME, make_table
-from timing import Clock, limited_to
+from timing import Clock, family, limited_to, proportional
 
 _FEWEST = 500  # images for a slope: before, buffers fill
 
@@ -62,34 +61,16 @@ def _sample(clock: Clock, sizes: list[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def family(pid: int) -> list[int]:
-    """A process and those below it; processes are children of the thread that started them."""
-    below: list[int] = []
-    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            below += map(int, threads.read_text().split())
-    return [pid, *(process for child in below for process in family(child))]
-
-
-def proportional(pid: int) -> float:
-    """Memory of a process in MB, its part of shared pages; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024
-
-
 def measure_submit(
     files: list[Path], images: int, runs: list[Path], models: Path, cores: int, overrides: list[str]
 ) -> dict[str, Any]:
-    """Submit one pass over the files, for what a start takes, then as many images as asked for.
+    """Submit one pass over the files, to measure the start, then `images` images.
 
     Returns:
         `images`; `seconds` of the stage from its start to its end; `start`, those that do not
-        depend on the number of images; `seconds_an_image`; `failures`; `how` and `stages`, what the
-        stage itself says of its networks and of its seconds an image; `others`; `weights_mb`; and
-        of the memory `peak_mb`, `quarters_mb` (medians), `slope_mb` per 1,000 images (None for
+        depend on the number of images; `seconds_an_image`; `failures`; `how` and `stages`, the
+        stage's own description of its networks and its seconds per image; `others`; `weights_mb`;
+        and of the memory `peak_mb`, `quarters_mb` (medians), `slope_mb` per 1,000 images (None for
         few), `samples`.
     """
     with tempfile.TemporaryDirectory() as folder:

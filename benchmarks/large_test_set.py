@@ -2,18 +2,15 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
+from commands import composed, run_command
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rsna_bcd._records import select_settings, write_record
-from rsna_bcd._stage import CONF
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, write_ensemble
 from rsna_bcd.scoring.intervals import Interval
 from rsna_bcd.scoring.thresholds import Plateau, Threshold
@@ -73,8 +70,7 @@ def make_ensemble(output: Path, experiments: list[list[str]], folds: int, onnx: 
     """
     members, runs = [], []
     for overrides in experiments:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose("train", [*overrides, f"paths.output={output}"])
+        cfg = composed(*overrides, f"paths.output={output}")
         torch.manual_seed(0)
         network = instantiate(cfg.network)
         if network.unit == "image":
@@ -95,7 +91,11 @@ def make_ensemble(output: Path, experiments: list[list[str]], folds: int, onnx: 
         )
     if onnx and importlib.util.find_spec("onnxruntime"):
         for run in runs:
-            _export(output, run)
+            of_fold = run.name.removeprefix("fold")
+            run_command(
+                "export", f"paths.output={output}", "format=onnx", f"name={run.parent.name}",
+                f"fold={of_fold}",
+            )  # fmt: skip
     write_ensemble(_ensemble(tuple(members)), output / "ensembles" / NAME / FILE_NAME)
     return runs
 
@@ -113,14 +113,6 @@ def with_batch_statistics(network: torch.nn.Module, images: torch.Tensor) -> Non
     network.train()(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def _export(output: Path, run: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "rsna_bcd.export", f"paths.output={output}", "format=onnx"),
-        *(f"name={run.parent.name}", f"fold={run.name.removeprefix('fold')}"),
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def _save(folder: Path, cfg: DictConfig, fold: int, network: torch.nn.Module) -> Path:

@@ -22,7 +22,7 @@ from crops import prepared
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import finish_measurement, median_and_range, start_measurement
+from timing import measure_in_process, median_and_range
 
 OURS, PILLOW, TENSORS = "ours", "plain, on Pillow's images", "plain, on tensors"
 PIPELINES = (OURS, PILLOW, TENSORS)
@@ -51,13 +51,10 @@ def load(pipeline: str, overrides: list[str], seconds: float) -> dict[str, float
 
 def _batches(pipeline: str, overrides: list[str]) -> Iterator[Any]:
     """Batches (B, 1, H, W) without end."""
-    from hydra import compose, initialize_config_dir
+    from commands import composed
     from hydra.utils import instantiate
 
-    from rsna_bcd._stage import CONF
-
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", ["name=x", "fold=all", "augment=light", *overrides])
+    cfg = composed("name=x", "fold=all", "augment=light", *overrides)
     data = instantiate(cfg.data, workers=0, negatives_per_positive=None)
     data.setup()
     if pipeline == OURS:
@@ -111,11 +108,6 @@ def _plain(files: list[Path], labels: list[int], *, on_tensors: bool) -> Any:
     return Plain()
 
 
-def measure(pipeline: str, overrides: list[str], seconds: float) -> dict[str, float]:
-    """`load` in a fresh process."""
-    return finish_measurement(start_measurement(__file__, [pipeline, overrides, seconds]))
-
-
 def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -144,7 +136,9 @@ def main() -> None:
             rounds[crop] = [{} for _ in range(arguments.rounds)]
         runs = [(c, r, w) for c in arguments.crops for r in rounds[c] for w in PIPELINES]
         for crop, round_, pipeline in track(runs, "Measuring", console=Console(stderr=True)):
-            round_[pipeline] = measure(pipeline, overrides[crop], arguments.seconds)
+            round_[pipeline] = measure_in_process(
+                __file__, [pipeline, overrides[crop], arguments.seconds]
+            )
     origin = str(arguments.output or "synthetic crops")
     table = Table("crop", "size", "pipeline", "images per CPU second", "ours /")
     results = []

@@ -1,11 +1,10 @@
 """Files to measure with: real mammograms where there are any, else synthetic ones of their size."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pydicom
+from commands import run_command
 
 from rsna_bcd.phantom.scanner import transcode
 
@@ -28,13 +27,8 @@ def mammograms(folder: Path) -> tuple[list[Path], str]:
         files = sorted(Path(os.environ["RSNA_BCD_REAL_DATA"]).glob("rsna/*_images/*/*.dcm"))
         return files, f"{len(files)} real files"
     data = folder / "competition"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "rsna_bcd.synthesize", f"paths.data={data}"),
-            *("size.train_patients=1", "size.test_patients=1", "appearance.pixel_mm=0.09"),
-        ],
-        check=True,
-    )
+    sizes = "size.train_patients=1", "size.test_patients=1", "appearance.pixel_mm=0.09"
+    run_command("synthesize", f"paths.data={data}", *sizes)
     files = sorted(data.glob("train_images/*/*.dcm"))[:4]
     return files, f"{len(files)} synthetic files"
 

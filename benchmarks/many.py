@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from commands import run_command
 from rich.console import Console
 from rich.table import Table
+from timing import family, proportional
 
 _BAR = re.compile(r"(\d+)/(\d+) (\d+):(\d\d):(\d\d)")  # done/total, estimate of what remains
 _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -29,13 +31,8 @@ _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 def make_data(data: Path, rows: int) -> None:
     """A competition of `rows` images, four a patient, that share few files."""
     small = data / "small"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "rsna_bcd.synthesize", f"paths.data={small}"),
-            *("size.train_patients=16", "size.test_patients=1", "appearance.pixel_mm=0.83"),
-        ],
-        check=True,
-    )
+    sizes = "size.train_patients=16", "size.test_patients=1", "appearance.pixel_mm=0.83"
+    run_command("synthesize", f"paths.data={small}", *sizes)
     files = sorted(small.glob("train_images/*/*.dcm"))
     table = pd.DataFrame({"image_id": range(1, rows + 1)})
     table["patient_id"] = table.index // 4 + 1
@@ -47,23 +44,6 @@ def make_data(data: Path, rows: int) -> None:
         folder = data / "train_images" / str(row.patient_id)
         folder.mkdir(parents=True, exist_ok=True)
         os.link(files[number % len(files)], folder / f"{row.image_id}.dcm")
-
-
-def resident(pid: int) -> float:
-    """Memory of a process in MB; 0 if it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    found = re.search(r"VmRSS:\s+(\d+)", status)
-    return int(found[1]) / 1024 if found else 0.0
-
-
-def children(pid: int) -> list[int]:
-    """Processes below one."""
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
-    direct = [int(child) for child in listed.split()]
-    return direct + [below for child in direct for below in children(child)]
 
 
 def observe(data: Path, workers: int) -> list[dict[str, float]]:
@@ -98,13 +78,13 @@ def observe(data: Path, workers: int) -> list[dict[str, float]]:
     while run.poll() is None:
         time.sleep(1)
         if shown:
-            largest = max(map(resident, children(run.pid)), default=0.0)
+            main, *others = (proportional(pid) for pid in family(run.pid))
             samples.append(
                 {
                     "seconds": time.monotonic() - start,
                     **shown,
-                    "main_mb": resident(run.pid),
-                    "worker_mb": largest,
+                    "main_mb": main,
+                    "worker_mb": max(others, default=0.0),
                 }
             )
     if run.returncode:

@@ -10,13 +10,12 @@ trained is kept in --folder, and not trained again.
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from commands import run_command
 from rich.console import Console
 from rich.table import Table
 
@@ -53,24 +52,18 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def run(stage: str, *overrides: str) -> None:
-    """Run a stage to its end."""
-    command = [sys.executable, "-m", f"rsna_bcd.{stage}", *overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
 def train(folder: Path, patients: int, epochs: int) -> dict[str, Path]:
     """Make the competition and train what is not there yet; the folders of the runs by name."""
     paths = f"paths.data={folder / 'data'}", f"paths.output={folder}"
     size = f"size.train_patients={patients}", "size.test_patients=1"
-    run("synthesize", *paths, *size, "appearance.lesion_views=one")
-    run("prepare", *paths, "crop=demo", "splits=[train]")
+    run_command("synthesize", *paths, *size, "appearance.lesion_views=one")
+    run_command("prepare", *paths, "crop=demo", "splits=[train]")
     runs = {}
     for name, overrides in NETWORKS.items():
         slug = name.replace(" ", "_")
         for fold in FOLDS:
             settings = "experiment=demo", f"epochs={epochs}", f"name={slug}", f"fold={fold}"
-            run("train", *paths, *settings, *overrides, "resume=true", "trainer=cpu")
+            run_command("train", *paths, *settings, *overrides, "resume=true", "trainer=cpu")
         runs[name] = folder / "runs" / slug
     return runs
 

@@ -9,12 +9,11 @@ import cv2
 import dicomsdl
 import numpy as np
 import pydicom
-from hydra import compose, initialize_config_dir
+from commands import composed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.imaging.codecs import DECODERS
 from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 
@@ -24,8 +23,8 @@ Pipeline = Callable[[Path, Path], None]  # source file, PNG
 def prepare_config(crop: str, reduce: int | None = None) -> DictConfig:
     """The configuration of `prepare`."""
     overrides = [f"crop={crop}", *([] if reduce is None else [f"crop.reduce={reduce}"])]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("prepare", overrides)
+    config: DictConfig = composed(*overrides, command="prepare")
+    return config
 
 
 def crop_settings_named(crop: str) -> CropSettings:

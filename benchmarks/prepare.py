@@ -7,9 +7,13 @@ Each pipeline runs in its own process on one core; see `timing`. Imports and one
 not count. CPU seconds are those of the process and its children. The codec's share is the time in
 the decoder of the crop's pixels; decoding at low resolution, to find the breast, counts as ours.
 All pipelines run with the allocator settings of our decoding processes, which keep freed memory.
+
+Last comes the command as a user types it, with all its processes and imports, beside the first
+place's path in a loop (`--typed`, a number of images).
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -18,11 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from commands import run_command
 from mammograms import mammograms, transcoded
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import cpu_seconds, finish_measurement, start_measurement
+from timing import cpu_seconds, measure_in_process, median_and_range
 
 PIPELINES = ("ours", "ours, reduce=0", "first place", "pydicom")
 
@@ -74,10 +79,23 @@ def _timed(decode: Any, longest: list[float]) -> Any:
     return timed
 
 
-def measure(pipeline: str, crop: str, files: list[Path]) -> dict[str, Any]:
-    """`work` in a fresh process."""
-    request = [pipeline, crop, [str(file) for file in files]]
-    return finish_measurement(start_measurement(__file__, request))
+def as_typed(crop: str, files: list[Path], folder: Path) -> tuple[float, float]:
+    """CPU seconds of `rsna_bcd.prepare` as a user types it, and of the first place's loop.
+
+    Args:
+        crop: of `conf/crop/`.
+        files: DICOM files.
+        folder: for the data and the crops.
+    """
+    from large_test_set import make_table
+
+    data = make_table(folder / "data", files, len(files))
+    paths = f"paths.data={data}", f"paths.output={folder / 'output'}"
+    start = cpu_seconds()
+    run_command("prepare", *paths, f"crop={crop}", "splits=[test]")
+    ours = cpu_seconds() - start
+    measure_in_process(__file__, ["first place", crop, list(map(str, files))])
+    return ours, cpu_seconds() - start - ours
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
@@ -98,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--crops", nargs="+", default=["h1024", "h1536", "h2048"])
     parser.add_argument("--syntaxes", nargs="+", default=[".90", ".70"])
+    parser.add_argument("--typed", type=int, default=132, help="images of the whole command")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -114,8 +133,12 @@ def main() -> None:
         rounds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for syntax, crop, pipeline in track(runs, "Measuring", console=Console(stderr=True)):
             rounds.setdefault((syntax, crop, pipeline), []).append(
-                measure(pipeline, crop, by_syntax[syntax])
+                measure_in_process(__file__, [pipeline, crop, list(map(str, by_syntax[syntax]))])
             )
+        typed: list[tuple[float, float]] = []
+        many = list(itertools.islice(itertools.cycle(files), arguments.typed))
+        for number in range(arguments.rounds if many else 0):
+            typed.append(as_typed(arguments.crops[0], many, Path(folder, f"typed{number}")))
     results = {key: summary(value) for key, value in rounds.items()}
     table = Table(
         "syntax", "crop", "pipeline", "CPU s/image", "first place /", "codec's share", "peak MB"
@@ -137,10 +160,19 @@ def main() -> None:
         )  # fmt: skip
     console.print(f"{origin}, {arguments.rounds} rounds; median (lowest to highest round)")
     console.print(table)
+    if typed:
+        console.print(
+            f"python -m rsna_bcd.prepare crop={arguments.crops[0]}, {len(many)} images, CPU s: "
+            f"{median_and_range([ours for ours, _ in typed], 1)}; first place / ours: "
+            f"{median_and_range([theirs / ours for ours, theirs in typed], 2)}",
+            highlight=False,
+        )
     if arguments.json:
         names = ("syntax", "crop", "pipeline")
         listed = [dict(zip(names, key, strict=True)) | r for key, r in results.items()]
-        arguments.json.write_text(json.dumps({"files": origin, "results": listed}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"files": origin, "results": listed, "typed": typed}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from commands import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 
 FLIPS = ("hflip", "vflip", "both")
@@ -266,8 +265,7 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
             f"{place.data} or beside it. Say weights=<folder>."
         )
     try:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose("train", overrides)
+        cfg: DictConfig = composed(*overrides)
         cfg.name, cfg.seed, cfg.fold = run.name, run.seed, run.fold
         cfg.dataset.name = study.dataset
         cfg.paths.data, cfg.paths.output = str(place.data), str(place.output)

@@ -1,14 +1,14 @@
 """The crops of a study: there already, resized from larger ones, or prepared from the images."""
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import cv2
 import pandas as pd
+from commands import run_command
 from omegaconf import DictConfig, OmegaConf
 from study_config import Study
 
@@ -142,9 +142,10 @@ def _sample(table: pd.DataFrame, patients: int) -> pd.Series:
 
 def run_stage(stage: str, *overrides: str) -> None:
     """Run a stage to its end."""
-    command = [sys.executable, "-m", f"rsna_bcd.{stage}", *overrides]
-    if subprocess.run(command, check=False).returncode:
-        raise InputError(f"rsna_bcd.{stage} failed, as its message above says.")
+    try:
+        run_command(stage, *overrides)
+    except CalledProcessError as error:
+        raise InputError(f"rsna_bcd.{stage} failed, as its message above says.") from error
 
 
 def quoted(value: Any) -> Any:

@@ -26,21 +26,25 @@ def median_and_range(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def start_measurement(script: str, request: list[Any]) -> subprocess.Popen[str]:
-    """Start `script --measure REQUEST` in a process with one thread."""
-    return subprocess.Popen(
-        [sys.executable, script, "--measure", json.dumps(request)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"},
-    )
+def measure_in_process(
+    script: str, request: Any, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Run `script --measure REQUEST` in a fresh process.
 
+    Args:
+        script: that prints a JSON object as its last line.
+        request: for its `--measure`, as JSON.
+        environment: of the process; None: one thread, and the allocator of our decoding processes.
 
-def finish_measurement(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The JSON object that a measurement printed last."""
-    output, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"A measurement ended with exit code {process.returncode}.")
+    Returns:
+        The object.
+    """
+    if environment is None:
+        environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, "--measure", json.dumps(request)]
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    ).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
 
@@ -86,3 +90,21 @@ def _machine() -> float:
         int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     )
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and those below it; processes are children of the thread that started them."""
+    below: list[int] = []
+    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            below += map(int, threads.read_text().split())
+    return [pid, *(process for child in below for process in family(child))]
+
+
+def proportional(pid: int) -> float:
+    """Memory of a process in MB, its part of shared pages; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024

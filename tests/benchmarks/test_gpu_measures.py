@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
+from commands import composed
 from crops import crop_settings, synthetic_crops
 from gpu_inference import slope
 from gpu_throughput import (
-    composed,
     experiments,
     fitted_line,
     make_classifier,

@@ -156,9 +156,9 @@ def test_what_is_not_used_is_not_imported(tmp_path: Path) -> None:
         "sys.meta_path.insert(0, Absent())\n"
     )
     script = (
-        "import gpu, gpu_throughput, gpu_inference, study, torch\n"
+        "import commands, gpu, gpu_throughput, gpu_inference, study, torch\n"
         "import rsna_bcd.train, rsna_bcd.submit, rsna_bcd.export\n"
-        "cfg = gpu_throughput.composed(*gpu_throughput.overrides('lite0', True))\n"
+        "cfg = commands.composed(*gpu_throughput.overrides('lite0', True))\n"
         "classifier = gpu_throughput.make_classifier(cfg)\n"
         "step = gpu_throughput.make_step(cfg, classifier, torch.device('cpu'), compiled=False)\n"
         "assert step(gpu_throughput.random_batch(cfg, 'image', 2)).isfinite()\n"

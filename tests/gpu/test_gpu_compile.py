@@ -5,9 +5,9 @@ from statistics import mean, stdev
 
 import pytest
 import torch
+from commands import composed
 from gpu import EXPERIMENTS
 from gpu_throughput import (
-    composed,
     make_classifier,
     make_step,
     overrides,

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gpu_throughput import composed, make_classifier, overrides, random_batch
+from commands import composed
+from gpu_throughput import make_classifier, overrides, random_batch
 from large_test_set import with_batch_statistics
 from torch import Tensor, nn
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import composed
 from crops import crop_settings, synthetic_crops
 from fabricated_crops import HEIGHT, WIDTH, save_crops
-from gpu_throughput import composed
 from submission_inputs import configure as configure_submit
 from submission_inputs import save_members, save_test_set
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from commands import composed
 from gpu_throughput import (
-    composed,
     experiments,
     make_classifier,
     make_step,
