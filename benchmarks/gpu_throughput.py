@@ -87,15 +87,15 @@ def make_classifier(cfg: Any) -> Any:
     return instantiate(cfg.classifier)
 
 
-def images_per_sample(cfg: Any, unit: str) -> int:
+def images_per_sample(cfg: Any, level: str) -> int:
     """Images of a random sample: one; of a breast CC and MLO, and those of the other breast."""
-    return (4 if cfg.views.other_breast else 2) if unit == "breast" else 1
+    return (4 if cfg.views.other_breast else 2) if level == "breast" else 1
 
 
-def random_batch(cfg: Any, unit: str, size: int) -> Batch:
+def random_batch(cfg: Any, level: str, size: int) -> Batch:
     """Noise of the size of an experiment's crops, as its dataset would give it."""
     samples = torch.arange(size)
-    places = torch.arange(images_per_sample(cfg, unit)) if unit == "breast" else None
+    places = torch.arange(images_per_sample(cfg, level)) if level == "breast" else None
     shape = () if places is None else (len(places),)
     generator = torch.Generator().manual_seed(size)
     batch = {
@@ -424,13 +424,13 @@ def memory(context: Context) -> Iterator[Row]:
 def _memory_row(name: str, tried: bool, device: torch.device, total: float) -> Row:
     cfg = composed(*overrides(name, device.type == "cpu"))
     classifier = make_classifier(cfg)
-    unit = classifier.unit
+    level = classifier.unit
     step = make_step(cfg, classifier, device, compiled=False)
-    used = {n: step_memory(step, random_batch(cfg, unit, n), device) / 2**30 for n in (2, 4)}
+    used = {n: step_memory(step, random_batch(cfg, level, n), device) / 2**30 for n in (2, 4)}
     line = fitted_line(used)
     row: Row = {
         "crop": f"{cfg.crop.height} x {cfg.crop.width}",
-        "images_per_sample": images_per_sample(cfg, unit),
+        "images_per_sample": images_per_sample(cfg, level),
         "gib_fixed": float(f"{line[0]:.3g}"),
         "gib_per_sample": float(f"{line[1]:.3g}"),
         "batch": int(cfg.batch_size),
@@ -442,7 +442,7 @@ def _memory_row(name: str, tried: bool, device: torch.device, total: float) -> R
         most = samples_within(capacity, line)
         if tried:
             torch.cuda.set_per_process_memory_fraction(min(1.0, capacity / total))
-            while most and not step.fits(random_batch(cfg, unit, most)):
+            while most and not step.fits(random_batch(cfg, level, most)):
                 most -= max(1, most // 16)
         row["card" if cap is None else f"{cap} GB"] = most
     return row

@@ -125,7 +125,7 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
 
     device = _device(cfg)
     run = load_run(folder, torch.device(device))
-    data = instantiate(cfg.data, workers=cfg.workers, unit=run.unit)
+    data = instantiate(cfg.data, workers=cfg.workers, level=run.unit)
     data.setup()
     if variant.flips:
         probability = _flipped(run.network, data, variant, device)
@@ -170,7 +170,7 @@ def _write_oof(
     cfg: DictConfig,
     data: Any,
     samples: pd.DataFrame,
-    unit: str,
+    level: str,
     probability: NDArray[np.float64],
     csv: Path,
 ) -> None:
@@ -180,5 +180,5 @@ def _write_oof(
 
     logits = logit(probability)
     samples = samples.assign(probability=probability, logit=logits)
-    breasts = to_breasts(samples, cfg.breast_rule) if unit == "image" else samples.assign(unread=0)
+    breasts = to_breasts(samples, cfg.breast_rule) if level == "image" else samples.assign(unread=0)
     write_csv(with_unreadable(breasts[list(OOF_COLUMNS)], data.expected, data.prevalence), csv)
