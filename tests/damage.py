@@ -36,13 +36,7 @@ _END = b"\xff\xd9"
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file.
-
-    Attributes:
-        kind: of the damage.
-        content: of the file.
-        pixels: what the file held before.
-    """
+    """A file, the kind of its damage, and the pixels that it held before."""
 
     kind: str
     content: bytes
@@ -51,14 +45,9 @@ class Damaged:
 
 def damaged_files(syntax: str, count: int, seed: int = 0) -> Iterator[Damaged]:
     """Yield damaged files of a syntax, each kind in turn; same arguments, same files."""
+    kinds = _KINDS | _SYNTAX_KINDS[syntax]
     if syntax == "deflated":  # its elements are not to be found in the file
-        kinds = {kind: _KINDS[kind] for kind in _DEFLATED_KINDS}
-    else:
-        kinds = (
-            _KINDS
-            | (_COMPRESSED_KINDS if syntax != "raw" else _RAW_KINDS)
-            | _SYNTAX_KINDS.get(syntax, {})
-        )
+        kinds = {kind: kinds[kind] for kind in _DEFLATED_KINDS}
     names = list(kinds)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -99,32 +88,27 @@ def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
     smooth = (smooth - smooth.min()) / np.ptp(smooth) + rng.normal(0, 0.01, smooth.shape)
     low = -(2 ** (bits - 1)) if dtype == np.int16 else 0
     pixels = np.rint(np.clip(smooth, 0, 1) * (2**bits - 1) + low).astype(dtype)
-    if syntax in ("jpeg_predicted", "jpeg_lossy", "deflated"):
-        return _whole_rare(syntax, pixels, bits, variant)
-    with TemporaryDirectory() as folder:
-        path = write_dicom(Path(folder) / "a.dcm", pixels, bits=bits, syntax=syntax)
-        if syntax == "raw" and variant % 2:
-            dataset = pydicom.dcmread(path)
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-            dataset.save_as(path, implicit_vr=True)
-        return pixels, path.read_bytes()
-
-
-def _whole_rare(
-    syntax: str, pixels: np.ndarray, bits: int, variant: int
-) -> tuple[np.ndarray, bytes]:
-    """The same of syntaxes that GDCM does not write."""
+    if syntax not in ("jpeg_predicted", "jpeg_lossy", "deflated"):
+        with TemporaryDirectory() as folder:
+            path = write_dicom(Path(folder) / "a.dcm", pixels, bits=bits, syntax=syntax)
+            if syntax == "raw" and variant % 2:
+                implicit = pydicom.dcmread(path)
+                implicit.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+                implicit.save_as(path, implicit_vr=True)
+            return pixels, path.read_bytes()
+    # GDCM does not write these.
+    whole = b""
     if syntax == "jpeg_lossy":
         pixels, bits = (pixels >> max(bits - 8, 0)).astype(np.uint8), 8
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
         whole, pixels = buffer.getvalue(), np.asarray(Image.open(buffer))
     elif syntax == "jpeg_predicted":
-        words = pixels.view(np.uint16) & 2**bits - 1 if bits > 8 else pixels
+        unsigned = pixels.view(np.uint16) & 2**bits - 1 if bits > 8 else pixels
         rows = 11 if variant % 2 else 0
-        whole = encode_jpeg_lossless(words, bits, 1 + variant % 7, restart_rows=rows)
+        whole = encode_jpeg_lossless(unsigned, bits, 1 + variant % 7, restart_rows=rows)
     dataset = make_dataset(pixels, bits)
-    if syntax != "deflated":
+    if whole:
         dataset.PixelData = encapsulate([whole])
         dataset["PixelData"].VR = "OB"
     dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
@@ -149,12 +133,24 @@ def _with(whole: bytes, **elements: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _frame(whole: bytes) -> bytes:
-    return get_frame(pydicom.dcmread(BytesIO(whole)).PixelData, 0, number_of_frames=1)
+def _frame(whole: bytes) -> bytearray:
+    return bytearray(get_frame(pydicom.dcmread(BytesIO(whole)).PixelData, 0, number_of_frames=1))
 
 
-def _with_frame(whole: bytes, frame: bytes, **elements: Any) -> bytes:
-    return _with(whole, PixelData=encapsulate([frame]), **elements)
+def _with_frame(whole: bytes, frame: bytes | bytearray, **elements: Any) -> bytes:
+    return _with(whole, PixelData=encapsulate([bytes(frame)]), **elements)
+
+
+def _resized(whole: bytes, size: int) -> bytes:
+    """Header and codestream agree on a size that is not there."""
+    frame = _frame(whole)
+    if _syntax(whole) == UIDS["jpeg2000"]:
+        struct.pack_into(">II", frame, 8, size, size)
+        struct.pack_into(">II", frame, 24, size, size)  # one tile
+    else:
+        start = next(m for m in (b"\xff\xc3", b"\xff\xf7", b"\xff\xc0") if m in frame)
+        struct.pack_into(">HH", frame, frame.index(start) + 5, size, size)
+    return _with_frame(whole, frame, Rows=size, Columns=size)
 
 
 def _pixel_start(whole: bytes) -> int:
@@ -246,10 +242,6 @@ def _length_lie(whole: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def _bomb(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _with(whole, Rows=_BOMB, Columns=_BOMB)
-
-
 def _garbage(whole: bytes, rng: np.random.Generator) -> bytes:
     noise = rng.bytes(int(rng.integers(1, 4000)))
     options = [
@@ -275,7 +267,7 @@ _KINDS: dict[str, Damage] = {
     "size swapped": _swap_size,
     "other syntax": _other_syntax,
     "length": _length_lie,
-    "bomb": _bomb,
+    "bomb": lambda w, rng: _with(w, Rows=_BOMB, Columns=_BOMB),
     "garbage": _garbage,
 }
 
@@ -283,9 +275,6 @@ _KINDS: dict[str, Damage] = {
 def _shorter_pixels(whole: bytes, rng: np.random.Generator) -> bytes:
     content = pydicom.dcmread(BytesIO(whole)).PixelData
     return _with(whole, PixelData=content[: int(rng.integers(0, len(content) // 2)) * 2 or 2])
-
-
-_RAW_KINDS: dict[str, Damage] = {"frame cut": _shorter_pixels}
 
 
 def _frame_cut(whole: bytes, rng: np.random.Generator) -> bytes:
@@ -297,14 +286,10 @@ def _padding(whole: bytes, rng: np.random.Generator) -> bytes:
     return _with_frame(whole, _frame(whole) + bytes(2 * int(rng.integers(1, 9))))
 
 
-def _noise_frame(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _with_frame(whole, rng.bytes(int(rng.integers(2, 4000))))
-
-
 _COMPRESSED_KINDS: dict[str, Damage] = {
     "frame cut": _frame_cut,
     "padding": _padding,
-    "noise as frame": _noise_frame,
+    "noise as frame": lambda w, rng: _with_frame(w, rng.bytes(int(rng.integers(2, 4000)))),
 }
 
 
@@ -314,70 +299,31 @@ def _cut_and_closed(whole: bytes, rng: np.random.Generator) -> bytes:
     return _with_frame(whole, frame[: int(rng.integers(60, len(frame) - 8))] + _END)
 
 
-def _jpeg2000_bomb(whole: bytes, rng: np.random.Generator) -> bytes:
-    """Header and codestream agree on a size that is not there."""
-    return _jpeg2000_resized(whole, _BOMB)
-
-
-def _jpeg2000_larger(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _jpeg2000_resized(whole, int(rng.integers(1000, 8000)))
-
-
-def _jpeg2000_resized(whole: bytes, size: int) -> bytes:
-    frame = bytearray(_frame(whole))
-    struct.pack_into(">II", frame, 8, size, size)
-    struct.pack_into(">II", frame, 24, size, size)  # one tile
-    return _with_frame(whole, bytes(frame), Rows=size, Columns=size)
-
-
 def _jpeg2000_tiles(whole: bytes, rng: np.random.Generator) -> bytes:
     """Tiles of one pixel: as many as pixels."""
-    frame = bytearray(_frame(whole))
+    frame = _frame(whole)
     struct.pack_into(">II", frame, 24, 1, 1)
-    return _with_frame(whole, bytes(frame))
+    return _with_frame(whole, frame)
 
 
 def _jpeg2000_coding(whole: bytes, rng: np.random.Generator) -> bytes:
     """Absurd values in the coding style: layers, levels, code-blocks."""
-    frame = bytearray(_frame(whole))
+    frame = _frame(whole)
     at = frame.index(b"\xff\x52")
     frame[at + int(rng.integers(4, 14))] = int(rng.choice([0, 31, 127, 255]))
-    return _with_frame(whole, bytes(frame))
+    return _with_frame(whole, frame)
 
 
-def _jpeg_bomb(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _jpeg_resized(whole, _BOMB)
-
-
-def _jpeg_larger(whole: bytes, rng: np.random.Generator) -> bytes:
-    return _jpeg_resized(whole, int(rng.integers(1000, 8000)))
-
-
-def _jpeg_resized(whole: bytes, size: int) -> bytes:
-    frame = bytearray(_frame(whole))
-    for marker in (b"\xff\xc3", b"\xff\xf7", b"\xff\xc0"):
-        if marker in frame:
-            struct.pack_into(">HH", frame, frame.index(marker) + 5, size, size)
-            return _with_frame(whole, bytes(frame), Rows=size, Columns=size)
-    raise AssertionError("no frame header")
-
-
-_JPEG_KINDS: dict[str, Damage] = {
+_JPEG_KINDS: dict[str, Damage] = _COMPRESSED_KINDS | {
     "frame cut and closed": _cut_and_closed,
-    "bomb in both": _jpeg_bomb,
-    "larger": _jpeg_larger,
+    "bomb in both": lambda w, rng: _resized(w, _BOMB),
+    "larger": lambda w, rng: _resized(w, int(rng.integers(1000, 8000))),
 }
 _SYNTAX_KINDS: dict[str, dict[str, Damage]] = {
-    "jpeg2000": {
-        "frame cut and closed": _cut_and_closed,
-        "bomb in both": _jpeg2000_bomb,
-        "larger": _jpeg2000_larger,
-        "tiles": _jpeg2000_tiles,
-        "coding": _jpeg2000_coding,
-    },
-    "jpeg": _JPEG_KINDS,
-    "jpeg_ls": _JPEG_KINDS,
-    "jpeg_predicted": _JPEG_KINDS,
-    "jpeg_lossy": _JPEG_KINDS,
+    "raw": {"frame cut": _shorter_pixels},
+    "deflated": {},
+    "rle": _COMPRESSED_KINDS,
+    "jpeg2000": _JPEG_KINDS | {"tiles": _jpeg2000_tiles, "coding": _jpeg2000_coding},
+    **dict.fromkeys(("jpeg", "jpeg_ls", "jpeg_predicted", "jpeg_lossy"), _JPEG_KINDS),
 }
 _DEFLATED_KINDS = ("cut", "cut near the end", "bits of the file", "lie", "size swapped", "bomb")

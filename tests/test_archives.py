@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rsna_bcd.files import (
-    ArchiveError,
-    is_file,
-    list_names,
-    read_bytes,
-    version_stamp,
-)
+from rsna_bcd.files import ArchiveError, is_file, list_names, read_bytes, version_stamp
 
 
 @pytest.fixture
@@ -41,7 +35,9 @@ def archive(request: pytest.FixtureRequest, folder: Path) -> Path:
     return path
 
 
-def test_archive_reads_like_the_folder(folder: Path, archive: Path) -> None:
+def test_read_bytes_and_the_like_treat_an_archive_like_its_folder(
+    folder: Path, archive: Path
+) -> None:
     for inside in ("train.csv", "images/1/2.dcm", "images/1", "images", ".", "none", "images/2/1"):
         there, here = folder / inside, archive / inside
         assert is_file(here) == (there.is_file() or inside == ".")  # the archive is a file too
@@ -52,7 +48,9 @@ def test_archive_reads_like_the_folder(folder: Path, archive: Path) -> None:
             assert version_stamp(here, "x").startswith(f"x {there.stat().st_size} ")
 
 
-def test_absent_files_raise_what_the_system_raises(folder: Path, archive: Path) -> None:
+def test_read_bytes_of_absent_files_raises_the_exception_of_the_system(
+    folder: Path, archive: Path
+) -> None:
     for path in (folder / "none.csv", archive / "none.csv"):
         with pytest.raises(FileNotFoundError):
             read_bytes(path)
@@ -62,7 +60,7 @@ def test_absent_files_raise_what_the_system_raises(folder: Path, archive: Path) 
         read_bytes(folder / "train.csv" / "no archive")
 
 
-def test_a_replaced_archive_is_read_again(archive: Path) -> None:
+def test_read_bytes_notices_a_replaced_archive(archive: Path) -> None:
     assert read_bytes(archive / "train.csv") == b"a,b\n"
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr("train.csv", b"new\n")
@@ -70,7 +68,7 @@ def test_a_replaced_archive_is_read_again(archive: Path) -> None:
     assert read_bytes(archive / "train.csv") == b"new\n"
 
 
-def test_damaged_archives_are_named(folder: Path) -> None:
+def test_read_bytes_names_damaged_archives(folder: Path) -> None:
     path = folder.parent / "data.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
         target.writestr("train.csv", b"a,b\n" * 1000)
@@ -88,7 +86,7 @@ def _read(path: Path) -> bytes:
     return b"".join(read_bytes(path / "images/1/2.dcm") for _ in range(50))
 
 
-def test_forked_processes_do_not_share_a_position(folder: Path) -> None:
+def test_read_bytes_in_forked_processes_shares_no_position(folder: Path) -> None:
     path = folder.parent / "data.zip"
     with zipfile.ZipFile(path, "w") as target:
         target.writestr("images/1/2.dcm", b"DICM" * 99)

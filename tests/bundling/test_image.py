@@ -70,22 +70,18 @@ def test_run_offline_runs_all_cells_without_a_network(
 
 
 @needs_namespaces
-def test_run_offline_stops_at_a_failing_cell(
+def test_run_offline_stops_at_a_failing_cell_or_an_installed_package(
     python: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match=r"The notebook failed \(see above\)"):
-        run_offline(python, save(tmp_path / "n.ipynb", "1 / 0", CELL + NEXT), root)
-    assert "ZeroDivisionError" in capfd.readouterr().err
-    assert not (root / "working" / "made.txt").exists()
-
-
-@needs_namespaces
-def test_run_offline_refuses_a_python_that_has_the_package(
-    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(InputError, match="The notebook failed"):
-        run_offline(Path(sys.executable), save(tmp_path / "n.ipynb", CELL), root)
-    assert "rsna_bcd is installed here already" in capfd.readouterr().err
+    notebook = save(tmp_path / "n.ipynb", "1 / 0", CELL + NEXT)
+    for interpreter, problem in (
+        (python, "ZeroDivisionError"),
+        (Path(sys.executable), "rsna_bcd is installed here already"),
+    ):
+        with pytest.raises(InputError, match=r"The notebook failed \(see above\)"):
+            run_offline(interpreter, notebook, root)
+        assert problem in capfd.readouterr().err
+        assert not (root / "working" / "made.txt").exists()
 
 
 def test_check_isolation_refuses_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,7 @@ import nbformat
 import pytest
 
 from rsna_bcd.bundling import notebook as module
-from rsna_bcd.bundling.notebook import (
-    UNKNOWN_OWNER,
-    Mode,
-    check_credentials,
-    kaggle_slug,
-    push,
-    write_dataset_metadata,
-    write_notebook,
-)
+from rsna_bcd.bundling.notebook import check_credentials, kaggle_slug, write_dataset_metadata
 from rsna_bcd.errors import InputError
 
 SETTINGS: dict[str, Any] = {
@@ -31,7 +23,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Any:
-    write_notebook(tmp_path / "kernel", **SETTINGS)
+    module.write_notebook(tmp_path / "kernel", **SETTINGS)
     return nbformat.read(tmp_path / "kernel" / "notebook.ipynb", as_version=4)
 
 
@@ -41,21 +33,29 @@ def code(notebook: Any) -> list[str]:
 
 def test_write_notebook_is_valid_and_reproducible(notebook: Any, tmp_path: Path) -> None:
     nbformat.validate(notebook)
-    write_notebook(tmp_path / "again", **SETTINGS)
+    module.write_notebook(tmp_path / "again", **SETTINGS)
     first, second = (tmp_path / k / "notebook.ipynb" for k in ("kernel", "again"))
     assert first.read_bytes() == second.read_bytes()
     assert "\nHOURS = 8.5 " in code(notebook)[0]
+
+
+def run_first_cell(
+    notebook: Any, below: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Attach the folders below `input/` and run the cell; returns its names."""
+    monkeypatch.setenv("KAGGLE_ROOT", str(root))
+    for slug in ("rsna-bcd-a-b", "comp"):
+        (root / "input" / below / slug).mkdir(parents=True)
+    names: dict[str, Any] = {}
+    exec(code(notebook)[0], names)
+    return names
 
 
 @pytest.mark.parametrize("below", ["", "competitions", "datasets/someone"])
 def test_notebook_finds_attached_folders(
     notebook: Any, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KAGGLE_ROOT", str(tmp_path))
-    for slug in ("rsna-bcd-a-b", "comp"):
-        (tmp_path / "input" / below / slug).mkdir(parents=True)
-    names: dict[str, Any] = {}
-    exec(code(notebook)[0], names)
+    names = run_first_cell(notebook, below, tmp_path, monkeypatch)
     assert names["bundle"] == tmp_path / "input" / below / "rsna-bcd-a-b"
     assert names["competition"] == tmp_path / "input" / below / "comp"
     shutil.rmtree(names["competition"])
@@ -66,15 +66,11 @@ def test_notebook_finds_attached_folders(
 @pytest.fixture
 def begun(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of the notebook after its first cell; a program in the place of Python."""
-    monkeypatch.setenv("KAGGLE_ROOT", str(tmp_path))
-    for slug in ("rsna-bcd-a-b", "comp"):
-        (tmp_path / "input" / slug).mkdir(parents=True)
+    names = run_first_cell(notebook, "", tmp_path, monkeypatch)
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n. {tmp_path}/then\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    names: dict[str, Any] = {}
-    exec(code(notebook)[0], names)
     return names
 
 
@@ -164,18 +160,18 @@ def test_check_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("KAGGLE_KEY", "key")
     check_credentials("me")
     with pytest.raises(InputError, match="owner="):
-        check_credentials(UNKNOWN_OWNER)
+        check_credentials(module.UNKNOWN_OWNER)
 
 
 @pytest.mark.parametrize(
     ("mode", "more"), [("create", []), ("version", ["--message", "rsna_bcd.bundle"])]
 )
 def test_push_starts_the_notebook_when_the_dataset_is_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, more: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: module.Mode, more: list[str]
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0)
     write_dataset_metadata(tmp_path, owner="me", title="bundle", licence="other")
-    write_notebook(tmp_path, **{**SETTINGS, "title": "bundle"})
+    module.write_notebook(tmp_path, **{**SETTINGS, "title": "bundle"})
     calls: list[list[str]] = []
     outputs = iter(["", "pending", "pending", "ready", ""])
 
@@ -183,7 +179,7 @@ def test_push_starts_the_notebook_when_the_dataset_is_ready(
         calls.append(list(arguments))
         return next(outputs)
 
-    push(tmp_path, tmp_path, mode, run)
+    module.push(tmp_path, tmp_path, mode, run)
     status = ["datasets", "status", "me/bundle"]
     assert calls == [
         ["datasets", mode, "--path", str(tmp_path), "--dir-mode", "zip", *more],

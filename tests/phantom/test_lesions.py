@@ -1,6 +1,5 @@
 """Cancers and look-alikes: alike in brightness, different in shape."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -62,19 +61,11 @@ def test_plant_same_distance_from_the_nipple_in_both_views() -> None:
 
 
 def test_plant_intensity_statistics_do_not_separate_cancers() -> None:
-    statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "mean": np.mean,
-        "sd": np.std,
-        "median": np.median,
-        "p99": lambda pixels: float(np.percentile(pixels, 99)),
-        "max": np.max,
-    }
-    labels, values = [], []
-    for seed in range(60):
-        malignant = seed % 2 == 1
+    labels, values = [seed % 2 == 1 for seed in range(60)], []
+    for seed, malignant in enumerate(labels):
         projection, _ = view_with(seed, "CC", malignant)
         pixels = projection.tissue[projection.depth > 0]
-        labels.append(malignant)
-        values.append([statistic(pixels) for statistic in statistics.values()])
-    for name, column in zip(statistics, np.transpose(values), strict=True):
-        assert 0.3 < roc_auc_score(labels, column) < 0.7, name
+        percentiles = np.percentile(pixels, [50, 99, 100])
+        values.append([pixels.mean(), pixels.std(), *percentiles])
+    aurocs = [roc_auc_score(labels, column) for column in np.transpose(values)]
+    assert 0.3 < min(aurocs) <= max(aurocs) < 0.7

@@ -10,16 +10,9 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi_lut
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
+from rsna_bcd.phantom import scanner
 from rsna_bcd.phantom.anatomy import project, sample_breast
-from rsna_bcd.phantom.scanner import (
-    MACHINES,
-    Exposure,
-    Machine,
-    choose_detector,
-    expose,
-    matrix,
-    write_dicom,
-)
+from rsna_bcd.phantom.scanner import MACHINES, Exposure, Machine
 
 COLUMNS = 270
 
@@ -28,7 +21,7 @@ def exposed(machine: Machine, laterality: str = "L", seed: int = 0) -> Exposure:
     rng = np.random.default_rng(seed)
     breast = sample_breast(0.0, "B", False, rng)
     projection = project(breast, "CC", (320, COLUMNS), 0.83, rng)
-    return expose(projection, COLUMNS, machine, laterality, "CC", rng)
+    return scanner.expose(projection, COLUMNS, machine, laterality, "CC", rng)
 
 
 def displayed(exposure: Exposure) -> np.ndarray:
@@ -52,8 +45,8 @@ def test_expose_window_shows_tissue_grey_on_black(machine: Machine) -> None:
         assert exposure.pixels.dtype == np.uint16
         assert exposure.pixels.max() < 2**machine.bits
         shown = displayed(exposure)
-        wall = shown[120:200, -20:] if exposure.mirrored else shown[120:200, :20]
-        air = shown[120:200, :20] if exposure.mirrored else shown[120:200, -20:]
+        shown = shown[120:200, :: -1 if exposure.mirrored else 1]
+        wall, air = shown[:, :20], shown[:, -20:]
         assert air.max() < 0.05
         assert 0.15 < wall.mean() < 0.75
         assert wall.std() > 0.01
@@ -85,9 +78,9 @@ def test_expose_headers_differ_by_machine() -> None:
 
 def test_choose_detector_by_size_and_matrix_keeps_the_aspect() -> None:
     for machine in MACHINES.values():
-        small, large = choose_detector(machine, -3.0), choose_detector(machine, 3.0)
+        small, large = (scanner.choose_detector(machine, size) for size in (-3.0, 3.0))
         assert (small, large) == (machine.detectors[0], machine.detectors[-1])
-        rows, columns = matrix(large, 0.5)
+        rows, columns = scanner.matrix(large, 0.5)
         assert rows * 0.5 == pytest.approx(large.height_mm, abs=0.3)
         assert columns / rows == pytest.approx(large.columns / large.rows, abs=0.002)
 
@@ -97,15 +90,11 @@ def test_choose_detector_by_size_and_matrix_keeps_the_aspect() -> None:
 def test_write_dicom_is_lossless_in_every_decoder(syntax: str, bits: int, tmp_path: Path) -> None:
     pixels = np.random.default_rng(bits).integers(0, 2**bits, (37, 53), dtype=np.uint16)
     header: dict[str, object] = {
-        "PhotometricInterpretation": "MONOCHROME1",
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "ImageLaterality": "L",
-        "WindowCenter": [1.5, 2.0],
-        "WindowWidth": [10.0, 11.0],
-    }
+        "PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1,
+        "ImageLaterality": "L", "WindowCenter": [1.5, 2.0], "WindowWidth": [10.0, 11.0],
+    }  # fmt: skip
     path = tmp_path / "99.dcm"
-    write_dicom(path, pixels, header, "12", "99", syntax)
+    scanner.write_dicom(path, pixels, header, "12", "99", syntax)
     assert [file.name for file in tmp_path.iterdir()] == ["99.dcm"]
 
     dataset = pydicom.dcmread(path)
