@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from fabricated_runs import images_of, oof, save_image_run, save_run
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
@@ -22,6 +23,11 @@ from rsna_bcd.tables.predictions import by_aggregation, read_ensemble_oof, read_
 Fit = Callable[..., Ensemble]
 
 
+def configured(command: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(command, list(overrides))
+
+
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     """Two members with the same two folds."""
@@ -33,22 +39,15 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fit(output: Path) -> Fit:
-    def run(*overrides: str) -> Ensemble:
-        defaults = ["name=pair", "members=[b5,small]", "resamples=50", f"paths.output={output}"]
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return ensemble(compose("ensemble", [*defaults, *overrides]))
-
-    return run
+    defaults = ["name=pair", "members=[b5,small]", "resamples=20", f"paths.output={output}"]
+    return lambda *overrides: ensemble(configured("ensemble", *defaults, *overrides))
 
 
-def test_what_is_written_is_what_inference_needs(fit: Fit, output: Path) -> None:
+def test_ensemble_follows_from_the_files_of_its_members(fit: Fit, output: Path) -> None:
     fitted = fit("weights=[3,1]")
     folder = output / "ensembles" / "pair"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.yaml",
-        "ensemble.json",
-        "oof.csv",
-    ]
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["config.yaml", "ensemble.json", "oof.csv"]
     assert read_ensemble(folder / "ensemble.json") == fitted
     b5, small = fitted.members
     assert (b5.name, b5.folds, b5.dataset, b5.crop, b5.rule) == (
@@ -59,12 +58,7 @@ def test_what_is_written_is_what_inference_needs(fit: Fit, output: Path) -> None
         "mean",
     )
     assert (small.crop, b5.weight, small.weight) == ("h1024", 3, 1)
-    assert fitted.prior == pytest.approx(0.2)
-    assert (fitted.breasts, fitted.positives) == (240, 48)
-
-
-def test_blend_threshold_and_score_follow_from_the_members_files(fit: Fit, output: Path) -> None:
-    fitted = fit("weights=[3,1]")
+    assert (fitted.breasts, fitted.positives, fitted.prior) == (240, 48, pytest.approx(0.2))
     pooled = [
         pd.concat([read_oof(output / "runs" / name / f"fold{k}" / "oof.csv") for k in (0, 1)])
         for name in ("b5", "small")
@@ -77,19 +71,11 @@ def test_blend_threshold_and_score_follow_from_the_members_files(fit: Fit, outpu
     assert fitted.threshold == chosen.value
     in_sample = fitted.score["in_sample"]["pf1"]
     assert in_sample.value == pytest.approx(pf1(labels, chosen.decide(table["probability"])))
-    honest = fitted.score["cross_fitted"]["pf1"]
-    assert honest.value <= in_sample.value
-    assert honest.low < honest.value < honest.high
+    cross_fitted = fitted.score["cross_fitted"]["pf1"]
+    assert cross_fitted.low < cross_fitted.value <= in_sample.value
 
 
-def test_one_fold_of_one_member_is_enough(output: Path, fit: Fit) -> None:
-    save_run(output / "runs" / "alone", oof(range(100), 2))
-    fitted = fit("name=alone", "members=[alone]")
-    assert [member.folds for member in fitted.members] == [(2,)]
-    assert fitted.score["cross_fitted"]["pf1"].value > 0
-
-
-def test_a_breast_is_unread_only_where_no_member_read_it(output: Path, fit: Fit) -> None:
+def test_breast_is_unread_only_where_no_member_read_it(output: Path, fit: Fit) -> None:
     for name, lost in (("c", ["5_L", "7_L"]), ("d", ["7_L"])):
         table = oof(range(100), 0)
         table["unread"] = table["prediction_id"].isin(lost).astype(int)
@@ -99,9 +85,10 @@ def test_a_breast_is_unread_only_where_no_member_read_it(output: Path, fit: Fit)
     assert table.index[table["unread"] == 1].tolist() == ["7_L"]
 
 
-@pytest.mark.parametrize("blend", ["mean", "rank_mean"])
-@pytest.mark.parametrize("threshold", ["pf1", "recall_rate"])
-def test_unread_breasts_fit_nothing_and_are_never_called(
+@pytest.mark.parametrize(
+    ("blend", "threshold"), [("mean", "pf1"), ("rank_mean", "pf1"), ("mean", "recall_rate")]
+)
+def test_unread_breasts_fit_nothing_and_are_predicted_negative(
     output: Path, fit: Fit, blend: str, threshold: str
 ) -> None:
     """Their prior, here above all that the networks say, as after no calibration at all."""
@@ -144,47 +131,26 @@ def test_same_settings_fit_again_and_others_are_refused(output: Path, fit: Fit) 
     assert fit("blend=logit_mean", "overwrite=true").blend == "logit_mean"
 
 
-def test_old_thresholds_never_stand_beside_new_rows(
+def test_old_thresholds_never_remain_beside_new_rows(
     output: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit()
-
-    def full(*_: object) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("rsna_bcd.stages.ensemble.write_ensemble", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("rsna_bcd.stages.ensemble.write_ensemble", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         fit("blend=logit_mean", "overwrite=true")
     assert not (output / "ensembles" / "pair" / "ensemble.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["members=[b5,small]"], "threshold=recall_rate keeps the rate"),
-        (["members=[b5,small]", "threshold=recall_rate"], "submit keeps the recall rate instead"),
-        (["members=[alone]"], None),
-    ],
-)
-def test_it_says_what_becomes_of_the_threshold_on_a_test_set(
-    output: Path,
-    fit: Fit,
-    capsys: pytest.CaptureFixture[str],
-    settings: list[str],
-    said: str | None,
-) -> None:
-    save_run(output / "runs" / "alone", oof(range(100), 0))
-    fit("name=said", *settings)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert (said in printed) if said is not None else ("recall rate instead" not in printed)
-
-
-def test_optimistic_members_are_pointed_out(
-    output: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_run(output / "runs" / "chosen", oof(range(100), 0), select="best")
-    fit("name=chosen", "members=[chosen]")
-    assert "optimistic: chosen kept the epoch" in capsys.readouterr().out
+def test_caveats_are_printed(output: Path, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    save_run(output / "runs" / "chosen", oof(range(100), 2), select="best")
+    for settings, caveat in (
+        ([], "threshold=recall_rate keeps the rate"),
+        (["threshold=recall_rate"], "submit keeps the recall rate instead"),
+        (["members=[chosen]"], "optimistic: chosen kept the epoch"),
+    ):
+        fitted = fit("overwrite=true", *settings)
+        assert caveat in " ".join(capsys.readouterr().out.split())
+    assert [member.folds for member in fitted.members] == [(2,)]  # one fold is enough
 
 
 @pytest.mark.parametrize(
@@ -192,62 +158,28 @@ def test_optimistic_members_are_pointed_out(
     [
         (["members=[b5,absent]"], "absent holds no trained fold"),
         (["members=[b5,b5]"], "different runs"),
-        (["members=b5"], "must be a list"),
-        (["members=[]"], "must be a list"),
-        (["name=" + "ab" * 128], "shorter one: name="),
         (["weights=[1]"], "must be 2 numbers"),
-        (["blend=median"], "not 'median'"),
-        (["weights=best"], "null, fitted or"),
-        (["weights=[1,-1]"], "must be 2 numbers"),
-        (["rule=median"], "rule is own or auto, not 'median'"),
-        (["threshold=0.5"], "threshold is pf1 or recall_rate, not 0.5"),
         (["recall_rate=0.1"], "is for threshold=recall_rate"),
-        (["threshold=recall_rate", "recall_rate=2"], "not between 0 and 1"),
-        (["weights=[a,b]"], "must be 2 numbers"),
-        (["weights=[1,true]"], "must be 2 numbers"),
-        (["weights=[0,0]"], "must be 2 numbers"),
-        (["weights=[1,.inf]"], "must be 2 numbers"),
-        (["weights=[1,.nan]"], "must be 2 numbers"),
-        (["threshold=recall_rate", "recall_rate=x"], "recall_rate=x is not between"),
-        (["threshold=recall_rate", "recall_rate=true"], "recall_rate=True is not between"),
-        (["by_site=0"], "1 or more"),
-        (["by_site=abc"], "by_site=abc must be a whole number"),
-        (["by_site=true"], "by_site=True must be a whole number"),
-        (["groups=1"], "groups=1 must be .* 2 or more"),
-        (["groups=0"], "groups=0 must be .* 2 or more"),
-        (["groups=-1"], "groups=-1 must be .* 2 or more"),
-        (["groups=null"], "groups=None must be"),
-        (["resamples=0"], "resamples=0 must be .* 1 or more"),
-        (["resamples=2.5"], "resamples=2.5 must be a whole number"),
-        (["seed=-1"], "seed=-1 must be .* 0 or more"),
         (["by_site=5", "threshold=recall_rate"], "by_site= is for threshold=pf1"),
         (["by_site=5"], "by_site= needs .*h512/train.csv.*rsna_bcd.prepare dataset=rsna crop=h512"),
-        (["calibration=spline"], "isotonic, not 'spline'"),
         (["calibration=temperature", "blend=rank_mean"], "use calibration=platt or isotonic"),
     ],
 )
-def test_bad_settings(fit: Fit, overrides: list[str], message: str) -> None:
+def test_bad_setting_is_refused_before_anything_is_read(
+    fit: Fit, overrides: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         fit(*overrides)
 
 
-@pytest.mark.parametrize("setting", ["weights=[1]", "groups=1", "seed=x", "recall_rate=.1"])
-def test_settings_are_refused_before_anything_is_read(fit: Fit, setting: str) -> None:
-    with pytest.raises(InputError, match=setting.split("=")[0]):
-        fit("members=[absent,too]", setting)
-
-
-def test_without_a_name_it_has_those_of_its_members(output: Path) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("ensemble", ["members=[b5,small]", "resamples=5", f"paths.output={output}"])
-    assert ensemble(cfg).name == "b5+small"
-    assert read_ensemble(output / "ensembles" / "b5+small" / "ensemble.json").breasts == 240
-    with initialize_config_dir(CONF, version_base="1.3"):  # as it is typed on the command line
-        submit = compose("submit", ["name=b5+small", f"paths.output={output}"])
+def test_name_is_those_of_the_members_unless_given(output: Path) -> None:
+    members = ["members=[b5,small]", "resamples=5", f"paths.output={output}"]
+    assert ensemble(configured("ensemble", *members)).name == "b5+small"
+    submit = configured("submit", "name=b5+small", f"paths.output={output}")
     assert Path(submit.ensemble_json).is_file()
 
 
-def test_fitted_weights_leave_out_a_member_that_knows_nothing(output: Path, fit: Fit) -> None:
+def test_fitted_weights_leave_out_a_member_of_noise(output: Path, fit: Fit) -> None:
     folds = oof(range(100), 0, 9, skill=0), oof(range(100, 240), 1, 9, skill=0)
     save_run(output / "runs" / "noise", *folds)
     equal = fit("name=equal", "members=[b5,small,noise]")
@@ -258,8 +190,8 @@ def test_fitted_weights_leave_out_a_member_that_knows_nothing(output: Path, fit:
     assert fitted.score["in_sample"]["auroc"].value >= fitted.score["auroc"].value
 
 
-def test_what_is_chosen_is_cross_fitted_together(output: Path, fit: Fit) -> None:
-    """The held-out rows of the table are those of the recipe, and make the scores."""
+def test_choices_are_cross_fitted_together(output: Path, fit: Fit) -> None:
+    """The held-out rows of the table are those of the fitter, and make the scores."""
     for seed, name in enumerate(["c", "d"]):
         save_image_run(output / "runs" / name, images_of(range(200), 0, seed))
     fitted = fit(
@@ -273,9 +205,9 @@ def test_what_is_chosen_is_cross_fitted_together(output: Path, fit: Fit) -> None
         for run in runs
     ]
     labels, patients = table["label"], table["patient_id"].to_numpy(dtype=str)
-    recipe = EnsembleFitter("rank_mean", None, BestPf1(), "platt")
+    fitter = EnsembleFitter("rank_mean", None, BestPf1(), "platt")
     groups = patient_groups(labels, patients, 4, 0)
-    held_out = recipe.cross_fit(labels, members, patients, groups)
+    held_out = fitter.cross_fit(labels, members, patients, groups)
     np.testing.assert_array_equal(table["group"], groups)
     np.testing.assert_array_equal(table["held_out"], held_out.probabilities)
     np.testing.assert_array_equal(table["ranking"], held_out.ranking)
@@ -299,16 +231,13 @@ def test_what_is_chosen_is_cross_fitted_together(output: Path, fit: Fit) -> None
     assert score["optimism"] == pytest.approx(in_sample - score["cross_fitted"]["pf1"].value)
 
 
-def test_a_recall_rate_calls_that_share(output: Path, fit: Fit) -> None:
+def test_recall_rate_predicts_that_share_positive(output: Path, fit: Fit) -> None:
     fitted = fit("threshold=recall_rate", "recall_rate=0.1")
     assert fitted.policy == "recall_rate"
     assert fitted.thresholds.recall_rate == pytest.approx(0.1, abs=1 / 240)
     assert fitted.score["in_sample"]["recall_rate"].value == fitted.thresholds.recall_rate
-
-
-def test_a_ppv_without_calls_is_not_a_number_and_can_be_read(output: Path, fit: Fit) -> None:
-    fitted = fit("threshold=recall_rate", "recall_rate=0.0001")  # of 240 rows none is nearest
-    assert np.isnan(fitted.score["in_sample"]["ppv"].value)
+    # Of 240 rows none is nearest to this, so the PPV is undefined.
+    fit("threshold=recall_rate", "recall_rate=0.0001", "overwrite=true")
     back = read_ensemble(output / "ensembles" / "pair" / "ensemble.json")
     assert np.isnan(back.score["in_sample"]["ppv"].value)
     assert back.score["in_sample"]["pf1"].value == 0
@@ -326,7 +255,7 @@ def test_a_ppv_without_calls_is_not_a_number_and_can_be_read(output: Path, fit: 
         (oof(range(240), 0).assign(label=0), "Fold 0 of c has 0 positive ones"),
     ],
 )
-def test_unfit_members(output: Path, fit: Fit, table: pd.DataFrame, message: str) -> None:
+def test_unfit_member_is_refused(output: Path, fit: Fit, table: pd.DataFrame, message: str) -> None:
     save_run(output / "runs" / "c", table)
     members = "[b5,c]" if "lacks" in message else "[c]"
     with pytest.raises(InputError, match=message):
