@@ -137,23 +137,27 @@ def test_typo_is_refused_with_the_key_that_is_meant(name: str, refused: Call) ->
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("name", "overrides"),
     [
-        ["epochs=1.5", "learning_rate=abc", "seed=null", "batch_size=0", "patience=0",
+        ("ensemble", ["blend=median", "weights=best", "rule=median", "threshold=0.5",
+         "recall_rate=2", "by_site=0", "calibration=spline", "groups=1", "resamples=2.5",
+         "seed=-1"]),
+        ("ensemble", ["recall_rate=true", "by_site=abc", "groups=null"]),
+        ("train", ["epochs=1.5", "learning_rate=abc", "seed=null", "batch_size=0", "patience=0",
          "fold=first", "select=worst", "tta=vflip", "scheduler=null", "ema.decay=2", "workers=-1",
-         "deep_weight=high", "negatives_per_positive=0", "paths.output=null"],
-        ["epochs=0", "learning_rate=-1", "seed=true", "fold=-1", "optimizer=null", "views=null",
-         "ema=null", "positives_per_batch=0.5", "resume=null", "overwrite=None"],
-        ["network.dropout=abc", "network.pooling=median", "optimizer.weight_decay=abc",
+         "deep_weight=high", "negatives_per_positive=0", "paths.output=null"]),
+        ("train", ["epochs=0", "learning_rate=-1", "seed=true", "fold=-1", "optimizer=null",
+         "views=null", "ema=null", "positives_per_batch=0.5", "resume=null", "overwrite=None"]),
+        ("train", ["network.dropout=abc", "network.pooling=median", "optimizer.weight_decay=abc",
          "loss.positive_target=x", "augment.transforms.0.p=often", "views.most=0.5",
          "trainer.gradient_clip_val=abc", "folds.assign.n_folds=abc", "crop.height=tall",
-         "crop.bits=12", "mix.probability=null"],
+         "crop.bits=12", "mix.probability=null"]),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_refused(
-    overrides: list[str], call: Call, tmp_path: Path
+    name: str, overrides: list[str], call: Call, tmp_path: Path
 ) -> None:
-    lines = call("train", *overrides).removeprefix("error: ").splitlines()
+    lines = call(name, *overrides).removeprefix("error: ").splitlines()
     assert {line.partition(": ")[0] for line in lines} == set(overrides)
     assert all(": should be " in line for line in lines)
     assert list(tmp_path.iterdir()) == []
@@ -186,6 +190,7 @@ def test_values_of_another_kind_are_refused(
         ("train", "effnet_b5", "'effnet_b5' is no setting"),
         ("train", "+ema.dekay=1", "Did you mean ema.decay?"),
         ("ensemble", "members=a", "members=[...]"),
+        ("ensemble", "weights=[1,true]", "weights.1="),
         ("report", "cases=-1", "at least 0"),
         ("search", "fold=[0,a]", "fold.1=a"),
         *(("train", f"name={n}", "error: name=") for n in ("a/b", "..", "", "null", "true")),

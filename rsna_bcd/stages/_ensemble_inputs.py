@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,86 +12,44 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.inference.run import fold_hashes
-from rsna_bcd.scoring.blend import BlendMethod, blend
-from rsna_bcd.scoring.calibration import CalibrationMethod
+from rsna_bcd.scoring.blend import blend
 from rsna_bcd.scoring.cross_fitting import EnsembleFitter, Members
-from rsna_bcd.scoring.ensemble import Member, PolicyName
+from rsna_bcd.scoring.ensemble import Member
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate
 from rsna_bcd.tables.images import breast_sites, read_images
 from rsna_bcd.tables.predictions import align, by_aggregation, check_informative, read_run
 from rsna_bcd.targets import with_current_targets
 
-_LONGEST = 255  # bytes, of a name on common file systems
-
 
 def read_fitter(cfg: DictConfig) -> EnsembleFitter:
-    """What the settings leave to be fitted; invalid ones are refused before anything is read."""
-    names = [str(name) for name in cfg.members] if OmegaConf.is_list(cfg.members) else []
-    if not names or len(set(names)) < len(names):
-        raise InputError(
-            f"members={cfg.members} must be a list of different runs, such as members=[b5,small]."
-        )
-    if len(str(cfg.name).encode()) > _LONGEST:
-        raise InputError(
-            f"The name {str(cfg.name)[:40]}... is longer than a folder's may be, {_LONGEST} bytes. "
-            "Give the ensemble a shorter one: name=..."
-        )
-    for key, known in (
-        ("threshold", get_args(PolicyName)),
-        ("rule", ("own", "auto")),
-        ("blend", get_args(BlendMethod)),
-        ("calibration", ("none", *get_args(CalibrationMethod))),
-    ):
-        if cfg[key] not in known:
-            raise InputError(f"{key} is {' or '.join(known)}, not {cfg[key]!r}.")
-    for key, least, meaning in (
-        ("by_site", 1, "positives, or null"),
-        ("groups", 2, "groups of patients"),
-        ("resamples", 1, "resamples of the patients"),
-        ("seed", 0, "a seed"),
-    ):
-        value = cfg[key]
-        optional = value is None and key == "by_site"
-        if not optional and (type(value) is not int or value < least):  # true is an int, too
-            raise InputError(f"{key}={value} must be a whole number ({meaning}), {least} or more.")
-    rate = cfg.recall_rate
-    if rate is not None and (type(rate) is not float or not 0 < rate < 1):
-        raise InputError(f"recall_rate={rate} is not between 0 and 1, as .035 is, nor null.")
+    """Make the fitter of the settings; those that contradict each other are refused."""
+    names = [str(name) for name in cfg.members]
+    if len(set(names)) < len(names):
+        raise InputError(f"members={cfg.members} must be different runs.")
     if cfg.blend == "rank_mean" and cfg.calibration == "temperature":
         raise InputError(
             "calibration=temperature scales logits around one half, which ranks put at the median "
             "breast. With blend=rank_mean use calibration=platt or isotonic."
         )
     by_rate = cfg.threshold == "recall_rate"
-    if not by_rate and rate is not None:
+    if not by_rate and cfg.recall_rate is not None:
         raise InputError("recall_rate= is for threshold=recall_rate; pf1 chooses its own rate.")
     if by_rate and cfg.by_site is not None:
         raise InputError(
             "by_site= is for threshold=pf1: a recall rate is kept over the whole test set, whatever"
             " the sites in it. Set one of them."
         )
+    weights: Any = None  # fitted
+    if cfg.weights != "fitted":
+        weights = tuple(map(float, [1] * len(names) if cfg.weights is None else cfg.weights))
+        blend([[0.0]] * len(names), "mean", weights)  # refuses invalid ones
     return EnsembleFitter(
         blend=cfg.blend,
-        weights=_weights(cfg.weights, len(names)),
-        policy=RecallRate(rate) if by_rate else BestPf1(by_site=cfg.by_site),
+        weights=weights,
+        policy=RecallRate(cfg.recall_rate) if by_rate else BestPf1(by_site=cfg.by_site),
         calibration=None if cfg.calibration == "none" else cfg.calibration,
         names=tuple(names),
     )
-
-
-def _weights(setting: Any, n_members: int) -> tuple[float, ...] | None:
-    """One per member; None where they are to be fitted."""
-    if setting == "fitted":
-        return None
-    if setting is None:
-        return (1.0,) * n_members
-    if not OmegaConf.is_list(setting):
-        raise InputError(f"weights is null, fitted or [2, 1], not {setting!r}.")
-    weights = list(setting)
-    if not all(type(weight) in (int, float) for weight in weights):
-        raise InputError(f"weights={weights} must be {n_members} numbers, one per member.")
-    blend([[0.0]] * n_members, "mean", weights)  # refuses invalid ones
-    return tuple(float(weight) for weight in weights)
 
 
 @dataclass(frozen=True)
