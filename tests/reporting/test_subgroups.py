@@ -1,5 +1,7 @@
 """Properties of breasts, subgroups and their differences, against values computed by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -151,41 +153,39 @@ def scored() -> ScoredBreasts:
 
 
 def facts(**columns: object) -> pd.DataFrame:
-    words = dict.fromkeys(("site", "machine", "density", "age", "implant", "views"), NOT_RECORDED)
+    texts = dict.fromkeys(("site", "machine", "density", "age", "implant", "views"), NOT_RECORDED)
     numbers = dict.fromkeys(("years", "invasive", "difficult"), np.nan)
-    return pd.DataFrame({**words, **numbers, **columns}, index=range(N))
+    return pd.DataFrame({**texts, **numbers, **columns}, index=range(N))
 
 
 def by_score(found: list[SubgroupDifference], title: str) -> dict[str, SubgroupDifference]:
-    return {contrast.score: contrast for contrast in found if contrast.title == title}
+    return {one.score: one for one in found if one.title == title}
 
 
 def test_subgroup_differences_equal_those_of_the_rows_and_resamples(scored: ScoredBreasts) -> None:
     machine = np.array(["a", "b", "c"])[np.arange(N) // 6 % 3]
     found = subgroup_differences(scored, facts(machine=machine), resamples=40, seed=5)
     assert len(found) == 9
-    own = by_score(found, "machine a")
-    inside = machine == "a"
-    y, called, p = scored.labels, scored.decisions, scored.probabilities
+    own, inside = by_score(found, "machine a"), machine == "a"
+    y, decided, p = scored.labels, scored.decisions, scored.probabilities
+
+    def mean(values: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> float:
+        return float(np.average(values[rows], weights=weights[rows]))
+
     metrics = {
-        "sensitivity": lambda rows, w: np.average(
-            called[rows & (y == 1)], weights=w[rows & (y == 1)]
-        ),
-        "specificity": lambda rows, w: np.average(
-            1 - called[rows & (y == 0)], weights=w[rows & (y == 0)]
-        ),
+        "sensitivity": lambda rows, w: mean(decided, rows & (y == 1), w),
+        "specificity": lambda rows, w: mean(1 - decided, rows & (y == 0), w),
         "AUROC": lambda rows, w: roc_auc_score(y[rows], p[rows], sample_weight=w[rows]),
     }
     ids, number = np.unique(PATIENTS, return_inverse=True)
-    generator = np.random.default_rng(5)
-    drawn = generator.integers(0, len(ids), (40, len(ids)))
+    drawn = np.random.default_rng(5).integers(0, len(ids), (40, len(ids)))
     weights = [np.bincount(row, minlength=len(ids))[number].astype(float) for row in drawn]
     for name, score in metrics.items():
-        contrast, once = own[name], np.ones(N)
-        assert contrast.inside == pytest.approx(score(inside, once))
-        assert contrast.outside == pytest.approx(score(~inside, once))
+        one, once = own[name], np.ones(N)
+        assert one.inside == pytest.approx(score(inside, once))
+        assert one.outside == pytest.approx(score(~inside, once))
         values = [score(inside, w) - score(~inside, w) for w in weights]
-        ends = [contrast.difference.low, contrast.difference.high]
+        ends = [one.difference.low, one.difference.high]
         assert ends == pytest.approx(np.quantile(values, [0.025, 0.975]))
 
 
@@ -204,110 +204,90 @@ def test_subgroup_differences_compare_two_subgroups_once() -> None:
     assert own["sensitivity"].inside == pytest.approx(28 / 40)
     assert own["sensitivity"].difference.value == pytest.approx(-0.3)
     assert own["sensitivity"].is_significant
-    healthy = LABELS == 0
-    rows = (invasive == 1) | healthy
+    rows = (invasive == 1) | (LABELS == 0)
     assert own["AUROC"].inside == pytest.approx(roc_auc_score(LABELS[rows], p[rows]))
     assert own["AUROC"].outside == 1
 
 
 def test_subgroup_differences_need_enough_breasts_and_variance(scored: ScoredBreasts) -> None:
-    site = np.where(np.arange(N) < 28, "1", "2")  # 10 cancers, 18 others
-    assert len(subgroup_differences(scored, facts(site=site), resamples=5)) == 3
-    site = np.where(np.arange(N) < 27, "1", "2")  # 9 cancers
-    assert [c.score for c in subgroup_differences(scored, facts(site=site), resamples=5)] == [
-        "specificity"
-    ]
+    for n, expected in ((28, 3), (27, 1)):  # 10 cancers of 28, 9 of 27
+        site = np.where(np.arange(N) < n, "1", "2")
+        assert len(subgroup_differences(scored, facts(site=site), resamples=5)) == expected
     assert subgroup_differences(scored, facts(), resamples=5) == []
-    perfect = make_scored(0.1 + 0.8 * LABELS)
     site = np.where(np.arange(N) < 120, "1", "2")
-    for contrast in subgroup_differences(perfect, facts(site=site), resamples=20):
-        assert contrast.difference.value == 0
-        assert np.isnan(contrast.difference.low)
-        assert not contrast.is_significant
+    perfect = make_scored(0.1 + 0.8 * LABELS)
+    for one in subgroup_differences(perfect, facts(site=site), resamples=20):
+        assert one.difference.value == 0
+        assert np.isnan(one.difference.low)
+        assert not one.is_significant
 
 
-def by_title(found: list[Subgroup]) -> dict[str, Subgroup]:
-    return {group.title: group for group in found}
+def score(scored: ScoredBreasts, **columns: object) -> dict[str, Subgroup]:
+    groups = score_subgroups(scored, facts(**columns), resamples=20)
+    return {group.title: group for group in groups}
 
 
 def test_score_subgroups_equals_the_scores_of_their_rows(scored: ScoredBreasts) -> None:
     site = np.where(np.arange(N) % 4 < 2, "1", "2")
-    found = by_title(score_subgroups(scored, facts(site=site), resamples=50))
-    assert list(found) == ["all breasts", "site 1", "site 2"]
+    groups = score(scored, site=site)
+    assert list(groups) == ["all breasts", "site 1", "site 2"]
     for name, rows in (("all breasts", site != ""), ("site 1", site == "1")):
-        group, labels, called = found[name], scored.labels[rows], scored.decisions[rows]
+        group, labels, decided = groups[name], scored.labels[rows], scored.decisions[rows]
         assert (group.breasts, group.cancers) == (rows.sum(), labels.sum())
-        assert group.auroc is not None
-        assert group.sensitivity is not None
-        assert group.specificity is not None
-        assert group.auroc.value == pytest.approx(roc_auc_score(labels, scored.probabilities[rows]))
-        assert group.sensitivity.value == pytest.approx(called[labels == 1].mean())
-        assert group.specificity.value == pytest.approx(1 - called[labels == 0].mean())
-        assert group.sensitivity.low < group.sensitivity.value < group.sensitivity.high
+        expected = (
+            roc_auc_score(labels, scored.probabilities[rows]),
+            decided[labels == 1].mean(),
+            1 - decided[labels == 0].mean(),
+        )
+        intervals = group.auroc, group.sensitivity, group.specificity
+        for interval, value in zip(intervals, expected, strict=True):
+            assert interval is not None
+            assert interval.value == pytest.approx(value)
+            assert interval.low < value < interval.high
 
 
-def test_score_subgroups_small_ones_have_counts_only(scored: ScoredBreasts) -> None:
+def test_score_subgroups_small_and_unrecorded_levels(scored: ScoredBreasts) -> None:
     density = np.array(["B"] * N, dtype=object)
     density[:9] = "A"  # 3 with cancer, 6 without
     density[9:24] = "D"  # 5 with cancer, 10 without
-    found = by_title(score_subgroups(scored, facts(density=density), resamples=20))
-    few, some = found["breast density A"], found["breast density D"]
+    groups = score(scored, density=density)
+    few, some = groups["breast density A"], groups["breast density D"]
     assert (few.breasts, few.cancers, few.scored) == (9, 3, False)
     assert (some.auroc, some.sensitivity) == (None, None)
     assert some.specificity is not None
-
-
-def test_score_subgroups_not_recorded_is_a_level_beside_others(
-    scored: ScoredBreasts,
-) -> None:
-    assert len(score_subgroups(scored, facts(), resamples=5)) == 1
+    assert list(score(scored)) == ["all breasts"]
     implant = np.where(np.arange(N) < 120, "without", NOT_RECORDED)
-    found = [g.title for g in score_subgroups(scored, facts(implant=implant), resamples=5)]
-    assert found == ["all breasts", "implant without", "implant not recorded"]
+    titles = ["all breasts", "implant without", "implant not recorded"]
+    assert list(score(scored, implant=implant)) == titles
 
 
-def test_score_subgroups_of_cancers_against_all_other_breasts(scored: ScoredBreasts) -> None:
+def test_score_subgroups_of_one_class_against_all_of_the_other(scored: ScoredBreasts) -> None:
     cancer = scored.labels == 1
     invasive = np.where(cancer, np.arange(N) % 2, 0)
-    found = by_title(score_subgroups(scored, facts(invasive=invasive), resamples=20))
-    group = found["invasive cancers"]
-    inside = cancer & (invasive == 1)
-    assert group.breasts == group.cancers == inside.sum()
-    assert group.specificity is None
+    groups = score(scored, invasive=invasive)
+    group, inside = groups["invasive cancers"], cancer & (invasive == 1)
+    assert (group.breasts, group.cancers, group.specificity) == (inside.sum(), inside.sum(), None)
     assert group.auroc is not None
     rows = inside | ~cancer
     expected = roc_auc_score(scored.labels[rows], scored.probabilities[rows])
     assert group.auroc.value == pytest.approx(expected)
-    assert found["not invasive cancers"].cancers == (cancer & (invasive == 0)).sum()
-
-
-def test_score_subgroups_of_difficult_negatives_against_all_cancers(scored: ScoredBreasts) -> None:
+    assert groups["not invasive cancers"].cancers == (cancer & (invasive == 0)).sum()
     difficult = (np.arange(N) % 5 == 1).astype(float)
-    found = by_title(score_subgroups(scored, facts(difficult=difficult), resamples=20))
-    group = found["difficult negative breasts"]
-    inside = (scored.labels == 0) & (difficult == 1)
+    group = score(scored, difficult=difficult)["difficult negative breasts"]
+    inside = ~cancer & (difficult == 1)
     assert (group.breasts, group.cancers, group.sensitivity) == (inside.sum(), 0, None)
     assert group.specificity is not None
     assert group.specificity.value == pytest.approx(1 - scored.decisions[inside].mean())
     assert "without" not in group.remark
 
 
-def test_score_subgroups_proportion_of_1_has_wilsons_interval(scored: ScoredBreasts) -> None:
-    everything = ScoredBreasts(
-        scored.labels, scored.probabilities, np.ones(N, dtype=int), scored.patients, scored.folds
-    )
-    (total,) = score_subgroups(everything, facts(), resamples=20)
+def test_score_subgroups_degenerate_scores(scored: ScoredBreasts) -> None:
+    (total,) = score(replace(scored, decisions=np.ones(N, dtype=int))).values()
     patients = len(set(scored.patients[scored.labels == 1]))
     assert total.sensitivity == wilson(patients, patients)
     assert total.specificity is not None
-    assert total.specificity.value == 0
-    assert total.specificity.high > 0
-
-
-def test_score_subgroups_perfect_auroc_has_no_interval(scored: ScoredBreasts) -> None:
-    p = np.where(scored.labels, 0.9, 0.1)
-    perfect = ScoredBreasts(scored.labels, p, scored.labels, scored.patients, scored.folds)
-    (total,) = score_subgroups(perfect, facts(), resamples=20)
+    assert total.specificity.value == 0 < total.specificity.high
+    (total,) = score(make_scored(0.1 + 0.8 * LABELS)).values()
     assert total.auroc is not None
     assert total.auroc.value == 1
     assert np.isnan([total.auroc.low, total.auroc.high]).all()
