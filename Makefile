@@ -1,4 +1,4 @@
-# Every target needs only `python3` (3.11 to 3.13) with `venv`; `make env` brings the rest.
+# Every target needs only `python3` (3.11 to 3.13) with `venv`; `make env` installs the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
@@ -6,19 +6,19 @@ ARGS ?=
 MEMBERS ?=
 comma := ,
 NAME ?= $(subst $(comma),+,$(MEMBERS))
-# For Kaggle: a Python of its version, how to push, and which ensemble.
+# For Kaggle: a Python of its version; create or version the dataset; which ensemble (the demo's).
 KAGGLE_PYTHON ?= python3.12
 PUSH ?= create
 BUNDLED = $(or $(strip $(if $(NAME),name=$(NAME)) $(ARGS)),paths=demo name=demo)
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint types prepare train ensemble report submission kaggle \
+.PHONY: help env demo test test-slow lint types docs prepare train ensemble report submission kaggle \
 	kaggle-push gpu gpu-pack lock clean
 
-help: ## show this help
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo "Settings go into ARGS, e.g.  make train ARGS='experiment=effnet_b5 -m fold=0,1,2,3'"
+	@echo "ARGS has the settings of a command: make train ARGS='experiment=effnet_b5 -m fold=0,1,2,3'"
 
-env: .venv/.complete ## build .venv from requirements.lock (does nothing when nothing changed)
+env: .venv/.complete ## create or update .venv from requirements.lock
 
 .venv/.complete: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -36,58 +36,61 @@ demo: env ## synthetic competition of real DICOM files -> the whole pipeline -> 
 	$(RUN) rsna_bcd.evaluate paths=demo name=demo
 	$(RUN) rsna_bcd.report paths=demo name=demo 'baseline=[metadata,intensity]'
 
-test: env lint types ## lint, types and the tests (under 15 minutes on two cores)
+test: env lint types ## ruff, mypy and the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
-test-slow: env ## the longer checks
+test-slow: env ## the longer checks: simulations, kills, 5,000 damaged files, the demo
 	$(BIN)/pytest -m slow $(ARGS)
 
-lint: env ## ruff: style and format
+lint: env ## ruff: style and format of the code
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: env ## mypy
+types: env ## mypy: types
 	$(BIN)/mypy
 
-prepare: env ## DICOM + CSV -> crops, one table per split, manifest, folds
+docs: env ## build the documentation, with the API reference -> output/docs/index.html
+	$(BIN)/python -m sphinx -b html -q -W --keep-going -d output/.doctrees docs output/docs
+
+prepare: env ## DICOM files and tables -> crops, manifest, folds
 	$(RUN) rsna_bcd.prepare $(ARGS)
 
 train: env ## one fold of one experiment, or a sweep (-m fold=0,1,2,3)
 	$(RUN) rsna_bcd.train $(ARGS)
 
-ensemble: env ## members' out-of-fold predictions -> weights, threshold, honest score
+ensemble: env ## out-of-fold predictions of runs -> blend, threshold, cross-fitted score
 	$(RUN) rsna_bcd.ensemble $(ARGS)
 
-report: env ## an ensemble's or a run's scores -> one HTML page, model card
+report: env ## an ensemble or a run -> one HTML page and a model card
 	$(RUN) rsna_bcd.report $(ARGS)
 
-# Of MEMBERS an ensemble is made, which takes seconds and comes out the same each time; NAME alone
-# takes one that is there. ARGS are for the submission, `paths` for both.
-submission: env ## MEMBERS=a,b or NAME=best: ensemble, test images -> submission.csv
+# With MEMBERS, fits their ensemble first, which takes seconds; with NAME alone, uses the existing one.
+# ARGS are settings of submit; those of `paths` are given to both.
+submission: env ## MEMBERS=a,b or NAME=best: test images -> submission.csv
 	$(if $(MEMBERS),$(RUN) rsna_bcd.ensemble name=$(NAME) members=[$(MEMBERS)] $(filter paths%,$(ARGS)))
 	$(RUN) rsna_bcd.submit $(if $(NAME),name=$(NAME)) $(ARGS)
 
-kaggle: env ## NAME=best (or the demo): offline dataset and notebook, and their dry run
+kaggle: env ## NAME=best: offline dataset and notebook, rehearsed without a network
 	$(RUN) rsna_bcd.submit $(BUNDLED)
 	$(RUN) rsna_bcd.bundle $(BUNDLED)
 	$(RUN) rsna_bcd.rehearse $(BUNDLED) interpreter=$(KAGGLE_PYTHON)
 
-kaggle-push: env ## NAME=best ARGS='owner=me': send them to Kaggle; later PUSH=version as well
+kaggle-push: env ## NAME=best ARGS='owner=me': upload them; PUSH=version from the second time on
 	$(RUN) rsna_bcd.bundle $(BUNDLED) push=$(PUSH)
 
-# Without `env`, for a machine without a network: the Python of .venv if there is one.
-gpu: ## PACK=folder: prove everything on a GPU, in 9 minutes, offline; small on a processor
+# Does not need `env`, for machines without a network: uses .venv if it exists, else $(PYTHON).
+gpu: ## PACK=folder: checks and benchmarks on a GPU, 9 minutes, offline
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(PACK),pack=$(PACK)) $(ARGS)
 
-# The crops of DATA, the weights in WEIGHTS, missing packages and the source tree, for a machine
-# without a network; ARGS as in benchmarks/gpu_pack.py.
-gpu-pack: env ## DATA=data/rsna640 WEIGHTS=...: archives for a GPU without a network
+# The archives have the crops of DATA, the weights, missing packages and the source tree. ARGS are the
+# settings at the top of benchmarks/gpu_pack.py.
+gpu-pack: env ## DATA=folder WEIGHTS=file: archives for a GPU machine without a network
 	$(BIN)/python benchmarks/gpu_pack.py data=$(DATA) $(if $(OUT),output=$(OUT)) \
 		$(if $(WEIGHTS),weights=$(WEIGHTS)) $(ARGS)
 
-lock: env ## compile requirements.lock again from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra sweep --extra export --universal \
-		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --upgrade \
-		-o requirements.lock
+lock: env ## upgrade requirements.lock to the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra sweep --extra export \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet \
+		--upgrade -o requirements.lock
 
-clean: ## delete what the demo and the tests made (neither your runs nor .venv)
-	rm -rf output/demo .pytest_cache .mypy_cache .ruff_cache dist
+clean: ## delete the demo, the site and caches; keep your runs and .venv
+	rm -rf output/demo output/docs output/.doctrees docs/api .pytest_cache .mypy_cache .ruff_cache dist

@@ -1,0 +1,62 @@
+"""Sphinx settings of the site: `make docs`."""
+
+import importlib.metadata
+import re
+
+from sphinx.application import Sphinx
+
+project = "rsna_bcd"
+release = importlib.metadata.version("rsna_bcd")
+extensions = [
+    "myst_parser",  # the pages are Markdown, and read as well in the repository
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "rsna_bcd"
+myst_heading_anchors = 3  # of links such as `page.md#heading`
+
+# One page per directory of the package, made from the docstrings into docs/api/.
+apidoc_modules = [
+    {"path": "../rsna_bcd", "destination": "api", "max_depth": 3, "automodule_options": {"members"}}
+]
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+default_role = "code"  # a word in single backticks
+napoleon_use_ivar = True  # fields of a dataclass are described once
+nitpicky = False
+
+# The pages of the site in order; the README's links to them are of the repository.
+PAGES = {
+    "Use": [
+        "commands/prepare", "commands/train", "commands/search", "commands/ensemble",
+        "commands/report", "commands/submit", "commands/predict", "commands/evaluate",
+        "commands/export", "commands/kaggle", "commands/synthesize", "datasets", "gpu",
+    ],
+    "Understand": ["architecture", "guarantees", "benchmarks", "study", "glossary"],
+    "Extend": ["extend", "api/modules"],
+}  # fmt: skip
+
+
+def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Add the table of contents to the first page, which is a plain list in the repository."""
+    if docname == "index":
+        for caption, pages in PAGES.items():
+            listed = "\n".join(pages)
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+
+
+def mark_code(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Turn Markdown's `code` in a docstring into reStructuredText's ``code``."""
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", "\n".join(lines))
+    text = re.sub(r"(?<!\*)\*\*(?=[{\w])", r"\\*\\*", text)  # keyword arguments, not bold print
+    lines[:] = text.split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions above."""
+    app.connect("source-read", add_contents)
+    app.connect("autodoc-process-docstring", mark_code, priority=400)  # before napoleon
