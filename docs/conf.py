@@ -49,7 +49,9 @@ def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
-def mark_code(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def mark_code(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     """Turn Markdown's `code` in a docstring into reStructuredText's ``code``."""
     text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", "\n".join(lines))
     text = re.sub(r"(?<!\*)\*\*(?=[{\w])", r"\\*\\*", text)  # keyword arguments, not bold print
