@@ -17,7 +17,7 @@ CROP = CropSettings("docs", 512, 256, box="breast", margin=0.01, orient=True, fi
 
 
 def dicom_to_crop(target: Path) -> None:
-    """Stored pixels, what the header's window shows, and the crop; one row a machine."""
+    """Stored pixels, what the header's window shows, and the crop; one row per machine."""
     images = pd.read_csv(DATA / "train.csv", dtype={"patient_id": str, "image_id": str})
     mlo = images[(images["view"] == "MLO") & (images["implant"] == 0)]
     figure, axes = plt.subplots(
