@@ -27,7 +27,6 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 default_role = "code"  # a word in single backticks
 napoleon_use_ivar = True  # fields of a dataclass are described once
-nitpicky = False
 
 # The pages of the site in order; the README's links to them are of the repository.
 PAGES = {
@@ -49,16 +48,24 @@ def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
-def mark_code(
+def convert_docstring(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Turn Markdown's `code` in a docstring into reStructuredText's ``code``."""
-    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", "\n".join(lines))
-    text = re.sub(r"(?<!\*)\*\*(?=[{\w])", r"\\*\\*", text)  # keyword arguments, not bold print
+    """Turn the Markdown of a docstring into reStructuredText: code, and blocks of code."""
+    parts = re.split(r"^( *)```\w*\n(.*?)^ *```$", "\n".join(lines), flags=re.MULTILINE | re.DOTALL)
+    text = ""
+    for prose, indent, block in zip(
+        parts[::3], [*parts[1::3], ""], [*parts[2::3], ""], strict=True
+    ):
+        code = re.sub(r"(?<!`)`([^`]+)`(?!`)", lambda match: f"``{match[1].strip()}``", prose)
+        text += re.sub(r"(?<!\*)\*\*(?=[{\w])", r"\*\*", code)  # keyword arguments, not bold
+        if block:
+            shifted = re.sub(r"^", "    ", block, flags=re.MULTILINE).rstrip()
+            text += f"{indent}.. code-block:: text\n\n{shifted}\n"
     lines[:] = text.split("\n")
 
 
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", add_contents)
-    app.connect("autodoc-process-docstring", mark_code, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", convert_docstring, priority=400)  # before napoleon
