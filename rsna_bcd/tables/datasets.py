@@ -18,17 +18,16 @@ from rsna_bcd.tables.images import (
     VIEWS,
     Split,
     join_rows,
+    some,
     with_our_names,
 )
-
-_SHOWN = 5  # unknown values named in a message
 
 _log = logging.getLogger(__name__)
 
 
 def map_rsna(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
     """Map the competition's own CSV to our columns: they are the same."""
-    return join_rows(tables)
+    return join_rows(tables, split)
 
 
 def map_vindr(
@@ -281,12 +280,6 @@ def _filled(template: str, places: pd.DataFrame) -> list[str]:
 def _refuse_unknown(column: pd.Series, known: pd.Series, name: str, expected: str) -> None:
     if not known.all():
         raise InputError(f"{name} is {some(column[~known])}; expected {expected}.")
-
-
-def some(values: pd.Series) -> str:
-    """The first few of different values, for a message."""
-    different = list(values.astype("string").fillna("(missing)").drop_duplicates())
-    return ", ".join(different[:_SHOWN]) + (", ..." if len(different) > _SHOWN else "")
 
 
 _TAKEN = ("path", "fold", "label", "scale", "flipped", "rotated")  # columns that later stages add

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 from zipfile import BadZipFile
@@ -37,7 +37,7 @@ _REQUIRED: dict[Split, tuple[str, ...]] = {
     "test": ("patient_id", "image_id", "laterality", "view", "prediction_id"),
 }
 _STRINGS = ("patient_id", "image_id", "prediction_id", "file")
-# Headers of columns that hold identifiers, in tables of any origin: NA may be somebody's initials.
+# Names of columns that hold identifiers, in tables of any origin: NA may be initials.
 _IDENTIFIER = re.compile(r"(?i)(id|patient|subject|case|image|file|name|number)s?$")
 _YEARS = {"": 1.0, "y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
 _SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
@@ -46,7 +46,7 @@ SAFE_NAME = r"[\w-][\w.-]*"  # identifiers become folder and file names
 # Absolute, through a parent folder, or of another operating system.
 LEAVES_THE_FOLDER = r"^/|\\|(?:^|/)\.\.(?:/|$)"
 PATTERN = re.compile(r"[*?\[]")
-_SHOWN = 5  # offending rows named in a message
+SHOWN = 5  # values or rows named in a message
 
 
 def table_files(csv: Path | str | Sequence[Path | str]) -> list[Path]:
@@ -81,10 +81,7 @@ def read_images(
     files = table_files(csv)
     name = " with ".join(map(str, files))
     tables = [read_table(file) for file in files]
-    try:
-        mapped = join_rows(tables) if rows is None else rows(tables, split)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None  # stages show a cause in its place
+    mapped = map_tables(tables, split, rows or join_rows, name)
     missing = [c for c in _REQUIRED[split] if c not in mapped.columns]
     if missing:
         raise InputError(
@@ -98,12 +95,12 @@ def read_images(
         frame = frame.assign(
             prediction_id=(frame["patient_id"] + "_" + frame["laterality"].astype("string"))
         )
-    # A mapping of one table may drop rows; those that it keeps are known by their old position.
-    in_file = len(files) == 1 and mapped.index.isin(tables[0].index).all()
-    _check_rows(frame, name, split, mapped.index if in_file else None)
+    positions = mapped.index if keeps_lines(mapped, tables) else None
+    for bad, fault, remedy in _faults(frame, split):
+        if bad.any():
+            raise InputError(f"{name}: {fault} in {_lines(frame, bad, positions)}. {remedy}")
     if "cancer" in frame:  # may be TRUE and FALSE, or 1.0
         frame = frame.assign(cancer=pd.to_numeric(frame["cancer"]).astype("int64"))
-    _check_breasts(frame, name, mapped.index if in_file else None)
     return frame
 
 
@@ -136,7 +133,7 @@ def read_table(file: Path) -> pd.DataFrame:
         )
     long = [line for line, cells in rows if any(cells[width:])]
     if long:
-        shown = ", ".join(map(str, long[:_SHOWN]))
+        shown = ", ".join(map(str, long[:SHOWN]))
         raise InputError(
             f"{file} is not a CSV table: line(s) {shown} have more cells than the header's "
             f"{width}. Quote cells that contain the delimiter, or export the table again."
@@ -150,7 +147,20 @@ def read_table(file: Path) -> pd.DataFrame:
     return table
 
 
-def join_rows(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def map_tables(tables: Sequence[pd.DataFrame], split: Split, rows: Rows, name: str) -> pd.DataFrame:
+    """Apply `rows`; a refusal names the files."""
+    try:
+        return rows(tables, split)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None  # stages show a cause in its place
+
+
+def keeps_lines(mapped: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> bool:
+    """Whether the index of mapped rows, of which some may be dropped, is that of their file."""
+    return len(tables) == 1 and bool(mapped.index.isin(tables[0].index).all())
+
+
+def join_rows(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
     """Join tables that have our columns, whatever the case and punctuation of their names."""
     return pd.concat([with_our_names(table) for table in tables], ignore_index=len(tables) > 1)
 
@@ -203,105 +213,77 @@ def _age_in_years(age: object) -> object:
     return int(years) if years.is_integer() else round(years, 2)
 
 
-def _check_rows(frame: pd.DataFrame, name: str, split: Split, positions: pd.Index | None) -> None:
-    """Each row by itself: identifiers, laterality, view, label, file."""
-
-    def refuse(bad: pd.Series, what: str, remedy: str) -> None:
-        if bad.any():
-            raise InputError(f"{name}: {what} in {_lines(frame, bad, positions)}. {remedy}")
-
+def _faults(frame: pd.DataFrame, split: Split) -> Iterator[tuple[pd.Series, str, str]]:
+    """The affected rows of each kind of fault, which may be none, the fault and its remedy."""
     for column in ("patient_id", "image_id"):
-        refuse(frame[column].isna(), f"{column} is missing", "Fill it in or drop the rows.")
+        yield frame[column].isna(), f"{column} is missing", "Fill it in or drop the rows."
         unsafe = ~frame[column].str.fullmatch(SAFE_NAME)
-        refuse(unsafe, f"{column} is unfit for a file name", "Use letters, digits, '_', '-', '.'.")
-    laterality, view = frame["laterality"], frame["view"]
-    refuse(
-        ~laterality.isin(LATERALITIES),
-        f"unknown laterality {_values(laterality, LATERALITIES)}",
-        "It must be L or R.",
-    )
+        yield unsafe, f"{column} is unfit for a file name", "Use letters, digits, '_', '-', '.'."
+    bad = ~frame["laterality"].isin(LATERALITIES)
+    yield bad, f"unknown laterality {_quoted(frame['laterality'][bad])}", "It must be L or R."
     if split == "train":  # a test set may have unknown views
-        refuse(
-            ~view.isin(VIEWS),
-            f"unknown view {_values(view, VIEWS)}",
-            f"Known are {', '.join(VIEWS)}; rename or drop the rows.",
-        )
-    refuse(
-        frame["image_id"].duplicated(keep=False),
-        "image_id occurs more than once",
-        "Keep one row per image.",
-    )
+        bad = ~frame["view"].isin(VIEWS)
+        remedy = f"Known are {', '.join(VIEWS)}; rename or drop the rows."
+        yield bad, f"unknown view {_quoted(frame['view'][bad])}", remedy
+    bad = frame["image_id"].duplicated(keep=False)
+    yield bad, "image_id occurs more than once", "Keep one row per image."
     if "age" in frame:
-        age = frame["age"]
-        bad = age.notna() & pd.to_numeric(age, errors="coerce").isna()
-        refuse(
-            bad,
-            f"age is no number but {_values(age[bad].astype('string'), ())}",
-            "Write years, or leave the cell empty where the age is unknown.",
-        )
-    if "cancer" in frame:
-        cancer = frame["cancer"]
-        # One `unknown` makes all of a column text.
-        bad = ~pd.to_numeric(cancer, errors="coerce").isin([0, 1])
-        which = _values(cancer[bad].astype("string"), ())
-        refuse(bad, f"cancer is neither 0 nor 1 but {which}", "Correct the labels.")
+        bad = frame["age"].notna() & pd.to_numeric(frame["age"], errors="coerce").isna()
+        remedy = "Write years, or leave the cell empty where the age is unknown."
+        yield bad, f"age is no number but {_quoted(frame['age'][bad])}", remedy
     if "file" in frame:
-        refuse(frame["file"].isna(), "file is missing", "Fill it in or drop the rows.")
-        refuse(
-            frame["file"].str.contains(LEAVES_THE_FOLDER),
-            "file leads out of the folder of images",
-            "Write it relative to that folder, with '/' and without '..'.",
-        )
-        refuse(  # patterns are resolved later
-            frame["file"].duplicated(keep=False) & ~frame["file"].str.contains(PATTERN),
-            "file occurs more than once",
-            "Each image has a file of its own.",
-        )
-
-
-def _check_breasts(frame: pd.DataFrame, name: str, positions: pd.Index | None) -> None:
-    """Rows of one breast against each other."""
+        file = frame["file"]
+        yield file.isna(), "file is missing", "Fill it in or drop the rows."
+        remedy = "Write it relative to that folder, with '/' and without '..'."
+        outside = file.str.contains(LEAVES_THE_FOLDER)
+        yield outside, "file leads out of the folder of images", remedy
+        bad = file.duplicated(keep=False) & ~file.str.contains(PATTERN)  # resolved later
+        yield bad, "file occurs more than once", "Each image has a file of its own."
     breast = frame.groupby(["patient_id", "laterality"], sort=False)
     if "cancer" in frame:
-        conflict = breast["cancer"].transform("nunique") > 1
-        if conflict.any():
-            raise InputError(
-                f"{name}: images of one breast have different labels in "
-                f"{_lines(frame, conflict, positions)}. The label belongs to the breast: make them "
-                "equal."
-            )
+        # One `unknown` makes all of a column text.
+        bad = ~pd.to_numeric(frame["cancer"], errors="coerce").isin([0, 1])
+        fault = f"cancer is neither 0 nor 1 but {_quoted(frame['cancer'][bad])}"
+        yield bad, fault, "Correct the labels."
+        bad = breast["cancer"].transform("nunique") > 1
+        remedy = "The label belongs to the breast: make them equal."
+        yield bad, "images of one breast have different labels", remedy
     several = breast["prediction_id"].transform("nunique") > 1
     owners = frame["patient_id"] + "_" + frame["laterality"].astype("string")
     shared = owners.groupby(frame["prediction_id"]).transform("nunique") > 1
     bad = several | shared | frame["prediction_id"].isna()
-    if bad.any():
-        raise InputError(
-            f"{name}: prediction_id does not stand for exactly one breast in "
-            f"{_lines(frame, bad, positions)}. Give each patient and laterality one id of its own."
-        )
+    remedy = "Give each patient and laterality one id of its own."
+    yield bad, "prediction_id does not stand for exactly one breast", remedy
 
 
 def _lines(frame: pd.DataFrame, bad: pd.Series, positions: pd.Index | None) -> str:
-    """Name the offending rows: as an editor numbers them (the header is line 1), or by image.
+    """Name the affected rows, NA included, by line (the header is line 1) or else by image.
 
     Args:
         frame: the table.
-        bad: which of its rows, NA included.
+        bad: (rows,) bool.
         positions: of the rows in their file, 0-based; None where several files were joined.
     """
     rows = bad.fillna(True).to_numpy(dtype=bool).nonzero()[0]
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    images = frame["image_id"].iloc[rows[:_SHOWN]].fillna("(missing)")
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    images = frame["image_id"].iloc[rows[:SHOWN]].fillna("(missing)")
     if positions is None:
         return f"image(s) {', '.join(images)}{more}"
-    lines = ", ".join(str(positions[i] + 2) for i in rows[:_SHOWN])
+    lines = ", ".join(str(positions[i] + 2) for i in rows[:SHOWN])
     return f"line(s) {lines}{more} (first: image {images.iloc[0]})"
 
 
-def _values(column: pd.Series, known: tuple[str, ...]) -> str:
-    """The unknown values of a column, quoted."""
-    unknown = column[~column.isin(known)].drop_duplicates().head(_SHOWN)
-    return ", ".join(repr(None if pd.isna(value) else value) for value in unknown)
+def _quoted(values: pd.Series) -> str:
+    """The first few distinct values, quoted."""
+    distinct = values.astype("string").drop_duplicates().head(SHOWN)
+    return ", ".join(repr(None if pd.isna(value) else value) for value in distinct)
+
+
+def some(values: pd.Series | pd.Index) -> str:
+    """The first few distinct values, for a message."""
+    distinct = list(pd.Series(values).astype("string").fillna("(missing)").drop_duplicates())
+    more = f" and {len(distinct) - SHOWN} more" if len(distinct) > SHOWN else ""
+    return ", ".join(distinct[:SHOWN]) + more
 
 
 def breast_sites(images: pd.DataFrame) -> pd.Series:

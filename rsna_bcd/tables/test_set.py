@@ -14,7 +14,6 @@ import pandas as pd
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file
-from rsna_bcd.tables.datasets import map_rsna
 from rsna_bcd.tables.delimited import read_cells
 from rsna_bcd.tables.images import (
     EXCEL,
@@ -24,6 +23,9 @@ from rsna_bcd.tables.images import (
     SAFE_NAME,
     VIEWS,
     Rows,
+    join_rows,
+    keeps_lines,
+    map_tables,
     read_table,
     table_files,
     typed,
@@ -145,10 +147,7 @@ def read_test_tables(
         read_table(file) if file.suffix.lower() in EXCEL else _read_tolerant(file, failures)
         for file in files
     ]
-    try:
-        mapped = (rows or map_rsna)(tables, "test")
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None  # stages show a cause in its place
+    mapped = map_tables(tables, "test", rows or join_rows, name)
     frame, added = _with_missing_columns(typed(mapped), name, failures)
     expected = _read_expected(sample_csv, failures)
     cells = pd.DataFrame(
@@ -156,7 +155,7 @@ def read_test_tables(
     )
     side = cells["laterality"].str.upper()
     cells = cells.assign(view=cells["view"].str.upper(), side=side.where(side.isin(LATERALITIES)))
-    in_file = len(files) == 1 and mapped.index.isin(tables[0].index).all()
+    in_file = keeps_lines(mapped, tables)
     cells["place"] = [f"line {i}" if in_file else "another row" for i in mapped.index]
     breasts, matched = match_breasts(cells, expected)
     cells["breast"] = matched
