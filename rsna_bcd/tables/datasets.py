@@ -1,8 +1,8 @@
 """Map the tables of other datasets to our columns, files and labels.
 
 Each function is the `rows` of a YAML in `conf/dataset/`: it takes the tables that the YAML names,
-every cell a string, and returns one row per image with our columns. `read_images` checks them.
-The label belongs to the breast, so every image of a breast gets the same.
+every cell a string, and returns one row per image with our columns, which `read_images` checks. All
+images of a breast get its label.
 """
 
 import logging
@@ -40,24 +40,23 @@ def map_vindr(
 ) -> pd.DataFrame:
     """Map VinDr-Mammo (Nguyen et al., 2023, doi:10.1038/s41597-023-02100-7).
 
-    There is no pathology: a breast counts as cancer by its BI-RADS category. Should the images of a
-    breast differ, the breast is positive if one of them is.
+    There is no pathology: a breast counts as cancer by its BI-RADS category, the highest of its
+    images. An examination is a patient.
 
     Args:
         tables: `breast-level_annotations.csv`, and `metadata.csv` for `age` and `machine_id`.
-        split: which of ours.
+        split: ours.
         positive: BI-RADS categories, 1 to 5, that count as cancer.
-        splits: for `train` and `test`, which of the published splits (`training`, `test`).
-        file: where an image is, with `{study_id}` and `{image_id}`.
+        splits: for `train` and `test`, the published splits (`training`, `test`).
+        file: path of an image, with `{study_id}` and `{image_id}`.
 
     Returns:
-        An examination is a patient. `BIRADS` is 1 to 5 and `density` A to D; `series_id`, `height`
-        and `width` are kept.
+        Also `BIRADS` (1 to 5), `density` (A to D), and `series_id`, `height`, `width` as published.
     """
-    frame = _the_table(tables, "breast_birads", "study_id", "image_id", "laterality",
+    frame = _table_with(tables, "breast_birads", "study_id", "image_id", "laterality",
                        "view_position", "breast_density", "split")  # fmt: skip
     birads = frame["breast_birads"].str.extract(r"^BI-RADS ([0-6])$", expand=False)
-    _refuse_unknown(frame["breast_birads"], birads.notna(), "breast_birads", "BI-RADS 1 to 5")
+    _refuse_unknown(frame, "breast_birads", birads.notna(), "BI-RADS 1 to 5")
     rows = pd.DataFrame(
         {
             "patient_id": frame["study_id"],
@@ -70,16 +69,15 @@ def map_vindr(
             "file": _filled(file, frame[["study_id", "image_id"]]),
         }
     )
-    kept = [c for c in ("series_id", "height", "width") if c in frame]
-    rows = rows.join(frame[kept])
+    rows = rows.join(frame[[c for c in ("series_id", "height", "width") if c in frame]])
     if len(tables) > 1:
-        metadata = _the_table(tables, "SOP Instance UID", "Patient's Age")
+        metadata = _table_with(tables, "SOP Instance UID", "Patient's Age")
         metadata = metadata.drop_duplicates("SOP Instance UID").set_index("SOP Instance UID")
         rows["age"] = rows["image_id"].map(metadata["Patient's Age"].str.extract(r"(\d+)Y")[0])
         if "Manufacturer's Model Name" in metadata:
             rows["machine_id"] = rows["image_id"].map(metadata["Manufacturer's Model Name"])
-    rows = _label_of_the_breast(rows)
-    return with_breast_ids(_select_split(rows, frame["split"], split, splits))
+    rows = _with_breast_labels(rows)
+    return _with_breast_ids(_select_split(rows, frame["split"], split, splits))
 
 
 def map_cbis_ddsm(
@@ -98,37 +96,28 @@ def map_cbis_ddsm(
     calcifications in the other): these are left out of `train`, unless it has both splits.
 
     Args:
-        tables: all four `{mass,calc}_case_description_{train,test}_set.csv`, for either split of
-            ours.
-        split: which of ours.
-        splits: for `train` and `test`, which of the published splits (`Training`, `Test`).
-        file: where an image is. `{folder}` is the first part of `image file path`, such as
+        tables: all four `{mass,calc}_case_description_{train,test}_set.csv`, for either split.
+        split: ours.
+        splits: for `train` and `test`, the published splits (`Training`, `Test`).
+        file: path of an image. `{folder}` is the first part of `image file path`, such as
             `Mass-Training_P_00001_LEFT_CC`, `{series}` the third.
 
     Returns:
-        `image_id` is the folder. `BIRADS` is the highest `assessment` of the image, `density` the
-        first one given, as A to D.
+        `image_id` is the folder. Also `BIRADS`, the highest `assessment` of the image, and
+        `density`, its first one, as A to D.
     """
     frame = pd.concat([t.rename(columns=lambda c: c.replace("_", " ")) for t in tables])
     frame = frame.reset_index(drop=True)
-    _the_table([frame], "image file path", "patient id", "left or right breast", "image view",
+    _table_with([frame], "image file path", "patient id", "left or right breast", "image view",
                "pathology", "assessment", "breast density")  # fmt: skip
     # The paths are older than the present layout: their folders are identifiers here.
     path = frame["image file path"].str.split("/")
     folder = path.str[0].astype("string")
     published = folder.str.extract(r"^(?:Mass|Calc)-([A-Za-z]+)_P_\d+_", expand=False)
-    _refuse_unknown(
-        frame["image file path"],
-        published.notna(),
-        "image file path",
-        "Mass-Training_P_00001_LEFT_CC/...",
-    )
-    _refuse_unknown(
-        frame["pathology"],
-        frame["pathology"].isin(["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]),
-        "pathology",
-        "MALIGNANT, BENIGN, BENIGN_WITHOUT_CALLBACK",
-    )
+    example = "Mass-Training_P_00001_LEFT_CC/..."
+    _refuse_unknown(frame, "image file path", published.notna(), example)
+    known = ["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]
+    _refuse_unknown(frame, "pathology", frame["pathology"].isin(known), ", ".join(known))
     places = pd.DataFrame({"folder": folder, "series": path.str[2]})
     rows = pd.DataFrame(
         {
@@ -143,20 +132,20 @@ def map_cbis_ddsm(
         }
     )
     rows["density"] = rows.groupby("image_id")["density"].transform("first")
-    rows = _label_of_the_breast(rows)
+    rows = _with_breast_labels(rows)
     mine = _select_split(rows, published, split, splits)
     if split == "train":
         held_out = published.isin(splits["test"]) & ~published.isin(splits["train"])
         mine = mine[~mine["patient_id"].isin(rows.loc[held_out, "patient_id"])]
-    return with_breast_ids(mine.drop_duplicates("image_id"))
+    return _with_breast_ids(mine.drop_duplicates("image_id"))
 
 
 def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str) -> pd.DataFrame:
     """Map CMMD (Cui et al., 2021, doi:10.7937/tcia.eqde-4b16), whose files only headers tell apart.
 
-    A breast counts as cancer if its `classification` in the clinical table is Malignant (should it
-    have two rows, one is enough). The other breast of most patients of the second part (D2) has
-    images but no row: it is not known to be healthy.
+    A breast counts as cancer if one of its rows in the clinical table has `classification`
+    Malignant. The other breast of most patients of the second part (D2) has images but no row: it
+    is not known to be healthy.
 
     Args:
         tables: `index.csv`, which `python -m rsna_bcd.index` makes of the files, and
@@ -172,14 +161,10 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
         raise InputError("CMMD has no published test split. Leave it out with splits=[train].")
     if other_breasts not in ("drop", "negative"):
         raise InputError(f"dataset.rows.other_breasts={other_breasts}: choose drop or negative.")
-    index = _the_table(tables, "image_id", "patient_id", "laterality", "view", "file", "machine")
-    clinical = _the_table(tables, "LeftRight", "ID1", "Age", "classification")
-    _refuse_unknown(
-        clinical["classification"],
-        clinical["classification"].isin(["Benign", "Malignant"]),
-        "classification",
-        "Benign, Malignant",
-    )
+    index = _table_with(tables, "image_id", "patient_id", "laterality", "view", "file", "machine")
+    clinical = _table_with(tables, "LeftRight", "ID1", "Age", "classification")
+    known = clinical["classification"].isin(["Benign", "Malignant"])
+    _refuse_unknown(clinical, "classification", known, "Benign, Malignant")
     clinical = clinical.rename(columns={"ID1": "patient_id", "LeftRight": "laterality"})
     clinical = clinical.assign(cancer=clinical["classification"] == "Malignant")
     # Malignant first, so that it is the row that stays.
@@ -197,7 +182,7 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
     if other_breasts == "negative":
         rows["cancer"] = rows["cancer"].fillna(False)
     else:  # rows without laterality stay, and are refused by name
-        rows = without(rows, ~listed & rows["laterality"].notna())
+        rows = _drop_unlabelled(rows, ~listed & rows["laterality"].notna())
     age = rows["Age"].fillna(rows["age"]) if "age" in rows else rows["Age"]
     columns = ["patient_id", "image_id", "laterality", "view", "cancer", *kept, "file"]
     return rows[columns].assign(
@@ -205,8 +190,8 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
     )
 
 
-def without(rows: pd.DataFrame, unlabelled: pd.Series) -> pd.DataFrame:
-    """The rows that have a label; says how many have none."""
+def _drop_unlabelled(rows: pd.DataFrame, unlabelled: pd.Series) -> pd.DataFrame:
+    """Drop the unlabelled rows, and log how many."""
     if unlabelled.any():
         _log.warning(
             "%d of %d images have no label and are dropped, the first is %s.",
@@ -217,35 +202,31 @@ def without(rows: pd.DataFrame, unlabelled: pd.Series) -> pd.DataFrame:
     return rows[~unlabelled]
 
 
-def _the_table(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.DataFrame:
-    """The table that has the column `mark`; it must have the other columns too.
-
-    Raises:
-        InputError: there is no such table, or it lacks columns.
-    """
+def _table_with(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.DataFrame:
+    """The table that has the column `mark`; it must have those `needed` too."""
     having = [table for table in tables if mark in table]
     if not having:
         raise InputError(
             f"no table has the column {mark!r}. The columns are "
-            f"{' | '.join(column_names(table) for table in tables)}. Download the tables again."
+            f"{' | '.join(_column_names(table) for table in tables)}. Download the tables again."
         )
     missing = [c for c in needed if c not in having[0]]
     if missing:
         raise InputError(
-            f"the table with {mark!r} lacks {', '.join(missing)}; it has {column_names(having[0])}."
+            f"the table with {mark!r} lacks {', '.join(missing)}; it has "
+            f"{_column_names(having[0])}."
         )
     return having[0]
 
 
-def column_names(table: pd.DataFrame) -> str:
-    """The names of the columns, for a message."""
+def _column_names(table: pd.DataFrame) -> str:
     return ", ".join(map(str, table.columns))
 
 
 def _select_split(
     rows: pd.DataFrame, published: pd.Series, split: Split, splits: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """The rows of the published splits that ours is made of."""
+    """The rows of the published splits that are in ours."""
     unknown = set(splits[split]) - set(published)
     if unknown:
         raise InputError(
@@ -255,13 +236,13 @@ def _select_split(
     return rows[published.isin(splits[split])]
 
 
-def _label_of_the_breast(rows: pd.DataFrame) -> pd.DataFrame:
+def _with_breast_labels(rows: pd.DataFrame) -> pd.DataFrame:
     """Give every row the label of its breast: 1 if any row of the breast is positive."""
     breast = rows.groupby(["patient_id", "laterality"], dropna=False)["cancer"]
     return rows.assign(cancer=breast.transform("max").astype(int))
 
 
-def with_breast_ids(rows: pd.DataFrame) -> pd.DataFrame:
+def _with_breast_ids(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `prediction_id` as the competition makes it."""
     return rows.assign(prediction_id=rows["patient_id"] + "_" + rows["laterality"])
 
@@ -277,9 +258,9 @@ def _filled(template: str, places: pd.DataFrame) -> list[str]:
         ) from error
 
 
-def _refuse_unknown(column: pd.Series, known: pd.Series, name: str, expected: str) -> None:
+def _refuse_unknown(table: pd.DataFrame, column: str, known: pd.Series, expected: str) -> None:
     if not known.all():
-        raise InputError(f"{name} is {some(column[~known])}; expected {expected}.")
+        raise InputError(f"{column} is {some(table[column][~known])}; expected {expected}.")
 
 
 _TAKEN = ("path", "fold", "label", "scale", "flipped", "rotated")  # columns that later stages add
@@ -296,16 +277,16 @@ def map_generic(
 ) -> pd.DataFrame:
     """Map a table of one's own, or an index of files and a table of labels.
 
-    `values.cancer` defines cancer. Labels that contradict each other within a
-    breast are refused, not resolved: only you know which is right.
+    `values.cancer` defines cancer. Labels that contradict each other within a breast are refused:
+    only you know the right one.
 
     Args:
         tables: the first has one row per image; the others are joined to it.
-        split: which of ours. A test needs no `cancer`.
+        split: ours. A test needs no `cancer`.
         columns: our names -> those of the tables. Null: the column has our name, or there is none.
             Columns that are neither named here nor called like one of ours are left out. One that
             is named is taken from the first table that has it, and from no other.
-        values: our names -> {value of the table: our value}, whatever their case, `1.0` being `1`.
+        values: our names -> {value of the table: our value}, case-insensitive, `1.0` being `1`.
             Values that are neither in it nor ours are refused; views of a test stay as they are.
         join: our names of the columns by which further tables are joined; each has them by the name
             in `columns` or by ours. Where tables share another column, they must agree.
@@ -326,7 +307,7 @@ def map_generic(
         if absent and not (split == "test" and ours == "cancer"):
             raise InputError(
                 f"dataset.rows.columns.{ours}={theirs}: there is no such column, but "
-                f"{' | '.join(column_names(table) for table in tables)}."
+                f"{' | '.join(_column_names(table) for table in tables)}."
             )
     renamed = _renamed(tables, named, join)
     for ours, theirs_to_ours in values.items():
@@ -338,21 +319,29 @@ def map_generic(
     if split == "train" and "cancer" in rows:
         unknown = rows["cancer"].isna()
         if unknown.all() and len(rows):
-            raise InputError(_no_label(renamed, join))
+            raise InputError(f"no image has a label: {_no_label(renamed, join)}")
         if unlabelled == "drop":
-            rows = without(rows, unknown)
+            rows = _drop_unlabelled(rows, unknown)
     if split == "test" and "prediction_id" not in rows and {"patient_id", "laterality"} <= {*rows}:
-        rows = with_breast_ids(rows)
+        rows = _with_breast_ids(rows)
     return rows
+
+
+def _no_label(tables: Sequence[pd.DataFrame], join: Sequence[str]) -> str:
+    """The reason why no image has a label."""
+    if len(tables) == 1:
+        return "the column cancer is empty. Fill it in, or name another one."
+    return (
+        f"dataset.rows.join={list(join)} matched nothing. The tables begin with "
+        f"{' and '.join(_keys(table, join) for table in tables)}. Write these alike, or join by "
+        "other columns."
+    )
 
 
 def _renamed(
     tables: Sequence[pd.DataFrame], named: Mapping[str, str], join: Sequence[str]
 ) -> list[pd.DataFrame]:
-    """The columns of ours in each table: those named, and those that are called like ours anyway.
-
-    One that is named is in the first table that has it alone, unless tables are joined by it.
-    """
+    """Our columns in each table: those named, and those that are called like ours anyway."""
     ours = {*TRAIN_COLUMNS, *TEST_COLUMNS, "file", *named}
     left = dict(named)
     renamed = []
@@ -375,13 +364,12 @@ def _translate(
     theirs_to_ours: Mapping[object, object],
     split: Split,
 ) -> None:
-    """Replace values of a column, in place, wherever it occurs."""
+    """Replace the values of a column in place, in all tables that have it."""
     known = {_spelling(theirs): str(ours) for theirs, ours in theirs_to_ours.items()}
     ours = {*known.values(), *(VIEWS if column == "view" else ())}
     if all(known.get(_spelling(value), value) == value for value in ours):
         known |= {_spelling(value): value for value in ours}
-    # Else the table uses our values with another meaning, {1: 0, 2: 1}: of those not named, such as
-    # a 0, the meaning is unknown.
+    # Else the table uses our values with another meaning, {1: 0, 2: 1}: that of a 0 is unknown.
     having = [table for table in tables if column in table]
     if not having and (split == "train" or column != "cancer"):
         raise InputError(
@@ -402,7 +390,7 @@ def _translate(
 
 
 def _spelling(value: object) -> str:
-    """A value as it is compared: in whatever case; a whole number without the `.0`.
+    """A value as it is compared: case-insensitive, a whole number without the `.0`.
 
     Programs write 1 as 1.0 once a value of the column is missing.
     """
@@ -410,12 +398,12 @@ def _spelling(value: object) -> str:
 
 
 def _joined(rows: pd.DataFrame, further: pd.DataFrame, join: Sequence[str]) -> pd.DataFrame:
-    """Add the columns of a further table; what both have must agree where both know it."""
+    """Add the columns of a further table; values that both have must agree."""
     absent = [c for c in join if c not in rows or c not in further]
     if absent or not join:
         raise InputError(
             f"dataset.rows.join={list(join)}: {', '.join(absent) or 'no column'} is not in all of "
-            f"the tables, which have {column_names(rows)} and {column_names(further)}."
+            f"the tables, which have {_column_names(rows)} and {_column_names(further)}."
         )
     further = further.drop_duplicates()
     twice = further.duplicated(list(join))
@@ -445,18 +433,7 @@ def _joined(rows: pd.DataFrame, further: pd.DataFrame, join: Sequence[str]) -> p
     return merged
 
 
-def _no_label(tables: Sequence[pd.DataFrame], join: Sequence[str]) -> str:
-    """Why no image has a label."""
-    if len(tables) == 1:
-        return "no image has a label: the column cancer is empty. Fill it in, or name another one."
-    return (
-        f"no image has a label: dataset.rows.join={list(join)} matched nothing. The tables begin "
-        f"with {' and '.join(_keys(table, join) for table in tables)}. Write these alike, or join "
-        "by other columns."
-    )
-
-
 def _keys(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """The keys of the first row of a table, for a message."""
+    """The keys of the first row of a table."""
     first = table.iloc[0] if len(table) else None
     return " ".join(f"{c}={'(none)' if first is None else first[c]}" for c in columns)

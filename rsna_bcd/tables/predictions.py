@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.metrics import Aggregation, logit
 from rsna_bcd.tables.delimited import read_own_csv
+from rsna_bcd.tables.images import some
 
 _BREAST_COLUMNS = ("prediction_id", "patient_id", "laterality", "fold", "label")
-# `unread` is 1 where no image of the breast could be read, so that its probability is the
-# prevalence.
+# `unread` is 1 where no image of the breast was readable: its probability is the prevalence.
 OOF_COLUMNS = (*_BREAST_COLUMNS, "logit", "probability", "unread")
 OOF_IMAGE_COLUMNS = ("image_id", *OOF_COLUMNS[:-1])
 # Of an ensemble. `probability` is the blend's, to which the threshold applies; `held_out` and
-# `decision` are cross-fitted: by models of the other groups. `ranking` is `held_out`, or, where
-# every group has a blend and so a scale of its own, the rank within it. `calibrated`, also
-# cross-fitted, follows where the ensemble calibrates.
+# `decision` are cross-fitted: by models of the other groups. `ranking` is `held_out`, or the rank
+# within the group where each group has a blend of its own. `calibrated`, also cross-fitted, follows
+# where the ensemble calibrates.
 ENSEMBLE_OOF_COLUMNS = (*OOF_COLUMNS, "held_out", "ranking", "group", "decision")
 PREDICTION_COLUMNS = ("prediction_id", "probability")
 SUBMISSION_COLUMNS = ("prediction_id", "cancer")
@@ -32,7 +32,6 @@ _IDENTIFIERS = ("prediction_id", "patient_id", "image_id")
 _RUN_AGAIN = "Run the stage that writes it again."
 _CONSTANT = 1e-6  # probabilities that differ by less differ by rounding
 _EQUAL = 1e-6  # between a breast's probability and that of its images, each written in full
-_SHOWN = 5  # identifiers named in a message
 
 
 def to_breasts(images: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
@@ -62,7 +61,7 @@ def to_breasts(images: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
         conflict = breasts[column].nunique() != 1
         if conflict.any():
             raise InputError(
-                f"Images of one breast differ in {column}: {_some(conflict.index[conflict])}. "
+                f"Images of one breast differ in {column}: {some(conflict.index[conflict])}. "
                 "Correct the table of images."
             )
     frame = breasts[own].first()
@@ -75,16 +74,15 @@ def to_breasts(images: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
 def with_unreadable(
     breasts: pd.DataFrame, expected: pd.DataFrame, prevalence: float
 ) -> pd.DataFrame:
-    """Add the expected breasts without a readable image, at the prevalence, and mark them.
+    """Add the expected breasts without a readable image, with the prevalence as probability.
 
     Args:
         breasts: from `to_breasts`.
-        expected: one or more rows for each breast, with the columns of `breasts` that belong to a
-            breast (`prediction_id, patient_id, ...`).
-        prevalence: the probability of a breast without a readable image.
+        expected: one or more rows per breast: `prediction_id, patient_id, ...`.
+        prevalence: in [0, 1].
 
     Returns:
-        One row for each expected breast, in their order, with the columns of `breasts`.
+        The columns of `breasts`, one row per expected breast, in their order.
 
     Raises:
         InputError: `breasts` holds one that is not expected.
@@ -93,7 +91,7 @@ def with_unreadable(
     if unknown.any():
         raise InputError(
             "There are predictions of breasts that the table lacks: "
-            f"{_some(breasts['prediction_id'][unknown])}. They were made from another table."
+            f"{some(breasts['prediction_id'][unknown])}. They were made from another table."
         )
     own = [c for c in _BREAST_COLUMNS if c in breasts.columns]
     frame = expected[own].drop_duplicates("prediction_id").reset_index(drop=True)
@@ -109,46 +107,28 @@ def read_oof(csv: Path) -> pd.DataFrame:
 
     Raises:
         InputError: the file is absent, lacks a column or rows, names a breast twice, or holds a
-            label other than 0 and 1 or a probability outside [0, 1].
+            label other than 0 and 1 or a probability outside [0, 1]; so for the readers below.
     """
     return _read_predictions(csv, OOF_COLUMNS)
 
 
 def read_ensemble_oof(csv: Path) -> pd.DataFrame:
-    """Read an ensemble's `oof.csv`: `ENSEMBLE_OOF_COLUMNS`, and `calibrated` if there; checked so.
-
-    Raises:
-        InputError: as `read_oof`.
-    """
-    return _read_predictions(
-        csv, ENSEMBLE_OOF_COLUMNS, optional=("calibrated",), scores=("held_out", "ranking")
-    )
+    """Read an ensemble's `oof.csv`: `ENSEMBLE_OOF_COLUMNS`, and `calibrated` if it is there."""
+    return _read_predictions(csv, ENSEMBLE_OOF_COLUMNS, ("held_out", "ranking"), ("calibrated",))
 
 
 def read_oof_images(csv: Path) -> pd.DataFrame:
-    """Read an `oof_images.csv`: `OOF_IMAGE_COLUMNS`, one row per image, identifiers as strings.
-
-    Raises:
-        InputError: as `read_oof`, with images for breasts.
-    """
+    """Read an `oof_images.csv`: `OOF_IMAGE_COLUMNS`, one row per image."""
     return _read_predictions(csv, OOF_IMAGE_COLUMNS)
 
 
 def read_predictions(csv: Path) -> pd.DataFrame:
-    """Read a `predictions.csv`: `prediction_id, probability`, one row per breast.
-
-    Raises:
-        InputError: as `read_oof`.
-    """
+    """Read a `predictions.csv`: `prediction_id, probability`, one row per breast."""
     return _read_predictions(csv, PREDICTION_COLUMNS)
 
 
 def read_submission(csv: Path) -> pd.DataFrame:
-    """Read a `submission.csv`, `prediction_id, cancer`; `check_submission` validates it.
-
-    Raises:
-        InputError: the file is absent, or lacks a column or rows.
-    """
+    """Read a `submission.csv`, `prediction_id, cancer`; `check_submission` validates it."""
     return _read(csv, SUBMISSION_COLUMNS, _RUN_AGAIN)
 
 
@@ -200,15 +180,14 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
         ("names unexpected breasts", ids[~ids.isin(wanted)]),
     ):
         if len(bad):
-            raise InputError(f"The submission {fault}: {_some(bad)}. Submit again from test.csv.")
+            raise InputError(f"The submission {fault}: {some(bad)}. Submit again from test.csv.")
     _check_probabilities(submission, "The submission", "cancer")
 
 
 def trained_folds(run: Path) -> list[int]:
-    """The folds of a run that have a folder, ascending; `fold=all` has no out-of-fold rows.
+    """The folds of a run that have a folder, ascending, without `fold=all`.
 
-    A fold without `config.yaml` is among them, so that `read_run` reports it: its training was
-    refused, or its record was lost.
+    A fold without `config.yaml` is among them, so that `read_run` reports it.
     """
     names = [folder.name.removeprefix("fold") for folder in run.glob("fold*") if folder.is_dir()]
     return sorted(int(name) for name in names if name.isdecimal())
@@ -250,7 +229,7 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
     if repeated.any():
         raise InputError(
             f"Run {run.name} predicts breasts in two folds: "
-            f"{_some(pooled['prediction_id'][repeated])}. Its folds come from different splits: "
+            f"{some(pooled['prediction_id'][repeated])}. Its folds come from different splits: "
             "train them again on one."
         )
     return pooled
@@ -280,16 +259,15 @@ def align(runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, NDArray[np.fl
             remedy = "Train all of them on one split and one table of images."
             raise InputError(
                 f"Run {name} lacks {len(lacking)} of the breasts that the others have: "
-                f"{_some(lacking['prediction_id'])}. "
+                f"{some(lacking['prediction_id'])}. "
                 f"{_train_command(name, *absent) if absent else remedy}"
             )
-    for name, table in runs.items():
         rows = table.set_index("prediction_id").loc[first["prediction_id"]]
         differs = rows["label"].to_numpy() != first["label"].to_numpy()
         if differs.any():
             raise InputError(
                 f"Runs {names[0]} and {name} have different labels for "
-                f"{_some(first['prediction_id'][differs])}. They come from different tables."
+                f"{some(first['prediction_id'][differs])}. They come from different tables."
             )
         probabilities.append(rows["probability"].to_numpy(dtype=np.float64))
     return first, np.stack(probabilities)
@@ -298,13 +276,9 @@ def align(runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, NDArray[np.fl
 def check_informative(run: str, oof: pd.DataFrame) -> None:
     """Refuse a run with a fold that an ensemble cannot be fitted on.
 
-    Args:
-        run: its name.
-        oof: from `read_run`.
-
     Raises:
-        InputError: among the readable breasts of a fold there is none, or none with cancer, or all
-            probabilities are equal. The prevalence of unreadable breasts is no prediction.
+        InputError: a fold has no readable breast, none of these has cancer, or all of their
+            probabilities are equal.
     """
     for fold, rows in oof.groupby("fold"):
         read = rows[rows["unread"] == 0]
@@ -316,7 +290,7 @@ def check_informative(run: str, oof: pd.DataFrame) -> None:
         if read["label"].sum() == 0:
             raise InputError(
                 f"Fold {fold} of {run} has 0 positive ones among its {len(read)} breasts that were "
-                "read: nothing can be chosen by it. Assign the folds again (folds=stratified) and "
+                "read: no threshold can be fitted. Assign the folds again (folds=stratified) and "
                 "train on them."
             )
         if np.ptp(read["probability"].to_numpy()) < _CONSTANT:
@@ -351,15 +325,15 @@ def by_aggregation(run: Path, oof: pd.DataFrame, own: Aggregation) -> dict[Aggre
     images = pd.concat([read_oof_images(file) for file in files], ignore_index=True)
     other: Aggregation = "max" if own == "mean" else "mean"
     same, instead = (
-        to_breasts(images, rule).set_index("prediction_id")["probability"].reindex(breasts.index)
-        for rule in (own, other)
+        to_breasts(images, how).set_index("prediction_id")["probability"].reindex(breasts.index)
+        for how in (own, other)
     )
     read = oof.set_index("prediction_id")["unread"] == 0
-    odd = read & ~((same - breasts).abs() <= _EQUAL)  # NaN, without images, is odd too
-    if odd.any():
+    differs = read & ~((same - breasts).abs() <= _EQUAL)  # so does NaN, without images
+    if differs.any():
         raise InputError(
             f"The images in oof_images.csv of {run.name} do not give the probabilities in its "
-            f"oof.csv for {_some(breasts.index[odd])}. Train this run again."
+            f"oof.csv for {some(breasts.index[differs])}. Train this run again."
         )
     return {own: breasts, other: instead.where(read, breasts)}
 
@@ -367,11 +341,10 @@ def by_aggregation(run: Path, oof: pd.DataFrame, own: Aggregation) -> dict[Aggre
 def _read_predictions(
     csv: Path,
     columns: tuple[str, ...],
-    *,
-    optional: tuple[str, ...] = (),
     scores: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Read a table of our own, with its rows, labels and probabilities checked."""
+    """Read a table of this package and check its rows, labels and probabilities."""
     frame = _read(csv, columns, _RUN_AGAIN)
     present = [c for c in optional if c in frame.columns]
     frame = frame[[*columns, *present]]
@@ -402,14 +375,14 @@ def _check_unique(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
     key, rows = ("image_id", "images") if "image_id" in frame else ("prediction_id", "breasts")
     twice = frame[key].duplicated()
     if twice.any():
-        raise InputError(f"{csv} names {rows} twice: {_some(frame[key][twice])}. {remedy}")
+        raise InputError(f"{csv} names {rows} twice: {some(frame[key][twice])}. {remedy}")
 
 
 def _check_labels(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
     bad = ~frame["label"].isin([0, 1])
     if bad.any():
         raise InputError(
-            f"{csv}: a label is neither 0 nor 1 for {_some(frame.prediction_id[bad])}. {remedy}"
+            f"{csv}: a label is neither 0 nor 1 for {some(frame.prediction_id[bad])}. {remedy}"
         )
 
 
@@ -418,7 +391,7 @@ def _check_probabilities(frame: pd.DataFrame, name: str, column: str = "probabil
     bad = ~value.between(0, 1)  # NaN and infinities are not
     if bad.any():
         raise InputError(
-            f"{name}: {column} is not a number in [0, 1] for {_some(frame['prediction_id'][bad])} "
+            f"{name}: {column} is not a number in [0, 1] for {some(frame['prediction_id'][bad])} "
             f"(the first is {frame[column][bad].iloc[0]}). A network that diverged gives such "
             "values: train it again with a smaller learning rate."
         )
@@ -428,8 +401,3 @@ def _train_command(name: str, *folds: int) -> str:
     multirun = " -m" if len(folds) > 1 else ""
     arguments = f"name={name} fold={','.join(map(str, folds))}{multirun}"
     return f"Run `python -m rsna_bcd.train experiment=... {arguments}`."
-
-
-def _some(ids: pd.Series | pd.Index) -> str:
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return ", ".join(map(str, ids[:_SHOWN])) + more
