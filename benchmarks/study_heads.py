@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rsna_bcd.data.dataset import CropDataset
+from rsna_bcd.data.dataset import CropDataset, Crops
 from rsna_bcd.data.sampler import ShardSampler
 from rsna_bcd.imaging.crops import read_crops
 from rsna_bcd.models.aggregators import Attention
@@ -41,7 +41,7 @@ def extract_features(
     if not file.is_file() or file.stat().st_mtime_ns < (folder / "oof.csv").stat().st_mtime_ns:
         images = pd.concat([data.training_images, data.held_out_images], ignore_index=True)
         crops = read_crops(prepared / path for path in images["path"])
-        dataset = CropDataset(images, prepared, None, 0, in_memory=crops)
+        dataset = CropDataset(images, Crops(prepared, None, 0, crops))
         loader = DataLoader(dataset, 64, sampler=ShardSampler(len(images), rank=0, world_size=1))
         features = []
         with torch.inference_mode(), plain_float32(torch.device(device).type):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, collate_breasts
+from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, Crops, collate_breasts
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, read_crops
@@ -30,7 +30,7 @@ from rsna_bcd.tables.views import Level, Views
 class CropDataModule(pl.LightningDataModule):
     """Batches of one fold: dicts, as `CropDataset` and `BreastDataset` describe them.
 
-    A sample is an image or a breast. Unreadable images are dropped; a breast without a readable
+    A sample is an image or a breast. Unreadable images are dropped; a sample without a readable
     image is only in `expected`.
 
     Args:
@@ -100,7 +100,7 @@ class CropDataModule(pl.LightningDataModule):
         self._metadata = metadata
         self._targets = tuple(targets)
         self._positives_per_batch = positives_per_batch
-        self._keeps_crops = crops_in_memory
+        self._crops_in_memory = crops_in_memory
         self._in_memory: Mapping[Path, Crop] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -114,21 +114,19 @@ class CropDataModule(pl.LightningDataModule):
         if hasattr(self, "training"):
             return
         rows = self._rows()
-        self._check_files(rows["path"].dropna())
         is_held_out = rows["fold"] == self._fold
-        training, held_out = (
-            rows[part].reset_index(drop=True) for part in (~is_held_out, is_held_out)
+        training, held_out = rows[~is_held_out], rows[is_held_out]
+        self.training_images, self.held_out_images = (
+            part.dropna(subset="path").reset_index(drop=True) for part in (training, held_out)
         )
-        self.training_images = training[training["path"].notna()].reset_index(drop=True)
-        self.held_out_images = held_out[held_out["path"].notna()].reset_index(drop=True)
         check_targets(training, self._targets)
         self.training, self._training_annotations = self._samples(training)
         self.held_out, self._held_out_annotations = self._samples(held_out)
-        self.expected = self._one_row_per_sample(held_out)
+        self.expected = self._one_row_per_sample(held_out.reset_index(drop=True))
         self._check_training()
         breasts = self.training.drop_duplicates("prediction_id")
         self.prevalence = float(breasts["label"].mean())
-        if self._keeps_crops:  # before workers are forked, which share the memory
+        if self._crops_in_memory:  # before workers are forked, which share the memory
             self._in_memory = read_crops(self._folder / path for path in rows["path"].dropna())
         if self._workers:
             two = sum(tensor.nbytes for tensor in self.sample_batch().values())
@@ -169,10 +167,10 @@ class CropDataModule(pl.LightningDataModule):
         images = self.training_images if training else self.held_out_images
         annotations = self._training_annotations if training else self._held_out_annotations
         augment = self._augment if training else None
-        rest = (augment, self._seed, annotations, self._in_memory)
+        crops = Crops(self._folder, augment, self._seed, self._in_memory)
         if self._level == "image":
-            return CropDataset(samples, self._folder, *rest)
-        return BreastDataset(samples, images, self._folder, self._views, *rest)
+            return CropDataset(samples, crops, annotations)
+        return BreastDataset(samples, images, crops, self._views, annotations)
 
     def _samples(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, Annotations]:
         """The readable samples, with their metadata and targets."""
@@ -189,11 +187,9 @@ class CropDataModule(pl.LightningDataModule):
         return self._one_row_per_sample(rows), Annotations(encoded, self._metadata, targets)
 
     def _one_row_per_sample(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return (
-            rows
-            if self._level == "image"
-            else rows.drop_duplicates("prediction_id", ignore_index=True)
-        )
+        if self._level == "image":
+            return rows
+        return rows.drop_duplicates("prediction_id", ignore_index=True)
 
     def _train_sampler(self, epoch: int = 0) -> EpochSampler:
         rank, world_size = self._rank_and_world_size()
@@ -249,16 +245,14 @@ class CropDataModule(pl.LightningDataModule):
                 f"fold={self._fold} does not exist: {self._folds} has the folds "
                 f"{', '.join(map(str, existing))}. Choose one of them, or fold=all."
             )
-        rows = images.merge(folds, on="patient_id", how="left", validate="many_to_one")
-        return rows.assign(label=rows["cancer"].astype("int64"))
-
-    def _check_files(self, paths: pd.Series) -> None:
-        absent = [path for path in paths if not (self._folder / path).is_file()]
+        absent = [p for p in images["path"].dropna() if not (self._folder / p).is_file()]
         if absent:
             raise InputError(
-                f"{len(absent)} crop(s) named in {self._folder / 'train.csv'} are absent, "
-                f"{absent[0]} among them. Run prepare again: it makes them."
+                f"{len(absent)} crop(s) named in {csv} are absent, {absent[0]} among them. Run "
+                "prepare again: it makes them."
             )
+        rows = images.merge(folds, on="patient_id", how="left", validate="many_to_one")
+        return rows.assign(label=rows["cancer"].astype("int64"))
 
     def _check_training(self) -> None:
         counts = self.training["label"].value_counts()
@@ -278,8 +272,8 @@ class CropDataModule(pl.LightningDataModule):
 
 def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    # SLURM sends it to all processes of a job before the time is up: to queue the job again is for
-    # the one that trains, whose handler this process has inherited.
+    # SLURM sends it to all processes of a job before the time is up. The one that trains queues
+    # the job again; this process has inherited its handler.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 

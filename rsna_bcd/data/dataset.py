@@ -16,8 +16,8 @@ from rsna_bcd.imaging.crops import Crop, as_training_input, read_crop
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import OTHER_VIEW, Views, view_number
 
-# Of the keys of random streams, where augmentation has (seed, epoch, row). Not 0: numpy takes a
-# key with zeros at its end for the one without.
+# Last part of the keys of random streams; augmentation has (seed, epoch, row). Not 0: numpy takes
+# a key with zeros at its end for the one without.
 _DRAW_VIEWS, _FORGET = 1, 2
 
 
@@ -30,7 +30,7 @@ class Annotations:
     """Metadata and targets of samples.
 
     Attributes:
-        metadata: (N, M), to be given to the network; None where it has no such input.
+        metadata: (N, M), an input of the network; None where it has no such input.
         encoder: made `metadata`.
         targets: (N,) each, NaN where missing.
     """
@@ -55,39 +55,69 @@ class Annotations:
         return sample
 
 
-_NO_ANNOTATIONS = Annotations()
+@dataclass(frozen=True)
+class Crops:
+    """The crops of a prepared folder, augmented in training.
+
+    Attributes:
+        folder: the prepared folder.
+        augment: None for validation.
+        seed: of all that is drawn.
+        in_memory: crops that need not be read from disk, by file.
+    """
+
+    folder: Path
+    augment: Augmentation | None
+    seed: int
+    in_memory: Mapping[Path, Crop] = field(default_factory=dict)
+
+    def read(self, path: str, epoch: int, row: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """One crop as the training input; its augmentation depends on (seed, epoch, row) alone."""
+        kept = self.in_memory.get(self.folder / path)
+        pixels = as_training_input(read_crop(self.folder / path) if kept is None else kept.copy())
+        return pixels if self.augment is None else self.augment(pixels, (self.seed, epoch, row))
+
+    def generator(self, epoch: int, index: int, stream: int) -> np.random.Generator | None:
+        """A random stream of one sample in training; None in validation."""
+        if self.augment is None:
+            return None
+        return np.random.default_rng([self.seed, epoch, index, stream])
 
 
-class CropDataset(Dataset[Sample]):
+class _Samples(Dataset[Sample]):
+    def __init__(
+        self, samples: pd.DataFrame, crops: Crops, annotations: Annotations | None
+    ) -> None:
+        self._labels = samples["label"].to_numpy(np.float32)
+        self._crops = crops
+        self._annotations = annotations or Annotations()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def _with_annotations(self, sample: Sample, epoch: int, index: int) -> Sample:
+        forget = self._crops.generator(epoch, index, _FORGET)
+        label = {"label": torch.tensor(self._labels[index]), "index": torch.tensor(index)}
+        return {**sample, **label, **self._annotations.sample(index, forget)}
+
+
+class CropDataset(_Samples):
     """Crops and labels by (epoch, index).
 
     The epoch comes with each index, from the sampler, and so reaches a worker process however long
     that worker lives.
 
     Args:
-        images: rows with `path`, relative to `folder`, and `label` (0 or 1).
-        folder: the prepared folder.
-        augment: None for validation.
-        seed: of the augmentation.
+        images: rows with `path`, relative to the folder of `crops`, and `label` (0 or 1).
+        crops: reads them.
         annotations: of each row of `images`.
-        in_memory: crops that need not be read from disk, by file.
     """
 
     def __init__(
-        self,
-        images: pd.DataFrame,
-        folder: Path,
-        augment: Augmentation | None,
-        seed: int,
-        annotations: Annotations = _NO_ANNOTATIONS,
-        in_memory: Mapping[Path, Crop] | None = None,
+        self, images: pd.DataFrame, crops: Crops, annotations: Annotations | None = None
     ) -> None:
-        self._crops = _Crops(images, folder, augment, seed, in_memory or {})
-        self._labels = images["label"].to_numpy(np.float32)
-        self._annotations = annotations
-
-    def __len__(self) -> int:
-        return len(self._labels)
+        super().__init__(images, crops, annotations)
+        self._paths = images["path"].tolist()
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Read one sample.
@@ -100,47 +130,35 @@ class CropDataset(Dataset[Sample]):
             `label` () float32; `index` () int64; and metadata and targets (`Annotations.sample`).
         """
         epoch, index = key
-        return {
-            "image": torch.from_numpy(self._crops.read(epoch, index))[None],
-            "label": torch.tensor(self._labels[index]),
-            "index": torch.tensor(index),
-            **self._annotations.sample(index, self._crops.generator(epoch, index, _FORGET)),
-        }
+        image = torch.from_numpy(self._crops.read(self._paths[index], epoch, index))[None]
+        return self._with_annotations({"image": image}, epoch, index)
 
 
-class BreastDataset(Dataset[Sample]):
-    """Breasts and labels by (epoch, index): several crops a sample.
+class BreastDataset(_Samples):
+    """Breasts and labels by (epoch, index): several crops per sample.
 
-    What is drawn depends on (seed, epoch, index) alone; each image is augmented by itself, and its
-    augmentation depends on (seed, epoch, its row) alone.
+    All draws depend on (seed, epoch, index) alone, the augmentation of each image on
+    (seed, epoch, its row).
 
     Args:
         breasts: rows with `prediction_id`, `patient_id` and `label` (0 or 1).
-        images: rows with `prediction_id`, `patient_id`, `view` and `path`, relative to `folder`: at
-            least one a breast. All of a patient's are here, for the other breast.
-        folder: the prepared folder.
-        views: which images are seen.
-        augment: None for validation.
-        seed: of the augmentation and of the choice of images.
+        images: rows with `prediction_id`, `patient_id`, `view` and `path`, relative to the folder
+            of `crops`: at least one per breast, and all of a patient, for the other breast.
+        crops: reads them.
+        views: chooses the images.
         annotations: of each row of `breasts`.
-        in_memory: crops that need not be read from disk, by file.
     """
 
     def __init__(
         self,
         breasts: pd.DataFrame,
         images: pd.DataFrame,
-        folder: Path,
+        crops: Crops,
         views: Views,
-        augment: Augmentation | None,
-        seed: int,
-        annotations: Annotations = _NO_ANNOTATIONS,
-        in_memory: Mapping[Path, Crop] | None = None,
+        annotations: Annotations | None = None,
     ) -> None:
-        self._crops = _Crops(images, folder, augment, seed, in_memory or {})
-        self._labels = breasts["label"].to_numpy(np.float32)
+        super().__init__(breasts, crops, annotations)
         self._views = views
-        self._annotations = annotations
         breast_rows = images.groupby("prediction_id").indices  # rows, ascending
         patient_rows = images.groupby("patient_id").indices
         self._own = [breast_rows[breast] for breast in breasts["prediction_id"]]
@@ -149,9 +167,7 @@ class BreastDataset(Dataset[Sample]):
             for patient, own in zip(breasts["patient_id"], self._own, strict=True)
         ]
         self._view: list[str] = images["view"].tolist()
-
-    def __len__(self) -> int:
-        return len(self._labels)
+        self._paths = images["path"].tolist()
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Read one sample.
@@ -160,60 +176,24 @@ class BreastDataset(Dataset[Sample]):
             key: (epoch, index), the index being the row of `breasts`.
 
         Returns:
-            What `breast_sample` makes of its images; `label` () float32; `index` () int64; and what
-            is known besides (`Annotations.sample`).
+            As from `breast_sample`; `label` () float32; `index` () int64; and metadata and targets
+            (`Annotations.sample`).
         """
         epoch, index = key
         own, other = self._own[index], self._other[index]
 
         def load(position: int, other_breast: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
-            return self._crops.read(epoch, int((other if other_breast else own)[position]))
+            row = int((other if other_breast else own)[position])
+            return self._crops.read(self._paths[row], epoch, row)
 
-        images = breast_sample(
+        sample = breast_sample(
             self._views,
             [self._view[row] for row in own],
             [self._view[row] for row in other],
             load,
             self._crops.generator(epoch, index, _DRAW_VIEWS),
         )
-        return {
-            **images,
-            "label": torch.tensor(self._labels[index]),
-            "index": torch.tensor(index),
-            **self._annotations.sample(index, self._crops.generator(epoch, index, _FORGET)),
-        }
-
-
-class _Crops:
-    """The crops of a table, augmented where they are for training."""
-
-    def __init__(
-        self,
-        images: pd.DataFrame,
-        folder: Path,
-        augment: Augmentation | None,
-        seed: int,
-        in_memory: Mapping[Path, Crop],
-    ) -> None:
-        self._files = [folder / path for path in images["path"]]
-        self._in_memory = in_memory
-        self._augment = augment
-        self._seed = seed
-
-    def read(self, epoch: int, row: int) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """One crop as the training input."""
-        file = self._files[row]
-        kept = self._in_memory.get(file)
-        pixels = as_training_input(read_crop(file) if kept is None else kept.copy())
-        if self._augment is not None:
-            pixels = self._augment(pixels, (self._seed, epoch, row))
-        return pixels
-
-    def generator(self, epoch: int, index: int, stream: int) -> np.random.Generator | None:
-        """A random stream of one sample in training; None in validation."""
-        if self._augment is None:
-            return None
-        return np.random.default_rng([self._seed, epoch, index, stream])
+        return self._with_annotations(sample, epoch, index)
 
 
 def breast_sample(
@@ -226,8 +206,8 @@ def breast_sample(
     """Make a sample of the images of one breast.
 
     Args:
-        settings: which of them, and where.
-        own: the view of each of its images that can be read, at least one, in the table's order.
+        settings: choose the images and their places.
+        own: the view of each of its readable images, at least one, in the table's order.
         other: those of the patient's other breast.
         load: from a position in `own`, or in `other` and True, to the image, (H, W) uint8 or
             float32 in [0, 1].
@@ -245,8 +225,7 @@ def breast_sample(
         at = place.position
         images.append(None if at is None else load(at, place.other))
         views.append(None if at is None else (other if place.other else own)[at])
-    present = [image for image in images if image is not None]
-    empty = np.zeros_like(present[0])
+    empty = np.zeros_like(next(image for image in images if image is not None))
     pixels = np.stack([empty if image is None else image for image in images])
     return {
         "image": torch.from_numpy(pixels)[:, None],
@@ -259,15 +238,13 @@ def breast_sample(
 def collate_breasts(samples: Sequence[Sample]) -> Sample:
     """Stack samples, those with fewer places padded with empty ones to the most of the batch."""
     most = max(len(sample["mask"]) for sample in samples)
+
+    def padded(tensor: torch.Tensor, name: str) -> torch.Tensor:
+        if name not in _PADDING:
+            return tensor
+        shape = (most - len(tensor), *tensor.shape[1:])
+        return torch.cat([tensor, tensor.new_full(shape, _PADDING[name])])
+
     return {
-        name: torch.stack([_padded(sample[name], most, name) for sample in samples])
-        for name in samples[0]
+        name: torch.stack([padded(sample[name], name) for sample in samples]) for name in samples[0]
     }
-
-
-def _padded(tensor: torch.Tensor, places: int, name: str) -> torch.Tensor:
-    """Add empty places at the end, if it is a tensor of places."""
-    if name not in _PADDING or len(tensor) == places:
-        return tensor
-    padding = tensor.new_full((places - len(tensor), *tensor.shape[1:]), _PADDING[name])
-    return torch.cat([tensor, padding])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rsna_bcd.data.augment import Augmentation
-from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, collate_breasts
+from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, Crops, collate_breasts
 from rsna_bcd.models.prediction import to_input
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views
@@ -42,7 +42,7 @@ def make(
     folder: Path, views: Views, augment: Augmentation | None = None, **more: Any
 ) -> BreastDataset:
     images = IMAGES.assign(path=[f"{row}.png" for row in range(len(IMAGES))])
-    return BreastDataset(BREASTS, images, folder, views, augment, 5, **more)
+    return BreastDataset(BREASTS, images, Crops(folder, augment, 5), views, **more)
 
 
 def rows(sample: dict[str, torch.Tensor]) -> list[int | None]:
@@ -154,7 +154,7 @@ def test_crop_dataset_keeps_pixels_label_and_index(dtype: Any, tmp_path: Path) -
     for i, image in enumerate(pixels):
         cv2.imwrite(str(tmp_path / f"{i}.png"), image)
     images = pd.DataFrame({"path": ["0.png", "1.png", "2.png"], "label": [0, 1, 0]})
-    dataset = CropDataset(images, tmp_path, augment=None, seed=0)
+    dataset = CropDataset(images, Crops(tmp_path, None, seed=0))
     assert len(dataset) == 3
     for i, image in enumerate(pixels):
         sample = dataset[0, i]
