@@ -4,17 +4,25 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import gdcm
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MammographyStorage
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+
+from rsna_bcd.phantom.scanner import transcode
 
 SYNTAXES = {
-    "jpeg2000": gdcm.TransferSyntax.JPEG2000Lossless,
-    "jpeg": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
-    "jpeg_ls": gdcm.TransferSyntax.JPEGLSLossless,
-    "rle": gdcm.TransferSyntax.RLELossless,
+    "jpeg2000": JPEG2000Lossless,
+    "jpeg": JPEGLosslessSV1,
+    "jpeg_ls": JPEGLSLossless,
+    "rle": RLELossless,
 }
 
 
@@ -49,28 +57,8 @@ def write_dicom(
     """Write a DICOM file; `syntax` is `raw` or a key of SYNTAXES."""
     make_dataset(pixels, bits, **elements).save_as(path, enforce_file_format=True)
     if syntax != "raw":
-        transcode(path, SYNTAXES[syntax])
+        transcode(path, path, SYNTAXES[syntax])
     return path
-
-
-def transcode(path: Path, syntax: int, codec: Any = None) -> None:
-    """Compress the pixels of a file in place, with a codec of GDCM if it needs options."""
-    reader, change, writer = (
-        gdcm.ImageReader(),
-        gdcm.ImageChangeTransferSyntax(),
-        gdcm.ImageWriter(),
-    )
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    if codec is not None:
-        change.SetUserCodec(codec)
-    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFileName(str(path))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
 
 
 _TABLE = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])  # 17 categories, a code of 5 bits each

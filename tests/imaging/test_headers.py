@@ -310,7 +310,7 @@ def test_read_header_raises_only_image_errors_for_damaged_headers(tmp_path: Path
     file = write(tmp_path, PatientAge="052Y", **view())
     content, rng, refused = file.read_bytes(), np.random.default_rng(0), 0
     last = content.index(b"\xe0\x7f\x10\x00")
-    for _ in range(500):
+    for _ in range(100):
         damaged = bytearray(content)
         for _ in range(int(rng.integers(1, 9))):
             damaged[int(rng.integers(132, last))] ^= 1 << int(rng.integers(8))
@@ -319,7 +319,7 @@ def test_read_header_raises_only_image_errors_for_damaged_headers(tmp_path: Path
             read_header(file)
         except ImageError:
             refused += 1
-    assert refused > 50
+    assert refused > 10
 
 
 @pytest.mark.parametrize(
