@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fabricated_crops import HEIGHT, WIDTH, save_crops
+from fabricated_crops import save_crops
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from tiny_training import SMALL, fork
 
 from rsna_bcd._records import format_override
 from rsna_bcd._stage import CONF
@@ -302,40 +301,32 @@ def test_values_are_written_as_hydra_reads_them(value: Any, text: str) -> None:
     assert (read, type(read)) == (value, type(value))
 
 
-TINY = (
-    "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}", "network=test_resnet",
-    "epochs=2", "batch_size=4", "workers=0", "trainer=cpu", "~callbacks.progress",
-    "+trainer.enable_progress_bar=false",
-)  # fmt: skip
-
-
-def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
-    """The search alone is killed: its training must end with it, and the search go on."""
-    command = [
-        *(sys.executable, "-m", "rsna_bcd.search", "name=s", "trials=2", "metric=auroc"),
-        *(f"paths.output={tmp_path}", f'train="{" ".join(TINY)}"'),
-        *("space=none", "+space={learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}"),
-    ]
+def test_a_killed_search_ends_its_training_and_resumes(tmp_path: Path) -> None:
+    """The search alone is killed: its training must end with it."""
     save_crops(tmp_path)
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    second = tmp_path / "runs" / "s_t001" / "fold0"
-    while run.poll() is None and not (second / "config.yaml").exists():
+    train = " ".join((*SMALL, "network=test_resnet", "epochs=1"))
+    overrides = [
+        "name=s", "trials=1", "metric=auroc", f"paths.output={tmp_path}", f'train="{train}"',
+        "space=none", "+space={learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}",
+    ]  # fmt: skip
+
+    def run() -> pd.DataFrame:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return search(compose("search", overrides))
+
+    process, folder = fork(run), tmp_path / "runs" / "s_t000" / "fold0"
+    while process.is_alive() and not (folder / "config.yaml").exists():
         time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     time.sleep(0.2)
     mark = f"paths.output={tmp_path}".encode()
-    training = [pid for pid in Path("/proc").iterdir() if mark in _command_line(pid)]
-    assert training == []
-    assert not (second / "metrics.json").exists()
-    first = (tmp_path / "runs" / "s_t000" / "fold0" / "metrics.json").stat().st_mtime_ns
-    subprocess.run(command, check=True)
-    frame = pd.read_csv(tmp_path / "searches" / "s" / "trials.csv")
-    assert frame["state"].tolist() == ["finished"] * 2
-    assert (tmp_path / "runs" / "s_t000" / "fold0" / "metrics.json").stat().st_mtime_ns == first
-    for run_name, value in zip(frame["run"], frame["value"], strict=True):
-        metrics = json.loads((tmp_path / "runs" / run_name / "fold0" / "metrics.json").read_text())
-        assert value == metrics["auroc"]
+    assert [pid for pid in Path("/proc").iterdir() if mark in _command_line(pid)] == []
+    assert not (folder / "metrics.json").exists()
+    frame = run()
+    assert frame["state"].tolist() == ["finished"]
+    assert frame["value"][0] == json.loads((folder / "metrics.json").read_text())["auroc"]
 
 
 def _command_line(process: Path) -> bytes:

@@ -1,45 +1,27 @@
-"""What `train` does with settings: refuses them, records them, or tries them out."""
+"""Settings of `train`: which are refused, recorded, or only tried out."""
 
 import fcntl
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra.core.global_hydra import GlobalHydra
+from fabricated_crops import save_crops
 from omegaconf import OmegaConf
+from tiny_training import run, run_command
 
-import rsna_bcd.train  # the command
+from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-TINY = (
-    "name=tiny", "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}",
-    "network.backbone=test_efficientnet", "network.pretrained=false", "epochs=1", "batch_size=4",
-    "workers=0", "trainer=cpu", "~callbacks.progress", "+trainer.enable_progress_bar=false",
-)  # fmt: skip
-
-
-def call(output: Path, *overrides: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the command in this process; its error, or nothing."""
-    monkeypatch.setattr(sys, "argv", ["train", f"paths.output={output}", *TINY, *overrides])
-    GlobalHydra.instance().clear()
-    try:
-        rsna_bcd.train.main()
-    except SystemExit as stop:
-        return str(stop.code)
-    return ""
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a finished run."""
     output = tmp_path_factory.mktemp("trained")
     save_crops(output)
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(output, monkeypatch=patch) == ""
+    assert run_command(output, "epochs=1") == ""
     return output
 
 
@@ -69,47 +51,88 @@ def output(tmp_path: Path) -> Path:
     ids=lambda value: " ".join(value),
 )
 def test_settings_that_no_run_can_have_are_refused(
-    overrides: list[str], parts: list[str], trained: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], parts: list[str], trained: Path
 ) -> None:
-    said = call(trained, "name=refused", *overrides, monkeypatch=monkeypatch)
+    said = run_command(trained, "name=refused", *overrides)
     assert said.startswith("error: ")
     assert "\n" not in said
     assert all(part in said for part in parts), said
     assert not list((trained / "runs" / "refused").glob("fold*/config.yaml"))
 
 
-@pytest.mark.parametrize("setting", ["patience=1", "select=best"])
-def test_an_epoch_cannot_be_chosen_where_no_breast_has_cancer(
-    setting: str, output: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("fold=9", "folds 0, 1"),
+        ("fold=first", "fold=first: should be"),
+        ("select=median", "should be last or best"),
+        ("tta=rot90", "should be none or hflip"),
+        ("breast_rule=median", "should be mean or max"),
+        ("network.backbone=no_such_net", "timm has no network 'no_such_net'"),
+        ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
+        ("batch_size=999", "smaller batch_size"),
+        ("trainer.devices=2", "trainer.devices=2 needs trainer=ddp"),
+        ("trainer.devices=auto", "trainer.devices=auto: give a number"),
+        ("trainer.devices='0,1'", "trainer.devices=0,1: give a number"),
+        ("fold=all select=best", "holds out nothing"),
+        ("fold=all patience=1", "holds out nothing"),
+        ("compile=true crop.margin=0.5", "crop.margin: 0.01 -> 0.5"),
+    ],
+)
+def test_bad_values_are_refused_and_leave_no_run(override: str, part: str, trained: Path) -> None:
+    said = run_command(trained, "name=refused", *override.split())
+    assert part in said
+    assert not list((trained / "runs" / "refused").glob("fold*/config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("seed=1", "(?s)seed: 42 -> 1.*overwrite=true"),
+        ("+trainer.limit_train_batches=1", "trainer.limit_train_batches: .absent. -> 1"),
+        ("trainer.max_epochs=2", "trainer.max_epochs: 1 -> 2"),
+        ("compile=true", "compile: False -> True"),
+        ("data.negatives_per_positive=1", "data.negatives_per_positive.*key at the root"),
+        ("classifier.criterion.deep_weight=0.5", "classifier.criterion.deep_weight.*the root"),
+        ("callbacks.average.decay=0.9", "callbacks.average.decay.*at the root"),
+        ("~callbacks.average", "callbacks.average: .* -> None"),
+    ],
+)
+def test_settings_that_decide_about_the_result_cannot_differ_from_the_record(
+    override: str, part: str, trained: Path
 ) -> None:
+    with pytest.raises(InputError, match=part):
+        run(trained, "epochs=1", override)
+
+
+@pytest.mark.parametrize("setting", ["patience=1", "select=best"])
+def test_an_epoch_cannot_be_chosen_where_no_breast_has_cancer(setting: str, output: Path) -> None:
     table = output / "prepared" / "rsna" / "demo" / "train.csv"
     images = pd.read_csv(table, dtype=str)
     folds = pd.read_csv(output / "folds" / "rsna-stratified.csv", dtype=str)
     held_out = images["patient_id"].isin(folds.loc[folds["fold"] == "0", "patient_id"])
     images.loc[held_out, "cancer"] = "0"
     images.to_csv(table, index=False)
-    said = call(output, setting, monkeypatch=monkeypatch)
+    said = run_command(output, setting)
     assert "fold=0 holds out no cancer" in said
     assert "\n" not in said
 
 
 def test_a_smoke_run_trains_and_leaves_nothing(
-    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(output, "+trainer.fast_dev_run=true", monkeypatch=monkeypatch) == ""
+    assert run_command(output, "+trainer.fast_dev_run=true") == ""
     assert "Nothing was kept" in capsys.readouterr().out
     left = {path.name for path in (output / "runs" / "tiny" / "fold0").iterdir()}
     assert left <= {".hydra", "train.log"}
 
 
-def test_a_folder_is_locked_while_it_is_trained_into(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_locked_while_it_is_trained_into(output: Path) -> None:
     run = output / "runs" / "tiny" / "fold0"
     run.mkdir(parents=True)
     with (run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        said = call(output, monkeypatch=monkeypatch)
+        said = run_command(output)
     assert f"Another process is at work on {run}" in said
     assert not (run / "config.yaml").exists()
 
@@ -123,21 +146,21 @@ def test_a_corrected_command_is_not_refused_for_one_that_failed(
     with monkeypatch.context() as patch:
         patch.setattr("pytorch_lightning.Trainer.fit", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
-            call(output, "batch_size=8", monkeypatch=monkeypatch)
+            run_command(output, "epochs=1", "batch_size=8")
     assert (output / "runs" / "tiny" / "fold0" / "config.yaml").is_file()
-    assert call(output, monkeypatch=monkeypatch) == ""
+    assert run_command(output, "epochs=1") == ""
     assert OmegaConf.load(output / "runs" / "tiny" / "fold0" / "config.yaml").batch_size == 4
 
 
 def test_a_key_that_an_older_record_lacks_means_its_default(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = trained / "runs" / "tiny" / "fold0" / "config.yaml"
     whole = file.read_text()
     record: Any = OmegaConf.load(file)
     assert "rsna_bcd" in record
     for key in (
-        "rsna_bcd", "tta", "compile", "penalties", "ema", "views", "mix.probability",
+        "rsna_bcd", "tta", "compile", "penalties", "views", "mix.probability",
         "network.freeze_backbone", "network.pooling", "trainer.accumulate_grad_batches",
         "crop.bits", "loss.positive_weight", "negatives_per_positive",
     ):  # fmt: skip
@@ -145,23 +168,21 @@ def test_a_key_that_an_older_record_lacks_means_its_default(
         del (OmegaConf.select(record, parent) if parent else record)[name]
     file.write_text(OmegaConf.to_yaml(record))
     try:
-        assert call(trained, monkeypatch=monkeypatch) == ""
+        assert run_command(trained, "epochs=1") == ""
         assert "finished already" in capsys.readouterr().out
         assert load_run(file.parent).tta == "none"
         for other in ("tta=hflip", "ema.decay=0.5", "network.pooling=max", "crop.bits=16"):
-            assert "made with other settings" in call(trained, other, monkeypatch=monkeypatch)
+            assert "made with other settings" in run_command(trained, "epochs=1", other)
     finally:
         file.write_text(whole)
 
 
-def test_the_prepare_command_is_the_one_that_mends_it(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prepare_command_in_an_error_is_complete(output: Path) -> None:
     record = output / "prepared" / "rsna" / "demo" / "config.yaml"
     made = OmegaConf.load(record)
     made.source = "image"
     record.write_text(OmegaConf.to_yaml(made))
-    said = call(output, "crop.margin=0.3", "paths.data=/a b", monkeypatch=monkeypatch)
+    said = run_command(output, "crop.margin=0.3", "paths.data=/a b")
     assert f"crop.margin: {made.crop.margin} -> 0.3" in said
     command = said.splitlines()[-1].strip()
     for part in ("crop=demo", "crop.margin=0.3", "source=image", "overwrite=true", f"{output}"):
@@ -169,6 +190,6 @@ def test_the_prepare_command_is_the_one_that_mends_it(
     assert "\"paths.data='/a b'\"" in command or "'paths.data='" in command
     assert "h1024" not in command
     assert "splits" not in command
-    said = call(output, "folds=holdout", "fold=1", monkeypatch=monkeypatch)
+    said = run_command(output, "folds=holdout", "fold=1")
     assert said.splitlines()[-1].strip().startswith("python -m rsna_bcd.prepare")
     assert "folds=holdout" in said

@@ -1,10 +1,9 @@
 """`kill -9` of training at any moment, then the same command with `resume=true`.
 
-With all that could differ on the default path: dropout, stochastic depth, augmentation, blended
+With all that could differ on the default path: dropout, stochastic depth, augmentation, mixed
 batches, a schedule by step, an average that begins late.
 """
 
-import multiprocessing
 import os
 import random
 import signal
@@ -19,63 +18,29 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra import compose, initialize_config_dir
+from fabricated_crops import save_crops
+from tiny_training import SMALL, check_equal, fork, run, run_command
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.stages import _training_results
 from rsna_bcd.stages import train as stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SETTINGS = [
-    "name=x", "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}", "trainer=cpu",
-    "network.backbone=test_convnext", "network.pretrained=false", "epochs=3", "batch_size=4",
+SETTINGS = (
+    *SMALL, "name=x", "network.backbone=test_convnext", "network.pretrained=false", "epochs=2",
     "network.dropout=0.5", "network.drop_path_rate=0.3", "mix.probability=0.5",
-    "ema.decay=0.8", "ema.start=5", "scheduler._target_=rsna_bcd.models.optim.one_cycle",
-    "trainer.accumulate_grad_batches=2", "workers=0", "~callbacks.progress",
-    "+trainer.enable_progress_bar=false",
-]  # fmt: skip
-
-
-def train(output: Path, *overrides: str) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", [f"paths.output={output}", *SETTINGS, *overrides])
-    stage.train(cfg)
-
-
-def run_of(output: Path) -> Path:
-    return output / "runs" / "x" / "fold0"
-
-
-def check_equal(broken: Path, straight: Path) -> None:
-    """The same weights, averaged and not, the same predictions and the same history."""
-    found, expected = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        for folder in (broken, straight)
-    )
-    for state in ("state_dict", "current_model_state"):
-        assert found[state].keys() == expected[state].keys()
-        differ = [
-            k for k in expected[state] if not torch.equal(found[state][k], expected[state][k])
-        ]
-        assert not differ, f"{state}: {differ}"
-    for table in ("oof.csv", "oof_images.csv", "metrics.csv"):
-        assert (broken / table).read_bytes() == (straight / table).read_bytes(), table
-    assert (broken / "metrics.json").read_text() == (straight / "metrics.json").read_text()
-    names = {path.name for path in broken.rglob("*")} - {".hydra", "config.yaml", "train.log"}
-    wanted = {path.name for path in straight.rglob("*")} | {"hydra.yaml", "overrides.yaml"}
-    assert names <= wanted
+    "ema.decay=0.8", "ema.start=3", "scheduler._target_=rsna_bcd.models.optim.one_cycle",
+    "trainer.accumulate_grad_batches=2",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run that nothing disturbed."""
+    """The folder of a run without interruption."""
     output = tmp_path_factory.mktemp("straight")
     save_crops(output)
-    train(output)
-    return output
+    return run(output, settings=SETTINGS)
 
 
 def die() -> None:
@@ -130,108 +95,79 @@ MOMENTS = {
     "in the first epoch": at_step(3),
     "while the first checkpoint is written": in_checkpoint(1),
     "between the best and the last checkpoint": in_checkpoint(2),
-    "after the first epoch": at_step(5),
     "amid a step of the second epoch": at_step(7),
-    "while the second checkpoint is written": in_checkpoint(2),
-    "at the end of the third epoch": at_step(12),
+    "while the second checkpoint is written": in_checkpoint(1),
     "before the predictions are made": before(_training_results, "gather_logits"),
     "before they are written": before(_training_results, "write_csv"),
     "before the last file": before(stage, "finish"),
 }
 
 
-def test_a_run_killed_at_every_kind_of_moment_ends_as_if_it_had_not_been(
+def test_a_run_killed_at_every_kind_of_moment_equals_a_straight_one(
     straight: Path, tmp_path: Path
 ) -> None:
     save_crops(tmp_path)
-    fork = multiprocessing.get_context("fork")
+
+    def attempt(patch: Callable[[], None]) -> None:
+        patch()
+        run(tmp_path, "resume=true", settings=SETTINGS)
+
     for moment, patch in MOMENTS.items():
-
-        def attempt(patch: Callable[[], None] = patch) -> None:
-            patch()
-            train(tmp_path, "resume=true")
-
-        process = fork.Process(target=attempt)
-        process.start()
+        process = fork(attempt, patch)
         process.join()
         assert process.exitcode == -signal.SIGKILL, moment
-    train(tmp_path, "resume=true")
-    check_equal(run_of(tmp_path), run_of(straight))
+    folder = run(tmp_path, "resume=true", settings=SETTINGS)
+    check_equal(folder, straight)
+    assert {p.name for p in folder.rglob("*")} == {p.name for p in straight.rglob("*")}
 
 
-def command(output: Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "rsna_bcd.train", f"paths.output={output}"),
-        *(*SETTINGS, "resume=true"),
-    ]
-
-
-def kill_after(arguments: list[str], file: Path, rows: int, pause: float) -> bool:
-    """Run until a table has so many rows, wait, kill; whether it was alive."""
-    run = subprocess.Popen(
-        arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while run.poll() is None and (len(pd.read_csv(file)) if file.exists() else 0) < rows:
-        time.sleep(0.001)
-    time.sleep(pause)
-    alive = run.poll() is None
-    if alive:
-        os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    return alive
-
-
-def check_commands(straight: Path, broken: Path, kills: int) -> None:
-    save_crops(broken)
-    generator = random.Random(0)
-    killed = 0
-    for number in range(kills):
-        rows = number * 3 // kills
-        pause = generator.uniform(0, 0.4)
-        killed += kill_after(command(broken), run_of(broken) / "metrics.csv", rows, pause)
-    assert killed >= kills - 1
-    subprocess.run(command(broken), check=True, stdout=subprocess.PIPE)
-    check_equal(run_of(broken), run_of(straight))
-
-
-def test_the_command_killed_from_outside_goes_on(straight: Path, tmp_path: Path) -> None:
-    check_commands(straight, tmp_path, 2)
-
-
-def stopped(arguments: list[str], ready: Callable[[], bool], how: signal.Signals) -> Any:
-    """Run until something is so, and ask the process to stop."""
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # Processes in the background of a script ignore Ctrl-C, and so would their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-    )  # fmt: skip
-    while process.poll() is None and not ready():
-        time.sleep(0.001)
-    process.send_signal(how)
-    _, said = process.communicate(timeout=120)
-    return process.returncode, said
-
-
-def test_the_command_that_is_asked_to_stop_says_how_to_resume(
-    straight: Path, tmp_path: Path
-) -> None:
+def test_a_command_that_is_stopped_says_how_to_resume(straight: Path, tmp_path: Path) -> None:
     save_crops(tmp_path)
-    folder = run_of(tmp_path)
-    for how, file in (
-        (signal.SIGTERM, folder / "config.yaml"),
-        (signal.SIGINT, folder / "metrics.csv"),
-    ):
-        code, said = stopped(command(tmp_path), file.exists, how)
-        assert code == 128 + how, said
+    folder, messages = tmp_path / "runs" / "x" / "fold0", tmp_path / "stderr"
+
+    def command() -> None:
+        # Processes in the background of a script ignore Ctrl-C, and so would their children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with messages.open("w") as sys.stderr:
+            code = run_command(tmp_path, "resume=true", settings=SETTINGS)
+        os._exit(int(code or 0))
+
+    for how, file in ((signal.SIGTERM, "config.yaml"), (signal.SIGINT, "metrics.csv")):
+        process = fork(command)
+        while process.is_alive() and not (folder / file).exists():
+            time.sleep(0.001)
+        os.kill(process.pid, how)
+        process.join(120)
+        said = messages.read_text()
+        assert process.exitcode == 128 + how, said
         assert said.endswith(
             f"Stopped by {how.name}. Finished epochs are kept: run the same command to resume.\n"
         )
         assert "Traceback" not in said
         assert not (folder / "metrics.json").exists()
-    subprocess.run(command(tmp_path), check=True, stdout=subprocess.PIPE)
-    check_equal(folder, run_of(straight))
+    check_equal(run(tmp_path, "resume=true", settings=SETTINGS), straight)
 
 
 @pytest.mark.slow
-def test_the_command_killed_12_times_goes_on(straight: Path, tmp_path: Path) -> None:
-    check_commands(straight, tmp_path, 12)
+def test_a_command_killed_12_times_equals_a_straight_run(straight: Path, tmp_path: Path) -> None:
+    save_crops(tmp_path)
+    command = [
+        *(sys.executable, "-m", "rsna_bcd.train", f"paths.output={tmp_path}"),
+        *(*SETTINGS, "resume=true"),
+    ]
+    generator, killed, folder = random.Random(0), 0, tmp_path / "runs" / "x" / "fold0"
+    history = folder / "metrics.csv"
+    for number in range(12):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        while process.poll() is None and (
+            (len(pd.read_csv(history)) if history.exists() else 0) < number // 6
+        ):
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.4))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 11
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    check_equal(folder, straight)

@@ -1,32 +1,24 @@
-"""A network of one's own, as the README describes it, from training to a submission."""
+"""A network of the user's own, as the README describes it, from training to a submission."""
 
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from fabricated_crops import save_crops
+from tiny_training import SMALL, run, saved
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.data.datamodule import shared_memory_failure, workers_that_fit
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
-from rsna_bcd.models.exporting import fingerprint
-from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-TINY = [
-    "name=x", "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}", "epochs=1",
-    "batch_size=4", "workers=0", "trainer=cpu", "~callbacks.progress",
-    "+trainer.enable_progress_bar=false",
-]  # fmt: skip
+# In the place of a YAML in conf/network: the root of the group has no keys of ours.
+SETTINGS = (*SMALL, "name=x", "epochs=1", "~network", "+network={_target_: own_network.Net}")
 HEADER = """
     import torch
     from torch import Tensor, nn
@@ -62,44 +54,26 @@ def write(
     (output / "own_network.py").write_text(textwrap.dedent(text))
 
 
-def configure(output: Path, network: dict[str, Any], *overrides: str) -> DictConfig:
-    settings = {"_target_": "own_network.Net", **network}
-    words = ", ".join(f"{k}: {v}" for k, v in settings.items())
-    with initialize_config_dir(CONF, version_base="1.3"):
-        # In the place of a YAML in conf/network: the root of the group has no keys of ours.
-        own = ["~network", f"+network={{{words}}}"]
-        return compose("train", [f"paths.output={output}", *TINY, *overrides, *own])
-
-
-def test_a_network_without_attributes_trains_and_is_loaded(output: Path) -> None:
-    write(output)
-    cfg = configure(output, {})
-    train(cfg)
-    folder = Path(cfg.run_dir)
-    assert len(pd.read_csv(folder / "oof_images.csv")) == 16
-    loaded = load_run(folder)
-    assert loaded.unit == "image"
-    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert torch.equal(loaded.network.state_dict()["head.weight"], state["network.head.weight"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "rest"),
     [
-        (", pretrained=True", "assert not pretrained or True; self.given = pretrained"),
-        (", checkpoint_path=None", "self.given = checkpoint_path"),
+        ("", "self.given = None"),
+        (", pretrained=True, checkpoint_path=None", "self.given = pretrained or checkpoint_path"),
         (", **options", "self.given = options.get('pretrained')"),
     ],
+    ids=["none", "named", "any"],
 )
-def test_only_arguments_that_the_constructor_has_are_given(
+def test_an_own_network_trains_and_loads_with_the_arguments_that_it_takes(
     arguments: str, rest: str, output: Path
 ) -> None:
     write(output, arguments, rest)
-    cfg = configure(output, {})
-    train(cfg)
-    run = load_run(Path(cfg.run_dir))
-    assert not run.network.given
-    assert fingerprint(run.network) == fingerprint(load_run(Path(cfg.run_dir)).network)
+    folder = run(output, settings=SETTINGS)
+    assert len(pd.read_csv(folder / "oof_images.csv")) == 16
+    loaded = load_run(folder)
+    assert loaded.unit == "image"
+    assert not loaded.network.given
+    state = saved(folder)["state_dict"]
+    assert torch.equal(loaded.network.state_dict()["head.weight"], state["network.head.weight"])
 
 
 @pytest.mark.parametrize(
@@ -113,32 +87,31 @@ def test_only_arguments_that_the_constructor_has_are_given(
 )
 def test_the_contract_is_checked_before_the_first_batch(last: str, part: str, output: Path) -> None:
     write(output, last=last)
-    cfg = configure(output, {})
     with pytest.raises(InputError, match=part):
-        train(cfg)
-    assert not (Path(cfg.run_dir) / "config.yaml").exists()
+        run(output, settings=SETTINGS)
+    assert not list(output.rglob("runs/**/config.yaml"))
 
 
 def test_inputs_that_no_batch_has_are_named(output: Path) -> None:
     write(output, rest='self.inputs = ("view", "age")', inputs=", view, age")
     with pytest.raises(InputError, match="takes view, age, which a batch does not have"):
-        train(configure(output, {}))
+        run(output, settings=SETTINGS)
 
 
 def test_an_error_inside_a_network_keeps_its_traceback(output: Path) -> None:
     write(output, last="return features.no_such_method()")
     with pytest.raises(AttributeError, match="no_such_method") as error:
-        train(configure(output, {}))
+        run(output, settings=SETTINGS)
     assert "failed on a first batch: image (2, 1, 64, 32) float32" in error.value.__notes__[0]
 
 
 def test_a_checkpoint_that_a_network_would_not_get_is_refused(output: Path) -> None:
     write(output)
     with pytest.raises(InputError, match=r"own_network.Net would not get it"):
-        train(configure(output, {}, "checkpoint_path=some.pth"))
+        run(output, "checkpoint_path=some.pth", settings=SETTINGS)
 
 
-def test_workers_are_as_many_as_shared_memory_has_room_for(
+def test_workers_that_fit_into_shared_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = type("Usage", (), {"free": 64_000_000})
@@ -154,13 +127,13 @@ def test_workers_are_as_many_as_shared_memory_has_room_for(
     assert workers_that_fit(8, batch, tmp_path / "absent") == 8
 
 
-def test_a_run_goes_on_where_shared_memory_is_small(
+def test_a_run_with_little_shared_memory_trains_without_workers(
     output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("rsna_bcd.data.datamodule.shutil.disk_usage", lambda _: usage)
     write(output)
-    train(configure(output, {}, "workers=2"))
+    run(output, "workers=2", settings=SETTINGS)
     assert "training continues with workers=0" in caplog.text
 
 
@@ -175,5 +148,5 @@ def test_a_run_goes_on_where_shared_memory_is_small(
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
 )  # fmt: skip
-def test_workers_that_ran_out_of_shared_memory_are_recognised(text: str, is_ours: bool) -> None:
+def test_shared_memory_failure_recognises_workers_that_ran_out(text: str, is_ours: bool) -> None:
     assert (shared_memory_failure(RuntimeError(text)) is not None) is is_ours

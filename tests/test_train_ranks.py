@@ -1,7 +1,6 @@
-"""Training on several processes: what one process does, and how it ends."""
+"""Training on several processes equals training on one, and ends with all of them."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -16,41 +15,31 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra import compose, initialize_config_dir
+from fabricated_crops import save_crops
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
+from tiny_training import SMALL, fork, run, run_command
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.models.launch import _free_port
-from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+TINY = (
+    *SMALL, "name=x", "epochs=2", "network.backbone=test_convnext", "network.pretrained=false",
+    "network.dropout=0.0",
+)  # fmt: skip
+ON_CPUS = ("trainer.accelerator=cpu", "trainer.precision=32-true")
 # SGD: Adam's first steps follow the sign of a gradient, also where it is nothing but rounding.
-TINY = [
-    "name=x", "crop=demo", f"crop.height={HEIGHT}", f"crop.width={WIDTH}", "epochs=2",
-    "network.backbone=test_convnext", "network.pretrained=false", "network.dropout=0.0",
-    "workers=0", "~callbacks.progress", "+trainer.enable_progress_bar=false",
-]  # fmt: skip
-ON_PROCESSORS = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
-COMPARED = [
+COMPARED = (
     "batch_size=6", "negatives_per_positive=1", "learning_rate=0.01", "loss=ranking",
     "optimizer._target_=torch.optim.SGD", "ema.decay=0.9", "trainer.accumulate_grad_batches=2",
-]  # fmt: skip
-N_BREASTS = 101  # held out; no multiple of two or three ranks
+)  # fmt: skip
+N_BREASTS = 19  # held out; no multiple of two or three ranks
 
 
-def run(output: Path, *overrides: str) -> Path:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", [f"paths.output={output}", *TINY, *overrides])
-    train(cfg)
-    return Path(cfg.run_dir)
-
-
-def noting_batches(output: Path, rank: int, *overrides: str) -> None:
+def train_and_save_batches(output: Path, rank: int, *overrides: str) -> None:
     """Train, and leave the rows of every batch."""
     batches: list[list[int]] = []
 
@@ -59,20 +48,19 @@ def noting_batches(output: Path, rank: int, *overrides: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_end", note)
-        run(output, *overrides)
+        run(output, *overrides, settings=TINY)
     (output / f"batches{rank}.json").write_text(json.dumps(batches))
 
 
-def be_rank(output: Path, rank: int, variables: dict[str, str], trainer: list[str]) -> None:
-    """What a process does that torchrun or srun has started."""
+def train_as_rank(output: Path, rank: int, variables: dict[str, str], trainer: list[str]) -> None:
+    """Train as a process that torchrun or srun has started."""
     os.environ |= variables
-    # Which is settled at import, and this process was forked after it.
+    # Lightning sets it at import, after which this process was forked.
     setattr(rank_zero_only, "rank", rank)  # noqa: B010
-    noting_batches(output, rank, *COMPARED, *trainer, *ON_PROCESSORS)
+    train_and_save_batches(output, rank, *COMPARED, *trainer, *ON_CPUS)
 
 
 def on_ranks(output: Path, n: int, launcher: str) -> None:
-    fork = multiprocessing.get_context("fork")
     port, processes = str(_free_port()), []
     for rank in range(n):
         variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -87,8 +75,7 @@ def on_ranks(output: Path, n: int, launcher: str) -> None:
             variables |= {"SLURM_JOB_ID": "1234", "SLURM_NODELIST": "127.0.0.1"}
         ddp = ["trainer=ddp", f"trainer.devices={n}"]
         trainer = ["trainer=slurm"] if launcher == "srun" else ddp
-        processes.append(fork.Process(target=be_rank, args=(output, rank, variables, trainer)))
-        processes[-1].start()
+        processes.append(fork(train_as_rank, output, rank, variables, trainer))
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -98,14 +85,14 @@ def on_ranks(output: Path, n: int, launcher: str) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run on a single process."""
     output = tmp_path_factory.mktemp("one")
-    folder = save_crops(output, n_patients=102)
+    folder = save_crops(output, n_patients=20)
     table = pd.read_csv(folder / "train.csv", dtype=str)
     folds = pd.read_csv(output / "folds" / "rsna-stratified.csv", dtype={"patient_id": str})
     held_out = table["patient_id"].isin(folds.loc[folds["fold"] == 0, "patient_id"])
     last = table[held_out].iloc[-1]
     gone = (table["patient_id"] == last["patient_id"]) & (table["laterality"] == last["laterality"])
     table[~gone].to_csv(folder / "train.csv", index=False)
-    noting_batches(output, 0, *COMPARED, "trainer=cpu")
+    train_and_save_batches(output, 0, *COMPARED, "trainer=cpu")
     return output
 
 
@@ -141,17 +128,28 @@ def test_ranks_train_and_validate_as_one_process(
     assert a == pytest.approx(b, abs=1e-6)
 
 
-def words(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
+ON_RANKS = (*TINY, "trainer=ddp", *ON_CPUS, "trainer.devices=2")
+
+
+def command(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
     return [
         *(sys.executable, "-m", *launcher, "rsna_bcd.train", f"paths.output={output}"),
-        *(*TINY, "batch_size=4", "trainer=ddp", *ON_PROCESSORS, "trainer.devices=2"),
-        *overrides,
+        *(*ON_RANKS, *overrides),
     ]
 
 
-def command(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> Any:
-    arguments = words(output, *overrides, launcher=launcher)
+def execute(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> Any:
+    arguments = command(output, *overrides, launcher=launcher)
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+def test_train_starts_its_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With BatchNorm, which trainer=ddp synchronises on GPUs; CPUs cannot."""
+    save_crops(tmp_path)
+    settings = ("epochs=1", "network.backbone=test_efficientnet")
+    assert run_command(tmp_path, *settings, settings=ON_RANKS) == ""
+    assert len(pd.read_csv(tmp_path / "runs/x/fold0/oof.csv")) == 8
+    assert "Processors have no SyncBatchNorm" in capfd.readouterr().out
 
 
 def stopped(
@@ -175,21 +173,22 @@ def ranks_in(output: Path) -> list[str]:
     return [line for line in lines if "rsna_bcd.train" in line and str(output) in line]
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_on_its_ranks_does_not_stop_the_sweep(tmp_path: Path) -> None:
     save_crops(tmp_path)
-    # With BatchNorm, which trainer=ddp synchronises on GPUs; processors cannot.
     backbones = ["-m", "network.backbone=absent,test_efficientnet", "name=x_${network.backbone}"]
-    done = command(tmp_path, "epochs=1", *backbones)
+    done = execute(tmp_path, "epochs=1", *backbones)
     assert done.returncode == 1
     assert re.search(r"error: Rank [01] of 2 ended with exit code 1", done.stderr)
     assert "absent" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "runs/x_test_efficientnet/fold0/oof.csv").exists()
-    assert "Processors have no SyncBatchNorm" in done.stdout
     assert not (tmp_path / "runs/x_absent/fold0/config.yaml").exists()
 
 
-def test_what_ranks_need_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_ranks_cannot_have_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_crops(tmp_path)
     for overrides, part in (
         (["trainer=ddp", "trainer.accelerator=cpu"], "trainer.devices=2"),
@@ -197,29 +196,29 @@ def test_what_ranks_need_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["trainer=ddp", "trainer.devices=3", "batch_size=4"], "multiple of their number, 3"),
     ):
         with pytest.raises(InputError, match=part):
-            run(tmp_path, *overrides)
+            run(tmp_path, *overrides, settings=TINY)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one of 2 processes"):
-        run(tmp_path, "trainer=cpu")
+        run(tmp_path, "trainer=cpu", settings=TINY)
 
 
 @pytest.mark.slow
-def test_a_sweep_on_ranks_leaves_a_folder_a_job(tmp_path: Path) -> None:
+def test_a_sweep_on_ranks_writes_one_folder_per_job(tmp_path: Path) -> None:
     save_crops(tmp_path)
-    done = command(tmp_path, "epochs=1", "-m", "fold=0,1", "seed=0,1", "name=x_s${seed}")
+    done = execute(tmp_path, "epochs=1", "-m", "fold=0,1", "seed=0,1", "name=x_s${seed}")
     assert done.returncode == 0, done.stderr
     runs = sorted(path.parent for path in (tmp_path / "runs").rglob("metrics.json"))
     assert [str(run.relative_to(tmp_path / "runs")) for run in runs] == [
         f"x_s{seed}/fold{fold}" for seed in (0, 1) for fold in (0, 1)
     ]
-    for run in runs:
-        record = OmegaConf.load(run / "config.yaml")
-        assert (f"x_s{record.seed}", f"fold{record.fold}") == (run.parent.name, run.name)
-        assert (pd.read_csv(run / "oof.csv")["fold"] == record.fold).all()
+    for job in runs:
+        record = OmegaConf.load(job / "config.yaml")
+        assert (f"x_s{record.seed}", f"fold{record.fold}") == (job.parent.name, job.name)
+        assert (pd.read_csv(job / "oof.csv")["fold"] == record.fold).all()
     oof = [pd.read_csv(run / "oof.csv")["logit"].to_numpy() for run in runs]
     assert not np.allclose(oof[0], oof[2])  # another seed on every rank
-    without_name = command(tmp_path, "epochs=1", "-m", "seed=0,1", "name=y")
+    without_name = execute(tmp_path, "epochs=1", "-m", "seed=0,1", "name=y")
     assert without_name.returncode != 0
     assert "write the same" in without_name.stderr
 
@@ -228,10 +227,10 @@ def test_a_sweep_on_ranks_leaves_a_folder_a_job(tmp_path: Path) -> None:
 def test_torchrun_trains_a_job_and_no_sweep(tmp_path: Path) -> None:
     save_crops(tmp_path)
     torchrun = ("torch.distributed.run", "--nproc-per-node=2", "-m")
-    sweep = command(tmp_path, "-m", "fold=0,1", launcher=torchrun)
+    sweep = execute(tmp_path, "-m", "fold=0,1", launcher=torchrun)
     assert sweep.returncode != 0
     assert "Start each job by itself" in sweep.stderr
-    job = command(tmp_path, launcher=torchrun)
+    job = execute(tmp_path, launcher=torchrun)
     assert job.returncode == 0, job.stderr
     assert len(pd.read_csv(tmp_path / "runs/x/fold0/oof.csv")) == 8
 
@@ -243,7 +242,7 @@ def test_a_rank_that_fails_while_it_trains_ends_all(tmp_path: Path) -> None:
     folds = pd.read_csv(tmp_path / "folds" / "rsna-stratified.csv", dtype=str)
     held_out = table[table["patient_id"].isin(folds.loc[folds["fold"] == "0", "patient_id"])]
     (folder / held_out["path"].iloc[1]).write_bytes(b"no picture")  # of the second rank
-    done = command(tmp_path)
+    done = execute(tmp_path)
     assert done.returncode == 1
     assert "Rank " in done.stderr
     assert f"{held_out['path'].iloc[1]} is absent or damaged" in done.stderr
@@ -251,12 +250,12 @@ def test_a_rank_that_fails_while_it_trains_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_were_killed_or_stopped_go_on_to_the_bit(tmp_path: Path) -> None:
+def test_ranks_that_were_killed_or_stopped_resume_to_the_bit(tmp_path: Path) -> None:
     recipe = ["network.dropout=0.5", "ema.decay=0.8", "epochs=3"]
     broken, straight = tmp_path / "broken", tmp_path / "straight"
     for output in (broken, straight):
         save_crops(output)
-    arguments, run_dir = words(broken, *recipe), broken / "runs/x/fold0"
+    arguments, run_dir = command(broken, *recipe), broken / "runs/x/fold0"
     killed = stopped(arguments, (run_dir / "checkpoints/last.ckpt").exists, signal.SIGKILL)
     killed.wait()
     interrupted = stopped(arguments, lambda: len(ranks_in(broken)) == 3, signal.SIGINT)
@@ -268,8 +267,8 @@ def test_ranks_that_were_killed_or_stopped_go_on_to_the_bit(tmp_path: Path) -> N
     assert "Traceback" not in said
     assert ranks_in(broken) == []
     assert not (run_dir / "metrics.json").exists()
-    assert command(broken, *recipe).returncode == 0
-    assert command(straight, *recipe).returncode == 0
+    assert execute(broken, *recipe).returncode == 0
+    assert execute(straight, *recipe).returncode == 0
     found, expected = (
         torch.load(o / "runs/x/fold0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for o in (broken, straight)
