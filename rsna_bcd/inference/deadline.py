@@ -1,9 +1,9 @@
 """Time budget: drop TTA and folds so that every image is predicted.
 
-The order: test-time augmentation of all members, before the first prediction is kept; then folds,
-one at a time, each the last one of the member that has most of them left (of several such members,
-the last); each member keeps one fold. What would save no time, because decoding limits the rate,
-stays. Images that are out of time even then are not predicted.
+First goes the test-time augmentation of all members, before any prediction is kept; then folds, one
+at a time, the last one of the member with most folds left (of several, the last member); each
+member keeps one fold. Nothing is dropped that saves no time because decoding limits the rate.
+Images that are out of time even then are not predicted.
 """
 
 import math
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from rsna_bcd.inference.run import Run
 from rsna_bcd.models.prediction import PASSES
@@ -59,7 +60,7 @@ class StageTimer:
 
     @contextmanager
     def time_network(self, run: int, images: int) -> Iterator[None]:
-        """Time so many images through the network of a run, by its position."""
+        """Time a number of images through the network of a run, by its position."""
         started = time.monotonic()
         yield
         self._network.setdefault(run, []).append((images, time.monotonic() - started))
@@ -106,7 +107,7 @@ class Degradation:
 
 
 def deadline(started: float, hours: float | None) -> float:
-    """When the last prediction must be there: a reserve is kept for writing."""
+    """When the last prediction is due: a reserve is kept for writing."""
     if hours is None:
         return math.inf
     seconds = hours * 3600
@@ -114,20 +115,16 @@ def deadline(started: float, hours: float | None) -> float:
 
 
 def next_to_drop(folds: Sequence[int], dropped: Sequence[int]) -> int | None:
-    """The run to drop next.
-
-    Args:
-        folds: of each member, how many runs it has; runs are counted through all members.
-        dropped: runs that were dropped before.
+    """The position of the run to drop next, by the number of each member's folds.
 
     Returns:
-        Its position; None if each member has one run left.
+        None if each member has one run left.
     """
-    left: list[list[int]] = []
-    first = 0
-    for number in folds:
-        left.append([run for run in range(first, first + number) if run not in dropped])
-        first += number
+    ends = list(accumulate(folds))
+    left = [
+        [run for run in range(end - number, end) if run not in dropped]
+        for number, end in zip(folds, ends, strict=True)
+    ]
     most = max(len(runs) for runs in left)
     return None if most < 2 else [runs for runs in left if len(runs) == most][-1][-1]
 
@@ -145,7 +142,7 @@ class DeadlineMonitor:
         clock: for tests.
 
     Attributes:
-        degradation: what is dropped now.
+        degradation: until now.
         needs_estimate: whether the first estimate is still to be made.
         timer: seconds by stage, which the stream adds to.
         until: as given.
@@ -179,14 +176,13 @@ class DeadlineMonitor:
 
     def has_sample(self) -> bool:
         """Whether enough was measured for the first estimate."""
-        most = _FIRST_PART * (self.until - self._started)
-        is_long = self._clock() - self._started > most
-        return self.timer.batches >= (1 if is_long else _FIRST_BATCHES)
+        is_late = self._clock() - self._started > _FIRST_PART * (self.until - self._started)
+        return self.timer.batches >= (1 if is_late else _FIRST_BATCHES)
 
     def estimate(self) -> None:
         """Make the first estimate, from the first images; drop TTA and folds if it is too long.
 
-        It adds the stages up, for the clock includes the start of processes and networks.
+        It adds the stages up: the clock includes the start of processes and networks.
         """
         self.needs_estimate = False
         networks = sum(self.timer.seconds_per_image(run) for run in range(len(self._passes)))
@@ -216,11 +212,7 @@ class DeadlineMonitor:
         self._since = now
 
     def update(self, done: int) -> None:
-        """Drop folds if the rate so far is too slow.
-
-        Args:
-            done: images predicted until now.
-        """
+        """Drop folds if the rate is too slow, with so many images done."""
         now = self._clock()
         if (
             math.isinf(self.until)
@@ -232,9 +224,8 @@ class DeadlineMonitor:
         before = self.degradation
         self._degrade(rate, self._images - done, self.until - now, may_drop_tta=False)
         if self.degradation != before:
-            names = ", ".join(
-                self._names[i] for i in self.degradation.dropped[len(before.dropped) :]
-            )
+            dropped = self.degradation.dropped[len(before.dropped) :]
+            names = ", ".join(self._names[run] for run in dropped)
             self._log(
                 f"Slower than the budget allows, {done:,} of {self._images:,} images being done: "
                 f"dropped {names}."
@@ -246,10 +237,10 @@ class DeadlineMonitor:
         return self.timer.decoding / max(1, self.timer.images * self._workers)
 
     def _degrade(self, rate: float, left: int, seconds: float, *, may_drop_tta: bool) -> float:
-        """Drop what is necessary to predict the images that are left in so many seconds.
+        """Drop no more than necessary to predict so many images in so many seconds.
 
         Returns:
-            Seconds per image after that.
+            The new rate in seconds per image.
         """
         network = [self.timer.seconds_per_image(run) for run in range(len(self._passes))]
         decoding = self._decoding()
@@ -279,7 +270,7 @@ class DeadlineMonitor:
 
 
 def duration(seconds: float) -> str:
-    """A duration, in the unit that suits it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

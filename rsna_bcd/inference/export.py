@@ -1,5 +1,6 @@
 """Exported networks: run them in place of torch, compare them with it, choose the faster."""
 
+import contextlib
 import importlib.util
 import json
 import time
@@ -11,7 +12,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
@@ -53,8 +53,8 @@ class OnnxNetwork(nn.Module):
         threads: of one call; None for as many as torch uses.
 
     Attributes:
-        description: the file's own description.
-        unit: its level, image or breast.
+        description: of the network, from the file.
+        unit: image or breast level.
         inputs: entries of a batch that it takes besides the image.
 
     Raises:
@@ -112,7 +112,7 @@ class OnnxNetwork(nn.Module):
 
 
 def load_program(file: Path) -> Forward:
-    """Load a `.pt2` file, to be called with the entries of a batch by name.
+    """Load a `.pt2` file as a function of the entries of a batch by name.
 
     Raises:
         InputError: the file is absent, damaged or not of ours.
@@ -133,17 +133,17 @@ def load_program(file: Path) -> Forward:
 
 
 def with_engine(run: Run, engine: Engine, file: Path, threads: int | None = None) -> Run:
-    """Let a run be executed by another engine.
+    """Execute a run by another engine.
 
     Args:
         run: as `load_run` gives it.
-        engine: `torch` leaves it as it is. `onnx` insists on ONNX Runtime. `auto` takes it where it
-            can be had: on the processor, installed, and with a file of these very weights.
+        engine: `torch` leaves it as it is. `onnx` requires ONNX Runtime. `auto` uses it where
+            possible: on the processor, installed, and with a file of the same weights.
         file: written by `rsna_bcd.export` (`<output>/exports/<name>/fold<k>/model.onnx`).
-        threads: of one call of ONNX Runtime; None for as many as torch uses.
+        threads: as of `OnnxNetwork`.
 
     Raises:
-        InputError: an unknown engine; or `onnx` cannot be had, with the reason.
+        InputError: an unknown engine; or `onnx` is impossible, with the reason.
     """
     if engine not in get_args(Engine):
         raise InputError(f"engine is {' or '.join(get_args(Engine))}, not {engine!r}.")
@@ -166,7 +166,7 @@ def with_engine(run: Run, engine: Engine, file: Path, threads: int | None = None
 
 
 def _description(file: Path, text: str | None) -> dict[str, Any]:
-    """Read what an exported file says of itself."""
+    """Parse the description inside an exported file."""
     try:
         description = json.loads(text or "")
     except json.JSONDecodeError as error:
@@ -178,23 +178,23 @@ def _description(file: Path, text: str | None) -> dict[str, Any]:
 
 
 def _command(file: Path) -> str:
-    """What would make a file of that name in that folder."""
+    """The command that exports to such a file."""
     name, fold = file.parent.parent.name, file.parent.name.removeprefix("fold")
-    made = "torch" if file.suffix == Path(TORCH_FILE).suffix else "onnx"
-    return f"python -m rsna_bcd.export name={name} fold={fold} format={made}"
+    file_format = "torch" if file.suffix == Path(TORCH_FILE).suffix else "onnx"
+    return f"python -m rsna_bcd.export name={name} fold={fold} format={file_format}"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported file was from its network.
+    """Differences between an exported file and its network.
 
     Attributes:
-        images: what both were shown: prepared crops, or blots and noise.
+        images: of the batches: prepared crops, or blots and noise.
         batches: samples of each batch.
-        probability: the largest difference of two probabilities.
-        logit: the largest difference of two logits.
-        lowest: probability that the network gave.
-        highest: probability that the network gave; close to the lowest, agreement says little.
+        probability: the largest difference of probabilities.
+        logit: the largest difference of logits.
+        lowest: probability of the network.
+        highest: probability of the network; close to the lowest, agreement says little.
     """
 
     images: Literal["crops", "random"]
@@ -217,62 +217,54 @@ def measure_parity(
     crops: Tensor | None = None,
     seed: int = 0,
 ) -> Parity:
-    """Show the same batches of several sizes to a network and to what was made of it.
+    """Predict the same batches of several sizes by a network and by its exported file.
 
     Args:
         network: in eval mode, on the processor.
         exported: takes the entries of a batch by name.
         inputs: of both.
         crops: (N, H, W) float32 in [0, 1], to draw from; None for blots and noise.
-        seed: of what is drawn.
+        seed: of the batches.
     """
     generator = torch.Generator().manual_seed(seed)
     expected, logits, probabilities = [], [], []
-    for batch, views in _SIZES:
-        shown = random_batch(inputs, batch, views, generator, crops)
+    for size, views in _SIZES:
+        batch = random_batch(inputs, size, views, generator, crops)
         with torch.inference_mode():
-            expected.append(predict_logits(network, shown, "none").double())
-            outputs = exported(**{entry.name: shown[entry.name] for entry in inputs})
-        logits.append(outputs["logit"].double())
-        probabilities.append(outputs["probability"].double())
-    wanted = torch.cat(expected)
+            expected.append(predict_logits(network, batch, "none"))
+            outputs = exported(**{entry.name: batch[entry.name] for entry in inputs})
+        logits.append(outputs["logit"])
+        probabilities.append(outputs["probability"])
+    logit = torch.cat(expected).double()
+    probability = logit.sigmoid()
     return Parity(
         images="random" if crops is None else "crops",
-        batches=tuple(batch for batch, _ in _SIZES),
-        probability=float((torch.cat(probabilities) - wanted.sigmoid()).abs().max()),
-        logit=float((torch.cat(logits) - wanted).abs().max()),
-        lowest=float(wanted.sigmoid().min()),
-        highest=float(wanted.sigmoid().max()),
+        batches=tuple(size for size, _ in _SIZES),
+        probability=float((torch.cat(probabilities).double() - probability).abs().max()),
+        logit=float((torch.cat(logits).double() - logit).abs().max()),
+        lowest=float(probability.min()),
+        highest=float(probability.max()),
     )
 
 
 def prepared_crops(folder: Path, height: int, width: int, most: int = 16) -> Tensor | None:
-    """Read a few of the crops that a run was trained with.
-
-    Args:
-        folder: prepared, or absent.
-        height: that they have.
-        width: that they have.
-        most: how many.
+    """Read up to `most` of the crops of a prepared folder.
 
     Returns:
-        (N, height, width) float32 in [0, 1]; None where there are none of this size.
+        (N, height, width) float32 in [0, 1]; None if there are none of this size.
     """
     table = folder / "train.csv"
     if not table.is_file():
         return None
     paths = pd.read_csv(table, dtype=str)["path"].dropna()
     spread = paths.iloc[np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
-    crops: list[NDArray[Any]] = []
+    crops = []
     for path in spread:
-        try:
-            crops.append(as_training_input(read_crop(folder / path)))
-        except InputError:
-            continue  # deleted since
-    fitting = [crop for crop in crops if crop.shape == (height, width)]
-    if not fitting:
-        return None
-    return torch.stack([to_input(torch.from_numpy(crop)) for crop in fitting])
+        with contextlib.suppress(InputError):  # deleted since
+            crop = as_training_input(read_crop(folder / path))
+            if crop.shape == (height, width):
+                crops.append(to_input(torch.from_numpy(crop)))
+    return torch.stack(crops) if crops else None
 
 
 def engine_names(runs: Sequence[Run]) -> list[Engine]:
@@ -302,10 +294,10 @@ def choose_engines(
         runs: as `load_run` gives them.
         engine: `torch`; `onnx`, which requires a file in `exports` for each run; or `auto`: on the
             processor ONNX Runtime where it is installed, faster, and agrees with torch.
-        exports: the folder that `rsna_bcd.export` writes into.
-        own_exports: a folder for files that `auto` makes where there are none.
-        images: to be predicted: few of them are not worth a file.
-        before: the engines of an earlier process: `auto` keeps them if possible.
+        exports: folder of `rsna_bcd.export`.
+        own_exports: folder for files that `auto` writes where there are none.
+        images: number to be predicted: few of them are not worth a file.
+        before: the engines of an earlier process, which `auto` keeps if possible.
         log: called with messages for the user.
 
     Raises:
@@ -333,7 +325,7 @@ def choose_engines(
 def _with_onnx(
     run: Run, exports: Path, own_exports: Path, images: int, log: Callable[[str], None]
 ) -> Run:
-    """The run in ONNX Runtime; itself where there is no file for it and none is worth making."""
+    """The run in ONNX Runtime; itself where there is no file and none is worth the time."""
     own = own_exports / run.name.replace(" ", "_") / ONNX_FILE
     for file in (_exported_file(run, exports), own):
         other = with_engine(run, "auto", file)
@@ -356,8 +348,7 @@ def _with_onnx(
 def _faster(run: Run, other: Run) -> Run:
     """The second, if it predicts the same for a few images in less time; else the first."""
     batch = random_batch(run_inputs(run), _SAMPLES, 2, torch.Generator().manual_seed(0))
-    expected, seconds = _timed(run, batch)
-    found, other_seconds = _timed(other, batch)
+    (expected, seconds), (found, other_seconds) = _timed(run, batch), _timed(other, batch)
     agrees = bool((expected - found).abs().max() <= TOLERANCE)  # not if one is NaN
     return other if agrees and other_seconds < seconds else run
 

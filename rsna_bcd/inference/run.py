@@ -40,19 +40,19 @@ _TABLES = {"oof.csv": "predictions", "oof_images.csv": "predictions by image"}
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network and how its inputs are made.
+    """A trained network and how its inputs are prepared.
 
     Attributes:
         folder: `<output>/runs/<name>/fold<k>`.
-        record: the run's settings, its `config.yaml`.
-        crop: how its images were prepared.
-        source: where they came from, "dicom" or "image".
+        record: its settings, `config.yaml`.
+        crop: of its images.
+        source: of its images, "dicom" or "image".
         tta: test-time augmentation of its out-of-fold predictions, and so of all others.
         network: in eval mode.
-        views: which images of a breast it takes, at breast level.
+        views: the images of a breast that it takes, at breast level.
         metadata: its inputs besides the pixels; None for none.
-        seen: the machines and views of its training, by column (`tables.metadata`); older runs
-            lack them.
+        seen: machines and views of its training, by column (`tables.metadata`); older runs lack
+            them.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def unit(self) -> Level:
-        """Its level, image or breast."""
+        """Image or breast level."""
         return network_unit(self.network)
 
     @property
@@ -77,16 +77,12 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Of the network; the processor for one that torch does not execute, without parameters."""
+        """Of the network; the processor for one of another engine, without parameters."""
         return next(self.network.parameters(), torch.empty(0)).device
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
-    """Load a finished run; nothing outside its folder is read.
-
-    Args:
-        folder: `<output>/runs/<name>/fold<k>`.
-        device: where the network goes.
+    """Load a finished run from its folder alone, `<output>/runs/<name>/fold<k>`.
 
     Raises:
         InputError: the run is absent, unfinished or damaged, or its `config.yaml` is not the record
@@ -113,7 +109,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
             f"{error}: copy it again, or train again:\n  {command} overwrite=true"
         ) from error
     record = {**_DEFAULTS, **_check_record(record_file, record, checkpoint.get("config"), weights)}
-    # All parameters come from the checkpoint: neither a download nor the file training began with.
+    # All parameters come from the checkpoint: no download, no initial weights.
     network: nn.Module = instantiate(record["network"], **_without_weights(record["network"]))
     state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}
     try:
@@ -140,12 +136,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
 def load_members(
     ensemble: Ensemble, models: Path, device: torch.device | str = "cpu"
 ) -> list[list[Run]]:
-    """Load the folds of each member of an ensemble.
-
-    Args:
-        ensemble: the ensemble.
-        models: the folder of `runs/` and `ensembles/`.
-        device: where the networks go.
+    """Load the folds of each member of an ensemble; `models` has `runs/` and `ensembles/`.
 
     Raises:
         InputError: as `load_run`; or another version of this package made the crops of a run.
@@ -159,11 +150,7 @@ def load_members(
 
 
 def check_crop_algorithm(runs: Iterable[Run]) -> None:
-    """Check that this version of the package makes the crops that runs were trained on.
-
-    Raises:
-        InputError: another version made them.
-    """
+    """Raise an `InputError` if this version makes other crops than those of the training."""
     for run in runs:
         if run.crop.algorithm != ALGORITHM:
             raise InputError(
@@ -174,19 +161,15 @@ def check_crop_algorithm(runs: Iterable[Run]) -> None:
 
 
 def check_prepared_crops(run: Run, prepared: Path) -> None:
-    """Check that the crops of a prepared folder are those that a run was trained on.
-
-    Raises:
-        InputError: their `crop.algorithm` differs.
-    """
+    """Raise an `InputError` if a run was trained on crops of another `crop.algorithm`."""
     record_file = prepared / "config.yaml"
     if not record_file.is_file():
         return
-    made = OmegaConf.select(OmegaConf.load(record_file), "crop.algorithm", default=1)
-    if made != run.crop.algorithm:
+    algorithm = OmegaConf.select(OmegaConf.load(record_file), "crop.algorithm", default=1)
+    if algorithm != run.crop.algorithm:
         raise InputError(
-            f"The crops in {prepared} are of crop.algorithm={made}, {run.folder} was trained on "
-            f"{run.crop.algorithm}: train again, or prepare with the version that trained it."
+            f"The crops in {prepared} are of crop.algorithm={algorithm}, {run.folder} was trained "
+            f"on {run.crop.algorithm}: train again, or prepare with the version that trained it."
         )
 
 
@@ -204,13 +187,7 @@ def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
 def _check_record(
     record_file: Path, record: dict[Any, Any], inside: Any, weights: Path
 ) -> dict[Any, Any]:
-    """Check that the settings of a run are those that its weights were trained with.
-
-    Args:
-        record_file: the run's `config.yaml`.
-        record: its content.
-        inside: the record in the checkpoint; None in one that is not of `train`.
-        weights: the checkpoint.
+    """Check `config.yaml` against the record in the checkpoint, which one not of `train` lacks.
 
     Returns:
         The record, with the keys that only the checkpoint has: earlier versions had fewer keys.
@@ -219,24 +196,19 @@ def _check_record(
         return record
     plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(inside))))
     trained = with_current_targets(plain)
-    whole: Any = OmegaConf.to_container(OmegaConf.merge(trained, record))
-    inverse: Any = OmegaConf.to_container(OmegaConf.merge(record, trained))
-    differing = "\n".join(f"  {line}" for line in difference(inverse, whole))
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(trained, record))
+    expected: Any = OmegaConf.to_container(OmegaConf.merge(record, trained))
+    differing = "\n".join(f"  {line}" for line in difference(expected, merged))
     if differing:
         raise InputError(
             f"{record_file} is not what {weights} was trained with (there -> in the file):\n"
             f"{differing}\nPut back what was there, or copy both again from the training."
         )
-    return whole
+    return merged
 
 
 def find_checkpoint(run: Path, select: str) -> Path | None:
-    """The file with the weights of a run (`<output>/runs/<name>/fold<k>`); None if there is none.
-
-    Args:
-        run: the run's folder.
-        select: `last` or `best`.
-    """
+    """The file with the `last` or `best` weights in a run's folder; None if there is none."""
     files = [run / "checkpoints" / f"{select}{suffix}" for suffix in _SUFFIXES]
     return next((file for file in files if file.is_file()), None)
 
@@ -277,12 +249,7 @@ def weights_hash(file: Path) -> str:
 
 
 def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
-    """Write the weights of a checkpoint, bit for bit, and its record.
-
-    Args:
-        checkpoint: from `read_checkpoint`.
-        file: `.safetensors`.
-    """
+    """Write the weights of a checkpoint, bit for bit, and its record."""
     # Weights may be laid out for channels_last, or share memory: the format knows neither.
     state = {name: values.contiguous().clone() for name, values in checkpoint["state_dict"].items()}
     record = checkpoint.get(_RECORD)
@@ -291,39 +258,24 @@ def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
 
 
 def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, dict[str, str]]:
-    """Hash the inputs of an ensemble from the folds of a run.
-
-    Args:
-        run: `<output>/runs/<name>`.
-        folds: of the run.
-        select: which weights it keeps.
-
-    Returns:
-        By fold, SHA-256 of `oof.csv`, `oof_images.csv` and `weights`, as far as they exist.
-    """
-    found: dict[str, dict[str, str]] = {}
+    """SHA-256 of `oof.csv`, `oof_images.csv` and `weights` that exist, by fold of a run."""
+    hashes: dict[str, dict[str, str]] = {}
     for fold in folds:
         folder = run / f"fold{fold}"
-        found[str(fold)] = {
+        hashes[str(fold)] = {
             name: file_sha256(folder / name) for name in _TABLES if (folder / name).is_file()
         }
-        if not (folder / "checkpoints").is_dir():
-            continue
         checkpoint = find_checkpoint(folder, select)
         if checkpoint is not None:
-            found[str(fold)]["weights"] = weights_hash(checkpoint)
-    return found
+            hashes[str(fold)]["weights"] = weights_hash(checkpoint)
+    return hashes
 
 
 def check_current(ensemble: Ensemble, models: Path) -> None:
-    """Refuse an ensemble some of whose members were trained again after it was fitted.
+    """Refuse an ensemble some of whose members in `models` were trained again after the fit.
 
     Its threshold and its weights fit the old predictions. Files that are absent now (predictions in
     a bundle), or were not hashed by an older version, are not compared.
-
-    Args:
-        ensemble: as `read_ensemble` gives it.
-        models: the folder of `runs/` and `ensembles/`.
 
     Raises:
         InputError: a member's predictions or weights have changed; with the command to fit again.

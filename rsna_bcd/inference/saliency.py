@@ -51,14 +51,14 @@ STRIDE = 16  # pixels of the picture a cell has, for the deepest layer that has 
 def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
     """Compute maps of a batch.
 
-    - Networks of single images: a map of each. `GlobalLocal` has one of its own, the probability of
-      cancer by which it chooses its patches: that is taken, and not what it saw in the patches.
+    - Networks of image level: a map of each image. `GlobalLocal` has one of its own, the
+      probability of cancer by which it chooses its patches.
     - `BreastClassifier`: a map of each image, of the one logit of the breast. Their values compare:
       an image that adds nothing has a faint map. Where the images have logits of their own (`late`
       aggregators), of these: the mean of probabilities hardly grows with an image that is certain,
       and its gradient would point to the others.
-    - `SideBySide`: the map of the picture, cut back to its two images.
-    - Networks of others: gradient times pixel, averaged over cells of 16 x 16 pixels.
+    - `SideBySide`: the map of the joint image, split into its two halves.
+    - Other networks: gradient times pixel, averaged over cells of 16 x 16 pixels.
 
     Args:
         network: in eval mode, on the device of the batch; keeps the contract of
@@ -68,8 +68,8 @@ def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
 
     Returns:
         Float32 on the CPU, not negative, over the whole image: (B, h, w), of breasts (B, V, h, w).
-        NaN for images that the network was not shown. Except for `GlobalLocal`, a cell's value is
-        its part of the logit, to first order.
+        NaN for images that the network does not take. Except for `GlobalLocal`, a cell's value is
+        its contribution to the logit, to first order.
     """
     assert not network.training, "maps of a network in training: BatchNorm would see one batch"
     with torch.inference_mode(False), torch.enable_grad():
@@ -84,37 +84,34 @@ def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
 
 
 def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
-    """The maps of the images as they are."""
+    """The maps without test-time augmentation."""
+    explained = network
+
+    def logits(image: Tensor) -> Tensor:
+        return outputs_of(explained, batch, image)["logit"]
+
+    attribution: Any
     if isinstance(network, GlobalLocal):
-        scores: Any = LayerActivation(_logit_function(network, batch), network.saliency).attribute(
-            image
-        )
-        return scores[:, 0].sigmoid()
+        attribution = LayerActivation(logits, network.saliency).attribute(image)
+        return attribution[:, 0].sigmoid()
     layer = deepest_layer(network) if isinstance(network, Encoder) else None
     if layer is None:
-        pixels: Any = InputXGradient(_logit_function(network, batch)).attribute(
-            image.detach().requires_grad_()
-        )
-        return _average_cells(pixels.squeeze(-3))
-    explained = network
+        attribution = InputXGradient(logits).attribute(image.detach().requires_grad_())
+        pixels = attribution.squeeze(-3).relu()
+        height, width = (max(1, side // STRIDE) for side in pixels.shape[-2:])
+        return F.adaptive_avg_pool2d(pixels, (height, width))
     if isinstance(network, BreastClassifier) and network.aggregator.late:
         explained = _with_summed_logits(network)
     with _gradients_after(layer, network):
-        gradient = LayerGradientXActivation(_logit_function(explained, batch), layer)
-        attribution: Any = gradient.attribute(image)
+        attribution = LayerGradientXActivation(logits, layer).attribute(image)
     maps = attribution.sum(dim=1).relu()
     if isinstance(network, SideBySide):
         return _split_halves(maps, batch)
     return _place_maps(network, maps, batch) if isinstance(network, BreastClassifier) else maps
 
 
-def _logit_function(network: Any, batch: Batch) -> Any:
-    """From images to logits, as captum calls it."""
-    return lambda image: outputs_of(network, batch, image)["logit"]
-
-
 def deepest_layer(encoder: Encoder, stride: int = STRIDE) -> nn.Module | None:
-    """The deepest layer whose cells have `stride` pixels at most; None where timm names none."""
+    """The deepest layer with cells of at most `stride` pixels; None where timm names none."""
     features = getattr(encoder.backbone, "feature_info", [])
     names = [f["module"] for f in getattr(features, "info", features) if f["reduction"] <= stride]
     layer: nn.Module | None = encoder.backbone.get_submodule(names[-1]) if names else None
@@ -132,17 +129,17 @@ class _Sum(Aggregator):
 
 
 def _with_summed_logits(network: BreastClassifier) -> BreastClassifier:
-    """The same network, its parameters shared, with the sum in the place of its aggregator."""
-    twin = copy.copy(network)
-    twin._modules = {**network._modules, "aggregator": _Sum(network.width)}
-    return twin
+    """The same network and parameters with the sum as its aggregator."""
+    summed = copy.copy(network)
+    summed._modules = {**network._modules, "aggregator": _Sum(network.width)}
+    return summed
 
 
 @contextmanager
 def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
-    """Compute no gradients but those from a layer on: what comes before has most of the memory.
+    """Compute gradients from a layer on only: the layers before it take most of the memory.
 
-    Without gradient checkpointing, too: it runs through blocks and calls no layer as a whole.
+    Gradient checkpointing is off: it runs through blocks and calls no layer as a whole.
     """
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     parts: list[Any] = [m for m in encoder.modules() if getattr(m, "grad_checkpointing", False)]
@@ -165,12 +162,6 @@ def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
             part.grad_checkpointing = True
 
 
-def _average_cells(attribution: Tensor) -> Tensor:
-    """Average what pixels (B, ..., H, W) add, over cells."""
-    height, width = (max(1, side // STRIDE) for side in attribution.shape[-2:])
-    return F.adaptive_avg_pool2d(attribution.relu(), (height, width))
-
-
 def _place_maps(network: BreastClassifier, maps: Tensor, batch: Batch) -> Tensor:
     """Put the maps (N, h, w) of images that were encoded into their places (B, V, h, w)."""
     mask = batch["mask"] if network.aggregator.context else batch["mask"] & ~batch["other"]
@@ -188,15 +179,15 @@ def _split_halves(maps: Tensor, batch: Batch) -> Tensor:
     if maps.shape[-1] % 2:  # a cell on the seam
         size = (maps.shape[-2], maps.shape[-1] + 1)
         maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    # Which place is in which half: what becomes of images that hold the number of theirs.
+    # Images of one pixel that hold the number of their place show which place is in which half.
     numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device, dtype=torch.float32)
     numbers = numbers.expand(mask.shape)[..., None, None, None]
-    shown = side_by_side(numbers, mask, batch["view"])[:, 0, 0]  # (B, 2), 0 where it is black
+    places = side_by_side(numbers, mask, batch["view"])[:, 0, 0]  # (B, 2), 0 where it is black
     placed = maps.new_full((*mask.shape, maps.shape[-2], maps.shape[-1] // 2), torch.nan)
-    for half, of_half in enumerate(maps.chunk(2, dim=-1)):
-        for breast, number in enumerate(shown[:, half].int().tolist()):
+    for half, own in enumerate(maps.chunk(2, dim=-1)):
+        for breast, number in enumerate(places[:, half].int().tolist()):
             if number:
-                placed[breast, number - 1] = of_half[breast]
+                placed[breast, number - 1] = own[breast]
     return placed
 
 
@@ -205,8 +196,8 @@ class ExplainedImage:
     """An image of a breast, and its saliency map.
 
     Attributes:
-        image_id: which image.
-        view: `CC`, `MLO` or another; None where it is unknown.
+        image_id: the image.
+        view: `CC`, `MLO` or another; None if unknown.
         crop: (H, W) uint8 or uint16, as prepared.
         saliency: (h, w) over the whole crop, not negative, see `saliency_maps`; None if the run
             does not take the image.
@@ -219,10 +210,7 @@ class ExplainedImage:
 
 
 class Explainer:
-    """Explains breasts of a run's folds: from a `prediction_id` to its images.
-
-    The network is that of the fold that held the breast out. Networks are loaded when they are
-    needed first.
+    """Explains breasts of a run by the network of the fold that held them out, loaded on use.
 
     Args:
         run: `<output>/runs/<name>`.
@@ -257,8 +245,8 @@ class Explainer:
         oof = read_run(run, folds)
         self._fold = dict(zip(oof["prediction_id"], oof["fold"], strict=True))
         readable = self.images[self.images["path"].notna()]
-        self._rows = {str(k): rows for k, rows in self.images.groupby("prediction_id")}
-        self._of_patient = {str(k): rows for k, rows in readable.groupby("patient_id")}
+        self._breasts = {str(k): rows for k, rows in self.images.groupby("prediction_id")}
+        self._patients = {str(k): rows for k, rows in readable.groupby("patient_id")}
         self.name = run.name
         self._run, self._prepared, self._device = run, prepared, device
         self._loaded: dict[int, Run] = {}
@@ -267,13 +255,7 @@ class Explainer:
     def for_ensemble(
         cls, ensemble: Ensemble, output: Path, device: torch.device | str = "cpu"
     ) -> Self:
-        """Explain the member of the largest weight, the first one of those.
-
-        Args:
-            ensemble: fitted.
-            output: `paths.output`, where its runs and their crops are.
-            device: where the networks go.
-        """
+        """Explain by the first member of the largest weight; `output` has its runs and crops."""
         member = max(ensemble.members, key=lambda m: m.weight)
         prepared = output / "prepared" / member.dataset / member.crop
         return cls(output / "runs" / member.name, prepared, member.folds, device)
@@ -288,16 +270,17 @@ class Explainer:
             InputError: the run did not predict this breast, or a crop is absent or damaged.
         """
         run = self.held_out_run(prediction_id)
-        rows = self._rows[prediction_id]
+        rows = self._breasts[prediction_id]
         if rows["path"].isna().all():
             return []
-        of_patient = self._of_patient[str(rows["patient_id"].iloc[0])]
-        shown = of_patient
+        readable = self._patients[str(rows["patient_id"].iloc[0])]
+        is_other = readable["prediction_id"] != prediction_id
+        needed = readable
         if not (run.unit == "breast" and run.views.other_breast):
-            shown = of_patient[of_patient["prediction_id"] == prediction_id]
-        paths = zip(shown["image_id"], shown["path"], strict=True)
+            needed = readable[~is_other]
+        paths = zip(needed["image_id"], needed["path"], strict=True)
         crops = {image_id: self._crop(run, path) for image_id, path in paths}
-        patient = pd.concat([rows, of_patient[of_patient["prediction_id"] != prediction_id]])
+        patient = pd.concat([rows, readable[is_other]])
         return explain_breast(run, patient, prediction_id, crops)
 
     def held_out_run(self, prediction_id: str) -> Run:
@@ -306,7 +289,7 @@ class Explainer:
         Raises:
             InputError: there is none.
         """
-        if prediction_id not in self._fold or prediction_id not in self._rows:
+        if prediction_id not in self._fold or prediction_id not in self._breasts:
             raise InputError(
                 f"{self._run} has no out-of-fold prediction of {prediction_id}, or "
                 f"{self._prepared / 'train.csv'} no row. Train and prepare from one table."
@@ -345,65 +328,41 @@ def explain_breast(
     Returns:
         The images of the breast that have a crop, in the order of the table.
     """
-    rows = images[images["prediction_id"] == prediction_id]
-    own = rows[rows["image_id"].isin(list(crops))]
-    of_other = images["prediction_id"] != prediction_id
-    other = images[of_other & images["image_id"].isin(list(crops))]
+    is_own = images["prediction_id"] == prediction_id
+    is_readable = images["image_id"].isin([*crops])
+    own, other = images[is_own & is_readable], images[~is_own & is_readable]
     if own.empty:
         return []
-    if run.unit == "image":
-        maps = _by_image(run, own, crops)
+    maps: list[NDArray[np.float32] | None] = [None] * len(own)
+    if run.unit == "image":  # one after the other: gradients of several need as much more memory
+        metadata = None if run.metadata is None else torch.from_numpy(run.metadata.encode(own))
+        for row, image_id in enumerate(own["image_id"]):
+            batch = {"image": torch.from_numpy(as_training_input(crops[image_id]))[None, None]}
+            if metadata is not None:
+                batch["metadata"] = metadata[row : row + 1]
+            maps[row] = _run_maps(run, batch)[0]
     else:
-        maps = _by_breast(run, rows, own, other, crops)
+
+        def load(position: int, is_other: bool) -> NDArray[Any]:
+            return as_training_input(crops[(other if is_other else own)["image_id"].iloc[position]])
+
+        batch = collate_breasts([breast_sample(run.views, _views(own), _views(other), load)])
+        if run.metadata is not None:
+            encoded = run.metadata.encode_breasts(images[is_own])
+            batch["metadata"] = torch.from_numpy(encoded)
+        places = run.views.places(_views(own), _views(other))
+        for place, saliency in zip(places, _run_maps(run, batch)[0], strict=True):
+            if place.position is not None and not place.other and not np.isnan(saliency).any():
+                maps[place.position] = saliency
     return [
         ExplainedImage(image_id, view, crops[image_id], saliency)
         for image_id, view, saliency in zip(own["image_id"], _views(own), maps, strict=True)
     ]
 
 
-def _by_image(
-    run: Run, own: pd.DataFrame, crops: Mapping[str, Crop]
-) -> list[NDArray[np.float32] | None]:
-    """One image after the other: gradients of several at once need as much more memory."""
-    known = None if run.metadata is None else torch.from_numpy(run.metadata.encode(own))
-    maps: list[NDArray[np.float32] | None] = []
-    for position, image_id in enumerate(own["image_id"]):
-        batch = {"image": torch.from_numpy(as_training_input(crops[image_id]))[None, None]}
-        if known is not None:
-            batch["metadata"] = known[position : position + 1]
-        maps.append(_run_maps(run, batch)[0])
-    return maps
-
-
-def _by_breast(
-    run: Run,
-    rows: pd.DataFrame,
-    own: pd.DataFrame,
-    other: pd.DataFrame,
-    crops: Mapping[str, Crop],
-) -> list[NDArray[np.float32] | None]:
-    """All images at once, and those of the other breast where the network is shown them."""
-
-    def load(position: int, of_other: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
-        return as_training_input(crops[(other if of_other else own)["image_id"].iloc[position]])
-
-    sample = breast_sample(run.views, _views(own), _views(other), load)
-    batch = collate_breasts([sample])
-    if run.metadata is not None:
-        batch["metadata"] = torch.from_numpy(run.metadata.encode_breasts(rows))
-    placed = _run_maps(run, batch)[0]
-    maps: list[NDArray[np.float32] | None] = [None] * len(own)
-    places = run.views.places(_views(own), _views(other))
-    for place, of_place in zip(places, placed, strict=True):
-        if place.position is not None and not place.other and not np.isnan(of_place).any():
-            maps[place.position] = of_place
-    return maps
-
-
-def _run_maps(run: Run, batch: dict[str, torch.Tensor]) -> NDArray[np.float32]:
-    device = next(run.network.parameters()).device
-    there = {name: tensor.to(device) for name, tensor in batch.items()}
-    return saliency_maps(run.network, there, run.tta).numpy()
+def _run_maps(run: Run, batch: Batch) -> NDArray[np.float32]:
+    batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
+    return saliency_maps(run.network, batch, run.tta).numpy()
 
 
 def _views(rows: pd.DataFrame) -> list[str | None]:

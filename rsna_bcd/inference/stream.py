@@ -1,8 +1,7 @@
 """Files to probabilities in one pass: processes decode and crop ahead of the networks.
 
-No crop is written. Crops are made by the code, and with the settings, that made the crops of
-training. A breast is predicted when the last image of its patient has come; files are read patient
-by patient, so that few crops are kept meanwhile.
+Crops are made by the code and settings that made those of training; none is written. A breast is
+predicted when its patient is complete; files are read patient by patient, so few crops are kept.
 """
 
 import math
@@ -40,16 +39,16 @@ class InferenceSettings:
     """How files are predicted.
 
     Attributes:
-        source: how to read the files.
-        batch_size: images at a time through a network; of breasts as many as have about so many.
+        source: format of the files.
+        batch_size: images per batch; of breasts as many as have about so many images.
         workers: processes that decode; 0 decodes in this one.
-        ahead: images that may be decoded or under way while the networks are at work.
+        ahead: images that may be decoded before the networks need them.
         precision: of the networks (`inference.predictor`).
-        kept_crop: which of the crops each `Prediction` keeps; None for none.
-        engine: executes the networks of a test set, see `export.choose_engines`.
+        kept_crop: the crop that each `Prediction` keeps; None for none.
+        engine: of the networks of a test set, see `export.choose_engines`.
         exports: folder of exported networks.
-        own_exports: folder for networks that are exported on the way.
-        until: when the last prediction must be there, on the clock of `time.monotonic`.
+        own_exports: folder for networks that are exported while predicting.
+        until: deadline of the last prediction, on the clock of `time.monotonic`.
     """
 
     source: Source
@@ -70,11 +69,10 @@ class Prediction:
 
     Attributes:
         image_id: the image.
-        probabilities: (runs,), in the order of the runs; each the mean over its TTA. NaN for runs
-            of breast level, for dropped ones, and where a value was not finite. None if the file
-            is unreadable.
+        probabilities: (runs,), each the mean over its TTA; NaN for runs of breast level, for
+            dropped ones, and for values that are not finite. None if the file is unreadable.
         reason: why the file is unreadable, or a value not finite; None without a fault.
-        prepared: the crop that the settings ask to keep.
+        prepared: the `kept_crop` of the settings.
     """
 
     image_id: str
@@ -89,8 +87,8 @@ class BreastPrediction:
 
     Attributes:
         prediction_id: the breast.
-        probabilities: (runs,), in the order of the runs; NaN for runs of image level, for dropped
-            ones, and where a value was not finite.
+        probabilities: (runs,); NaN for runs of image level, for dropped ones, and for values that
+            are not finite.
         reason: why a value is not finite; None without a fault.
     """
 
@@ -109,17 +107,16 @@ def predict(
     """Predict each file with each run of image level, each breast with each run of breast level.
 
     Args:
-        images: the table of images: `image_id, prediction_id, patient_id, view`, and the columns
-            that runs take as metadata.
-        files: paths by `image_id`; images without one take no part.
+        images: table with `image_id, prediction_id, patient_id, view` and the metadata of runs.
+        files: by `image_id`; images without one are left out.
         runs: trained networks; those with equal crop settings share their crops.
-        settings: how.
-        monitor: of the time budget; says which runs are dropped, and when to end. A batch that
-            would end after the deadline is not begun: what is left then has no prediction.
+        settings: of the inference.
+        monitor: of the time budget, which drops runs. No batch is started that would end after the
+            deadline: the remaining images have no prediction.
 
     Yields:
-        One `Prediction` per file, in the order in which they are ready. Among them, if there is a
-        run of breast level, one `BreastPrediction` per breast with a readable image.
+        One `Prediction` per file and, if there is a run of breast level, one `BreastPrediction`
+        per breast with a readable image, in the order in which they are complete.
 
     Raises:
         InputError: the table lacks a column that a run takes.
@@ -153,14 +150,14 @@ Decoded = engine.Result[str, list[PreparedImage]]
 
 
 def _timed(results: Iterator[Decoded], monitor: DeadlineMonitor) -> Iterator[Decoded]:
-    """The results, with the time that they took; no more of them when the time is over."""
-    asked = time.monotonic()
+    """Time the results, and end with the time budget."""
+    waiting_since = time.monotonic()
     for result in results:
-        monitor.timer.add_image(result.seconds, time.monotonic() - asked)
+        monitor.timer.add_image(result.seconds, time.monotonic() - waiting_since)
         yield result
         if not monitor.in_time():
             return
-        asked = time.monotonic()
+        waiting_since = time.monotonic()
 
 
 def _first_batches(
@@ -168,7 +165,7 @@ def _first_batches(
 ) -> Sequence[Prediction | BreastPrediction]:
     """Predict the images that the first estimate is made from.
 
-    If the test-time augmentation is dropped, they are predicted again: all images are on one scale.
+    They are predicted again if it drops the test-time augmentation: all images are on one scale.
     """
     first: list[Decoded] = []
     predictions: list[Prediction | BreastPrediction] = []
@@ -186,7 +183,7 @@ def _first_batches(
 
 
 class _Batches:
-    """Collects decoded images to batches, and predicts these with every run that is not dropped."""
+    """Collects decoded images into batches, and predicts these with all runs but dropped ones."""
 
     def __init__(
         self,
@@ -232,7 +229,7 @@ class _Batches:
         return [unreadable, *self.predict(self._settings.batch_size)]
 
     def predict(self, least: int) -> list[Prediction | BreastPrediction]:
-        """Predict the images and breasts that are ready, if there are at least so many images."""
+        """Predict the images and the breasts that are ready, each if of at least so many images."""
         predictions: list[Prediction | BreastPrediction] = []
         timer = self._monitor.timer
         dropped = self._monitor.degradation.dropped
@@ -268,14 +265,10 @@ class _Batches:
                     batch["metadata"] = self._metadata[column][rows]
                 probabilities[:, column], reason = predictor.predict(batch)
             _add_reasons(reasons, probabilities[:, column], reason)
+        kept = [None if self._kept is None else crops[self._kept] for _, crops in self._ready]
         return [
-            Prediction(
-                image_id,
-                probabilities[number],
-                reasons.get(number),
-                None if self._kept is None else prepared[self._kept],
-            )
-            for number, (image_id, prepared) in enumerate(self._ready)
+            Prediction(image_id, probabilities[row], reasons.get(row), kept[row])
+            for row, (image_id, _) in enumerate(self._ready)
         ]
 
 
@@ -292,10 +285,9 @@ class PatientBuffer:
     Without such a run nothing is kept.
 
     Args:
-        images: the table of images: `image_id, prediction_id, patient_id, view`, and the columns
-            that runs take as metadata.
-        files: by `image_id`; the images that will be added.
-        runs: all runs; those of image level take no part.
+        images: as of `predict`.
+        files: of the images that will be added.
+        runs: all runs.
         which_crop: for each run, the position of its crop among those of an image.
 
     Attributes:
@@ -363,13 +355,7 @@ class PatientBuffer:
     def predict(
         self, predictors: Sequence[Predictor], dropped: Collection[int], timer: StageTimer
     ) -> list[BreastPrediction]:
-        """Predict the breasts of all complete patients, and free their crops.
-
-        Args:
-            predictors: of all runs.
-            dropped: positions of runs that are not used.
-            timer: adds up the time of each run.
-        """
+        """Predict the breasts of all complete patients, and free their crops."""
         present = self._with_supplemental["image_id"].isin(list(self._crops))
         excluded = excluded_images(self._with_supplemental[present])
         own = {
@@ -410,8 +396,8 @@ class PatientBuffer:
     def _sample(self, run: Run, which: int, own: list[str], other: list[str]) -> Sample:
         """One breast as in the run's training."""
 
-        def load(position: int, of_other: bool) -> NDArray[Any]:
-            return as_training_input(self._crops[(other if of_other else own)[position]][which])
+        def load(position: int, is_other: bool) -> NDArray[Any]:
+            return as_training_input(self._crops[(other if is_other else own)[position]][which])
 
         return breast_sample(
             run.views, [self._view[i] for i in own], [self._view[i] for i in other], load

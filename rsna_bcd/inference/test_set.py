@@ -32,8 +32,7 @@ from rsna_bcd.tables.test_set import (
     read_test_tables,
 )
 
-# The answer for a breast without a readable image.
-Unread = Literal["negative", "positive", "prior"]
+Unread = Literal["negative", "positive", "prior"]  # for a breast without a readable image
 Members = Sequence[Sequence[Run]]  # of an ensemble: of each, the runs of its folds
 
 
@@ -42,7 +41,7 @@ class TestSet:
     """The tables of a test set and its files.
 
     Attributes:
-        tables: the images, the breasts to be answered, and the faults of the tables.
+        tables: the images, the breasts to be predicted, and the faults of the tables.
         files: of existing images, by `image_id`.
         unlistable: reasons by `image_id` of images whose folder cannot be listed.
     """
@@ -57,14 +56,7 @@ class TestSet:
 def read_test_set(
     csv: Any, sample_submission: Path, folder: Path, source: Source, rows: Rows | None
 ) -> TestSet:
-    """Read the tables of a test set and find its files.
-
-    Args:
-        csv: as of `read_test_tables`, as are `sample_submission` and `rows`.
-        sample_submission: see `csv`.
-        folder: of the images.
-        source: how they are read.
-        rows: see `csv`.
+    """Read the tables of a test set (`read_test_tables`) and find its files in a folder.
 
     Raises:
         InputError: the tables cannot be used, or there is no file at all.
@@ -108,11 +100,11 @@ class Outcome:
     """How the predictions of a test set were made.
 
     Attributes:
-        degradation: what was dropped for the budget.
+        degradation: for the time budget.
         non_finite: positions of runs that were used and gave not one finite value.
         timer: seconds by stage, of this process.
-        resumed: images that an earlier process had predicted.
-        seconds: on the clock, of this process.
+        resumed: number of images that an earlier process had predicted.
+        seconds: of this process, on the clock.
         engines: of each run.
     """
 
@@ -124,9 +116,9 @@ class Outcome:
     engines: Sequence[Engine]
 
     def refit(self, ensemble: Ensemble) -> Ensemble:
-        """The ensemble, with its recall rate as the policy if it lacks a part.
+        """The ensemble, with its recall rate as the policy if runs are missing.
 
-        A threshold is a value on the scale of all networks; what is left has another scale, but
+        A threshold is a value on the scale of all networks; fewer of them have another scale, but
         much the same order.
         """
         is_complete = not self.degradation and not self.non_finite
@@ -156,11 +148,11 @@ def predict_test_set(
     Args:
         test: the test set.
         members: of the ensemble.
-        progress: predictions of before; gets those of now.
-        settings: how, and until when.
+        progress: earlier predictions; new ones are added.
+        settings: of the inference.
         log: called with messages for the user.
-        on_progress: called with the number of images that are done, and of those among them that
-            an earlier process predicted.
+        on_progress: called with the number of images that are predicted, and the number of those
+            by an earlier process.
     """
     started = time.monotonic()
     runs, images = _flat(members), test.tables.images
@@ -189,10 +181,9 @@ def predict_test_set(
     )
 
     def note_plan() -> None:
-        """Write down what is dropped before the first prediction that lacks it."""
-        plan = {**asdict(monitor.degradation), "engines": engines}
+        """Record a degradation before the first prediction under it."""
         if not progress.plan or _degradation(progress) != monitor.degradation:
-            progress.set_plan(plan)
+            progress.set_plan({**asdict(monitor.degradation), "engines": engines})
 
     done = 0
     on_progress(resumed, resumed)
@@ -220,7 +211,7 @@ def _degradation(progress: Progress) -> Degradation:
 
 
 def _non_finite(progress: Progress, n_runs: int, degradation: Degradation) -> tuple[int, ...]:
-    """Runs without one finite value, if there are values at all."""
+    """Runs without one finite value, if there is any finite value."""
     is_finite = np.zeros(n_runs, dtype=np.bool_)
     images = [prediction.probabilities for prediction in progress.by_image.values()]
     breasts = [prediction.probabilities for prediction in progress.by_breast.values()]
@@ -236,8 +227,8 @@ class TestSetResult:
     """The predictions, decisions and faults of a test set.
 
     Attributes:
-        breasts: from `predict_breasts`, one row per breast to be answered.
-        submission: `prediction_id, cancer`, the answers.
+        breasts: from `predict_breasts`, one row per breast of the sample submission.
+        submission: `prediction_id, cancer`.
         failures: every fault (`tables.test_set`).
     """
 
@@ -265,17 +256,11 @@ def decide(
 ) -> TestSetResult:
     """Blend the predictions, decide each breast, and name every fault.
 
-    Args:
-        test: the test set.
-        ensemble: the fitted one.
-        members: its runs.
-        progress: all predictions.
-        outcome: of `predict_test_set`.
-        unread: the answer for a breast without a readable image; `prior` is the prevalence that
-            the ensemble was fitted at.
+    A breast without a readable image gets 0, 1 or, if `unread` is `prior`, the prevalence that the
+    ensemble was fitted at.
 
     Raises:
-        InputError: the submission does not answer the sample submission.
+        InputError: the submission does not fit the sample submission.
     """
     images = test.tables.images
     breasts = predict_breasts(
@@ -287,8 +272,8 @@ def decide(
         (*outcome.degradation.dropped, *outcome.non_finite),
         test.tables.breasts,
     )
-    answer = {"negative": 0, "positive": 1, "prior": ensemble.prior}[unread]
-    cancer = breasts["cancer"].where(breasts["unread"] == 0, answer)
+    unreadable = {"negative": 0, "positive": 1, "prior": ensemble.prior}[unread]
+    cancer = breasts["cancer"].where(breasts["unread"] == 0, unreadable)
     submission = breasts[["prediction_id"]].assign(cancer=cancer)
     check_submission(submission, test.tables.breasts)
     failures = [
@@ -302,17 +287,18 @@ def decide(
 
 def _unfamiliar_images(runs: Sequence[Run], images: pd.DataFrame) -> Iterator[Failure]:
     """Images of machines that are not in the training, and breasts of more images than are used."""
+    row: Any
     known = [run.seen["machine_id"] for run in runs if "machine_id" in run.seen]
     if known and "machine_id" in images:
         machine = as_text(images["machine_id"])
         is_new = machine.notna() & ~machine.isin({value for own in known for value in own})
-        for row, name in zip(_rows(images[is_new]), machine[is_new], strict=True):
+        for row, name in zip(images[is_new].itertuples(), machine[is_new], strict=True):
             reason = f"no network has seen machine {name} in training"
             yield Failure(*_ids(row), "new machine", reason)
     most = [run.views.most for run in runs if run.unit == "breast" and run.views.policy == "all"]
     if most:
         counts = images.groupby("prediction_id", sort=False)["image_id"].size()
-        for row in _rows(images.drop_duplicates("prediction_id")):
+        for row in images.drop_duplicates("prediction_id").itertuples():
             if (number := counts[row.prediction_id]) > min(most):
                 reason = f"{number} images, of which a network looks at {min(most)}"
                 yield Failure(row.prediction_id, row.patient_id, None, "many images", reason)
@@ -320,9 +306,10 @@ def _unfamiliar_images(runs: Sequence[Run], images: pd.DataFrame) -> Iterator[Fa
 
 def _image_failures(test: TestSet, progress: Progress) -> Iterator[Failure]:
     """Images without a prediction, or without one of all networks."""
-    for row in _rows(test.tables.images):
+    row: Any
+    kind: FailureKind
+    for row in test.tables.images.itertuples():
         prediction = progress.by_image.get(row.image_id)
-        kind: FailureKind
         if row.image_id not in test.files:
             kind = "absent"
             reason = test.unlistable.get(row.image_id, "there is no such file")
@@ -346,11 +333,11 @@ def _breast_failures(
 ) -> Iterator[Failure]:
     """Breasts without a readable image, or without a value of a network.
 
-    Of a breast that is not in the table, or whose images are out of time, the earlier failures say
-    so.
+    Breasts that are not in the table or out of time are among the earlier failures.
     """
     named = {f.prediction_id for f in earlier if f.kind in ("unlisted", "out of time")}
-    for row in _rows(breasts):
+    row: Any
+    for row in breasts.itertuples():
         ids = row.prediction_id, row.patient_id, None
         prediction = progress.by_breast.get(row.prediction_id)
         if row.unread and row.prediction_id not in named:
@@ -358,10 +345,6 @@ def _breast_failures(
             yield Failure(*ids, "nothing readable", reason)
         elif prediction is not None and prediction.reason is not None:
             yield Failure(*ids, "no value", prediction.reason)
-
-
-def _rows(frame: pd.DataFrame) -> Iterator[Any]:
-    return iter(frame.itertuples())
 
 
 def _ids(row: Any) -> tuple[str, str, str]:
