@@ -1,4 +1,4 @@
-"""Draw the README's pictures from the demo: `python docs/pictures.py` after `make demo`."""
+"""Draw pictures of the documentation from the demo: `python docs/pictures.py` after `make demo`."""
 
 from pathlib import Path
 

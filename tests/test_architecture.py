@@ -105,7 +105,7 @@ ROOT = PACKAGE.parent
 # Where the dialect is gone.
 CLEAN = (
     "rsna_bcd/*.py", "rsna_bcd/bundling", "rsna_bcd/data", "rsna_bcd/phantom", "rsna_bcd/scoring",
-    "docs", "*.md", "benchmarks",
+    "conf", "docs", "*.md", "benchmarks",
     "tests/bundling", "tests/data", "tests/phantom", "tests/preparation",
     "tests/scoring", "tests/tables",
 )  # fmt: skip
@@ -115,7 +115,6 @@ TO_DO = (
     "rsna_bcd/preparation", "rsna_bcd/reporting", "rsna_bcd/stages",
     "rsna_bcd/tables", "tests/*.py", "tests/benchmarks", "tests/gpu",
     "tests/imaging", "tests/inference", "tests/models", "tests/reporting",
-    "conf",
 )  # fmt: skip
 
 

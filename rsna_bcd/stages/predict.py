@@ -112,7 +112,7 @@ def _ensemble(cfg: DictConfig) -> Ensemble:
         "  a small one to try things out, of synthetic mammograms, in minutes:\n"
         "    make demo\n"
         "    python -m rsna_bcd.predict paths=demo name=demo inputs=...\n"
-        "  one of real mammograms (README: The competition, step by step):\n"
+        "  one of real mammograms (README: The five commands):\n"
         "    python -m rsna_bcd.prepare crop=h1536\n"
         "    python -m rsna_bcd.train experiment=effnet_b5 -m fold=0,1,2,3\n"
         "    python -m rsna_bcd.ensemble name=best members=[effnet_b5]\n"
