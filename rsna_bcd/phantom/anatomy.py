@@ -90,15 +90,7 @@ def sample_breast(size: float, density: str, implant: bool, rng: np.random.Gener
 def project(
     breast: Breast, view: str, shape: tuple[int, int], pixel_mm: float, rng: np.random.Generator
 ) -> Projection:
-    """Draw a view of a breast, without lesions.
-
-    Args:
-        breast: the breast.
-        view: one of the competition's views.
-        shape: rows and columns of the detector.
-        pixel_mm: pixel spacing, mm.
-        rng: for the positioning.
-    """
+    """Draw one of the competition's views; `shape`: rows and columns; `rng`: for the position."""
     own = np.random.default_rng([breast.seed, *view.encode()])
     from_side = view in _FROM_THE_SIDE
     pectoral = None
@@ -135,12 +127,8 @@ def power_law_field(beta: float, lowest: float, rng: np.random.Generator) -> np.
     """Draw a periodic field whose power spectrum falls as 1/f^beta, the texture of breast tissue.
 
     The spectrum of mammograms has beta about 3 (Burgess, Jacobson and Judy, "Human observer
-    detection experiments with mammograms and power-law noise", Medical Physics 28, 2001).
-
-    Args:
-        beta: the exponent.
-        lowest: lowest frequency, cycles per field.
-        rng: for the phases.
+    detection experiments with mammograms and power-law noise", Medical Physics 28, 2001). It is 0
+    below the frequency `lowest`, in cycles per field.
 
     Returns:
         (FIELD_SIZE, FIELD_SIZE) float32, mean 0, standard deviation 1.
@@ -170,11 +158,7 @@ def _fields(name: str) -> np.ndarray:
 def _sample_fields(
     name: str, x: np.ndarray, y: np.ndarray, scale: float, own: np.random.Generator
 ) -> np.ndarray:
-    """Sample a stack from a random origin, `scale` field pixels per unit of `x` and `y`.
-
-    Returns:
-        (n, H, w) float32.
-    """
+    """Sample a stack from a random origin, `scale` field pixels per unit; (n, H, w) float32."""
     stack = _fields(name)
     shift = own.uniform(0, FIELD_SIZE, 2).astype(np.float32)
     factor = np.float32(scale)
@@ -193,7 +177,7 @@ def _craniocaudal_outline(
     """Half an ellipse.
 
     Returns:
-        How far the breast reaches from the chest wall in each row, (H,) float32 pixels, and x and y
+        The extent of the breast from the chest wall in each row, (H,) float32 pixels, and x and y
         of the nipple.
     """
     rows, columns = shape
@@ -257,12 +241,9 @@ def _finish_outline(
 
 def _distance_to_skin(inside: np.ndarray, pixel_mm: float) -> np.ndarray:
     """Distance from each pixel to the outside, mm; borders of the image are no skin."""
-    margin = 2
-    padded = cv2.copyMakeBorder(
-        inside.astype(np.uint8), margin, margin, margin, margin, cv2.BORDER_REPLICATE
-    )
+    padded = np.pad(inside.astype(np.uint8), 2, mode="edge")
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)
-    return distance[margin:-margin, margin:-margin] * np.float32(pixel_mm)
+    return distance[2:-2, 2:-2] * np.float32(pixel_mm)
 
 
 def _glands(

@@ -66,9 +66,11 @@ def sample_images(
         ("train", np.sort(patient_ids[:train_patients])),
         ("test", np.sort(patient_ids[train_patients:])),
     ):
-        cancers = _cancers(len(ids), prevalence, rng)
+        cancers = np.zeros(2 * len(ids), int)
+        count = round(prevalence * len(cancers))  # the exact prevalence
+        cancers[rng.choice(len(cancers), count, replace=False)] = 1
         machines = _machines(len(ids), rng)
-        for patient_id, machine, cancer in zip(ids, machines, cancers, strict=True):
+        for patient_id, machine, cancer in zip(ids, machines, cancers.reshape(-1, 2), strict=True):
             rows += _patient_rows(split, int(patient_id), machine, cancer, rng)
     frame = pd.DataFrame(rows)
     image_ids = rng.choice(2**31 - 1 - 68491, len(frame), replace=False) + 68491
@@ -96,14 +98,6 @@ def competition_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def _cancers(n_patients: int, prevalence: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which breasts have cancer: (n_patients, 2) of 0 or 1, with the exact prevalence."""
-    cancers = np.zeros(2 * n_patients, int)
-    count = round(prevalence * 2 * n_patients)
-    cancers[rng.choice(2 * n_patients, count, replace=False)] = 1
-    return cancers.reshape(n_patients, 2)
-
-
 def _machines(n_patients: int, rng: np.random.Generator) -> list[Machine]:
     """Give each patient a machine: the real shares, but each machine once if there is room."""
     machines = list(MACHINES.values())
@@ -124,34 +118,20 @@ def _patient_rows(
     density = str(rng.choice(list(_DENSITIES), p=list(_DENSITIES.values())))
     implant = int(site == 1 and rng.random() < _IMPLANT)
     age = np.nan if rng.random() < _MISSING_AGE else age
+    patient = {
+        "split": split, "site_id": site, "patient_id": patient_id, "age": age, "implant": implant,
+        "density": density if site == 1 else np.nan, "machine_id": machine.machine_id,
+        "parenchyma": density,
+    }  # fmt: skip
     rows = []
-    for laterality, positive in zip(("L", "R"), cancer, strict=True):
-        labels = _labels(site, int(positive), rng)
-        for view in _views(rng):
-            rows.append(
-                {
-                    "split": split,
-                    "site_id": site,
-                    "patient_id": patient_id,
-                    "laterality": laterality,
-                    "view": view,
-                    "age": age,
-                    **labels,
-                    "implant": implant,
-                    "density": density if site == 1 else np.nan,
-                    "machine_id": machine.machine_id,
-                    "prediction_id": f"{patient_id}_{laterality}",
-                    "parenchyma": density,
-                }
-            )
-    return rows
-
-
-def _views(rng: np.random.Generator) -> list[str]:
-    """Draw the views of one breast, in the order in which they were taken."""
     counts = np.array(list(_VIEWS.values()), float)
-    views = list(_VIEWS)[rng.choice(len(counts), p=counts / counts.sum())]
-    return [str(view) for view in rng.permutation(views)]
+    for laterality, positive in zip(("L", "R"), cancer, strict=True):
+        breast = {"laterality": laterality, "prediction_id": f"{patient_id}_{laterality}"}
+        breast |= _labels(site, int(positive), rng)
+        views = list(_VIEWS)[rng.choice(len(counts), p=counts / counts.sum())]
+        for view in rng.permutation(views):  # the order in which they were taken
+            rows.append(patient | breast | {"view": str(view)})
+    return rows
 
 
 def _labels(site: int, cancer: int, rng: np.random.Generator) -> dict[str, Any]:

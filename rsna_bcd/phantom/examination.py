@@ -48,7 +48,7 @@ class Examination:
         images: the patient's rows of `sample_images`.
         folder: `<data>/<split>_images`.
         appearance: of the images.
-        seed: of the competition; with the patient's number it determines everything drawn.
+        seed: of the competition; it and the patient's number determine everything that is drawn.
     """
 
     images: pd.DataFrame
@@ -58,11 +58,7 @@ class Examination:
 
 
 def examine(examination: Examination) -> list[dict[str, Any]]:
-    """Make the DICOM files of one patient.
-
-    Returns:
-        One record per cancer and image, keys `LESION_COLUMNS`.
-    """
+    """Make the DICOM files of one patient; one record per cancer and image, `LESION_COLUMNS`."""
     appearance, images = examination.appearance, examination.images
     patient = int(images["patient_id"].iloc[0])
     machine = MACHINES[int(images["machine_id"].iloc[0])]

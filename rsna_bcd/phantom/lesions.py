@@ -16,12 +16,10 @@ from rsna_bcd.phantom.anatomy import DRAWING_SHIFT, Breast, Projection, soft_edg
 
 Kind = Literal["mass", "calcifications"]
 
-# How cancers show: invasive ones mostly as a mass, carcinoma in situ as calcifications.
-_INVASIVE: dict[tuple[Kind, ...], float] = {("mass",): 0.75, ("mass", "calcifications"): 0.25}
-_IN_SITU: dict[tuple[Kind, ...], float] = {
-    ("calcifications",): 0.75,
-    ("mass", "calcifications"): 0.25,
-}
+# Appearance of invasive cancers, mostly a mass, and of carcinoma in situ, mostly calcifications.
+_INVASIVE: list[tuple[Kind, ...]] = [("mass",), ("mass", "calcifications")]
+_IN_SITU: list[tuple[Kind, ...]] = [("calcifications",), ("mass", "calcifications")]
+_SHARES = (0.75, 0.25)
 _CHAIN = 4  # spicules' worth of line in a ligament
 _LONGEST = 2.0  # spicule, as a multiple of the mass's radius
 _FROM_SKIN = 10.0  # mm between the skin and scattered parts of look-alikes
@@ -75,13 +73,12 @@ def sample_findings(
     Args:
         breast: the breast.
         malignant: cancers rather than look-alikes.
-        invasive: how the cancer shows; for look-alikes, how their cancer would.
+        invasive: of the cancer, or of the cancer that look-alikes resemble.
         radius: mean of masses and clusters, mm.
         contrast: mean brightness of a mass, display units.
         rng: used in the same way for both.
     """
-    shares = _INVASIVE if invasive else _IN_SITU
-    kinds = list(shares)[rng.choice(len(shares), p=list(shares.values()))]
+    kinds = (_INVASIVE if invasive else _IN_SITU)[rng.choice(2, p=_SHARES)]
     # Behind an implant nothing is seen: findings lie before it.
     near, far = (0.15, 0.3) if breast.implant else (0.3, 0.65)
     behind = breast.reach * rng.uniform(near, far)
@@ -172,16 +169,14 @@ def _ligaments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw lines of the same lengths in chains anywhere in the breast; as for `_spicules`."""
     n = len(lengths)
-    places = _scattered(projection, n, rng)
-    bends = rng.normal(0, 0.35, n)
-    bends[::_CHAIN] = rng.uniform(0, 2 * np.pi, len(bends[::_CHAIN]))
-    starts, ends = np.empty((n, 2)), np.empty((n, 2))
-    angle = 0.0
+    starts, ends = _scattered(projection, n, rng), np.empty((n, 2))
+    angles = rng.normal(0, 0.35, n)  # of bends
+    angles[::_CHAIN] = rng.uniform(0, 2 * np.pi, len(angles[::_CHAIN]))
     for i in range(n):
-        is_first = i % _CHAIN == 0
-        angle = bends[i] + (0 if is_first else angle)
-        starts[i] = places[i] if is_first else ends[i - 1]
-        ends[i] = starts[i] + lengths[i] * np.array([np.cos(angle), np.sin(angle)])
+        if i % _CHAIN:
+            angles[i] += angles[i - 1]
+            starts[i] = ends[i - 1]
+        ends[i] = starts[i] + lengths[i] * np.array([np.cos(angles[i]), np.sin(angles[i])])
     return starts, ends
 
 

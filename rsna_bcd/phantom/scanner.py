@@ -5,9 +5,10 @@ the headers of 10,920 of its DICOM files.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import gdcm
@@ -24,10 +25,7 @@ _UID_ROOT = "1.2.826.0.1.3680043.8.498"  # pydicom's root, free for such use
 
 @dataclass(frozen=True)
 class Detector:
-    """One matrix size of a machine.
-
-    `height_mm` is the rows times the pitch; `share` the part of the machine's images.
-    """
+    """A matrix of a machine; `height_mm` is rows times pitch, `share` that of the images."""
 
     rows: int
     columns: int
@@ -153,9 +151,6 @@ def expose(
         laterality: L or R; left breasts face right unless the machine turns them.
         view: for the marker.
         rng: noise, window and orientation of this image.
-
-    Returns:
-        Stored values and the header fields that go with them.
     """
     brightness = _brightness(projection, machine, rng)
     display = np.zeros((brightness.shape[0], columns), np.float32)
@@ -182,11 +177,8 @@ def expose(
         "BitsStored": machine.bits,
         "HighBit": machine.bits - 1,
         "ImageLaterality": laterality,
+        **window,
     }
-    if window is not None:
-        header["WindowCenter"], header["WindowWidth"] = window.centres, window.widths
-        if window.function is not None:
-            header["VOILUTFunction"] = window.function
     if machine.padding:
         header["PixelPaddingValue"] = background
     if machine.spacing:
@@ -210,41 +202,40 @@ def _brightness(projection: Projection, machine: Machine, rng: np.random.Generat
     return bounded * (depth > 0)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The VOI window in a header; the first centre and width apply."""
+def _choose_window(machine: Machine, rng: np.random.Generator) -> dict[str, Any]:
+    """Draw the elements of a VOI window in the machine's style; the first centre and width apply.
 
-    centres: list[float]
-    widths: list[float]
-    function: Literal["LINEAR", "SIGMOID"] | None = None  # None: not stated, which means LINEAR
-
-
-def _choose_window(machine: Machine, rng: np.random.Generator) -> _Window | None:
-    """Draw a window in the machine's style."""
+    Without VOILUTFunction, a window is LINEAR.
+    """
+    function = None
     if machine.window == "absent":
-        return None
+        return {}
     if machine.window == "full":
-        return _Window([511.0], [1023.0]) if machine.bits == 10 else _Window([2047.0], [4096.0])
-    if machine.window == "narrow":
-        if rng.random() < 0.5:
-            return _Window([2048.0], [4096.0])
-        return _Window([float(rng.integers(1650, 1750))], [1500.0])
-    if machine.window == "sigmoid":
+        centres, widths = ([511.0], [1023.0]) if machine.bits == 10 else ([2047.0], [4096.0])
+    elif machine.window == "narrow":
+        centres, widths = [2048.0], [4096.0]
+        if rng.random() >= 0.5:
+            centres, widths = [float(rng.integers(1650, 1750))], [1500.0]
+    elif machine.window == "sigmoid":
         centre, step = float(rng.integers(2200, 3000)), 6.0 * float(rng.integers(4, 9))
-        centres = [centre, centre + step, centre - 1.5 * step]
-        return _Window(centres, [900.0, 750.0, 1050.0], "SIGMOID")
-    if rng.random() < 0.05:
-        centres = [2304.0, 2304.0, 2816.0, 2048.0, 1894.4]
-        return _Window(centres, [2048.0, 2048.0, 2048.0, 2560.0, 2867.2], "LINEAR")
-    return _Window([1802.31, 1802.31, 2020.704, 1583.916], [1091.97] * 4, "SIGMOID")
+        centres, widths = [centre, centre + step, centre - 1.5 * step], [900.0, 750.0, 1050.0]
+        function = "SIGMOID"
+    elif rng.random() < 0.05:
+        centres, widths = [2304.0, 2304.0, 2816.0, 2048.0, 1894.4], [2048.0] * 3 + [2560.0, 2867.2]
+        function = "LINEAR"
+    else:
+        centres, widths = [1802.31, 1802.31, 2020.704, 1583.916], [1091.97] * 4
+        function = "SIGMOID"
+    window: dict[str, Any] = {"WindowCenter": centres, "WindowWidth": widths}
+    return window if function is None else {**window, "VOILUTFunction": function}
 
 
-def _stored(display: np.ndarray, window: _Window | None) -> np.ndarray:
+def _stored(display: np.ndarray, window: Mapping[str, Any]) -> np.ndarray:
     """Stored values, rounded, that `window` shows as `display` in [0, 1]; (H, W) float32."""
-    if window is None:
+    if not window:
         return np.rint(500 + 3000 * display)
-    centre, width = window.centres[0], window.widths[0]
-    if window.function == "SIGMOID":  # PS3.3 C.11.2.1.3.1, solved for x
+    centre, width = window["WindowCenter"][0], window["WindowWidth"][0]
+    if window.get("VOILUTFunction") == "SIGMOID":  # PS3.3 C.11.2.1.3.1, solved for x
         bounded = np.clip(display, 0.01, 0.99)
         return np.rint(centre + width / 4 * np.log(bounded / (1 - bounded)))
     # PS3.3 C.11.2.1.2.1, solved for x
@@ -255,10 +246,9 @@ def _shade_edge(display: np.ndarray, mirrored: bool, rng: np.random.Generator) -
     """Let the collimator's edge show as a faint bar in the air, parallel to the chest wall."""
     columns = display.shape[1]
     start = round(columns * rng.uniform(0.6, 0.7))
-    bar = slice(start, start + max(1, columns // 80))
-    if mirrored:
-        bar = slice(columns - bar.stop, columns - bar.start)
-    display[:, bar] = np.maximum(display[:, bar], 0.04)
+    from_wall = display[:, ::-1] if mirrored else display
+    bar = from_wall[:, start : start + max(1, columns // 80)]
+    np.maximum(bar, 0.04, out=bar)
 
 
 def _burn_in(display: np.ndarray, text: str, machine: Machine, mirrored: bool) -> None:
@@ -287,10 +277,9 @@ def write_dicom(
     Args:
         path: of the file; its folder exists.
         pixels: (H, W) uint16.
-        header: DICOM keyword to value; must include BitsStored, HighBit and
-            PhotometricInterpretation.
-        patient_id: number as text.
-        image_id: number as text.
+        header: DICOM keyword to value, with BitsStored, HighBit and PhotometricInterpretation.
+        patient_id: a number.
+        image_id: a number.
         syntax: UID of JPEG 2000 lossless (...4.90) or JPEG lossless SV1 (...4.70).
     """
     dataset = _dataset(pixels, header, patient_id, image_id)

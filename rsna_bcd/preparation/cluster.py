@@ -178,10 +178,10 @@ def _connect(address: str) -> Client:
     client = None
     try:
         with dask.config.set(settings):
-            # First: a client waits without end for one that never answers; and one that came to
-            # nothing leaves a thread, and a destructor that may block whoever collects garbage.
+            # First: a client waits without end for one that never answers; and one that failed
+            # leaves a thread, and a destructor that may block the collection of garbage.
             asyncio.run(asyncio.wait_for(_identity(address), _ANSWER_SECONDS + 1))
-            client = Client.__new__(Client)  # at hand, to be closed should it come to nothing
+            client = Client.__new__(Client)  # at hand, to be closed should it fail
             client.__init__(address, timeout=_ANSWER_SECONDS, set_as_default=False)
             return client
     except Exception as error:
@@ -213,22 +213,8 @@ def work(job: Job, task: bytes) -> Outcome:
     """Run a task in the processes that this worker has for its job, one per thread."""
     with _lock:
         if job.run not in _pools:
-            here = f"The worker on {os.uname().nodename}"
-            if job.sources != source_hash():
-                package = Path(__file__).parents[1]
-                problem = (
-                    f"{here} has other sources of rsna_bcd ({package}) than this process. Install "
-                    "the same version there."
-                )
-                return Outcome(error=InputError(problem))
-            try:
-                os.listdir(job.folder)  # noqa: PTH208 - raises what `os.chdir` would
-            except OSError as error:
-                problem = (
-                    f"{here} cannot enter the folder {job.folder}: {error.strerror}. Start from a "
-                    "folder that all machines share."
-                )
-                return Outcome(error=InputError(problem))
+            if (problem := _problem(job)) is not None:
+                return Outcome(error=InputError(f"The worker on {os.uname().nodename} {problem}"))
             _pools[job.run] = WorkerPool(job, get_worker().state.nthreads)
             _calls[job.run] = 0
             threading.Thread(target=_close_when_idle, args=(job.run,), daemon=True).start()
@@ -241,6 +227,24 @@ def work(job: Job, task: bytes) -> Outcome:
         with _lock:
             _calls[job.run] -= 1
             _last_call[job.run] = time.monotonic()
+
+
+def _problem(job: Job) -> str | None:
+    """The reason why this worker cannot work for a job."""
+    if job.sources != source_hash():
+        package = Path(__file__).parents[1]
+        return (
+            f"has other sources of rsna_bcd ({package}) than this process. Install the same "
+            "version there."
+        )
+    try:
+        os.listdir(job.folder)  # noqa: PTH208 - raises the error of `os.chdir`
+    except OSError as error:
+        return (
+            f"cannot enter the folder {job.folder}: {error.strerror}. Start from a folder that all "
+            "machines share."
+        )
+    return None
 
 
 def _close_when_idle(run: str) -> None:

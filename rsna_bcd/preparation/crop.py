@@ -6,6 +6,7 @@ wall on the right is flipped, one with the chest wall above or below is rotated.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,7 @@ class CropSettings:
             )
 
     def check_algorithm(self) -> None:
-        """Check that this version of the package makes such crops.
-
-        Raises:
-            InputError: another version made them.
-        """
+        """Raise an `InputError` if this version of the package does not make such crops."""
         if self.algorithm != ALGORITHM:
             raise InputError(
                 f"crop {self.name}: crop.algorithm={self.algorithm}, but this version of rsna_bcd "
@@ -121,13 +118,7 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class CropsTask:
-    """One file to make several crops of.
-
-    Attributes:
-        path: the file.
-        settings: of each crop.
-        source: how to read the file.
-    """
+    """One file to make several crops of, each with its settings."""
 
     path: Path
     settings: tuple[CropSettings, ...]
@@ -140,25 +131,17 @@ def prepare_image(
     source: Source,
     decoders: Sequence[str] | None = None,
 ) -> PreparedImage:
-    """Make the crop of one file.
-
-    Raises:
-        ImageError: the file is no image that can be used; the message says why.
-    """
+    """Make the crop of one file; raises as `read_mammogram`."""
     return crop_mammogram(read_mammogram(path, source, decoders), settings)
 
 
 def prepare_crops(task: CropsTask) -> list[Crop]:
-    """Read one file once and make all its crops, (height, width) each.
-
-    Raises:
-        ImageError: the file is no image that can be used; the message says why.
-    """
+    """Read one file once and make all its crops, (height, width) each."""
     return [prepared.pixels for prepared in prepare_images(task)]
 
 
 def prepare_images(task: CropsTask) -> list[PreparedImage]:
-    """Like `prepare_crops`, and say of each crop how it came about."""
+    """Like `prepare_crops`, each crop with its record."""
     mammogram = read_mammogram(task.path, task.source)
     return [crop_mammogram(mammogram, settings) for settings in task.settings]
 
@@ -195,12 +178,16 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
     Raises:
         ImageError: the pixels cannot be decoded; the message says why.
     """
-    place = _locate(mammogram, settings)
-    box, rotated = place.box, place.orientation.rotated != 0
+    box, orientation, found = _locate(mammogram, settings)
+    rotated = orientation.rotated != 0
     size, scale = _size(box, mammogram.pixel_aspect, settings, is_rotated=rotated)
-    level = mammogram.decode(
-        _fitting_level(box, size, min(settings.reduce, mammogram.most_reduced))
-    )
+    # The lowest resolution at which the box has at least the pixels of the crop.
+    reduced, most = 0, min(settings.reduce, mammogram.most_reduced)
+    while reduced < most and (
+        box.width >> reduced + 1 >= size[0] and box.height >> reduced + 1 >= size[1]
+    ):
+        reduced += 1
+    level = mammogram.decode(reduced)
     unit = 2**level.reduced
     region = level.pixels[
         box.top // unit : -(-(box.top + box.height) // unit),
@@ -208,24 +195,31 @@ def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImag
     ]
     factors = unit * size[0] / box.width, unit * size[1] / box.height
     resized = _resize(centred(region, level.reduced), size, factors, exact=settings.bits == 16)
-    pixels = _show(resized, mammogram, settings)
+    shown = np.rint(mammogram.display.apply(resized) * np.float32(2**settings.bits - 1))
+    pixels = shown.astype(np.uint8 if settings.bits == 8 else np.uint16)
+    if settings.clahe:
+        pixels = cv2.createCLAHE(settings.clahe, _CLAHE_TILES).apply(pixels)
+    pixels = orientation.apply(pixels)
+    crop = np.zeros((settings.height, settings.width), pixels.dtype)
+    top = (settings.height - pixels.shape[0]) // 2  # the background in equal parts above and below
+    crop[top : top + pixels.shape[0], : pixels.shape[1]] = pixels
     return PreparedImage(
-        _pad(place.orientation.apply(pixels), settings),
+        crop,
         {
             **mammogram.facts,
             "decoder": level.decoder,
             "resolution_level": level.reduced,
             "window": str(mammogram.display),
-            "quality_flags": join_flags((*mammogram.flags, *place.orientation.flags)),
+            "quality_flags": join_flags((*mammogram.flags, *orientation.flags)),
             "source_height": mammogram.height,
             "source_width": mammogram.width,
-            "breast_found": int(place.found),
+            "breast_found": int(found),
             "box_left": box.left,
             "box_top": box.top,
             "box_width": box.width,
             "box_height": box.height,
-            "flipped": int(place.orientation.flipped),
-            "rotated": place.orientation.rotated,
+            "flipped": int(orientation.flipped),
+            "rotated": orientation.rotated,
             "scale": scale,
         },
     )
@@ -247,23 +241,26 @@ class Orientation:
 
     def apply(self, pixels: Crop) -> Crop:
         """Flip or rotate pixels, (H, W)."""
-        if self.rotated:
-            return np.rot90(pixels, self.rotated // 90)
-        return pixels[:, ::-1] if self.flipped else pixels
+        return np.rot90(pixels[:, ::-1] if self.flipped else pixels, self.rotated // 90)
 
 
-UPRIGHT = Orientation(flipped=False, rotated=0)
 _ROTATIONS: dict[Side, int] = {"left": 0, "right": 0, "top": 90, "bottom": 270}
 
 
-def choose_orientation(breast: Breast, patient_orientation: str) -> Orientation:
-    """Choose what brings the chest wall to the left.
+def _choose_orientation(breast: Breast, patient_orientation: str) -> Orientation:
+    """Choose the orientation with the chest wall on the left: by clear pixels, else by the header.
 
     Args:
         breast: found in the pixels.
-        patient_orientation: of the header, values separated by a backslash; "" where there is none.
+        patient_orientation: of the header: directions of rows (to the right) and of columns
+            (downwards), separated by a backslash. The first letter is the main one: A anterior, P
+            posterior (PS3.3 C.7.6.1.1.1); the chest wall is opposite the anterior side.
     """
-    side, in_header = breast.chest_wall, _chest_wall_in_header(patient_orientation)
+    in_header: Side | None = None
+    sides: tuple[dict[str, Side], ...] = ({"A": "left", "P": "right"}, {"A": "top", "P": "bottom"})
+    for direction, walls in zip(patient_orientation.split("\\"), sides, strict=False):
+        in_header = in_header or walls.get(direction.strip().upper()[:1])
+    side = breast.chest_wall
     contradicts = breast.side_is_clear and in_header not in (None, side)
     if in_header is not None and not breast.side_is_clear:
         side = in_header
@@ -271,46 +268,20 @@ def choose_orientation(breast: Breast, patient_orientation: str) -> Orientation:
     return Orientation(side == "right", _ROTATIONS[side], flags)
 
 
-def _chest_wall_in_header(patient_orientation: str) -> Side | None:
-    """The side opposite the anterior one.
+def _locate(mammogram: Mammogram, settings: CropSettings) -> tuple[Box, Orientation, bool]:
+    """Find the breast in the overview, which is the same whatever is decoded afterwards.
 
-    Args:
-        patient_orientation: directions of rows (to the right) and of columns (downwards). The first
-            letter is the main one: A anterior, P posterior (PS3.3 C.7.6.1.1.1).
+    Returns:
+        The box in source pixels; the orientation with the chest wall on the left; whether a breast
+        stood out.
     """
-    sides: tuple[tuple[Side, Side], ...] = (("left", "right"), ("top", "bottom"))
-    for direction, walls in zip(patient_orientation.split("\\"), sides, strict=False):
-        letter = direction.strip().upper()[:1]
-        if letter in ("A", "P"):
-            return walls["AP".index(letter)]
-    return None
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the breast is.
-
-    Attributes:
-        box: in source pixels.
-        orientation: how to bring the chest wall to the left.
-        found: whether a breast stood out.
-    """
-
-    box: Box
-    orientation: Orientation
-    found: bool
-
-
-def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
-    """Find the breast in the overview, which is the same whatever is decoded afterwards."""
     breast = find_breast(mammogram.preview())
-    orientation = UPRIGHT
+    orientation = Orientation(flipped=False, rotated=0)
     if settings.orient:
         in_header = str(mammogram.facts.get("patient_orientation", ""))
-        orientation = choose_orientation(breast, in_header)
+        orientation = _choose_orientation(breast, in_header)
     if settings.box == "full" or not breast.found:
-        whole = Box(0, 0, mammogram.width, mammogram.height)
-        return _Place(whole, orientation, breast.found)
+        return Box(0, 0, mammogram.width, mammogram.height), orientation, breast.found
     small, unit = breast.box, 2**mammogram.overview.reduced
     bottom, right = small.top + small.height, small.left + small.width
     # Outwards, so that rounding cuts nothing off; and onto whole pixels of every level that might
@@ -318,19 +289,20 @@ def _locate(mammogram: Mammogram, settings: CropSettings) -> _Place:
     grid = min(unit, 2**mammogram.most_reduced)
     margin = settings.margin * max(small.width, small.height)
     height, width = mammogram.overview.pixels.shape
-    box_left = max(0, _down((small.left - margin) * unit, grid))
-    box_top = max(0, _down((small.top - margin) * unit, grid))
+    box_left, box_top = (
+        max(0, math.floor((start - margin) * unit / grid) * grid)
+        for start in (small.left, small.top)
+    )
     # An odd last row or column may be missing in the overview: it belongs to the one before.
-    box_right = mammogram.width if right == width else -_down(-(right + margin) * unit, grid)
-    box_bottom = mammogram.height if bottom == height else -_down(-(bottom + margin) * unit, grid)
-    box_right, box_bottom = min(mammogram.width, box_right), min(mammogram.height, box_bottom)
+    box_right, box_bottom = (
+        whole if end == most else min(whole, math.ceil((end + margin) * unit / grid) * grid)
+        for end, most, whole in (
+            (right, width, mammogram.width),
+            (bottom, height, mammogram.height),
+        )
+    )
     box = Box(box_left, box_top, box_right - box_left, box_bottom - box_top)
-    return _Place(box, orientation, True)
-
-
-def _down(position: float, grid: int) -> int:
-    """The next multiple of `grid` at or below a position."""
-    return int(np.floor(position / grid)) * grid
+    return box, orientation, True
 
 
 def _size(
@@ -354,25 +326,15 @@ def _size(
     return (max(1, round(box.width * scale)), max(1, round(box_height * scale))), scale
 
 
-def _fitting_level(box: Box, size: tuple[int, int], most: int) -> int:
-    """The lowest resolution at which the box has at least the pixels asked for."""
-    level = 0
-    while level < most and (
-        box.width >> level + 1 >= size[0] and box.height >> level + 1 >= size[1]
-    ):
-        level += 1
-    return level
-
-
 def _resize(
     region: NDArray, size: tuple[int, int], factors: tuple[float, float], *, exact: bool
 ) -> NDArray:
-    """Bring stored values to the size asked for.
+    """Resize stored values.
 
     Args:
         region: (h, w). A reduced one may reach beyond the box by a part of its last row or column.
         size: (width, height).
-        factors: of columns and rows. Of the box, not of the region: else what is beyond it would
+        factors: of columns and rows. Of the box, not of the region: else the part beyond it would
             be squeezed in, and the whole crop displaced.
         exact: means are not rounded to whole stored values.
     """
@@ -390,35 +352,8 @@ def _resize(
     return resized[: size[1], : size[0]]
 
 
-def _show(values: NDArray, mammogram: Mammogram, settings: CropSettings) -> Crop:
-    """Window stored values and enhance their contrast, if asked for."""
-    dtype = np.uint8 if settings.bits == 8 else np.uint16
-    shown = np.rint(mammogram.display.apply(values) * np.float32(2**settings.bits - 1))
-    pixels = shown.astype(dtype)
-    if settings.clahe:
-        equalise = cv2.createCLAHE(clipLimit=settings.clahe, tileGridSize=_CLAHE_TILES)
-        pixels = equalise.apply(pixels)
-    return pixels
-
-
-def _pad(pixels: Crop, settings: CropSettings) -> Crop:
-    """Background to the right, and in equal parts above and below."""
-    height, width = pixels.shape
-    crop = np.zeros((settings.height, settings.width), pixels.dtype)
-    top = (settings.height - height) // 2
-    crop[top : top + height, :width] = pixels
-    return crop
-
-
 Strategy = Literal["default", "filtered", "huffman", "rle", "fixed"]  # in OpenCV's order, from 0
 Filter = Literal["none", "sub", "up", "avg", "paeth"]
-_FILTERS: dict[Filter, int] = {
-    "none": cv2.IMWRITE_PNG_FILTER_NONE,
-    "sub": cv2.IMWRITE_PNG_FILTER_SUB,
-    "up": cv2.IMWRITE_PNG_FILTER_UP,
-    "avg": cv2.IMWRITE_PNG_FILTER_AVG,
-    "paeth": cv2.IMWRITE_PNG_FILTER_PAETH,
-}
 
 
 @dataclass(frozen=True)
@@ -437,21 +372,21 @@ class Png:
 
     def __post_init__(self) -> None:
         """Refuse values that PNG does not know."""
-        known = self.strategy in get_args(Strategy) and self.filter in _FILTERS
+        known = self.strategy in get_args(Strategy) and self.filter in get_args(Filter)
         if not 0 <= self.level <= 9 or not known:
             raise InputError(
                 f"png.level={self.level}, png.strategy={self.strategy}, png.filter={self.filter}: "
                 f"the level is 0 to 9, the strategy one of {', '.join(get_args(Strategy))}, the "
-                f"filter one of {', '.join(_FILTERS)}."
+                f"filter one of {', '.join(get_args(Filter))}."
             )
 
     def encode(self, pixels: Crop) -> bytes:
         """Compress a crop."""
-        strategy = get_args(Strategy).index(self.strategy)
+        row_filter = getattr(cv2, f"IMWRITE_PNG_FILTER_{self.filter.upper()}")
         options = [
             *(cv2.IMWRITE_PNG_COMPRESSION, self.level),  # which resets the others
-            *(cv2.IMWRITE_PNG_STRATEGY, strategy),
-            *(cv2.IMWRITE_PNG_FILTER, _FILTERS[self.filter]),
+            *(cv2.IMWRITE_PNG_STRATEGY, get_args(Strategy).index(self.strategy)),
+            *(cv2.IMWRITE_PNG_FILTER, row_filter),
         ]
         return cv2.imencode(".png", pixels, options)[1].tobytes()
 
@@ -465,7 +400,7 @@ class CropTask:
         crop_file: the PNG to write.
         settings: of the crop.
         source: how to read `source_file`.
-        decoders: which may be used, in order of preference.
+        decoders: in order of preference.
         png: how to compress.
         source_name: path of `source_file` in the folder of images, wherever that is; for its stamp.
     """

@@ -22,9 +22,9 @@ def list_files(root: Path) -> tuple[list[str], dict[str, str]]:
     Hidden files and folders are left out.
 
     Returns:
-        Paths relative to `root`, in order; and, likewise relative, reasons of what is no file that
-        can be read: folders that cannot be listed, links that lead nowhere or back to a folder
-        above, pipes, sockets and devices.
+        Paths relative to `root`, in order; and, by such a path, the reasons to skip the others:
+        folders that cannot be listed, links that lead nowhere or back to a folder above, pipes,
+        sockets and devices.
     """
     found: list[str] = []
     skipped: dict[str, str] = {}
@@ -71,7 +71,7 @@ def read_headers(
     Args:
         files: by name.
         workers: processes; 0 reads in this one.
-        follow: passes results on, as a progress bar does.
+        follow: yields the results that it is given, as a progress bar does.
 
     Returns:
         Headers of the files that have an image, and reasons of the others, both ordered by name.
@@ -108,14 +108,10 @@ def find_copies(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dic
 
 
 def find_unusable(headers: Mapping[str, Header], files: Mapping[str, Path]) -> dict[str, str]:
-    """Which files with an image are no mammogram to predict, and why.
-
-    Args:
-        headers: from `read_headers`.
-        files: by name.
+    """Find files with an image that are no mammogram to predict.
 
     Returns:
-        Reasons by name: it is something else, has several frames, or is a copy (`copies`).
+        Reasons by name: another kind of image, several frames, or a copy (`find_copies`).
     """
     reasons: dict[str, str] = {}
     for name, header in headers.items():

@@ -28,13 +28,16 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.files import tree_sha256
 from rsna_bcd.processes import die_with_parent
+
+if TYPE_CHECKING:
+    from rsna_bcd.preparation.cluster import Cluster
 
 Key = TypeVar("Key", bound=Hashable)
 Task = TypeVar("Task")
@@ -55,14 +58,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Result(Generic[Key, Value]):
-    """The result of one task.
-
-    Attributes:
-        key: of the task.
-        value: that the function returned; None if it failed.
-        reason: why it failed; None if it did not.
-        seconds: that the function took; 0 if it killed its process.
-    """
+    """The value of one task, or the reason why it failed; seconds: 0 if it killed its process."""
 
     key: Key
     value: Value | None
@@ -120,17 +116,16 @@ def run(
         function: importable, as other processes call it.
         tasks: pairs of a unique key and the argument; drawn only as results are consumed, so the
             sequence may be endless and the memory in use stays bounded.
-        workers: number of processes; 0 works in this one, which a crash then ends.
-        ahead: tasks that may be queued or done before the caller asks for their results, if it is
-            busy with other work meanwhile; at least as many as keep the processes busy. Ignored
-            in this process.
+        workers: number of processes; 0 works in this one, which a crash then ends, and without
+            `ahead` and limits.
+        ahead: tasks that may be queued or done before the caller takes their results, if it is
+            busy with other work meanwhile; at least as many as keep the processes busy.
         until: time, as `time.monotonic` gives it, after which nothing more is yielded. In this
             process, a task that has begun is completed.
-        address: of a dask scheduler, `tcp://host:8786`, whose workers then do the work, as many as
-            there are at any time; they see the same files under the same paths. `workers` is
-            ignored.
-        limit_seconds: for one task; one that takes longer fails. Ignored in this process.
-        limit_gigabytes: memory of a process; a task that needs more fails. Ignored in this process.
+        address: of a dask scheduler, `tcp://host:8786`, whose workers then do the work instead, as
+            many as there are at any time; they see the same files under the same paths.
+        limit_seconds: for one task; one that takes longer fails.
+        limit_gigabytes: memory of a process; a task that needs more fails.
 
     Yields:
         One result per task. Exceptions of the function become reasons: the text of an `InputError`,
@@ -160,13 +155,13 @@ def run(
         limit_seconds=limit_seconds,
         limit_gigabytes=limit_gigabytes,
     )
-    pool: _Pool
+    pool: WorkerPool | Cluster
     if address is None:
         pool = WorkerPool(job, workers)
     else:
-        from rsna_bcd.preparation.cluster import Cluster  # here: dask takes a second to import
+        from rsna_bcd.preparation import cluster  # here: dask takes a second to import
 
-        pool = Cluster(address, job)
+        pool = cluster.Cluster(address, job)
     pending = iter(tasks)
     keys: dict[Hashable, Key] = {}  # of the tasks in flight, by their names in the pool
 
@@ -211,22 +206,6 @@ def source_hash() -> str:
     return tree_sha256(Path(__file__).parents[1], "*.py")
 
 
-class _Pool(Protocol):
-    """Runs tasks: `WorkerPool` or `Cluster`."""
-
-    def count(self) -> int:
-        """Number of processes now."""
-
-    def submit(self, task: bytes) -> Hashable:
-        """Queue a task; the name that it has until it is done."""
-
-    def next_done(self, *, wait: bool = True) -> tuple[Hashable, Outcome] | None:
-        """A task that is done, by name; None if there is none for now."""
-
-    def close(self) -> None:
-        """Drop the tasks that are left and end the processes."""
-
-
 class WorkerPool:
     """Worker processes of this program that survive whatever tasks do to them."""
 
@@ -244,7 +223,7 @@ class WorkerPool:
         return self._workers
 
     def submit(self, task: bytes) -> int:
-        """Queue a task; its name."""
+        """Queue a task; the name that it has until it is done."""
         self._submitted += 1
         name = self._submitted
         self._send(lambda outcome: self._done.put((name, outcome)), task, 1)
@@ -275,9 +254,9 @@ class WorkerPool:
         _end(self._pool)
 
     def _new_pool(self) -> ProcessPool:
-        settings = self._job.folder, self._job.limit_gigabytes
+        limits = self._job.folder, self._job.limit_gigabytes
         return ProcessPool(
-            self._workers, initializer=_initialise, initargs=settings, context=_Spawn()
+            self._workers, initializer=_initialise, initargs=limits, context=_Spawn()
         )
 
     def _send(self, put: Callable[[Outcome | bytes], None], task: bytes, attempt: int) -> None:
@@ -383,7 +362,7 @@ class _Spawn(SpawnContext):
 
 
 def _initialise(folder: str, limit_gigabytes: float) -> None:
-    """Prepare a worker process."""
+    """Enter the folder and set the limits of a worker process."""
     die_with_parent()  # pebble's threads cannot end one that hangs in C once they are gone
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, not when C code returns
     import cv2
@@ -393,8 +372,7 @@ def _initialise(folder: str, limit_gigabytes: float) -> None:
     # Allocations fail beyond a limit, so that the task fails and the machine does not.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = round(limit_gigabytes * 2**30)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
@@ -431,10 +409,8 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> Outcome:
     value, reason, fatal = None, None, None
     try:
         value = function(task)
-    except StorageError as error:
-        reason, fatal = str(error), error
     except InputError as error:
-        reason = str(error)
-    except Exception as error:  # noqa: BLE001 - whatever happens to a task is its result
+        reason, fatal = str(error), error if isinstance(error, StorageError) else None
+    except Exception as error:  # noqa: BLE001 - any exception of a task is its result
         reason = f"{type(error).__name__}: {error}"
     return Outcome(value, reason, time.perf_counter() - start, fatal)

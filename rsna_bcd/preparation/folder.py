@@ -2,19 +2,19 @@
 
 ```
 config.yaml       how it was made
-journal.jsonl     one line a finished crop; what is in it is not done again
+journal.jsonl     one line per finished crop, which is not made again
 train/ test/      <patient_id>/<image_id>.png
 train_contact_sheet.png ...  a sample of the split's crops, to look at
 train.csv ...     the split's own columns, then `path` and the geometry of the crop
-manifest.csv      one row a source file, in the order of the tables: what was found, what was done
-timings.csv       seconds a file took; apart, so that nothing else depends on the machine
+manifest.csv      one row per source file, in the order of the tables: its record or the failure
+timings.csv       seconds per file; apart, so that nothing else depends on the machine
 lock              empty; held by the run that is at work in the folder
-overwriting       empty; there while a run with `overwrite=true` has not come to its end
+overwriting       empty; present until a run with `overwrite=true` is complete
 ```
 
 While a run works, the journal grows in order of completion. At its end, when the tables are
-written, it is brought into the order of identifiers and the seconds move to `timings.csv`: two
-runs that came to the same end, by whatever interruptions, have left the same files.
+written, it is sorted by identifier and the seconds move to `timings.csv`: complete runs leave the
+same files, however they were interrupted.
 """
 
 import csv
@@ -30,14 +30,7 @@ from typing import Any
 import pandas as pd
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import (
-    UNFINISHED,
-    locked,
-    storage_error,
-    version_stamp,
-    write_csv,
-    write_file,
-)
+from rsna_bcd.files import UNFINISHED, locked, storage_error, version_stamp, write_csv, write_file
 from rsna_bcd.imaging.quality import QualityFlag, split_flags
 from rsna_bcd.preparation.crop import Record
 from rsna_bcd.tables.images import Split
@@ -49,19 +42,13 @@ MANIFEST_COLUMNS = (
     "breast_found",
     *GEOMETRY, "source_sha256", "crop_sha256",
 )  # fmt: skip
-TIMING_COLUMNS = ("split", "image_id", "seconds")
-MISSING = "missing"
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
 _Key = tuple[str, str]  # split, image_id
 
 
 class PreparedFolder:
-    """A folder of crops.
-
-    Args:
-        folder: where it is or will be.
-    """
+    """A folder of crops, which need not exist yet."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +66,7 @@ class PreparedFolder:
         with locked(self.folder, "choose another crop.name=... or dataset.name=..."):
             self._delete_unfinished()
             yield
-            self._delete_unfinished()  # of processes that died while the run went on
+            self._delete_unfinished()  # of processes that died meanwhile
 
     def crop_path(self, split: Split, patient_id: str, image_id: str) -> Path:
         """Where the crop of an image is, relative to the folder."""
@@ -122,10 +109,9 @@ class PreparedFolder:
         Raises:
             StorageError: it cannot be written.
         """
-        line = _line((split, image_id), record, seconds)
         try:
             with self._journal_file.open("a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(_line((split, image_id), record, seconds))
         except OSError as error:
             raise storage_error(self._journal_file, error) from error
 
@@ -145,13 +131,20 @@ class PreparedFolder:
         """
         done = {(split, i) for split, (_, finished, _) in tables.items() for i in finished}
         journal = {k: v for k, v in self._journal().items() if k in done or k[0] not in tables}
-        timings = {key: seconds for key, seconds in self._timings().items() if key in journal}
+        earlier = {(r["split"], r["image_id"]): r["seconds"] for r in self._read_csv("timings.csv")}
+        timings = {key: float(seconds) for key, seconds in earlier.items() if key in journal}
         timings |= {key: seconds for key, (_, seconds) in journal.items() if seconds is not None}
-        manifest: list[Mapping[str, Any]] = self._rows_of_others("manifest.csv", tables)
+        manifest: list[Mapping[str, Any]] = [
+            row for row in self._read_csv("manifest.csv") if row["split"] not in tables
+        ]
         for split, (images, finished, failures) in tables.items():
             records = {image_id: journal[split, image_id][0] for image_id in finished}
             self._write_split_table(split, images, records, failures)
-            manifest += _manifest_rows(split, images, records, failures)
+            status = {**failures, **dict.fromkeys(records, "ok")}
+            for patient_id, image_id in _identities(images):
+                identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
+                row = identity | {"status": status.get(image_id, "missing")}
+                manifest.append(row | records.get(image_id, {}))
         manifest.sort(key=lambda row: _SPLITS.index(row["split"]))
         self._write_csv("manifest.csv", MANIFEST_COLUMNS, manifest)
         # Last and one after the other: a run that is killed in between finds all it needs.
@@ -159,7 +152,7 @@ class PreparedFolder:
             {"split": split, "image_id": image_id, "seconds": f"{seconds:.3f}"}
             for (split, image_id), seconds in sorted(timings.items())
         ]
-        self._write_csv("timings.csv", TIMING_COLUMNS, rows)
+        self._write_csv("timings.csv", ("split", "image_id", "seconds"), rows)
         lines = (_line(key, record, None) for key, (record, _) in sorted(journal.items()))
         write_file(self._journal_file, "".join(lines))
         for split, (images, _, _) in tables.items():
@@ -173,8 +166,8 @@ class PreparedFolder:
         return {flag: counts[flag] for flag in QualityFlag if counts[flag]}
 
     def clear(self) -> None:
-        """Delete everything that runs made, to make it anew."""
-        # First: what is not in the journal counts for nothing, should this be interrupted.
+        """Delete everything that runs made."""
+        # First, should this be interrupted: only crops in the journal count as finished.
         self._journal_file.unlink(missing_ok=True)
         for split in _SPLITS:
             self._delete_crops(split, set())
@@ -204,35 +197,34 @@ class PreparedFolder:
     ) -> None:
         """The split's own columns, then `path` and geometry, empty where there is no crop.
 
-        Missing files leave the table of training, where they would teach nothing, but not that of
-        the test, where every breast needs a prediction.
+        Missing files are left out of the training table, where they are of no use, but not out of
+        the test table: every breast needs a prediction.
         """
         if split == "train":
             images = images[images["image_id"].isin(records.keys() | failures.keys())]
-        rows: list[dict[str, str | int | float | None]] = []
+        rows: list[Record] = []
         for patient_id, image_id in _identities(images):
-            record = records.get(image_id)
-            if record is None:
-                rows.append(dict.fromkeys(("path", *GEOMETRY)))
-            else:
+            row: Record = {}
+            if image_id in records:
                 path = self.crop_path(split, patient_id, image_id).as_posix()
-                rows.append({"path": path, **{k: record[k] for k in GEOMETRY}})
+                row = {"path": path, **{k: records[image_id][k] for k in GEOMETRY}}
+            rows.append(row)
         added = pd.DataFrame(rows, index=images.index, columns=["path", *GEOMETRY])
         whole = [c for c in GEOMETRY if c != "scale"]
         added[whole] = added[whole].astype("Int64")  # integers, also beside empty cells
         write_csv(images.join(added), self.folder / f"{split}.csv")
 
     def _journal(self) -> dict[_Key, tuple[Record, float | None]]:
-        """Records, and seconds where they are known, the last entry of an image standing.
+        """Records, and seconds where they are known; the last entry of an image is used.
 
-        A last line that a crash cut short does not count.
+        A last line that a crash cut short is removed.
         """
         if not self._journal_file.exists():
             return {}
         journal: dict[_Key, tuple[Record, float | None]] = {}
         with self._journal_file.open("rb+") as file:
             for line in file:
-                if not line.endswith(b"\n"):  # mend it: the next entry starts on a line of its own
+                if not line.endswith(b"\n"):  # the next entry starts on a line of its own
                     file.truncate(file.seek(-len(line), os.SEEK_END))
                     break
                 try:
@@ -246,17 +238,6 @@ class PreparedFolder:
                     ) from error
         return journal
 
-    def _timings(self) -> dict[_Key, float]:
-        """Seconds of earlier runs."""
-        return {
-            (row["split"], row["image_id"]): float(row["seconds"])
-            for row in self._read_csv("timings.csv")
-        }
-
-    def _rows_of_others(self, name: str, splits: Mapping[Split, object]) -> list[Mapping[str, Any]]:
-        """Rows of a table that all splits share, of those splits that are not worked on."""
-        return [row for row in self._read_csv(name) if row["split"] not in splits]
-
     def _read_csv(self, name: str) -> list[dict[str, str]]:
         """A table of an earlier run; no rows where there was none."""
         file = self.folder / name
@@ -268,7 +249,7 @@ class PreparedFolder:
     def _write_csv(
         self, name: str, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]
     ) -> None:
-        """Write a table that is either whole or absent."""
+        """Write a table atomically."""
         content = io.StringIO()
         writer = csv.DictWriter(content, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -276,26 +257,10 @@ class PreparedFolder:
         write_file(self.folder / name, content.getvalue())
 
 
-def _manifest_rows(
-    split: Split,
-    images: pd.DataFrame,
-    records: Mapping[str, Record],
-    failures: Mapping[str, str],
-) -> Iterator[Mapping[str, Any]]:
-    """One row a source file, in the order of the table."""
-    for patient_id, image_id in _identities(images):
-        record = records.get(image_id)
-        status = failures.get(image_id, MISSING) if record is None else "ok"
-        identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
-        yield {**identity, "status": status, **(record or {})}
-
-
 def _line(key: _Key, record: Record, seconds: float | None) -> str:
     """An entry of the journal."""
-    entry: dict[str, Any] = {"split": key[0], "image_id": key[1], "record": record}
-    if seconds is not None:
-        entry["seconds"] = seconds
-    return json.dumps(entry) + "\n"
+    entry = {"split": key[0], "image_id": key[1], "record": record}
+    return json.dumps(entry if seconds is None else {**entry, "seconds": seconds}) + "\n"
 
 
 def _identities(images: pd.DataFrame) -> list[tuple[str, str]]:

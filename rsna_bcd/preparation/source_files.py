@@ -35,8 +35,7 @@ def find_files(
         images: table from `read_images`.
         source: `dicom` looks for `.dcm`, `.dicom` or no suffix, `image` for pictures; a `file` has
             its own suffix.
-        unlistable: where to note the images whose folder cannot be listed, by `image_id`, with the
-            reason.
+        unlistable: filled with the reasons of images whose folder cannot be listed, by `image_id`.
 
     Returns:
         Paths by `image_id`; images without a file are absent.
@@ -62,30 +61,24 @@ def find_files(
                     f"{root / candidate} is to be the one file of image {image_id}, but there are "
                     f"{len(matches)}: {matches[0]} and {matches[1]} among them. Narrow the pattern."
                 )
-            if matches and not candidate.endswith(suffixes) and not is_file(Path(matches[0])):
-                continue  # a folder with the name of an image
-            if matches:
-                if unlistable is not None:
-                    unlistable.pop(image_id, None)
-                other = owners.setdefault(matches[0], image_id)
-                if other != image_id:
-                    raise InputError(
-                        f"{matches[0]} is the file of two images, {other} and {image_id}. Give "
-                        "each a path or a pattern of its own."
-                    )
-                found[image_id] = Path(matches[0])
-                break
+            # Without a suffix, it may be a folder with the name of an image.
+            if not matches or not (candidate.endswith(suffixes) or is_file(Path(matches[0]))):
+                continue
+            other = owners.setdefault(matches[0], image_id)
+            if other != image_id:
+                raise InputError(
+                    f"{matches[0]} is the file of two images, {other} and {image_id}. Give each a "
+                    "path or a pattern of its own."
+                )
+            found[image_id] = Path(matches[0])
+            if unlistable is not None:
+                unlistable.pop(image_id, None)
+            break
     return found
 
 
 def expected_file(root: Path, image: pd.Series, source: Source) -> str:
-    """Name the file that `find_files` looks for, for a message: a path, a pattern, or several.
-
-    Args:
-        root: `train_images` or `test_images`.
-        image: a row of the table from `read_images`.
-        source: as for `find_files`.
-    """
+    """Name the file of a row that `find_files` looks for: a path, a pattern, or several."""
     if "file" in image:
         return str(root / image["file"])
     path = str(root / image["patient_id"] / image["image_id"])
@@ -122,22 +115,17 @@ def _match(folder: str, parts: Sequence[str], names: Callable[[str], _Listing]) 
     elif _WILD.isdisjoint(first):
         matching = []
     else:
-        hidden = first.startswith(".")
-        matching = sorted(
-            n
-            for n in set(present.values())
-            if fnmatchcase(n, first) and n.startswith(".") == hidden
-        )
+        names_there = set(present.values())
+        alike = {n for n in names_there if n.startswith(".") == first.startswith(".")}
+        matching = sorted(n for n in alike if fnmatchcase(n, first))
     return [path for name in matching for path in _match(f"{folder}/{name}", rest, names)]
 
 
 def _list_folder(folder: str) -> _Listing:
-    """What is in a folder; nothing if there is no such folder."""
+    """List a folder; nothing if there is no such folder."""
+    listing: _Listing = {}
     names = list_names(Path(folder))
-    lower = {_with_lower_suffix(name): name for name in sorted(names, reverse=True)}
-    return lower | {name: name for name in names}
-
-
-def _with_lower_suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}{dot}{suffix.lower()}" if stem else name
+    for name in sorted(names, reverse=True):
+        stem, dot, suffix = name.rpartition(".")
+        listing[f"{stem}{dot}{suffix.lower()}" if stem else name] = name
+    return listing | {name: name for name in names}

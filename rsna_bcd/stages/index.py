@@ -1,4 +1,4 @@
-"""`python -m rsna_bcd.index`: what the headers of a folder of DICOM files say, as a table."""
+"""`python -m rsna_bcd.index`: the headers of a folder of DICOM files as a table."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,8 +22,8 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     """Read the headers of all files below `images`, and write `index.csv` and `failures.csv`.
 
     Returns:
-        The index, one row an image, ordered by `file` (relative to `images`); the other columns are
-        those of `read_header`.
+        The index, one row per image, ordered by `file` (relative to `images`), with the columns of
+        `read_header`.
 
     Raises:
         InputError: no such folder, or no DICOM image in it. Single files that cannot be read, and
@@ -62,7 +62,7 @@ def index(cfg: DictConfig) -> pd.DataFrame:
 
 
 def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd.DataFrame) -> None:
-    """Say what was found, and what could not be told."""
+    """Print counts of images, unknown values, quality flags and failures."""
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
@@ -71,8 +71,9 @@ def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd
     for column in ("patient_id", "laterality", "view"):
         unknown = table[table[column].isna()]
         if len(unknown):
-            what = _counted(unknown["view_header"].fillna("nothing")) if column == "view" else ""
-            said = f" (the headers say {what})" if what else ""
+            said = ""
+            if column == "view":
+                said = f" (the headers say {_counted(unknown['view_header'].fillna('nothing'))})"
             say(f"  {column} unknown for {len(unknown)}{said}, the first is {unknown.iloc[0].file}")
     for flag, count in count_flags(table["quality_flags"]).items():
         say(f"  {flag}: {count} ({QUALITY_FLAGS[flag]})")

@@ -17,7 +17,7 @@ from rsna_bcd.files import is_file, write_file
 from rsna_bcd.imaging.codecs import check_decoders
 from rsna_bcd.imaging.crops import Crop, read_crop
 from rsna_bcd.preparation import engine
-from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, Source, make_crop
+from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.preparation.source_files import expected_file, find_files
 from rsna_bcd.processes import usable_cores
@@ -29,12 +29,12 @@ _SHOWN = 5  # failed files named in the summary; the manifest has all
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Make the crops of the splits asked for, and the folds.
+    """Make the crops of the chosen splits, and the folds.
 
     Raises:
-        InputError: the tables are unfit, files are absent, the folder was made with other
-            settings, or more files failed than `max_failed_fraction` allows (what succeeded is
-            kept).
+        InputError: the tables are invalid, files are absent, the folder was made with other
+            settings, or more files failed than `max_failed_fraction` allows (the crops of the
+            others are kept).
     """
     settings: CropSettings = instantiate(cfg.crop)
     settings.check_algorithm()
@@ -42,11 +42,10 @@ def prepare(cfg: DictConfig) -> None:
     images = {split: _read(cfg, split) for split in _splits(cfg)}
     roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}
     files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}
-    how = _How(settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png), roots)
     folder = PreparedFolder(Path(cfg.prepared_dir))
     console = Console(stderr=True, markup=False)
     with folder.held():
-        _settle(cfg, folder)
+        _start_or_resume(cfg, folder)
         if "train" in images:
             _make_folds(cfg, images["train"], console)
         progress = {
@@ -54,7 +53,16 @@ def prepare(cfg: DictConfig) -> None:
             for split, table in images.items()
         }
         already = {split: len(done.finished) for split, done in progress.items()}
-        _work(cfg, folder, images, files, how, progress, console)
+        shared = (settings, cfg.source, tuple(cfg.decoders), Png(**cfg.png))
+        pending = {
+            (split, image_id): CropTask(
+                file, crops[image_id], *shared, str(file.relative_to(roots[split]))
+            )
+            for split, crops in ((s, folder.crop_files(s, images[s])) for s in images)
+            for image_id, file in files[split].items()
+            if image_id not in progress[split].finished
+        }
+        _make_crops(cfg, folder, pending, progress, console)
         folder.write_tables(
             {s: (images[s], done.finished, done.failures) for s, done in progress.items()}
         )
@@ -68,31 +76,13 @@ def prepare(cfg: DictConfig) -> None:
 
 
 @dataclass(frozen=True)
-class _How:
-    """What all tasks share."""
-
-    settings: CropSettings
-    source: Source
-    decoders: tuple[str, ...]
-    png: Png
-    roots: dict[Split, Path]  # folders of images
-
-    def task(self, split: Split, source_file: Path, crop_file: Path) -> CropTask:
-        """The task for one file of a split."""
-        name = str(source_file.relative_to(self.roots[split]))
-        return CropTask(
-            source_file, crop_file, self.settings, self.source, self.decoders, self.png, name
-        )
-
-
-@dataclass(frozen=True)
 class _Done:
-    """What became of the images of a split so far.
+    """The images of a split that are done.
 
     Records are in the journal, not here: memory does not grow with the work done.
 
     Attributes:
-        finished: by `image_id` of crops that were made, whether a breast was found.
+        finished: whether a breast was found, by `image_id` of the crops that were made.
         failures: reasons by `image_id`.
     """
 
@@ -100,9 +90,11 @@ class _Done:
     failures: dict[str, str]
 
 
-def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
-    """Check that the folder is made with the settings that it was begun with."""
-    # Not the paths: the same data may be reached by others, and replaced files are noticed singly.
+def _start_or_resume(cfg: DictConfig, folder: PreparedFolder) -> None:
+    """Check that the folder was begun with the same settings; clear it if it is to be overwritten.
+
+    Paths are not compared: others may lead to the same data, and replaced files are noticed singly.
+    """
     rows = select_settings(cfg.dataset, "name", "rows")
     record = {"dataset": rows, **select_settings(cfg, "crop", "source", "png", "decoders")}
     same = check_same_config(
@@ -112,15 +104,15 @@ def _settle(cfg: DictConfig, folder: PreparedFolder) -> None:
         remedy="Choose another crop.name=... (or dataset.name=...)",
         root="prepare",
     )
-    begun = same and folder.overwriting_file.exists()  # and was interrupted: go on
-    if cfg.overwrite and not begun:
+    interrupted = same and folder.overwriting_file.exists()
+    if cfg.overwrite and not interrupted:
         folder.clear()
         folder.overwriting_file.touch()
     write_record(folder.config_file, record)
 
 
 def _splits(cfg: DictConfig) -> list[Split]:
-    """The splits asked for."""
+    """The chosen splits."""
     known: tuple[Split, ...] = ("train", "test")
     if not cfg.splits or not set(cfg.splits) <= set(known):
         raise InputError(f"splits={list(cfg.splits)}: choose one or both of train, test.")
@@ -139,7 +131,7 @@ def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
             f"splits=[{others or 'train'}]."
         )
     absent = [file for file in table_files(csv) if not is_file(file)]
-    if absent and others:  # which may be all that is wanted
+    if absent and others:
         raise InputError(
             f"{absent[0]} does not exist. Point paths.data= at the dataset's folder, or leave the "
             f"split out with splits=[{others}]."
@@ -169,7 +161,7 @@ def _find_files(cfg: DictConfig, split: Split, root: Path, images: pd.DataFrame)
             reason = next(iter(unlistable.values()))
             remedy = f"The folders of {len(unlistable)} cannot be listed ({reason}). {remedy}"
         if found:
-            remedy += "; allow_missing=true goes on without them"
+            remedy += "; allow_missing=true leaves them out"
         raise InputError(
             f"{len(absent)} of {len(images)} files of the {split} split are absent, the first is "
             f"{expected_file(root, first, cfg.source)}. {remedy}."
@@ -186,34 +178,22 @@ def _make_folds(cfg: DictConfig, images: pd.DataFrame, console: Console) -> None
     console.print(fold_summary(images, folds).to_string(index=False), highlight=False)
 
 
-def _work(
+def _make_crops(
     cfg: DictConfig,
     folder: PreparedFolder,
-    images: dict[Split, pd.DataFrame],
-    files: dict[Split, dict[str, Path]],
-    how: _How,
+    pending: dict[tuple[Split, str], CropTask],
     progress: dict[Split, _Done],
     console: Console,
 ) -> None:
-    """Make the crops that are not there yet, note each as it comes, and show how far it is."""
-    pending = {
-        (split, image_id): crop_file
-        for split, table in images.items()
-        for image_id, crop_file in folder.crop_files(split, table).items()
-        if image_id in files[split] and image_id not in progress[split].finished
-    }
+    """Make crops, and note each in the journal and in `progress`."""
     if not pending:
         return
-    workers = usable_cores() if cfg.workers is None else cfg.workers
-    tasks = (
-        ((split, image_id), how.task(split, files[split][image_id], crop_file))
-        for (split, image_id), crop_file in pending.items()
-    )
+    workers = min(usable_cores() if cfg.workers is None else cfg.workers, len(pending))
     columns: list[Any] = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[failed]}"),
     ]  # fmt: skip
-    results = engine.run(make_crop, tasks, workers=min(workers, len(pending)), **cfg.cluster)
+    results = engine.run(make_crop, pending.items(), workers=workers, **cfg.cluster)
     with closing(results), Progress(*columns, console=console) as shown:
         bar = shown.add_task("Preparing", total=len(pending), failed="")
         failed = 0
@@ -221,7 +201,8 @@ def _work(
             split, image_id = result.key
             if result.value is None:
                 progress[split].failures[image_id] = result.reason or ""
-                pending[split, image_id].unlink(missing_ok=True)  # of what the file was before
+                # The crop of an earlier version of the file:
+                pending[split, image_id].crop_file.unlink(missing_ok=True)
                 failed += 1
                 shown.update(bar, failed=f"{failed} unreadable")
             else:
@@ -233,7 +214,7 @@ def _work(
 def _draw_contact_sheet(
     folder: PreparedFolder, split: Split, images: pd.DataFrame, done: _Done, title: str
 ) -> None:
-    """Draw a sample of the crops by machine, for people who would rather look than read."""
+    """Draw a sample of the crops by machine."""
 
     def read(image: SampledImage) -> Crop:
         path = folder.crop_path(split, image.patient_id, image.image_id)
@@ -245,14 +226,13 @@ def _draw_contact_sheet(
 
 
 def _summarise(
-    console: Console,
-    folder: PreparedFolder,
-    split: Split,
-    images: int,
-    done: _Done,
-    already: int,
+    console: Console, folder: PreparedFolder, split: Split, images: int, done: _Done, already: int
 ) -> None:
-    """Say what came out, and name what did not."""
+    """Print counts, the first failures and the quality flags."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
     made, failures = len(done.finished), done.failures
     whole = sum(not found for found in done.finished.values())
     before = "all there already" if already == made else f"{already} there already"
@@ -263,25 +243,24 @@ def _summarise(
         parts.append(f"{len(failures)} unreadable")
     if images > made + len(failures):
         parts.append(f"{images - made - len(failures)} missing on disk")
-    console.print(f"{split}: {', '.join(parts)}. {folder.folder}", highlight=False, soft_wrap=True)
+    say(f"{split}: {', '.join(parts)}. {folder.folder}")
     for key, reason in list(failures.items())[:_SHOWN]:
-        console.print(f"  {key}: {reason}", highlight=False, soft_wrap=True)
+        say(f"  {key}: {reason}")
     if len(failures) > _SHOWN:
-        console.print(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
+        say(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
     flags = "; ".join(f"{flag} {n:,}" for flag, n in folder.flag_counts(split).items())
     if flags:
-        console.print(f"  quality flags: {flags}", highlight=False, soft_wrap=True)
-    sheet = folder.folder / f"{split}_contact_sheet.png"
-    console.print(f"  to look at: {sheet}", highlight=False, soft_wrap=True)
+        say(f"  quality flags: {flags}")
+    say(f"  to look at: {folder.folder / f'{split}_contact_sheet.png'}")
 
 
 def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedFolder) -> None:
-    """Raise if too many files could not be read."""
+    """Raise if more files could not be read than is allowed."""
     failed, present = len(done.failures), len(done.finished) + len(done.failures)
     if failed > allowed * present:
         raise InputError(
             f"{failed} of {present} files of the {split} split could not be read, more than "
             f"max_failed_fraction={allowed} allows; {folder.folder / 'manifest.csv'} has the "
-            "reasons. Replace the files and run again (what is done is kept, unless with "
+            "reasons. Replace the files and run again (finished crops are kept, unless with "
             "overwrite=true), or raise the limit."
         )

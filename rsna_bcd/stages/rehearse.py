@@ -64,10 +64,10 @@ def rehearse(cfg: DictConfig) -> float:
 
 
 def compare(submission: Path, rehearsed: Path, direct: Path) -> float:
-    """Check that two submissions make the same decisions.
+    """Check that the notebook's submission makes the same decisions as the direct one.
 
     Args:
-        submission: written by the notebook.
+        submission: the file that the notebook wrote.
         rehearsed: the folder in which the notebook worked.
         direct: the folder of the direct submission.
 
@@ -77,16 +77,16 @@ def compare(submission: Path, rehearsed: Path, direct: Path) -> float:
     Raises:
         InputError: they differ, or probabilities do by more.
     """
-    ours, theirs = (pd.read_csv(f) for f in (submission, direct / "submission.csv"))
-    columns = list(SUBMISSION_COLUMNS)
-    if not ours[columns].equals(theirs[columns]):
+    ours, theirs = (
+        pd.read_csv(f)[list(SUBMISSION_COLUMNS)] for f in (submission, direct / "submission.csv")
+    )
+    if not ours.equals(theirs):
         raise InputError(
             f"{submission} differs from {direct / 'submission.csv'}. If the latter is older "
             "or of other data, make it again."
         )
-    key = "prediction_id"
     first, second = (
-        pd.read_csv(folder / "predictions.csv").set_index(key)["probability"].sort_index()
+        pd.read_csv(folder / "predictions.csv").set_index("prediction_id")["probability"]
         for folder in (rehearsed, direct)
     )
     difference = float((first - second).abs().max(skipna=False))

@@ -1,7 +1,6 @@
 """`python -m rsna_bcd.synthesize`: a synthetic competition, in the layout of Kaggle's folder."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def synthesize(cfg: DictConfig) -> None:
             shutil.rmtree(data / f"{split}_images", ignore_errors=True)
     write_record(record_file, record)
 
-    lesions = _examine_all(images, data, cfg)
+    lesions = _examine_all(images, data, cfg, console)
     for name, table in competition_tables(images).items():
         table.to_csv(data / name, index=False)
     lesions.to_csv(data / "lesions.csv", index=False)
@@ -60,23 +59,23 @@ def synthesize(cfg: DictConfig) -> None:
     )
 
 
-def _examine_all(images: pd.DataFrame, data: Path, cfg: DictConfig) -> pd.DataFrame:
+def _examine_all(
+    images: pd.DataFrame, data: Path, cfg: DictConfig, console: Console
+) -> pd.DataFrame:
     """Write all DICOM files; returns the table of lesions, in the order of the images."""
     patients = images.groupby(["split", "patient_id"], sort=False)
     appearance = Appearance(**cfg.appearance)
-
-    def tasks() -> Iterator[tuple[str, Examination]]:
-        for (split, patient), rows in patients:
-            yield str(patient), Examination(rows, data / f"{split}_images", appearance, cfg.seed)
-
+    tasks = (
+        (patient, Examination(rows, data / f"{split}_images", appearance, cfg.seed))
+        for (split, patient), rows in patients
+    )
     workers = usable_cores() if cfg.workers is None else cfg.workers
     lesions: list[dict[str, Any]] = []
-    results = engine.run(examine, tasks(), workers=workers)
-    console = Console(stderr=True, markup=False)
+    results = engine.run(examine, tasks, workers=workers)
     for result in track(results, "patients", patients.ngroups, console=console):
         if result.value is None:
-            raise InputError(f"Patient {result.key}: {result.reason}. Mend it and run again.")
+            raise InputError(f"Patient {result.key}: {result.reason}. Correct it and run again.")
         lesions += result.value
-    order = dict(zip(images["image_id"], range(len(images)), strict=True))
+    order = {image_id: number for number, image_id in enumerate(images["image_id"])}
     lesions.sort(key=lambda lesion: order[lesion["image_id"]])
     return pd.DataFrame(lesions, columns=list(LESION_COLUMNS))
