@@ -18,13 +18,7 @@ _KEPT = ("OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "LANG", "LC_", "TMPDIR
 
 
 def write_image(file: Path, version: str, wanted: Mapping[str, str]) -> None:
-    """Write the packages of Kaggle's image.
-
-    Args:
-        file: requirements for pip or uv, the Python in a comment above them.
-        version: of Python ("3.12").
-        wanted: requirements by name.
-    """
+    """Write the packages of Kaggle's image: requirements, below a comment with the Python."""
     lines = [f"{_PYTHON}{version}", *(wanted[name] for name in sorted(wanted))]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -78,7 +72,7 @@ def run_offline(python: Path, notebook: Path, root: Path) -> None:
     Args:
         python: of the image.
         notebook: with the cells.
-        root: laid out by `lay_out`.
+        root: from `lay_out`.
 
     Raises:
         InputError: a cell failed, or a network namespace cannot be made.
@@ -91,9 +85,7 @@ def run_offline(python: Path, notebook: Path, root: Path) -> None:
             "The rehearsal needs a network namespace: `unshare` (of util-linux), and root, or a "
             "kernel that lets users make namespaces (user.max_user_namespaces)."
         ) from error
-    kept = {key: value for key, value in os.environ.items() if key.startswith(_KEPT)}
-    clean = {
-        **kept,
+    clean = {key: value for key, value in os.environ.items() if key.startswith(_KEPT)} | {
         "PATH": f"{python.parent}{os.pathsep}/usr/bin{os.pathsep}/bin",
         "HOME": str((root / "home").resolve()),
         "KAGGLE_ROOT": str(root.resolve()),

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import write_file
 
 NOTEBOOK = "notebook.ipynb"
 KERNEL, DATASET = "kernel-metadata.json", "dataset-metadata.json"
@@ -128,49 +129,25 @@ def write_notebook(
     nbformat.validate(notebook)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / NOTEBOOK)
-    _write_json(
-        folder / KERNEL,
-        {
-            "id": f"{owner}/{kaggle_slug(f'{title} submit')}",
-            "title": f"{title} submit",
-            "code_file": NOTEBOOK,
-            "language": "python",
-            "kernel_type": "notebook",
-            "is_private": True,
-            "enable_gpu": True,
-            "machine_shape": accelerator,
-            "enable_internet": False,
-            "dataset_sources": [f"{owner}/{dataset}"],
-            "competition_sources": [competition],
-            "kernel_sources": [],
-            "model_sources": [],
-        },
-    )
+    metadata = {
+        "id": f"{owner}/{kaggle_slug(f'{title} submit')}", "title": f"{title} submit",
+        "code_file": NOTEBOOK, "language": "python", "kernel_type": "notebook",
+        "is_private": True, "enable_gpu": True, "machine_shape": accelerator,
+        "enable_internet": False, "dataset_sources": [f"{owner}/{dataset}"],
+        "competition_sources": [competition], "kernel_sources": [], "model_sources": [],
+    }  # fmt: skip
+    write_file(folder / KERNEL, json.dumps(metadata, indent=1) + "\n")
 
 
 def write_dataset_metadata(folder: Path, *, owner: str, title: str, licence: str) -> None:
     """Write the file that the `kaggle` client needs beside a dataset."""
-    metadata = {
-        "id": f"{owner}/{kaggle_slug(title)}",
-        "title": title,
-        "licenses": [{"name": licence}],
-    }
-    _write_json(folder / DATASET, metadata)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    slug = f"{owner}/{kaggle_slug(title)}"
+    metadata = {"id": slug, "title": title, "licenses": [{"name": licence}]}
+    write_file(folder / DATASET, json.dumps(metadata, indent=1) + "\n")
 
 
 def check_credentials(owner: str) -> None:
-    """Check that there are credentials for Kaggle, without reading them.
-
-    Args:
-        owner: of the dataset.
-
-    Raises:
-        InputError: no owner, or no credentials.
-    """
+    """Raise an `InputError` without an owner or credentials for Kaggle, which are not read."""
     if owner == UNKNOWN_OWNER:
         raise InputError("owner= is missing. Give your name on Kaggle, or set KAGGLE_USERNAME.")
     folder = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))

@@ -24,12 +24,7 @@ _VIA = re.compile(r"\s+#\s+(?:via\s+)?([\w.-]+)")
 
 @dataclass(frozen=True)
 class Locked:
-    """One package of the lock.
-
-    Attributes:
-        requirement: `name==version` and the hashes of its files, as pip and uv read it.
-        required_by: names of the packages that require it.
-    """
+    """A package of the lock: `name==version` with hashes, and the packages that require it."""
 
     requirement: str
     required_by: frozenset[str]
@@ -64,19 +59,14 @@ def read_lock(file: Path, python: str) -> dict[str, Locked]:
             )
         if not marker or Marker(marker.strip()).evaluate(environment):
             name = canonicalize_name(name)
-            requirement = " \\\n    ".join(
-                [f"{name}=={version}", *(f"--hash={value}" for value in hashes)]
-            )
-            lock[name] = Locked(requirement, frozenset(map(canonicalize_name, required_by)))
+            parts = (f"{name}=={version}", *(f"--hash={value}" for value in hashes))
+            required = frozenset(map(canonicalize_name, required_by))
+            lock[name] = Locked(" \\\n    ".join(parts), required)
     return lock
 
 
 def with_dependencies(lock: Mapping[str, Locked], roots: Iterable[str]) -> dict[str, str]:
-    """Requirements, by name, of packages and of all that they require, directly or not.
-
-    Raises:
-        InputError: a root is not in the lock.
-    """
+    """Requirements, by name, of packages and of all that they require, directly or not."""
     ahead: set[str] = {canonicalize_name(root) for root in roots}
     if unknown := ahead - lock.keys():
         raise InputError(
@@ -134,7 +124,7 @@ def collect_wheels(
         All wheels in the folder.
 
     Raises:
-        InputError: they cannot be had.
+        InputError: they cannot be fetched.
     """
     text = f"# for Python {python}\n" + "".join(f"{wanted[name]}\n" for name in sorted(wanted))
     list_before = None if before is None else before / LIST
@@ -168,12 +158,11 @@ def _pip(command: Sequence[str], wanted: Mapping[str, str], names: Collection[st
         )
 
 
-def _run(module: Sequence[str], remedy: str, folder: Path | None = None) -> str:
-    """Run a Python module by itself; returns what it printed."""
+def _run(module: Sequence[str], remedy: str, folder: Path | None = None) -> None:
+    """Run a Python module by itself."""
     done = subprocess.run(
         [sys.executable, "-m", *module], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"{remedy}\n  {module[0]}: {said[-1]}")
-    return done.stdout

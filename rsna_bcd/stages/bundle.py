@@ -7,30 +7,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rsna_bcd._stage import CONF
+from rsna_bcd.bundling import notebook, wheels
 from rsna_bcd.bundling.image import IMAGE, write_image
-from rsna_bcd.bundling.notebook import (
-    check_credentials,
-    kaggle_slug,
-    push,
-    write_dataset_metadata,
-    write_notebook,
-)
-from rsna_bcd.bundling.wheels import (
-    build_own_wheel,
-    collect_wheels,
-    direct_requirements,
-    read_lock,
-    with_dependencies,
-)
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.run import (
-    check_crop_algorithm,
-    check_current,
-    find_checkpoint,
-    load_run,
-    read_checkpoint,
-    save_safetensors,
-)
+from rsna_bcd.inference import run as runs
 from rsna_bcd.models.exporting import fingerprint
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 
@@ -50,12 +30,12 @@ def bundle(cfg: DictConfig) -> Path:
             be fetched, or (`push`) no credentials.
     """
     if cfg.push is not None:
-        check_credentials(cfg.owner)
-    kaggle_slug(cfg.title)
+        notebook.check_credentials(cfg.owner)
+    notebook.kaggle_slug(cfg.title)
     models = Path(cfg.paths.models)
     ensemble_file = models / "ensembles" / cfg.name / FILE_NAME
     ensemble = read_ensemble(ensemble_file)
-    check_current(ensemble, models)
+    runs.check_current(ensemble, models)
     folder = Path(cfg.bundle_dir)
     unfinished = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -65,24 +45,24 @@ def bundle(cfg: DictConfig) -> Path:
     copied = dataset / "ensembles" / cfg.name / FILE_NAME
     copied.parent.mkdir(parents=True)
     shutil.copy2(ensemble_file, copied)
-    wheels = _collect_wheels(cfg, unfinished, folder)
-    write_dataset_metadata(dataset, owner=cfg.owner, title=cfg.title, licence=cfg.licence)
+    collected = _collect_wheels(cfg, unfinished, folder)
+    notebook.write_dataset_metadata(dataset, owner=cfg.owner, title=cfg.title, licence=cfg.licence)
     keys = ("name", "owner", "title", "competition", "hours", "accelerator")
-    write_notebook(unfinished / "kernel", **{key: cfg[key] for key in keys})
+    notebook.write_notebook(unfinished / "kernel", **{key: cfg[key] for key in keys})
 
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.replace(folder)
     size = sum(f.stat().st_size for f in (folder / "dataset").rglob("*") if f.is_file())
     networks = sum(len(member.folds) for member in ensemble.members)
     Console(markup=False).print(
-        f"{networks} network(s) and {len(wheels)} wheels "
-        f"({', '.join(wheel.name.split('-')[0] for wheel in wheels)}), {size / 1e6:.0f} MB: "
+        f"{networks} network(s) and {len(collected)} wheels "
+        f"({', '.join(wheel.name.split('-')[0] for wheel in collected)}), {size / 1e6:.0f} MB: "
         f"{folder / 'dataset'}\nThe notebook: {folder / 'kernel'}",
         highlight=False,
         soft_wrap=True,
     )
     if cfg.push is not None:
-        push(folder / "dataset", folder / "kernel", cfg.push)
+        notebook.push(folder / "dataset", folder / "kernel", cfg.push)
     return folder
 
 
@@ -91,17 +71,17 @@ def _copy_models(ensemble: Ensemble, models: Path, dataset: Path) -> None:
     for member in ensemble.members:
         for k in member.folds:
             place = Path("runs") / member.name / f"fold{k}"
-            run = load_run(models / place)
-            check_crop_algorithm([run])
+            run = runs.load_run(models / place)
+            runs.check_crop_algorithm([run])
             (dataset / place).mkdir(parents=True)
             for name in _RUN_FILES:
                 if (run.folder / name).is_file():
                     shutil.copy2(run.folder / name, dataset / place)
-            source = find_checkpoint(run.folder, member.select)
+            source = runs.find_checkpoint(run.folder, member.select)
             assert source is not None  # it has just been loaded
             copy = dataset / place / "checkpoints" / f"{member.select}.safetensors"
-            save_safetensors(read_checkpoint(source), copy)
-            if fingerprint(load_run(dataset / place).network) != fingerprint(run.network):
+            runs.save_safetensors(runs.read_checkpoint(source), copy)
+            if fingerprint(runs.load_run(dataset / place).network) != fingerprint(run.network):
                 raise InputError(f"{copy} came out different from {source}. Try again.")
 
 
@@ -110,12 +90,12 @@ def _collect_wheels(cfg: DictConfig, unfinished: Path, before: Path) -> list[Pat
     project = _SOURCE / "pyproject.toml"
     if not project.is_file():
         raise InputError("A bundle is made in the source tree of rsna_bcd, which has its lock.")
-    lock = read_lock(Path(cfg.lock), cfg.python)
-    image = with_dependencies(lock, cfg.image)
+    lock = wheels.read_lock(Path(cfg.lock), cfg.python)
+    image = wheels.with_dependencies(lock, cfg.image)
     write_image(unfinished / IMAGE, cfg.python, image)
-    needed = with_dependencies(lock, direct_requirements(project) - set(cfg.unused))
-    own = build_own_wheel(_SOURCE, unfinished / _WHEELS)
-    return collect_wheels(
+    needed = wheels.with_dependencies(lock, wheels.direct_requirements(project) - set(cfg.unused))
+    own = wheels.build_own_wheel(_SOURCE, unfinished / _WHEELS)
+    return wheels.collect_wheels(
         {name: line for name, line in needed.items() if name not in image},
         own.parent,
         python=cfg.python,
