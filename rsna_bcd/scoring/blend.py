@@ -57,12 +57,8 @@ def fit_rank_transform(probabilities: ArrayLike, name: str = "a member") -> Rank
     all of the few highest are kept. 0 and 1 are added, so that values outside of the range of the
     out-of-fold rows still differ.
 
-    Args:
-        probabilities: (N,), in [0, 1].
-        name: Of the model, for the error.
-
     Raises:
-        InputError: all are equal.
+        InputError: all are equal; the message has the `name` of the model.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     values, first = np.unique(p, return_index=True)
@@ -116,13 +112,13 @@ def blend(
     calibrated to one.
 
     Args:
-        probabilities: (M, N), M models, each in [0, 1].
+        probabilities: (M, N), M models.
         method: `mean`, `logit_mean` or `rank_mean`.
         weights: (M,), not negative and not all 0; None weighs all alike. Only their ratios count.
         ranks: Each model's, from `fit_rank_transform`, for `rank_mean`.
 
     Returns:
-        (N,), in [0, 1]. A single model is unchanged under `mean`.
+        (N,), in [0, 1].
 
     Raises:
         InputError: an unknown method, `rank_mean` without ranks, or invalid weights.
@@ -161,16 +157,9 @@ def fit_weights(
 
     Source: stacking with non-negative coefficients: Breiman, Machine Learning 24 (1996).
 
-    Args:
-        labels: (N,), each 0 or 1; both occur.
-        probabilities: (M, N), M models, each in [0, 1].
-        method: Of the blend.
-        ranks: Each model's, for `rank_mean`.
-        shrinkage: Above 0.
-        names: Of the models, for errors; None numbers them.
-
     Returns:
-        (M,), with sum 1; all equal where no model orders the labels better than chance.
+        (M,) for the (M, N) probabilities of M models, with sum 1; all equal where no model orders
+        the labels better than chance.
 
     Raises:
         InputError: one class only, or a model whose probabilities are all equal.
@@ -179,14 +168,14 @@ def fit_weights(
     if y.min() == y.max():
         raise InputError(f"All {len(y)} labels equal {y[0]:g}: no weights can be fitted.")
     x = transform_scores(probabilities, method, ranks)
-    for number, row in enumerate(x):
+    n_models = len(x)
+    names = names or [f"member {number + 1}" for number in range(n_models)]
+    for name, row in zip(names, x, strict=True):
         check_inputs(y, row)
         if row.min() == row.max():
-            name = names[number] if names else f"member {number + 1}"
             raise InputError(
                 f"All probabilities of {name} are equal: it has no weight. Leave it out."
             )
-    n_models = len(x)
     x = x - x.mean(axis=1, keepdims=True)
     spread = x.mean(axis=0).std()
     x = x / spread if spread > 0 else x

@@ -75,12 +75,9 @@ def fit_calibration(
 ) -> Calibration:
     """Fit a calibration to out-of-fold rows.
 
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,), in [0, 1].
-        method: `temperature` scales the logits (Guo et al., ICML 2017), `platt` scales and shifts
-            them (Platt, 1999), `isotonic` is the best monotone function in squares (Zadrozny and
-            Elkan, KDD 2002), which wants some hundred positives.
+    `temperature` scales the logits (Guo et al., ICML 2017), `platt` scales and shifts them (Platt,
+    1999), `isotonic` is the best monotone function in squares (Zadrozny and Elkan, KDD 2002), which
+    wants some hundred positives.
 
     Raises:
         InputError: an unknown method; one class only; probabilities that are equal, or that fall
@@ -200,16 +197,10 @@ def reliability_curve(
     bins: int = 10,
     by: Literal["count", "width"] = "count",
 ) -> ReliabilityCurve:
-    """Share of positives over mean probability, by bins of probability.
+    """Share of positives over mean probability: scikit-learn's `calibration_curve`, with counts.
 
-    scikit-learn's `calibration_curve`, with counts.
-
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,), in [0, 1].
-        bins: Number of them.
-        by: `count`: quantiles, each of about as many rows; fewer bins where many are equal.
-            `width`: equal parts of [0, 1], all but the first almost empty in screening.
+    Bins by `count` are quantiles, each of about as many rows; fewer where many are equal. Those by
+    `width` are equal parts of [0, 1], all but the first almost empty in screening.
     """
     y, p, _ = check_inputs(labels, probabilities)
     index = _bin_indices(p, bins, by)
@@ -264,15 +255,7 @@ def calibration_scores(
     n: int = 2000,
     seed: int = 0,
 ) -> CalibrationScores:
-    """Brier score with its interval by patient, and expected calibration error.
-
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,), in [0, 1].
-        patients: (N,), an id per row.
-        n: Number of resamples.
-        seed: Of the resampling and of the chance level.
-    """
+    """Brier score with its interval by patient, and expected calibration error."""
     return {
         "brier": bootstrap_interval(brier, labels, probabilities, patients, n, seed),
         "ece": calibration_error(labels, probabilities, seed),
@@ -284,12 +267,8 @@ def calibration_error(
 ) -> CalibrationError:
     """Expected calibration error beside its chance level.
 
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,), in [0, 1].
-        seed: Of the labels that are drawn from the probabilities, row by row. Breasts of a patient
-            are correlated in truth, so the chance level is a little higher than this.
-        bins: Of `ece`.
+    For the latter, labels are drawn from the probabilities row by row. Breasts of a patient are
+    correlated in truth, so the chance level is a little higher than this.
     """
     y, p, _ = check_inputs(labels, probabilities)
     index = _bin_indices(p, bins)

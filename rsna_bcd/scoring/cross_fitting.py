@@ -118,15 +118,8 @@ class EnsembleFitter:
         """Fit to these rows, except the unreadable ones.
 
         A member's aggregation is the one with the higher average precision, its own where they are
-        equal.
-
-        Args:
-            labels: (N,), each 0 or 1.
-            members: Their probabilities, (N,) each.
-            patients: (N,), an id per row.
-            sites: (N,), an id per row, for thresholds by site.
-            unreadable: (N,), True where no member could read an image and all give the prevalence;
-                None where all could be read.
+        equal. A row is `unreadable` where no member could read an image, so that all give the
+        prevalence.
 
         Raises:
             InputError: there is nothing to choose by: one class only, or equal probabilities.
@@ -164,13 +157,8 @@ class EnsembleFitter:
     ) -> CrossFitted:
         """Fit on the rows outside of each group, and apply to those within.
 
-        Args:
-            labels: (N,), each 0 or 1.
-            members: Their probabilities, (N,) each, made out of fold themselves.
-            patients: (N,), an id per row.
-            groups: (N,), integers 0 .. G - 1; a patient's rows must share one (`patient_groups`).
-            sites: As of `fit`.
-            unreadable: As of `fit`; such rows are decided 0.
+        The groups (N,) are integers 0 .. G - 1; a patient's rows must share one (`patient_groups`).
+        The members' probabilities are out of fold themselves. Unreadable rows are decided 0.
 
         Raises:
             InputError: see `fit`.
@@ -226,15 +214,7 @@ class EnsembleFitter:
         positives they covered the truth in 97.5 % of 200 simulated runs, with their middle .017
         below the value (`tests/scoring/test_simulation.py`).
 
-        Args:
-            metrics: Of decisions.
-            labels: (N,), each 0 or 1.
-            cross_fitted: From `cross_fit` with the same rows.
-            patients: (N,), an id per row.
-            sites: As of `cross_fit`.
-            unreadable: As of `cross_fit`; such rows count as decided 0.
-            n: Number of resamples.
-            seed: Of the resampling; the resamples are those of `bootstrap_scores`.
+        The rows are those of `cross_fit`, the resamples those of `bootstrap_scores`.
         """
         y = np.asarray(labels, dtype=np.float64)
         patient, n_patients = patient_indices(patients)
@@ -368,17 +348,10 @@ def optimism(labels: ArrayLike, in_sample: ArrayLike, cross_fitted: ArrayLike) -
 
 
 def patient_groups(labels: ArrayLike, patients: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
-    """Random groups of patients, those with a positive row distributed evenly.
+    """Random groups of patients, those with a positive row distributed evenly: (N,), 0 .. G - 1.
 
-    Args:
-        labels: (N,), each 0 or 1.
-        patients: (N,), an id per row.
-        n: Number of groups; never more than there are patients with a positive row, so that a small
-            table still has positives in every group.
-        seed: Of the shuffle.
-
-    Returns:
-        (N,), the group of each row, 0 .. G - 1.
+    There are `n`, but never more than patients with a positive row, so that a small table still has
+    positives in every group.
 
     Raises:
         InputError: fewer than two patients have a positive row.

@@ -111,13 +111,11 @@ class Ensemble:
     command: str = ""
 
     def combine(self, probabilities: ArrayLike, available: ArrayLike | None = None) -> Floats:
-        """Blend breast-level probabilities: (N,).
+        """Blend breast-level probabilities: (members, N) to (N,).
 
-        Args:
-            probabilities: (members, N), in the order of `members`.
-            available: Of each member, whether it is among those of `probabilities`; None if all
-                are. The others' weight goes to these, in proportion; in equal parts, if they have
-                none themselves.
+        `available` says of each member whether it is among those of `probabilities`; None if all
+        are. The others' weight goes to these, in proportion; in equal parts, if they have none
+        themselves.
         """
         part = np.ones(len(self.members)) if available is None else np.asarray(available)
         members = [member for member, is_there in zip(self.members, part, strict=True) if is_there]
@@ -142,10 +140,8 @@ class Ensemble:
 
         Under `recall_rate`, with enough rows (`keeps_recall_rate`), the one that predicts the same
         share of them positive as of the out-of-fold rows, because a mean over folds is distributed
-        differently from one fold's predictions. Else, and under `pf1`, the fitted one.
-
-        Args:
-            probabilities: (N,) of the blend, of all readable new rows.
+        differently from one fold's predictions. Else, and under `pf1`, the fitted one. The
+        probabilities are of the blend, of all readable new rows.
         """
         p = np.asarray(probabilities, dtype=np.float64)
         if self.keeps_recall_rate(len(p)):
@@ -158,14 +154,11 @@ class Ensemble:
         sites: ArrayLike | None = None,
         unreadable: ArrayLike | None = None,
     ) -> NDArray[np.int64]:
-        """Decide new rows: (N,), 0 or 1.
+        """Decide all new rows of the blend together: (N,), 0 or 1.
 
-        Args:
-            probabilities: (N,) of the blend, of all rows that are to be decided.
-            sites: (N,), an id per row; the global threshold applies to missing and unknown ones.
-            unreadable: (N,), True for a breast without a readable image. It is decided negative,
-                whatever the threshold: on the scale of a blend the prior may lie above it. None
-                where all could be read.
+        The global threshold applies to missing and unknown sites. A breast without a readable image
+        is decided negative, whatever the threshold: on the scale of a blend the prior may lie above
+        it.
         """
         p = np.asarray(probabilities, dtype=np.float64)
         rows = np.ones(len(p), bool) if unreadable is None else ~np.asarray(unreadable, dtype=bool)
@@ -177,11 +170,9 @@ class Ensemble:
     def calibrate(
         self, probabilities: ArrayLike, unreadable: ArrayLike | None = None
     ) -> Floats | None:
-        """Blend to calibrated probability: (N,) to (N,); None without a calibration.
+        """Blend to calibrated probability, that of an unreadable breast to the prior: (N,).
 
-        Args:
-            probabilities: (N,) of the blend.
-            unreadable: (N,), as of `decide`: such a breast has the prior.
+        None without a calibration.
         """
         if self.calibration is None:
             return None

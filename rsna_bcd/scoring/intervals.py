@@ -174,24 +174,13 @@ def paired_difference(
     n: int = 2000,
     seed: int = 0,
 ) -> Difference:
-    """How much higher `second` scores than `first` on the same rows and resamples.
-
-    Args:
-        metric: `(labels, probabilities, weights=None) -> float`.
-        labels: (N,), each 0 or 1.
-        first: (N,), probabilities of one model.
-        second: (N,), probabilities of the other.
-        patients: (N,), an id per row.
-        n: Number of resamples.
-        seed: Of the resampling.
-    """
+    """How much higher the probabilities `second` score than `first`, on the same resamples."""
     scores = {"first": Score(metric, first), "second": Score(metric, second)}
     values = bootstrap_distributions(scores, labels, patients, n, seed)
     differences = values["second"] - values["first"]
     value = metric(labels, second) - metric(labels, first)
-    return Difference(
-        value, *percentile_interval(differences), p_value=two_sided_p_value(differences)
-    )
+    p_value = two_sided_p_value(differences)
+    return Difference(value, *percentile_interval(differences), p_value=p_value)
 
 
 def two_sided_p_value(differences: Floats) -> float:
@@ -220,10 +209,6 @@ def wilson(positives: float, n: int) -> Interval:
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927).
 
-    Args:
-        positives: A whole number between 0 and n.
-        n: Rows.
-
     Raises:
         InputError: no rows, or more positives than rows.
     """
@@ -238,9 +223,7 @@ def wilson(positives: float, n: int) -> Interval:
 def wilson_if_degenerate(resampled: Interval, n: int) -> Interval:
     """Wilson's interval where a resampled proportion is 0 or 1 and has no width, else as it is.
 
-    Args:
-        resampled: A proportion of rows.
-        n: How many of them are independent: patients.
+    `n` is the number of independent rows: of patients.
     """
     if resampled.value not in (0.0, 1.0) or resampled.low < resampled.high or n == 0:
         return resampled
@@ -278,7 +261,7 @@ def auroc_covariance(
     Args:
         labels: (N,), each 0 or 1.
         probabilities: (M, N), M models; only the order within each matters.
-        patients: (N,), an id per row; None takes all rows for independent.
+        patients: (N,), an id per row; None for independent rows.
 
     Raises:
         InputError: a class has fewer than two rows, or with `patients` fewer than two patients; or
@@ -318,16 +301,11 @@ def auroc_covariance(
     ]
     covariance = np.zeros((len(scores), len(scores)))
     for own, count, holding in zip(sums, counts, holders, strict=True):
-        covariance += holding / (holding - 1) * _outer_sum(own, own) / count**2
+        covariance += holding / (holding - 1) * np.sum(own[:, None] * own, axis=2) / count**2
     if patients is not None:  # a patient may have rows of both classes
-        cross = _outer_sum(*sums) * n / (n - 1) / (counts[0] * counts[1])
+        cross = np.sum(sums[0][:, None] * sums[1], axis=2) * n / (n - 1) / (counts[0] * counts[1])
         covariance += cross + cross.T
     return AurocCovariance(auroc, covariance)
-
-
-def _outer_sum(a: Floats, b: Floats) -> Floats:
-    """Sums over patients of the products: (M, P), (M, P) to (M, M)."""
-    return np.asarray(np.sum(a[:, None, :] * b[None, :, :], axis=2))
 
 
 def delong(
@@ -402,16 +380,7 @@ def roc_band(
     seed: int = 0,
     x: Floats | None = None,
 ) -> ConfidenceBand:
-    """Sensitivity over 1 - specificity, linear between the thresholds.
-
-    Args:
-        labels: (N,), each 0 or 1; both occur.
-        probabilities: (N,).
-        patients: (N,), an id per row.
-        n: Number of resamples.
-        seed: Of the resampling.
-        x: (K,) values of 1 - specificity; None takes steps of .01.
-    """
+    """Sensitivity over 1 - specificity, linear between the thresholds; steps of .01 without `x`."""
 
     def sensitivity(counts: ThresholdCounts, x: Floats) -> Floats:
         fpr = np.append(0.0, counts.fp / counts.negatives)

@@ -101,15 +101,10 @@ class ThresholdCounts:
 def threshold_counts(
     labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None
 ) -> ThresholdCounts:
-    """Counts at every distinct score; linear in N where the rows are sorted already.
+    """Counts at every distinct score, those of weight 0 too; linear in N where rows are sorted.
 
     scikit-learn's `confusion_matrix_at_thresholds`, which checks its arguments for longer than
     this takes; the bootstrap needs thousands.
-
-    Args:
-        labels: (N,), each 0 or 1.
-        scores: (N,), finite.
-        weights: (N,) counts of the rows; None counts each once. Scores of weight 0 are kept.
     """
     y, s, w = check_inputs(labels, scores, weights)
     order = np.argsort(-s, kind="stable")

@@ -71,13 +71,7 @@ class Plateau:
 def threshold_curve(
     labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None
 ) -> ThresholdCurve:
-    """Precision, recall, pF1 and recall rate at every threshold.
-
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,), finite.
-        weights: (N,) counts of the rows; None counts each once. Rows of weight 0 are absent.
-    """
+    """Precision, recall, pF1 and recall rate at every threshold; rows of weight 0 are absent."""
     y, p, w = check_inputs(labels, probabilities, weights)
     counts = threshold_counts(y[w > 0], p[w > 0], w[w > 0])
     predicted = counts.predicted_positive
@@ -113,11 +107,7 @@ def plateau(
     does not depend on the scale of the scores. On new patients it loses a quarter less than the
     peak does, against the best possible (`tests/scoring/test_simulation.py`).
 
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,).
-        patients: (N,), an id per row.
-        width: In standard errors of the best pF1; 0 leaves the best threshold and its equals.
+    A `width` of 0 leaves the best threshold and its equals.
 
     Raises:
         InputError: there is nothing to choose by: one class only, or all probabilities equal.
@@ -134,45 +124,26 @@ def weighted_plateau(
     draws: Floats,
     width: float = PLATEAU_WIDTH,
 ) -> Plateau:
-    """`plateau` of a resample.
+    """`plateau` of a resample, fastest for probabilities in descending order.
 
-    Args:
-        labels: (N,), each 0 or 1.
-        probabilities: (N,); fastest in descending order.
-        patient: (N,), the index of each row's patient.
-        draws: (P,), how often each patient was drawn.
-        width: As of `plateau`.
+    `patient` (N,) is the index of each row's patient, `draws` (P,) how often each was drawn.
     """
     counts = _drawn_counts(labels, probabilities, patient, draws)
     predicted = counts.predicted_positive
     scores = pf1_from_counts(counts.tp, predicted, counts.positives)
     best = int(np.argmax(scores))
     error = _standard_error(labels, probabilities >= counts.scores[best], patient, draws)
-    first, middle, last = plateau_bounds(predicted, scores, float(scores[best]) - width * error)
+    inside = np.flatnonzero(scores >= float(scores[best]) - width * error)
+    size = np.log(predicted[inside])
+    middle = inside[_nearest(size, (size[0] + size[-1]) / 2)]
     thresholds = midpoints(counts.scores)
     return Plateau(
-        low=float(thresholds[last]),
-        high=float(thresholds[first]),
+        low=float(thresholds[inside[-1]]),
+        high=float(thresholds[inside[0]]),
         threshold=float(thresholds[middle]),
         pf1=float(scores[best]),
         standard_error=error,
     )
-
-
-def plateau_bounds(
-    predicted_positive: Floats, scores: Floats, bound: float
-) -> tuple[int, int, int]:
-    """Indices of the first, middle and last threshold of a plateau.
-
-    Args:
-        predicted_positive: (K,), rows at or above each threshold, ascending from above 0.
-        scores: (K,), pF1 at each threshold.
-        bound: The least pF1 of the plateau; some threshold reaches it.
-    """
-    inside = np.flatnonzero(scores >= bound)
-    size = np.log(predicted_positive[inside])
-    middle = int(inside[_nearest(size, (size[0] + size[-1]) / 2)])
-    return int(inside[0]), middle, int(inside[-1])
 
 
 def _nearest(ascending: Floats, value: float) -> int:
@@ -240,13 +211,8 @@ class Threshold:
     def decide(self, probabilities: ArrayLike, sites: ArrayLike | None = None) -> NDArray[np.int64]:
         """Decide each row by its site's own threshold where there is one: (N,), 0 or 1.
 
-        Args:
-            probabilities: (N,).
-            sites: (N,), an id per row, in the strings of `sites` or integers; None where they are
-                not known.
-
         Raises:
-            InputError: a site is a float.
+            InputError: a site is a float, not a string or an integer.
         """
         if sites is None or not self.sites:
             return decide(probabilities, self.value)
@@ -260,9 +226,6 @@ class Threshold:
         For probabilities that are distributed differently from those it was fitted on: the mean
         over folds is less extreme than the single fold behind an out-of-fold row. It assumes that
         the new rows are many and have the same prevalence. Sites have none of their own.
-
-        Args:
-            probabilities: (N,), of the new rows.
         """
         p = np.asarray(probabilities, dtype=np.float64)
         value = _at_recall_rate(threshold_counts(np.zeros(len(p)), p), self.recall_rate)
@@ -288,12 +251,6 @@ class Policy(ABC):
         sites: ArrayLike | None = None,
     ) -> Threshold:
         """One threshold for all rows, and one for each site with enough positives.
-
-        Args:
-            labels: (N,), each 0 or 1.
-            probabilities: (N,).
-            patients: (N,), an id per row.
-            sites: (N,), an id per row; needed for `by_site` alone.
 
         Raises:
             InputError: one class only, all probabilities equal, or `by_site` without sites.
@@ -427,20 +384,12 @@ def operating_points(
     Each threshold is chosen on these rows and then the same in all resamples, so that what was
     fixed has an interval as well: another screening round would not meet it exactly.
 
-    Args:
-        labels: (N,), each 0 or 1; both occur.
-        probabilities: (N,).
-        patients: (N,), an id per row.
-        recall_rates: The nearest possible one is taken. A share of less than one row, or that no
-            threshold comes near, has no point.
-        specificities: The lowest threshold that reaches it is taken. One that allows less than one
-            false positive, or that no threshold comes near, has no point.
-        thresholds: More thresholds, by name.
-        n: Number of resamples of the patients.
-        seed: Of the resampling.
+    Of recall rates the nearest possible one is taken, of specificities the lowest threshold that
+    reaches it. One of less than one row or one false positive, or that no threshold comes near, has
+    no point.
 
     Returns:
-        By name: what was given by name first, then `recall rate 1.5 %` and so on, then
+        By name: the given `thresholds` first, then `recall rate 1.5 %` and so on, then
         `specificity 90 %` and so on.
 
     Raises:
