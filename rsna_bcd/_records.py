@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
+from rsna_bcd._validation import to_plain
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import write_file
 from rsna_bcd.targets import with_current_targets
@@ -28,12 +29,7 @@ _KEYWORDS = {"null", "true", "false", "inf", "nan"}  # but for these, in any cas
 
 def select_settings(cfg: DictConfig, *keys: str) -> dict[str, Any]:
     """The resolved part of `cfg` under `keys`, as plain dicts and lists fit for YAML."""
-    return {
-        key: OmegaConf.to_container(cfg[key], resolve=True)
-        if OmegaConf.is_config(cfg[key])
-        else cfg[key]
-        for key in keys
-    }
+    return {key: to_plain(cfg[key]) for key in keys}
 
 
 def recorded_keys(schema: type) -> list[str]:
@@ -55,8 +51,7 @@ def refuse_detours(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:
     ours = OmegaConf.load(Path(CONF) / f"{root}.yaml")
     for section in sections:
         meant, found = (
-            OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
-            for part in (OmegaConf.select(ours, section), OmegaConf.select(cfg, section))
+            to_plain(OmegaConf.select(one, section), resolve=False) for one in (ours, cfg)
         )
         for line in difference(meant, found, section):
             raise InputError(
@@ -92,10 +87,8 @@ def check_same_config(
     """
     if not record_file.exists():
         return False
-    existing = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
-    wanted: Any = OmegaConf.to_container(
-        OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record)))
-    )
+    existing = with_current_targets(to_plain(OmegaConf.load(record_file), resolve=False))
+    wanted = to_plain(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record))), resolve=False)
     existing.pop(_VERSION, None)  # another version may resume
     if root is not None:
         existing = with_defaults(existing, wanted, root, cfg)
@@ -145,22 +138,18 @@ def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
         option = selected_option(group, cfg) or usual
         if option != usual or group == "crop":
             words.append(f"{group}={option}")
-        words += _overrides(group, load_option(group, option), _container(cfg[group]))
-    ours = {"prepared_dir", "folds_csv"}
-    usual_train, usual_prepare = _root("train"), _root("prepare")
-    words += _overrides("", {k: usual_train[k] for k in ours}, {k: _raw(cfg, k) for k in ours})
+        words += _overrides(group, load_option(group, option), to_plain(cfg[group], resolve=False))
+    raw = to_plain(cfg, resolve=False)
+    own = {key: raw[key] for key in ("prepared_dir", "folds_csv")}
     kept = {key: made[key] for key in ("source", "decoders", "png") if key in made}
-    words += _overrides("", {key: usual_prepare[key] for key in kept}, kept)
+    for root, values in (("train", own), ("prepare", kept)):
+        defaults = _root(root)
+        words += _overrides("", {key: defaults[key] for key in values}, values)
     return shlex.join(words)
 
 
 def selected_option(group: str, cfg: DictConfig) -> str | None:
-    """The selected option of a group; None if it is unknown.
-
-    Args:
-        group: of options.
-        cfg: composed.
-    """
+    """The selected option of a group; None if it is unknown."""
     if HydraConfig.initialized():
         option = HydraConfig.get().runtime.choices.get(group)
         if option is not None:
@@ -187,14 +176,10 @@ def _overrides(prefix: str, usual: Any, value: Any) -> Iterator[str]:
 
 
 def load_option(group: str, option: str | None) -> dict[str, Any]:
-    """The content of an option's YAML and of those that it is made of; empty if there is none.
-
-    Args:
-        group: of options.
-        option: its name.
-    """
+    """The content of an option's YAML and of those that it is made of; empty if there is none."""
     found: Any = OmegaConf.create()
-    for folder in _sources():
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    for folder in (*(Path(one.path) for one in sources if one.schema == "file"), Path(CONF)):
         file = folder / group / f"{option}.yaml"
         if file.is_file():
             own = OmegaConf.load(file)
@@ -204,29 +189,11 @@ def load_option(group: str, option: str | None) -> dict[str, Any]:
                     found = OmegaConf.merge(found, OmegaConf.create(load_option(group, base)))
             found = OmegaConf.merge(found, own)
             break
-    return _container(found)
-
-
-def _sources() -> list[Path]:
-    """The folders of configuration files."""
-    if not HydraConfig.initialized():
-        return [Path(CONF)]
-    sources = HydraConfig.get().runtime.config_sources
-    return [Path(one.path) for one in sources if one.schema == "file"] + [Path(CONF)]
+    return dict(to_plain(found, resolve=False))
 
 
 def _root(name: str) -> dict[str, Any]:
-    return _container(OmegaConf.load(Path(CONF) / f"{name}.yaml"))
-
-
-def _container(cfg: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _raw(cfg: DictConfig, key: str) -> Any:
-    return _container(cfg)[key]
+    return dict(to_plain(OmegaConf.load(Path(CONF) / f"{name}.yaml"), resolve=False))
 
 
 # Keys whose absence from an older record does not mean today's default.
@@ -244,43 +211,31 @@ def with_defaults(
         root: name of the YAML that both follow from.
         cfg: the configuration, if `wanted` leaves out a `_target_`.
     """
-    return _completed(existing, wanted, _root(root), "", cfg)
+    yaml = _root(root)
 
+    def complete(existing: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> dict:
+        filled = dict(existing)
+        for key, value in wanted.items():
+            if key not in existing:
+                if value in _defaults(path, key, wanted, yaml, cfg):
+                    filled[key] = value
+            elif isinstance(existing[key], dict) and isinstance(value, dict):
+                filled[key] = complete(existing[key], value, f"{path}.{key}".lstrip("."))
+        return filled
 
-def _completed(
-    existing: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    root: dict[str, Any],
-    path: str,
-    cfg: DictConfig | None,
-) -> dict[str, Any]:
-    filled = dict(existing)
-    for key, value in wanted.items():
-        name = f"{path}.{key}".lstrip(".")
-        if key not in existing:
-            if value in _defaults(name, key, wanted, root, path, cfg):
-                filled[key] = value
-        elif isinstance(existing[key], dict) and isinstance(value, dict):
-            filled[key] = _completed(existing[key], value, root, name, cfg)
-    return filled
+    return complete(existing, wanted, "")
 
 
 def _defaults(
-    name: str,
-    key: str,
-    section: Mapping[str, Any],
-    root: dict[str, Any],
-    path: str,
-    cfg: DictConfig | None,
+    path: str, key: str, section: Mapping[str, Any], yaml: Any, cfg: DictConfig | None
 ) -> list[Any]:
     """Possible meanings of an absent key: the default of its YAML or of its constructor."""
+    name = f"{path}.{key}".lstrip(".")
     if name in _BEFORE:
         return [_BEFORE[name]]
-    found = []
-    yaml: Any = root
     for part in name.split("."):
         yaml = yaml.get(part, "${") if isinstance(yaml, dict) else "${"
-    found.append(yaml)
+    found = [yaml]
     target = section.get("_target_")
     if path and cfg is not None:
         target = target or OmegaConf.select(cfg, f"{path}._target_")

@@ -116,10 +116,6 @@ def configure_process(*, passive: bool = False) -> None:
 def check(name: str, cfg: DictConfig) -> None:
     """Check all settings of a command; words for flags (yes, no, on, off) become booleans.
 
-    Args:
-        name: of the command.
-        cfg: composed; `hydra` may be in it.
-
     Raises:
         InputError: unknown or missing keys, or values of another type: one line for each.
     """
@@ -174,12 +170,7 @@ def _collision(written: Sequence[str], one: Sequence[str], other: Sequence[str])
 
 @contextlib.contextmanager
 def errors_as_messages(name: str, resume_hint: str = "") -> Iterator[None]:
-    """End the process with one message if the user can mend the error; else raise it.
-
-    Args:
-        name: of the command.
-        resume_hint: how to resume what a full disk stopped.
-    """
+    """End the process with one message if the user can mend the error; else raise it."""
     try:
         yield
     except Exception as error:

@@ -94,7 +94,8 @@ def check_settings(schema: type, cfg: DictConfig, groups: Path) -> None:
         InputError: unknown, absent or missing keys, or values of another type: one line for each.
     """
     fields = {f.name: f for f in dataclasses.fields(schema)}
-    problems = list(_unknown(cfg, fields))
+    unknown = [key for key in map(str, cfg) if key not in fields and key != HYDRA]
+    problems = [(f"{key}: ", unknown_key(key, cfg)) for key in unknown]
     problems += _absent(cfg, fields, groups)
     if not problems:
         problems += _missing(cfg, schema)
@@ -104,19 +105,8 @@ def check_settings(schema: type, cfg: DictConfig, groups: Path) -> None:
         raise InputError("\n".join(dict.fromkeys(f"{key}{what}" for key, what in problems)))
 
 
-def _unknown(cfg: DictConfig, fields: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in map(str, cfg):
-        if key not in fields and key != HYDRA:
-            yield f"{key}: ", unknown_key(key, cfg)
-
-
 def unknown_key(key: str, cfg: DictConfig) -> str:
-    """The message for an unknown key, with the nearest known one.
-
-    Args:
-        key: dotted.
-        cfg: the configuration without it.
-    """
+    """The message for an unknown dotted key, with the nearest known one."""
     parent, _, last = key.rpartition(".")
     section = OmegaConf.select(cfg, parent) if parent else cfg
     while parent and not OmegaConf.is_dict(section):
@@ -158,12 +148,7 @@ def _absent(cfg: DictConfig, fields: Mapping[str, Any], groups: Path) -> Iterato
 
 
 def list_options(group: str, groups: Path) -> str:
-    """List the options of a group.
-
-    Args:
-        group: its name.
-        groups: the folder of all groups.
-    """
+    """List the options of a group, from the folder of all groups."""
     options = sorted(file.stem for file in (groups / group).glob("*.yaml"))
     return f"choose one: {', '.join(f'{group}={option}' for option in options)}."
 
@@ -207,9 +192,7 @@ def _mistyped(cfg: DictConfig, schema: type) -> Iterator[Problem]:
         if one.name not in cfg:  # absent or missing, and need not be there
             continue
         try:
-            value = cfg[one.name]
-            if OmegaConf.is_config(value):
-                value = OmegaConf.to_container(value, resolve=True)
+            value = to_plain(cfg[one.name])
         except InterpolationToMissingValueError:
             continue  # of a key that need not be there: others are reported above
         except OmegaConfBaseException as error:
@@ -225,13 +208,9 @@ def _mistyped(cfg: DictConfig, schema: type) -> Iterator[Problem]:
 def check_value(
     cfg: DictConfig, path: tuple[str | int, ...], value: Any, kind: Any
 ) -> list[Problem]:
-    """Check a value against an annotation; a word for a flag becomes a boolean in `cfg`.
+    """Check the plain value at `path` of `cfg` against an annotation.
 
-    Args:
-        cfg: the configuration that the value is in.
-        path: of the value in it.
-        value: resolved, of plain containers.
-        kind: the annotation.
+    A word for a flag becomes a boolean in `cfg`.
     """
     wrong: dict[tuple[str | int, ...], list[str]] = {}
     for error in _errors(value, kind):
@@ -239,8 +218,8 @@ def check_value(
         if error["type"].startswith("missing"):
             place = (*place, error["loc"][-1])
         if error["type"] == "bool_type" and str(found).lower() in _FLAGS:
-            _set(cfg, path + place, _FLAGS[str(found).lower()])
-            return check_value(cfg, path, _plain(cfg, path), kind)
+            _parent(cfg, path + place)[(path + place)[-1]] = _FLAGS[str(found).lower()]
+            return check_value(cfg, path, to_plain(_parent(cfg, path)[path[-1]]), kind)
         wrong.setdefault(place, []).append(_describe(error, path + place, cfg))
     problems: list[Problem] = []
     derived: list[Problem] = []
@@ -255,20 +234,20 @@ def check_value(
         said = " or ".join([first, *(one.removeprefix("should be ") for one in others)])
         key = ".".join(map(str, path + place))
         is_key = first.startswith("there is no such key")
-        refers = derived if _refers(cfg, path + place) else problems
-        refers.append(
-            (
-                f"{key}: " if is_key else f"{key}={shown}: ",
-                said if said.endswith(("?", ".")) else f"{said}.",
-            )
+        subject = f"{key}: " if is_key else f"{key}={shown}: "
+        parent, last = _parent(cfg, path + place), (path + place)[-1]
+        refers = last in parent and OmegaConf.is_interpolation(parent, last)
+        (derived if refers else problems).append(
+            (subject, said if said.endswith(("?", ".")) else f"{said}.")
         )
     return problems or derived
 
 
-def _refers(cfg: Any, path: tuple[str | int, ...]) -> bool:
+def _parent(cfg: Any, path: Sequence[str | int]) -> Any:
+    """The container that holds the last key of a path."""
     for part in path[:-1]:
         cfg = cfg[part]
-    return path[-1] in cfg and OmegaConf.is_interpolation(cfg, path[-1])
+    return cfg
 
 
 def _errors(value: Any, kind: Any) -> list[Any]:
@@ -317,16 +296,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def _plain(cfg: Any, path: tuple[str | int, ...]) -> Any:
-    for part in path:
-        cfg = cfg[part]
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-
-
-def _set(cfg: Any, path: tuple[str | int, ...], value: bool) -> None:
-    for part in path[:-1]:
-        cfg = cfg[part]
-    cfg[path[-1]] = value
+def to_plain(value: Any, *, resolve: bool = True) -> Any:
+    """A part of a configuration as dicts, lists and values."""
+    return OmegaConf.to_container(value, resolve=resolve) if OmegaConf.is_config(value) else value
 
 
 def check_arguments(cfg: DictConfig) -> None:
@@ -341,8 +313,7 @@ def check_arguments(cfg: DictConfig) -> None:
         InputError: a constructor that does not exist, an argument that it does not take, or a value
             of another type.
     """
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
+    raw = to_plain(cfg, resolve=False)
     raw.pop(HYDRA, None)
     problems = list(_sections(cfg, (), raw))
     if problems:
@@ -381,7 +352,7 @@ def _check_constructor(
         if name not in parameters:
             if not takes_any:
                 near = difflib.get_close_matches(str(name), list(parameters), n=1)
-                taken = ", ".join(one for one in parameters if one != "self")
+                taken = ", ".join(parameters)
                 meant = f"Did you mean {key}.{near[0]}?" if near else f"It takes {taken}."
                 yield f"{key}.{name}: ", f"{target} has no such argument. {meant}"
             continue

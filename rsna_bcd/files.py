@@ -15,19 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rsna_bcd.errors import InputError, StorageError
 
 UNFINISHED = ".part"  # suffix of a file that is being written
 _TOP = "."
-
-
-class _Table(Protocol):
-    """A pandas table: this module does not import pandas."""
-
-    def to_csv(self, *, index: bool) -> str:
-        """Format as CSV."""
 
 
 @contextmanager
@@ -70,13 +63,9 @@ def _replacing(path: Path, name: str) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a small file and its folder; the file is always the old one or the new one.
+    """Write a small file (text as UTF-8) and its folder; it is always the old or the new one.
 
     Several processes, also on several machines, may write it at once: the last one wins.
-
-    Args:
-        path: of the file.
-        content: text is encoded as UTF-8.
 
     Raises:
         StorageError: it cannot be written.
@@ -91,8 +80,8 @@ def write_file(path: Path, content: bytes | str) -> None:
         raise storage_error(path, error) from error
 
 
-def write_csv(frame: _Table, csv: Path) -> None:
-    """Write a table without its index, as `write_file`. Floats keep all their digits."""
+def write_csv(frame: Any, csv: Path) -> None:
+    """Write a pandas table without its index, as `write_file`. Floats keep all their digits."""
     write_file(csv, frame.to_csv(index=False))
 
 

@@ -1,16 +1,11 @@
 """`python -m rsna_bcd.submit`: test images + `ensemble.json` -> `submission.csv`."""
 
-import os
-
 from omegaconf import DictConfig
 
 from rsna_bcd._stage import process_start, stage
 
 
 def _submit(cfg: DictConfig) -> None:
-    # Before torch loads OpenMP: threads that wait by spinning take the cores from the processes
-    # that decode. On two busy cores, a network took .45 s of a core instead of .72.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rsna_bcd.stages.submit import submit
 
     submit(cfg, process_start())  # the time budget includes the start of Python
