@@ -16,28 +16,11 @@ import dicomsdl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, Jpeg2KImagePlugin
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import UID
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.codestream import (
@@ -53,16 +36,14 @@ from rsna_bcd.imaging.mammogram import FLAT, ImageError
 
 Words = NDArray[np.integer[Any]]  # uint8 or uint16, as decoded
 
-_EncapsulatedUncompressed = UID("1.2.840.10008.1.2.1.98")
-_RAW = frozenset(
-    {ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
-    | {ExplicitVRBigEndian, _EncapsulatedUncompressed}
-)
-_JPEG_DCT = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit})
-_JPEG_HUFFMAN = frozenset({JPEGLosslessSV1, JPEGLossless})
-_JPEG_LOSSLESS = _JPEG_HUFFMAN | {JPEGLSLossless, JPEGLSNearLossless}
-_JPEG2000 = frozenset({JPEG2000Lossless, JPEG2000})
-_HTJ2K = frozenset({HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K})  # with a block coder of its own
+_ENCAPSULATED_RAW = UID("1.2.840.10008.1.2.1.98")
+_RAW = frozenset({*uid.UncompressedTransferSyntaxes, _ENCAPSULATED_RAW})
+_JPEG_DCT = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit})
+_JPEG_HUFFMAN = frozenset({uid.JPEGLosslessSV1, uid.JPEGLossless})
+_JPEG_LOSSLESS = _JPEG_HUFFMAN | {uid.JPEGLSLossless, uid.JPEGLSNearLossless}
+_JPEG2000 = frozenset({uid.JPEG2000Lossless, uid.JPEG2000})
+# High throughput, with a block coder of its own.
+_HTJ2K = frozenset({uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K})
 
 # Bits per pixel of a compressed frame. The emptiest of real mammograms take 0.7; a flat grey takes
 # less than this. In JPEG lossless each pixel has a Huffman code of at least one bit.
@@ -101,11 +82,11 @@ def transfer_syntax(dataset: Dataset) -> UID:
         return UID(named)
     if dataset["PixelData"].is_undefined_length:
         content = join_fragments(dataset.PixelData)
-        return UID(read_codestream(content).syntax) if compression(content) else RLELossless
+        return UID(read_codestream(content).syntax) if compression(content) else uid.RLELossless
     implicit, little = dataset.original_encoding
     if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
 
 
 def extract_frame(dataset: Dataset, syntax: UID) -> Frame:
@@ -125,19 +106,19 @@ def extract_frame(dataset: Dataset, syntax: UID) -> Frame:
     signed = bool(dataset.get("PixelRepresentation", 0))
     if syntax in _RAW:
         content = _raw_pixels(content, dataset, syntax)
-        return Frame(rows, columns, allocated, signed, ExplicitVRLittleEndian, content)
+        return Frame(rows, columns, allocated, signed, uid.ExplicitVRLittleEndian, content)
     content = join_fragments(content)
     if compression(content) is None:
-        if 0 <= len(content) - rows * columns * allocated // 8 <= 1 and syntax != RLELossless:
+        if 0 <= len(content) - rows * columns * allocated // 8 <= 1 and syntax != uid.RLELossless:
             raise ImageError(
                 f"the transfer syntax {syntax.name} says that the pixels are compressed, but they "
                 f"are not: {_LABEL_REMEDY}"
             )
-        if syntax != RLELossless and content[:4] != struct.pack("<I", allocated // 8):
+        if syntax != uid.RLELossless and content[:4] != struct.pack("<I", allocated // 8):
             raise ImageError("the frame is neither JPEG nor JPEG 2000 nor RLE")
         _check_length(content, rows * columns * _LEAST_BITS)
         check_rle_header(content, allocated // 8)
-        return Frame(rows, columns, allocated, signed, RLELossless, content)
+        return Frame(rows, columns, allocated, signed, uid.RLELossless, content)
     stream = read_codestream(content)
     if (stream.height, stream.width) != (rows, columns):
         raise ImageError(
@@ -160,7 +141,7 @@ def extract_frame(dataset: Dataset, syntax: UID) -> Frame:
 def _raw_pixels(content: bytes, dataset: Dataset, syntax: UID) -> bytes:
     """Uncompressed pixels, without the bytes after them."""
     needed = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    if syntax == _EncapsulatedUncompressed:
+    if syntax == _ENCAPSULATED_RAW:
         content = join_fragments(content)
     kind = compression(content)
     if kind and not needed <= len(content) <= needed + 1:
@@ -356,7 +337,7 @@ class Decoder:
 
 
 DECODERS = {
-    "pydicom": Decoder(_RAW | {RLELossless}, _pydicom("pydicom")),
+    "pydicom": Decoder(_RAW | {uid.RLELossless}, _pydicom("pydicom")),
     # dicomsdl is slower with raw pixels. RLE has no end marker, so that only the decoder notices a
     # frame that was cut short: pydicom does, dicomsdl reads on.
     "dicomsdl": Decoder(_JPEG_DCT | _JPEG_LOSSLESS | _JPEG2000, _dicomsdl),

@@ -123,20 +123,9 @@ def intensity_statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     # The lowest level with at least p % of the pixels at or below it.
     percentiles = np.searchsorted(np.cumsum(share), np.array(_PERCENTILES) / 100 - 1e-12)
     gradient = _gradient(pixels, breast)
-    return np.array(
-        [
-            breast.mean(),
-            mean,
-            sd,
-            skewness,
-            kurtosis,
-            *percentiles,
-            *share.reshape(_BINS, -1).sum(axis=1),
-            gradient.mean(),
-            np.mean(gradient**2),
-            np.quantile(gradient, 0.99),
-        ]
-    )
+    moments, bins = [mean, sd, skewness, kurtosis], share.reshape(_BINS, -1).sum(axis=1)
+    slopes = [gradient.mean(), np.mean(gradient**2), np.quantile(gradient, 0.99)]
+    return np.concatenate([[breast.mean()], moments, percentiles, bins, slopes])
 
 
 def _gradient(pixels: NDArray[np.uint8], breast: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -38,12 +38,16 @@ from rsna_bcd.imaging.mammogram import (
     averaged_overview,
     check_not_constant,
     overview_level,
-    overview_of,
+    reduce_to_overview,
 )
 from rsna_bcd.imaging.parsing import first_integer, header_errors, parse_dicom
 
 _MOST_ASPECT = 4  # height by width of a pixel, or the other way round
 _SQUARE = 0.01  # pixels that differ less in height and width are square
+_REQUIRED = (
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel",
+    "PhotometricInterpretation",
+)  # fmt: skip
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 
 _RAW_REMEDY = "convert it, e.g. with `gdcmconv --raw in.dcm out.dcm`"
@@ -106,7 +110,7 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     most_reduced = frame.stream.levels if frame.stream and can_reduce else 0
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     first = level(min(most_reduced, overview_level(rows, columns)))
-    overview = overview_of(first)
+    overview = reduce_to_overview(first)
     with header_errors():
         averaged = averaged_overview(first, rows, columns) if first.reduced else overview.pixels
         display = display_transform(dataset, averaged)
@@ -137,9 +141,7 @@ def check_header(dataset: Dataset) -> UID:
     if syntax not in SUPPORTED:
         remedy = next((r for uid, r in _REMEDIES.items() if syntax.startswith(uid)), _RAW_REMEDY)
         raise ImageError(f"transfer syntax {syntax.name} is not supported: {remedy}")
-    required = ["Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel"]
-    required.append("PhotometricInterpretation")
-    absent = [keyword for keyword in required if dataset.get(keyword) is None]
+    absent = [keyword for keyword in _REQUIRED if dataset.get(keyword) is None]
     if absent:
         raise ImageError(f"the header lacks {', '.join(absent)}")
     if int(dataset.get("NumberOfFrames") or 1) != 1:

@@ -17,7 +17,13 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 from rsna_bcd.imaging.breast import breast_mask, has_bright_background
-from rsna_bcd.imaging.mammogram import ImageError, Level, Mammogram, StoredPixels, overview_of
+from rsna_bcd.imaging.mammogram import (
+    ImageError,
+    Level,
+    Mammogram,
+    StoredPixels,
+    reduce_to_overview,
+)
 from rsna_bcd.imaging.parsing import UNPARSABLE, first_integer
 from rsna_bcd.imaging.quality import QualityFlag
 from rsna_bcd.imaging.voi import (
@@ -63,7 +69,7 @@ def display_transform(dataset: Dataset, pixels: StoredPixels) -> DisplayTransfor
         ImageError: the modality transform makes no image.
     """
     signed = pixels.dtype.kind == "i"
-    valid = find_valid_pixels(dataset, pixels)
+    valid = _valid_pixels(dataset, pixels)
     modality, flags = _modality_transform(dataset, float(pixels.max()), signed=signed)
     values = modality(pixels.astype(np.float32))
     inside = values if valid is None else values[valid]
@@ -162,13 +168,9 @@ def _window(function: str, center: Any, width: Any) -> Window:
         center, width = float(center), float(width)
     except (ValueError, TypeError) as error:
         raise _UnusableError(f"window: {center}") from error
-    if function == "LINEAR":
-        too_narrow = width < 1
-    elif function in ("LINEAR_EXACT", "SIGMOID"):
-        too_narrow = width <= 0
-    else:
-        too_narrow = True
-    if too_narrow or not _are_usable(center, width):
+    known = function in ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+    too_narrow = width < 1 if function == "LINEAR" else width <= 0
+    if not known or too_narrow or not _are_usable(center, width):
         raise _UnusableError(f"{function} {center:g} {width:g}")
     return Window(function, center, width)
 
@@ -305,7 +307,7 @@ def _are_usable(*numbers: float) -> bool:
     return all(abs(number) <= _LARGEST for number in numbers)
 
 
-def padding_range(dataset: Dataset, *, signed: bool) -> tuple[int, int] | None:
+def _padding_range(dataset: Dataset, *, signed: bool) -> tuple[int, int] | None:
     """The lowest and highest stored value of padding (PS3.3 C.7.5.1.1.2); None without padding."""
     value = first_integer(dataset.get("PixelPaddingValue"))
     if value is None:
@@ -321,14 +323,14 @@ def _is_padding(pixels: StoredPixels, ends: tuple[int, int]) -> BoolMask:
     return (pixels >= ends[0]) & (pixels <= ends[1])
 
 
-def find_valid_pixels(dataset: Dataset, pixels: StoredPixels) -> BoolMask | None:
+def _valid_pixels(dataset: Dataset, pixels: StoredPixels) -> BoolMask | None:
     """Find the pixels of an overview that are neither padding nor close to it.
 
     Returns:
         (H, W); None if there is no area of padding, or nothing else. Single pixels of tissue may
         have the value of padding by chance.
     """
-    ends = padding_range(dataset, signed=pixels.dtype.kind == "i")
+    ends = _padding_range(dataset, signed=pixels.dtype.kind == "i")
     if ends is None:
         return None
     square = np.ones((3, 3), np.uint8)
@@ -346,8 +348,8 @@ def blacken_padding(mammogram: Mammogram, dataset: Dataset) -> Mammogram:
     tissue.
     """
     overview = mammogram.overview.pixels
-    ends = padding_range(dataset, signed=overview.dtype.kind == "i")
-    if ends is None or find_valid_pixels(dataset, overview) is None:
+    ends = _padding_range(dataset, signed=overview.dtype.kind == "i")
+    if ends is None or _valid_pixels(dataset, overview) is None:
         return mammogram
     if mammogram.display.apply(overview[_is_padding(overview, ends)]).max() <= _BLACK:
         return mammogram
@@ -366,4 +368,4 @@ def blacken_padding(mammogram: Mammogram, dataset: Dataset) -> Mammogram:
         pixels = np.where(_is_padding(whole.pixels, ends), dtype.type(black), whole.pixels)
         return replace(whole, pixels=pixels)
 
-    return replace(mammogram, overview=overview_of(decode(0)), most_reduced=0, decode=decode)
+    return replace(mammogram, overview=reduce_to_overview(decode(0)), most_reduced=0, decode=decode)

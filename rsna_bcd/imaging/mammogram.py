@@ -51,8 +51,7 @@ class Mammogram:
     """One image.
 
     Attributes:
-        height: in pixels, of the whole image.
-        width: likewise.
+        height, width: in pixels, of the whole image.
         overview: the image reduced until its longer side is at most OVERVIEW.
         display: maps stored values to [0, 1] with tissue bright and background dark.
         facts: properties of the file for the manifest: `transfer_syntax`, `photometric`,
@@ -96,29 +95,27 @@ def in_memory(
     pixels: StoredPixels,
     decoder: str,
     display_transform: Callable[[StoredPixels], DisplayTransform],
-    facts: Mapping[str, str | int],
 ) -> Mammogram:
-    """Make a `Mammogram` of pixels that are decoded already.
+    """Make a `Mammogram` without facts of pixels that are decoded already.
 
     Args:
         pixels: stored values, (H, W).
         decoder: its name.
         display_transform: computes the display transform from the stored values of the overview.
-        facts: see `Mammogram`.
 
     Raises:
         ImageError: all pixels are equal.
     """
     check_not_constant(pixels)
     whole = Level(pixels, 0, decoder)
-    overview = overview_of(whole)
+    overview = reduce_to_overview(whole)
     height, width = pixels.shape
     display = display_transform(overview.pixels)
     decode = cache(lambda _: whole)
-    return Mammogram(height, width, overview, display, facts, 0, decode, display.flags)
+    return Mammogram(height, width, overview, display, {}, 0, decode, display.flags)
 
 
-def overview_of(level: Level) -> Level:
+def reduce_to_overview(level: Level) -> Level:
     """Halve a level until its longer side is at most OVERVIEW: each pixel the mean of four."""
     pixels: NDArray[Any] = level.pixels
     halvings = 0
@@ -149,29 +146,20 @@ def centred(region: NDArray, reduced: int) -> NDArray:
 
 
 def averaged_overview(level: Level, height: int, width: int) -> StoredPixels:
-    """The overview as averages over the decoded image, whatever codec reduced it.
+    """The overview as averages over a level that the codec reduced.
 
     So its statistics do not depend on the transfer syntax: the codec's low band is displaced,
-    overshoots at edges, and has one more row or column where the size is odd.
-
-    Args:
-        level: not smaller than the overview.
-        height: of the whole image.
-        width: likewise.
+    overshoots at edges, and has one more row or column where the size of the whole image,
+    `height` x `width`, is odd.
     """
-    if level.reduced:
-        pixels = centred(level.pixels, level.reduced)
-        pixels = pixels[: max(1, height >> level.reduced), : max(1, width >> level.reduced)]
-        level = replace(level, pixels=pixels)
-    return overview_of(level).pixels
+    pixels = centred(level.pixels, level.reduced)
+    pixels = pixels[: max(1, height >> level.reduced), : max(1, width >> level.reduced)]
+    return reduce_to_overview(replace(level, pixels=pixels)).pixels
 
 
 def overview_level(height: int, width: int) -> int:
     """How often an image must be halved until its longer side is at most OVERVIEW."""
-    level = 0
-    while -(-max(height, width) // 2**level) > OVERVIEW:
-        level += 1
-    return level
+    return (-(-max(height, width) // OVERVIEW) - 1).bit_length()
 
 
 def check_not_constant(pixels: StoredPixels) -> None:

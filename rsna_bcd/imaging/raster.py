@@ -71,7 +71,7 @@ def read_raster_image(path: Path) -> Mammogram:
     except _REFUSALS as error:
         raise ImageError(f"a damaged picture: {error}") from error
     pixels = _oriented(_to_grey(channels, has_opacity=has_opacity), orientation)
-    mammogram = in_memory(pixels, decoder, _display_transform, {})
+    mammogram = in_memory(pixels, decoder, _display_transform)
     facts: dict[str, str | int] = {
         "transfer_syntax": path.suffix.lower().lstrip("."),
         "photometric": "MONOCHROME1" if mammogram.display.inverted else "MONOCHROME2",

@@ -29,7 +29,7 @@ def mammogram(image: np.ndarray, *, bits: int = 8) -> Mammogram:
     top = 2**bits - 1
     pixels = np.rint(image * top).astype(np.uint8 if bits == 8 else np.uint16)
     display = DisplayTransform(Rescale(), Range(0, top), inverted=False)
-    return in_memory(pixels, "test", lambda _: display, {})
+    return in_memory(pixels, "test", lambda _: display)
 
 
 def crop(image: np.ndarray, *, stored_bits: int = 8, **settings: Any) -> PreparedImage:
