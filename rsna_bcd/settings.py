@@ -53,7 +53,7 @@ class Dataset:
 
 @dataclass(kw_only=True)
 class Folds(Strict):
-    """How patients are assigned to folds, and what that is called."""
+    """How patients are assigned to folds, and the name of that."""
 
     strategy: Name
     assign: Section
@@ -183,10 +183,10 @@ class Ensemble(Command):
     """`conf/ensemble.yaml`."""
 
     written = ("ensemble_dir",)
+    name: Name
     members: Annotated[list[Name], Field(min_length=1)] = missing(
         "give members=[...], names of runs", _RUNS
     )
-    name: Name
     blend: Literal["mean", "logit_mean", "rank_mean"]
     weights: list[float] | Literal["fitted"] | None
     rule: Literal["own", "auto"]
@@ -197,8 +197,8 @@ class Ensemble(Command):
     groups: Groups
     resamples: Positive
     seed: Seed
-    overwrite: bool
-    ensemble_dir: Text
+    overwrite: bool = unrecorded()
+    ensemble_dir: Text = unrecorded()
 
 
 @dataclass(kw_only=True)

@@ -186,9 +186,9 @@ def _standard_error(
     """
     n = float(np.sum(draws[np.bincount(patient, minlength=len(draws)) > 0]))
     rows = np.flatnonzero(predicted | (labels == 1))  # the others add 0
-    y, called, patient = labels[rows], predicted[rows], patient[rows]
-    twice_tp = 2 * np.bincount(patient, y * called, len(draws))
-    size = np.bincount(patient, y + called, len(draws))
+    y, predicted, patient = labels[rows], predicted[rows], patient[rows]
+    twice_tp = 2 * np.bincount(patient, y * predicted, len(draws))
+    size = np.bincount(patient, y + predicted, len(draws))
     total = np.sum(draws * size)
     residual = twice_tp - np.sum(draws * twice_tp) / total * size
     return float(np.sqrt(np.sum(draws * residual**2) * n / max(n - 1, 1)) / total)

@@ -70,12 +70,9 @@ class OutOfFold:
 
 
 def read_members(output: Path, names: Sequence[str], *, every_rule: bool) -> OutOfFold:
-    """Read runs that hold the same breasts.
+    """Read runs, `<output>/runs/<name>`, that hold the same breasts.
 
-    Args:
-        output: Holds `runs/<name>`.
-        names: Of the runs.
-        every_rule: Also under the other rule from images to a breast than a run's own.
+    With `every_rule` also under the other rule from images to a breast than a run's own.
 
     Raises:
         InputError: a run is absent, unfinished, constant, lacks breasts that another has, or has

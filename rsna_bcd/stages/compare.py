@@ -22,7 +22,7 @@ from rsna_bcd.reporting.leaderboard import (
     rank,
 )
 from rsna_bcd.scoring.cross_fitting import cross_fitted_decisions, patient_groups
-from rsna_bcd.scoring.intervals import bootstrap_interval, bootstrap_metrics, paired_difference
+from rsna_bcd.scoring.intervals import Score, bootstrap_scores, paired_difference
 from rsna_bcd.scoring.metrics import RANKING, pf1
 from rsna_bcd.scoring.thresholds import BestPf1
 from rsna_bcd.tables.predictions import align, read_run, trained_folds
@@ -107,7 +107,8 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"runs={cfg.runs} must be a list of different runs, such as runs=[a,b].")
     runs = Path(cfg.paths.output) / "runs"
     folds = _folds(cfg, {name: runs / name for name in names})
-    rows, probabilities = align({name: read_run(runs / name, folds) for name in names})
+    rows, aligned = align({name: read_run(runs / name, folds) for name in names})
+    probabilities = list(aligned)
     labels = rows["label"].to_numpy()
     patients = rows["patient_id"].to_numpy(dtype=str)
     rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
@@ -115,29 +116,23 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
     decisions = [
         cross_fitted_decisions(labels, p, patients, BestPf1(), groups) for p in probabilities
     ]
-    comparison: dict[str, Any] = {
+    metrics = {key: (metric, probabilities) for key, metric in RANKING.items()}
+    metrics["pf1"] = pf1, decisions
+    compared: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        scores = {key: Score(metric, values[i]) for key, (metric, values) in metrics.items()}
+        compared[name] = {"score": bootstrap_scores(scores, labels, **rest)}
+        if i > 0:
+            compared[name]["difference"] = {
+                key: paired_difference(metric, labels, values[0], values[i], **rest)
+                for key, (metric, values) in metrics.items()
+            }
+    comparison = {
         "folds": folds,
         "breasts": len(rows),
         "positives": int(labels.sum()),
-        "runs": {},
+        "runs": compared,
     }
-    for i, name in enumerate(names):
-        comparison["runs"][name] = {
-            "score": {
-                **bootstrap_metrics(RANKING, labels, probabilities[i], **rest),
-                "pf1": bootstrap_interval(pf1, labels, decisions[i], **rest),
-            }
-        }
-        if i > 0:
-            comparison["runs"][name]["difference"] = {
-                **{
-                    key: paired_difference(
-                        metric, labels, probabilities[0], probabilities[i], **rest
-                    )
-                    for key, metric in RANKING.items()
-                },
-                "pf1": paired_difference(pf1, labels, decisions[0], decisions[i], **rest),
-            }
     _show(comparison)
     _write_json(comparison, cfg)
     return comparison

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsna_bcd._records import check_same_config, select_settings, write_record
+from rsna_bcd import settings
+from rsna_bcd._records import check_same_config, recorded_keys, select_settings, write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.files import write_csv
 from rsna_bcd.scoring.calibration import calibration_scores
@@ -25,10 +26,7 @@ from rsna_bcd.scoring.thresholds import plateau
 from rsna_bcd.stages._ensemble_inputs import read_fitter, read_members, read_sites
 from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS
 
-_SETTINGS = (
-    "name", "members", "blend", "weights", "rule", "threshold", "recall_rate", "by_site",
-    "calibration", "groups", "resamples", "seed",
-)  # fmt: skip
+_RECORDED = recorded_keys(settings.Ensemble)
 
 
 def ensemble(cfg: DictConfig) -> Ensemble:
@@ -43,7 +41,7 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     """
     fitter = read_fitter(cfg)
     folder, output = Path(cfg.ensemble_dir), Path(cfg.paths.output)
-    record = select_settings(cfg, *_SETTINGS)
+    record = select_settings(cfg, *_RECORDED)
     check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="ensemble")
     oof = read_members(output, fitter.names, every_rule=cfg.rule == "auto")
     rows, members, unreadable = oof.rows, oof.members, oof.unreadable
@@ -98,7 +96,7 @@ def _command(cfg: DictConfig) -> str:
     """The command that fits this ensemble again: its settings that are not the defaults."""
     defaults = OmegaConf.load(Path(CONF) / "ensemble.yaml")
     words = [f"name={cfg.name}", f"members=[{','.join(map(str, cfg.members))}]"]
-    for key in _SETTINGS:
+    for key in _RECORDED:
         if key not in ("name", "members") and cfg[key] != OmegaConf.select(defaults, key):
             value = "null" if cfg[key] is None else str(cfg[key]).replace(" ", "")
             words.append(f"{key}={value}")
