@@ -9,7 +9,7 @@ import pandas as pd
 from rsna_bcd.tables.images import LATERALITIES
 
 UNKNOWN_SIDE = "unknown"
-# What programs write in the place of a patient's identifier.
+# Placeholders of programs for a patient's identifier.
 _PLACEHOLDER = re.compile(
     r"(?i)\W*(anon\w*|unknown|unnamed|none|null|nil|no[ _-]?(name|id)|n/?a|x+|0+|1"
     r"|(test|dummy)?[ _-]?patient([ _-]?id)?|test|dummy|removed|deleted|redacted|de[ _-]?id\w*)?\W*"

@@ -1,7 +1,7 @@
 """Metadata of an image as network inputs, and columns of the training table as auxiliary targets.
 
-Only what the test set has too. Nothing is fitted: the encoding follows from the settings alone, so
-that a run rebuilt from its record encodes as it did in training.
+Inputs are columns that the test set has too. Nothing is fitted: the encoding follows from the
+settings alone, so that a run rebuilt from its record encodes as it did in training.
 """
 
 import json
@@ -25,6 +25,7 @@ SITES = (1, 2)
 # Of the images of train.csv, rounded.
 AGE_MEAN, AGE_DEVIATION = 58.5, 10.0
 _PLAUSIBLE_AGES = (1, 120)
+_BOOLEANS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}  # as pandas may read them
 
 
 class Metadata:
@@ -35,15 +36,15 @@ class Metadata:
     and one for all that is unknown or missing.
 
     Args:
-        columns: which, in this order.
+        columns: names, in this order.
         machines: values of `machine_id` with a column of their own.
         forget: share of training samples in which a column counts as unknown, each column by
             itself. Without it, the weights of an unknown machine stay as initialised, for training
             has no such machine.
 
     Raises:
-        InputError: a column that the test set lacks, an unknown one or one named twice, or settings
-            out of range.
+        InputError: a column is in the training table only, unknown or repeated, or `forget` is
+            outside [0, 1].
     """
 
     def __init__(
@@ -53,7 +54,18 @@ class Metadata:
         forget: float = 0.1,
     ) -> None:
         self.columns = tuple(columns)
-        _check(self.columns)
+        hindsight = [name for name in columns if name in LABEL_ONLY_COLUMNS]
+        if hindsight:
+            raise InputError(
+                f"metadata.columns: {', '.join(hindsight)} is known in hindsight only, the test "
+                "set lacks it, and as an input it gives the label away. It may be an auxiliary "
+                f"target: +auxiliary.{hindsight[0]}=0.1."
+            )
+        if not set(columns) <= set(COLUMNS) or not len(set(columns)) == len(columns) > 0:
+            raise InputError(
+                f"metadata.columns={list(columns)}: name one or more of {', '.join(COLUMNS)}, each "
+                "once; metadata=null trains without."
+            )
         if not 0 <= forget <= 1:
             raise InputError(f"metadata.forget={forget} is a share: give a number in [0, 1].")
         self.forget = forget
@@ -62,7 +74,7 @@ class Metadata:
             "site_id": tuple(map(str, SITES)),
             "machine_id": tuple(map(str, machines)),
         }
-        # All ten of the value and its flag, or of one column a value and the rest.
+        # A value and its flag, or one per known value and one for the rest.
         widths = [len(self._known[c]) + 1 if c in self._known else 2 for c in self.columns]
         self._ends = np.cumsum(widths)
 
@@ -87,7 +99,7 @@ class Metadata:
         return np.concatenate([self._column(name, images[name]) for name in self.columns], axis=1)
 
     def encode_breasts(self, images: pd.DataFrame) -> NDArray[np.float32]:
-        """Encode each breast, from all rows of the table that belong to it.
+        """Encode each breast from all rows of its images.
 
         The age is the mean of those known, an implant counts if any image has one, and of sites and
         machines each has its share of the images.
@@ -107,17 +119,15 @@ class Metadata:
                 "breasts know the view of each image. Leave it out."
             )
         self._check_table(images)
-        breasts = images.groupby("prediction_id", sort=False)
+        breast = images["prediction_id"]
         parts = []
         for name in self.columns:
             if name in self._known:
-                of_image = pd.DataFrame(self._column(name, images[name]), index=images.index)
-                shares = of_image.groupby(images["prediction_id"], sort=False).mean()
-                parts.append(shares.to_numpy(np.float32))
+                encoded = pd.DataFrame(self._column(name, images[name]), images.index)
+                parts.append(encoded.groupby(breast, sort=False).mean().to_numpy(np.float32))
             else:
-                plain = _number(name, images[name]).groupby(images["prediction_id"], sort=False)
-                parts.append(self._column(name, plain.mean() if name == "age" else plain.max()))
-        assert len(parts[0]) == breasts.ngroups
+                numbers = _number(name, images[name]).groupby(breast, sort=False)
+                parts.append(self._column(name, numbers.mean() if name == "age" else numbers.max()))
         return np.concatenate(parts, axis=1)
 
     def forgetting(
@@ -144,7 +154,7 @@ class Metadata:
         """One column of the table as two or more numbers, the last of which says unknown."""
         if name in self._known:
             known = self._known[name]
-            # Of what is not known, -1, the last row.
+            # Unknown values are class -1: the last row.
             return np.eye(len(known) + 1, dtype=np.float32)[class_numbers(values, known)]
         numbers = _number(name, values)
         if name == "age":
@@ -167,43 +177,21 @@ def class_numbers(values: pd.Series, classes: Sequence[str]) -> NDArray[np.integ
 
 
 def standard_age(values: pd.Series) -> pd.Series:
-    """(age - 58.5) / 10, NaN where the age is missing or no age."""
+    """(age - 58.5) / 10, NaN where the age is missing or not in [1, 120]."""
     return (_number("age", values) - AGE_MEAN) / AGE_DEVIATION
 
 
 def _number(name: str, values: pd.Series) -> pd.Series:
     """`age` or `implant` as float, NaN where it is missing or cannot be."""
-    if name == "implant":  # 0 and 1, or False and True as pandas may read them
-        values = as_text(values).str.lower().map({"0": 0, "1": 1, "false": 0, "true": 1})
+    if name == "implant":
+        values = as_text(values).str.lower().map(_BOOLEANS)
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
     return numbers.where(numbers.between(*_PLAUSIBLE_AGES)) if name == "age" else numbers
 
 
-def _check(columns: tuple[str, ...]) -> None:
-    """Refuse columns that are no input."""
-    hindsight = [name for name in columns if name in LABEL_ONLY_COLUMNS]
-    if hindsight:
-        raise InputError(
-            f"metadata.columns: {', '.join(hindsight)} is known in hindsight only, the test set "
-            f"lacks it, and as an input it gives the label away. It may be an auxiliary target: "
-            f"+auxiliary.{hindsight[0]}=0.1."
-        )
-    unknown = [name for name in columns if name not in COLUMNS]
-    if unknown or not columns or len(set(columns)) < len(columns):
-        raise InputError(
-            f"metadata.columns={list(columns)}: name one or more of {', '.join(COLUMNS)}, each "
-            "once; metadata=null trains without."
-        )
-
-
-Kind = Literal["binary", "categorical", "continuous"]
-
-_BOOLEANS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
-
-
 @dataclass(frozen=True)
 class Target:
-    """How a column is taught.
+    """The encoding of a column as auxiliary target.
 
     Attributes:
         kind: `binary` targets are 0 or 1, `categorical` ones the number of the class,
@@ -211,17 +199,17 @@ class Target:
         classes: values of a categorical column, in the order of their numbers.
     """
 
-    kind: Kind
+    kind: Literal["binary", "categorical", "continuous"]
     classes: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
-        """How many numbers a network has to give for it."""
+        """The number of outputs of a network for it."""
         return len(self.classes) or 1
 
     def encode(self, values: pd.Series) -> NDArray[np.float32]:
-        """Turn a column into (N,), NaN where a value is missing or none of the known."""
-        if self.kind == "continuous":  # of which there is one
+        """Turn a column into (N,), NaN where a value is missing or unknown."""
+        if self.kind == "continuous":  # the age
             numbers = standard_age(values)
         elif self.kind == "binary":
             numbers = as_text(values).str.lower().map(_BOOLEANS)
@@ -246,15 +234,7 @@ TARGETS = {
 
 
 def check_targets(images: pd.DataFrame, names: Sequence[str]) -> None:
-    """Refuse targets that there is nothing to teach of.
-
-    Args:
-        images: the training part of the table.
-        names: of the columns.
-
-    Raises:
-        InputError: a name that is no target, or a column that is absent or empty.
-    """
+    """Refuse names that are no target, and columns that are absent or empty in `images`."""
     unknown = [name for name in names if name not in TARGETS]
     if unknown:
         raise InputError(
@@ -274,32 +254,20 @@ def check_targets(images: pd.DataFrame, names: Sequence[str]) -> None:
 
 
 def encode_targets(images: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Encode columns of a table of images.
-
-    Args:
-        images: a table with these columns.
-        names: of the columns, those of `TARGETS`.
-
-    Returns:
-        For each name (N,), NaN where nothing is known.
-    """
+    """Encode columns of a table of images: by name, (N,), NaN where missing or unknown."""
     return {name: TARGETS[name].encode(images[name]) for name in names}
 
 
 def encode_breast_targets(
     images: pd.DataFrame, names: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """Encode columns for each breast, from all rows of the table that belong to it.
+    """Encode columns for each breast from all rows of its images.
 
     A binary target is 1 if any image's is, a continuous one the mean, a categorical one that of the
     first image that has one.
 
-    Args:
-        images: a table with these columns and `prediction_id`.
-        names: of the columns, those of `TARGETS`.
-
     Returns:
-        For each name (breasts,), in the order in which breasts first appear.
+        By name, (breasts,), in the order in which breasts first appear.
 
     Raises:
         InputError: one of them is `view`: a breast has several.
@@ -326,8 +294,8 @@ def training_domain(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
     """The values of each of `_DOMAIN_COLUMNS` that a table of images has.
 
     Returns:
-        Strings, sorted, by column; 29, 29.0 and "29" are one machine. A column that the table lacks
-        is absent, and so is one without a value: nothing can be said of it.
+        Strings, sorted, by column; 29, 29.0 and "29" are one machine. A column without a value is
+        absent.
     """
     values = {c: as_text(images[c]).dropna().unique() for c in _DOMAIN_COLUMNS if c in images}
     return {column: tuple(sorted(map(str, own))) for column, own in values.items() if len(own)}
@@ -339,13 +307,10 @@ def write_training_domain(domain: TrainingDomain, file: Path) -> None:
 
 
 def read_training_domain(file: Path) -> dict[str, tuple[str, ...]]:
-    """Read `seen.json`.
-
-    Returns:
-        As `training_domain`; nothing where the file is absent: runs of before it existed left none.
+    """Read `seen.json`; empty where it is absent, as in runs older than it.
 
     Raises:
-        InputError: the file is no such table.
+        InputError: the file is damaged.
     """
     if not file.is_file():
         return {}

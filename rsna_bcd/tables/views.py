@@ -1,4 +1,4 @@
-"""Which images of a breast a network looks at, and in which places: training and test alike.
+"""The images of a breast that a network is given, and their places: in training and in test.
 
 23 % of the competition's breasts have more than two images; other data has breasts that lack a
 standard view or have rare ones only.
@@ -27,7 +27,7 @@ class Place:
     """One place in a sample.
 
     Attributes:
-        position: of the image among those given, None where the place is empty.
+        position: of its image among those of the breast, None where it is empty.
         other: whether it belongs to the other breast.
     """
 
@@ -40,13 +40,12 @@ class Views:
     """The images of a breast that a network is given.
 
     Under `one_per_view` place v is for `order[v]` and holds the first image of that view, or none;
-    a breast that has no image of any of these views shows its other ones instead, so that each
-    breast with an image is seen. `random_per_epoch` is the same, but in training draws one of the
-    repeats; otherwise it takes the first. Under `all` there are as many places as images, at most
-    `most`: the views of `order` first, one of each before the repeats.
+    a breast without an image of these views shows its other ones instead. `random_per_epoch` is the
+    same, but in training draws one of the repeats. Under `all` there are as many places as images,
+    at most `most`: the views of `order` first, one of each before the repeats.
 
     Attributes:
-        policy: which of these.
+        policy: one of these.
         order: views, for the places.
         most: images of one breast under `all`.
         other_breast: add the images of the patient's other breast, by the same policy.
@@ -58,7 +57,7 @@ class Views:
     other_breast: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that show nothing."""
+        """Check the settings."""
         object.__setattr__(self, "order", tuple(self.order))  # lists come from configurations
         known = set(self.order) <= set(VIEWS) and len(set(self.order)) == len(self.order) > 0
         for setting, holds, remedy in (
@@ -79,13 +78,13 @@ class Views:
         """Fill the places of one breast.
 
         Args:
-            own: the view of each of its images that can be read, in the order of the table.
+            own: the view of each of its readable images, in the order of the table.
             other: those of the patient's other breast.
             generator: draws among repeats under `random_per_epoch`; None takes the first.
 
         Returns:
-            Those of the breast, then those of the other one if `other_breast`. Except under `all`,
-            there are equally many for every breast.
+            Those of the breast, then those of the other one if `other_breast`: except under `all`,
+            equally many for every breast.
         """
         places = [Place(position, False) for position in self._chosen(own, generator)]
         if self.other_breast:
@@ -120,16 +119,15 @@ def view_number(view: str | None) -> int:
 
 
 def excluded_images(images: pd.DataFrame) -> set[str]:
-    """Images that do not decide about their breast, because it has standard views.
+    """Supplemental images that do not decide about their breast, because it has standard views.
 
     Args:
-        images: those that could be read: `image_id`, `prediction_id`, `view` and `supplemental`,
-            true of spot and magnification views, specimens, and views with a needle. Tables without
-            the last, such as the competition's, leave out nothing.
+        images: the readable ones: `image_id`, `prediction_id`, `view` and `supplemental`, true of
+            spot and magnification views, specimens, and views with a needle. Without that column
+            none is excluded.
 
     Returns:
         The `image_id` of supplemental images of breasts that have another one whose view is known.
-        A breast with supplemental images only keeps them.
     """
     if "supplemental" not in images:
         return set()
