@@ -166,7 +166,7 @@ def study_results(
         deciding = rows[~rows["image_id"].isin(excluded)]
         flags = breast_flags(
             deciding,
-            [image.doubts for image in image_results if image.decides] if is_readable else [],
+            [image.flags for image in image_results if image.decides] if is_readable else [],
             probability,
             ensemble,
             of_model,
@@ -184,7 +184,7 @@ def study_results(
                 threshold=ensemble.threshold,
                 calibrated=calibrated,
                 decision=("positive" if row["cancer"] else "negative") if is_readable else None,
-                doubts=flags,
+                flags=flags,
                 images=image_results,
             )
         )
@@ -212,7 +212,7 @@ def _image_result(
         view=None if pd.isna(row["view"]) else str(row["view"]),
         probability=None,
         decides=prepared is not None and decides,
-        doubts=flags,
+        flags=flags,
         reason=None if prepared is not None else prediction.reason,
         facts={key: header[key] for key in _HEADER_FACTS}
         | {key: record.get(key) for key in _CROP_FACTS},

@@ -136,7 +136,7 @@ def print_results(
     by_score = sorted(results, key=lambda result: -(result.probability or 0))
     ids = {result.prediction_id for result in by_score[:_MAX_BREASTS]}
     shown = [result for result in results if result.prediction_id in ids]
-    flags = {flag for result in shown for flag in result.doubts}
+    flags = {flag for result in shown for flag in result.flags}
     console.print(_results_table(shown, name, len(results)))
     lines = [f"  {flag}: {text}." for flag, text in QUALITY_FLAGS.items() if flag in flags]
     lines += [f"  {line}" for line in _excluded_images(shown)]
@@ -155,7 +155,7 @@ def _excluded_images(results: Sequence[BreastResult]) -> list[str]:
     for result in results:
         for image in result.images:
             if not image.decides and image.reason is None:
-                flags = ", ".join(flag for flag in image.doubts if flag != "view left out")
+                flags = ", ".join(flag for flag in image.flags if flag != "view left out")
                 lines.append(f"left out of {result.prediction_id}: {image.file} ({flags})")
     rest = len(lines) - _MAX_REASONS
     return [*lines[:_MAX_REASONS], *([f"{rest} more are left out"] if rest > 0 else [])]
@@ -179,7 +179,7 @@ def _results_table(results: Sequence[BreastResult], name: str, n_all: int) -> Ta
             views_text(result),
             *("–" if p is None else f"{p:.3f}" for p in probabilities),
             result.decision or "not read",
-            ", ".join(result.doubts),
+            ", ".join(result.flags),
             style="bold red" if result.decision == "positive" else "",
         )
     return table

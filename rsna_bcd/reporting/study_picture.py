@@ -146,7 +146,7 @@ def _text_lines(
         f"{orientation}; window {facts['window']}"
     )
     alone = f"probability {image.probability or 0:.3f} of it alone"
-    flags = {*breast.doubts, *image.doubts}
+    flags = {*breast.flags, *image.flags}
     entries = [
         *(("flag", f"{f}: {QUALITY_FLAGS[f]}", AMBER) for f in QUALITY_FLAGS if f in flags),
         ("file", image.file, "white"),

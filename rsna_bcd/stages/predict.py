@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +30,13 @@ from rsna_bcd.reporting.contact_sheet import as_png
 from rsna_bcd.reporting.study_picture import NO_DEVICE, study_picture
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
-from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, breasts_table, images_table
+from rsna_bcd.tables.study_results import (
+    QUALITY_FLAGS,
+    BreastResult,
+    as_record,
+    breasts_table,
+    images_table,
+)
 
 _EXPECTED = "Mammograms are expected as DICOM files of one image each."
 
@@ -210,8 +216,8 @@ def _write(
     write_csv(pd.DataFrame(ordered, columns=["file", "reason"]), folder / "failures.csv")
     write_csv(images_table(results, pictures), folder / "images.csv")
     write_csv(breasts_table(results), folder / "breasts.csv")
-    found = {kind for result in results for kind in result.doubts}
-    breasts = [asdict(result) for result in results]
+    found = {kind for result in results for kind in result.flags}
+    breasts = [as_record(result) for result in results]
     for breast in breasts:
         for image in breast["images"]:
             image["picture"] = pictures.get(image["file"])

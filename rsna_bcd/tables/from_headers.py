@@ -22,20 +22,19 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
 
     The images of a patient belong together if they are of one study. Without a study, those of a
     patient with a placeholder for a name (`ANONYMOUS`, `0`, ...) belong together by folder. A
-    breast is one side of one study; an image whose side is unknown is a breast of its own, and no
-    other breast's other side.
+    breast is one side of one study; an image of unknown side is a breast of its own, and no other
+    breast's other side.
 
     Args:
         headers: by file, as `imaging.headers.read_header` reads them.
-        folders: by file, the name of the folder it is in: its patient, where no header names one.
+        folders: by file, the name of its folder: the patient, where no header names one.
 
     Returns:
         One row per file, in the order of `headers`: `image_id` (the file), `prediction_id`,
-        `patient_id` (of the machinery: what belongs together), `laterality` (L, R or `unknown`),
-        `view` (None where it is unknown), `supplemental` (whether it is left out where the breast
-        has standard views), `age, implant, machine_id, site_id` (NA where unknown; a site always
-        is), and for people `patient` (as in the header, else the folder),
-        `patient_named` (whether the header does), `examination` (1, 2, ... of the patient).
+        `patient_id` (an examination), `laterality` (L, R or `unknown`), `view` (None if unknown),
+        `supplemental` (see `excluded_images`), `age, implant, machine_id, site_id` (NA where
+        unknown), `patient` (as in the header, else the folder), `patient_named` (by the header),
+        and `examination` (1, 2, ... of the patient).
     """
     patients = {
         file: str(header["patient_id"] or folders[file]) for file, header in headers.items()
@@ -72,9 +71,8 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
     table = pd.DataFrame(rows)
     for column in ("age", "implant"):
         table[column] = pd.to_numeric(table[column]).astype("float64")
-    for column in ("machine_id", "site_id"):
-        table[column] = table[column].astype("string")
-    # None, not NA: networks of breasts ask which view it is, and NA is neither one nor another.
+    table = table.astype({"machine_id": "string", "site_id": "string"})
+    # None, not NA: breast-level networks compare views, and NA is not comparable.
     table["view"] = table["view"].astype(object).where(table["view"].notna(), None)
     sided = table["laterality"] != UNKNOWN_SIDE
     stem = table["image_id"].str.replace(r".*/|\.[^./]*$", "", regex=True)

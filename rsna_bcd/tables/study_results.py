@@ -1,12 +1,13 @@
 """Results of a study: probabilities, decisions and quality flags of its breasts and images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
 Decision = Literal["positive", "negative"]
+_KEYS = {"flags": "doubts"}  # of predictions.json, where they differ from the attributes
 
 # Each continues the sentence of its name. In the order of display.
 QUALITY_FLAGS = {
@@ -53,7 +54,7 @@ class ImageResult:
         view: None where it is unknown.
         probability: of the image by itself; None where networks look at whole breasts, or where it
             could not be read.
-        doubts: keys of `QUALITY_FLAGS`.
+        flags: keys of `QUALITY_FLAGS`.
         reason: why it could not be read; None where it was.
         facts: of its header and its crop.
         decides: whether it contributes to its breast: it is readable, and no
@@ -63,7 +64,7 @@ class ImageResult:
     file: str
     view: str | None
     probability: float | None
-    doubts: list[str]
+    flags: list[str]
     reason: str | None
     facts: dict[str, Any]
     decides: bool = True
@@ -82,7 +83,7 @@ class BreastResult:
         threshold: at or above which the blend is called positive.
         calibrated: of the same, where the ensemble is calibrated.
         decision: None if nothing could be read.
-        doubts: keys of `QUALITY_FLAGS`, those of the images that decide included.
+        flags: keys of `QUALITY_FLAGS`, those of the images that decide included.
         images: in the order of the table.
     """
 
@@ -94,8 +95,13 @@ class BreastResult:
     threshold: float
     calibrated: float | None
     decision: Decision | None
-    doubts: list[str]
+    flags: list[str]
     images: list[ImageResult]
+
+
+def as_record(result: BreastResult) -> dict[str, Any]:
+    """The result as in `predictions.json`."""
+    return asdict(result, dict_factory=lambda items: {_KEYS.get(k, k): v for k, v in items})
 
 
 def breasts_table(results: Sequence[BreastResult]) -> pd.DataFrame:
@@ -115,7 +121,7 @@ def breasts_table(results: Sequence[BreastResult]) -> pd.DataFrame:
             **({"calibrated": result.calibrated} if calibrates else {}),
             "threshold": result.threshold,
             "decision": result.decision,
-            "doubts": "; ".join(result.doubts),
+            "doubts": "; ".join(result.flags),
         }
         for result in results
     )
@@ -146,7 +152,7 @@ def images_table(results: Sequence[BreastResult], pictures: Mapping[str, str]) -
             "view": image.view,
             "probability": image.probability,
             "decides": int(image.decides),
-            "doubts": "; ".join(image.doubts),
+            "doubts": "; ".join(image.flags),
             "picture": pictures.get(image.file),
             **image.facts,
         }

@@ -16,7 +16,7 @@ from rsna_bcd.reporting.study_picture import study_picture
 from rsna_bcd.tables.study_results import BreastResult, ImageResult
 
 IMAGE = ImageResult(
-    file="a/1.dcm", view="CC", probability=0.7, doubts=[], reason=None,
+    file="a/1.dcm", view="CC", probability=0.7, flags=[], reason=None,
     facts={
         "view_header": None, "age": 61.0, "machine": "Mammomat", "manufacturer": None,
         "presentation": "FOR PRESENTATION", "rows": 900, "columns": 700, "breast_found": 1,
@@ -26,7 +26,7 @@ IMAGE = ImageResult(
 )  # fmt: skip
 BREAST = BreastResult(
     prediction_id="7_L", patient_id="7", examination=1, laterality="L", probability=0.8,
-    threshold=0.5, calibrated=None, decision="positive", doubts=[], images=[IMAGE],
+    threshold=0.5, calibrated=None, decision="positive", flags=[], images=[IMAGE],
 )  # fmt: skip
 NEGATIVE = replace(BREAST, probability=0.1, decision="negative")
 CROP = np.random.default_rng(0).integers(0, 256, (720, 360), np.uint8)
@@ -63,7 +63,7 @@ def test_study_picture_16_bits_are_shown_as_their_upper_8() -> None:
     [
         (BREAST, {RED}),
         (NEGATIVE, set()),
-        (replace(NEGATIVE, doubts=["view unknown", "no MLO"]), {AMBER}),
+        (replace(NEGATIVE, flags=["view unknown", "no MLO"]), {AMBER}),
     ],
 )
 def test_study_picture_only_positives_are_red_and_only_flags_amber(
@@ -75,7 +75,7 @@ def test_study_picture_only_positives_are_red_and_only_flags_amber(
 
 def test_study_picture_has_room_for_every_line() -> None:
     plain = study_picture(BREAST, IMAGE, CROP, None, [])
-    flagged = replace(BREAST, doubts=["view unknown", "no MLO"], patient_id="1.2.840." * 20)
+    flagged = replace(BREAST, flags=["view unknown", "no MLO"], patient_id="1.2.840." * 20)
     noted = replace(IMAGE, file="folder/" * 40, facts=IMAGE.facts | {"window": r"$\nosuch$"})
     figure = study_picture(flagged, noted, CROP, SALIENCY, ["A note."] * 3)
     assert figure.get_figheight() > plain.get_figheight() + 5 * 0.15
