@@ -1,4 +1,4 @@
-"""From the images of a breast to the breast: nothing counts but the images and what they show."""
+"""Aggregators: by formula, and independent of order, padding and other breasts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -61,34 +61,27 @@ def apply(aggregator: Aggregator, batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("maker", FEATURES + LATE)
-def test_the_order_of_the_images_does_not_count(maker: Callable[[int], Aggregator]) -> None:
-    aggregator = make(maker)
-    batch = breasts(aggregator)
-    turned = {name: entry[:, [2, 0, 1]] for name, entry in batch.items()}
-    assert torch.allclose(apply(aggregator, turned), apply(aggregator, batch), atol=1e-5)
-
-
-@pytest.mark.parametrize("maker", FEATURES + LATE)
-def test_padding_does_not_count_whatever_it_holds(maker: Callable[[int], Aggregator]) -> None:
-    aggregator = make(maker)
-    batch = breasts(aggregator)
-    padded = {name: torch.cat([x, x.roll(1, 0)[:, :2]], dim=1) for name, x in batch.items()}
-    padded["mask"][:, 3:] = False
-    assert torch.allclose(apply(aggregator, padded), apply(aggregator, batch), atol=1e-5)
-
-
-@pytest.mark.parametrize("maker", FEATURES + LATE)
-def test_the_breasts_of_a_batch_do_not_count_for_each_other(
+def test_aggregators_ignore_order_padding_and_other_breasts(
     maker: Callable[[int], Aggregator],
 ) -> None:
     aggregator = make(maker)
     batch = breasts(aggregator)
+    expected = apply(aggregator, batch)
+    permuted = {name: entry[:, [2, 0, 1]] for name, entry in batch.items()}
+    assert torch.allclose(apply(aggregator, permuted), expected, atol=1e-5)
+    padded = {name: torch.cat([x, x.roll(1, 0)[:, :2]], dim=1) for name, x in batch.items()}
+    padded["mask"][:, 3:] = False
+    assert torch.allclose(apply(aggregator, padded), expected, atol=1e-5)
     alone = {name: entry[1:, :2] for name, entry in batch.items()}
-    assert torch.allclose(apply(aggregator, alone)[0], apply(aggregator, batch)[1], atol=1e-5)
+    assert torch.allclose(apply(aggregator, alone)[0], expected[1], atol=1e-5)
+    with torch.inference_mode():
+        assert torch.equal(apply(aggregator, batch), expected)
 
 
 @pytest.mark.parametrize("maker", FEATURES)
-def test_only_what_has_context_tells_roles_apart(maker: Callable[[int], Aggregator]) -> None:
+def test_only_aggregators_with_context_use_view_and_side(
+    maker: Callable[[int], Aggregator],
+) -> None:
     aggregator = make(maker)
     batch = breasts(aggregator)
     expected = apply(aggregator, batch)
@@ -98,7 +91,9 @@ def test_only_what_has_context_tells_roles_apart(maker: Callable[[int], Aggregat
 
 
 @pytest.mark.parametrize("maker", FEATURES)
-def test_every_image_has_a_gradient_and_padding_none(maker: Callable[[int], Aggregator]) -> None:
+def test_aggregators_have_gradients_for_images_and_none_for_padding(
+    maker: Callable[[int], Aggregator],
+) -> None:
     aggregator = make(maker).train()
     batch = breasts(aggregator)
     batch["values"].requires_grad_()
@@ -111,7 +106,7 @@ def test_every_image_has_a_gradient_and_padding_none(maker: Callable[[int], Aggr
 
 
 @pytest.mark.parametrize(("late", "rule"), [(MeanProbability, "mean"), (MaxProbability, "max")])
-def test_a_late_one_is_the_rule_from_images_to_breasts(
+def test_late_aggregators_equal_the_aggregation_of_tables(
     late: type[Aggregator], rule: Aggregation
 ) -> None:
     aggregator = late(C)
@@ -129,7 +124,7 @@ def test_a_late_one_is_the_rule_from_images_to_breasts(
     assert apply(aggregator, batch).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_mean_probability_is_finite_where_floating_point_ends() -> None:
+def test_mean_probability_is_finite_at_the_extremes() -> None:
     logits = torch.tensor([[200.0, 200.0], [-200.0, -200.0]], requires_grad=True)
     mask = torch.ones(2, 2, dtype=torch.bool)
     reduced = MeanProbability(C)(logits, mask, mask, mask)
@@ -138,7 +133,7 @@ def test_the_mean_probability_is_finite_where_floating_point_ends() -> None:
     assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
 
 
-def test_attention_is_that_of_the_paper() -> None:
+def test_gated_attention_by_the_formula_of_the_paper() -> None:
     attention = GatedAttention(C, 4)
     h = torch.randn(1, 3, C)
     v, u, w = attention.value, attention.gate, attention.score.weight[0]
@@ -148,28 +143,14 @@ def test_attention_is_that_of_the_paper() -> None:
     assert torch.allclose(weights, expected / expected.sum(), atol=1e-6)
 
 
-def test_attention_is_spread_over_the_images_alone() -> None:
-    aggregator = make(Attention)
-    assert isinstance(aggregator, Attention)
+def test_attention_weights_are_those_of_images_and_at_first_ignore_view_and_side() -> None:
+    aggregator = Attention(C)
     batch = breasts(aggregator)
     weights = aggregator.weights(*batch.values())
     assert weights.sum(dim=1).tolist() == pytest.approx([1, 1])
     assert torch.equal(weights > 0, batch["mask"])
-
-
-def test_untaught_attention_does_not_see_roles() -> None:
-    aggregator = Attention(C)
-    batch = breasts(aggregator)
-    blind = batch | {"view": torch.zeros_like(batch["view"]), "other": ~batch["mask"]}
-    assert torch.equal(apply(aggregator, blind), apply(aggregator, batch))
-
-
-def test_a_transformer_gives_the_same_with_and_without_gradients() -> None:
-    aggregator = make(Transformer)
-    batch = breasts(aggregator)
-    with torch.inference_mode():
-        expected = apply(aggregator, batch)
-    assert torch.equal(apply(aggregator, batch), expected)
+    others = batch | {"view": torch.zeros_like(batch["view"]), "other": ~batch["mask"]}
+    assert torch.equal(apply(aggregator, others), apply(aggregator, batch))
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
@@ -177,7 +158,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         Transformer(C, width=16, heads=3)
 
 
-def test_the_masked_mean_is_that_of_the_images() -> None:
+def test_masked_mean_is_that_of_the_images() -> None:
     values = torch.randn(2, 3, 4)
     mask = torch.tensor([[True, False, True], [False, True, False]])
     expected = torch.stack([values[0, [0, 2]].mean(0), values[1, 1]])

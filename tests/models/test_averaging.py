@@ -1,5 +1,6 @@
 """The average of the weights, by formula: what is validated, saved, resumed and left."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from rsna_bcd.errors import StorageError
 from rsna_bcd.models.callbacks import EMA, Patience
 from rsna_bcd.models.checkpoint import AtomicCheckpointIO
 
@@ -79,7 +81,7 @@ def averages(decay: float, start: int, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize("start", [0, 2, 6, 99])
-def test_the_average_is_validated_saved_and_left(start: int, tmp_path: Path) -> None:
+def test_ema_is_validated_saved_and_left(start: int, tmp_path: Path) -> None:
     module, saved, _ = fit(tmp_path, EMA(0.9, start))
     expected = averages(0.9, start, 2 * STEPS)
     assert module.validated == pytest.approx([expected[STEPS - 1], expected[-1]])
@@ -90,7 +92,7 @@ def test_the_average_is_validated_saved_and_left(start: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("start", [0, 6])
-def test_a_resumed_average_is_that_of_a_straight_run(start: int, tmp_path: Path) -> None:
+def test_a_resumed_ema_equals_a_straight_one(start: int, tmp_path: Path) -> None:
     _, straight, _ = fit(tmp_path / "a", EMA(0.9, start), epochs=3)
     fit(tmp_path / "b", EMA(0.9, start), epochs=1)
     _, resumed, _ = fit(tmp_path / "b", EMA(0.9, start), epochs=3, resume=True)
@@ -99,7 +101,7 @@ def test_a_resumed_average_is_that_of_a_straight_run(start: int, tmp_path: Path)
         assert all(torch.equal(straight[state][k], resumed[state][k]) for k in straight[state])
 
 
-def test_no_average_changes_nothing(tmp_path: Path) -> None:
+def test_ema_without_decay_changes_nothing(tmp_path: Path) -> None:
     module, saved, _ = fit(tmp_path, EMA(None))
     assert module.validated == [STEPS, 2 * STEPS]
     assert saved["state_dict"]["weight"].item() == module.weight.item() == 2 * STEPS
@@ -107,31 +109,31 @@ def test_no_average_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 5), (1, 3), (2, 4), (3, 5)])
-def test_training_ends_when_nothing_improves(
+def test_patience_ends_training_without_improvement(
     patience: int | None, epochs: int, tmp_path: Path
 ) -> None:
     module, _, _ = fit(tmp_path, Patience(patience), epochs=5)
     assert len(module.validated) == epochs
 
 
-def test_a_run_that_had_ended_early_does_not_go_on(tmp_path: Path) -> None:
+def test_patience_ends_a_resumed_run_at_once(tmp_path: Path) -> None:
     fit(tmp_path, Patience(1), epochs=5)
     module, saved, trainer = fit(tmp_path, Patience(1), epochs=5, resume=True)
     assert module.validated == []
     assert trainer.global_step == saved["global_step"] == 3 * STEPS
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+def test_a_full_disk_keeps_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": 1}, file)
 
-    def half(checkpoint: Any, stream: Any) -> None:
-        stream.write(b"half")
-        raise KeyboardInterrupt
+    def refuse(_: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StorageError, match=r"last.ckpt cannot be written: .*is kept. Free some"):
         AtomicCheckpointIO().save_checkpoint({"a": 2}, file)
     assert torch.load(file, weights_only=True) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

@@ -70,7 +70,7 @@ def test_a_penalty_counts_fully_unless_it_is_named() -> None:
 
 
 @pytest.mark.parametrize("column", list(AUXILIARY))
-def test_a_target_that_nobody_knows_has_no_pull_but_a_gradient(column: str) -> None:
+def test_auxiliary_loss_of_unknown_targets_is_zero_with_a_gradient(column: str) -> None:
     output = outputs()[column].requires_grad_()
     loss = auxiliary_loss(column, output, torch.full((4,), NAN))
     loss.backward()

@@ -29,7 +29,7 @@ def images() -> torch.Tensor:
     return torch.rand(3, 1, 256, 128)
 
 
-def test_outputs_are_named_and_finite(images: torch.Tensor) -> None:
+def test_global_local_outputs_are_named_and_finite(images: torch.Tensor) -> None:
     network = make(auxiliary=["density"], metadata=Metadata(["age"]))
     outputs = outputs_of(network, {"image": images, "metadata": torch.randn(3, 2)})
     assert {name: tuple(x.shape) for name, x in outputs.items()} == {
@@ -96,8 +96,13 @@ def test_patches_are_seen_in_full_resolution(images: torch.Tensor) -> None:
     assert not torch.allclose(plain["logit_local"], changed["logit_local"], atol=1e-4)
 
 
-def test_gradients_reach_all_parts(images: torch.Tensor) -> None:
+def test_global_local_trains_all_parts(images: torch.Tensor) -> None:
     network = make(auxiliary=["density"]).train()
+    groups = network.layer_groups()
+    assert sorted(id(p) for g in groups for p in g) == sorted(map(id, network.parameters()))
+    for encoder in (network.global_encoder, network.local_encoder):
+        last = list(encoder.backbone.parameters())[-1]
+        assert any(p is last for p in groups[-2])
     outputs = network(images)
     torch.stack([x.square().sum() for x in outputs.values()]).sum().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
@@ -119,22 +124,13 @@ def test_gradients_reach_all_parts(images: torch.Tensor) -> None:
     ("output", "part"),
     [("logit_global", "local_encoder"), ("logit_local", "global_encoder")],
 )
-def test_the_opinions_are_independent(output: str, part: str, images: torch.Tensor) -> None:
+def test_global_and_local_logits_have_separate_gradients(
+    output: str, part: str, images: torch.Tensor
+) -> None:
     """Choosing patches has no gradient."""
     network = make().train()
     network(images)[output].sum().backward()
     assert all(p.grad is None for p in network.get_submodule(part).parameters())
-
-
-def test_groups_hold_every_parameter_once_and_join_at_the_end() -> None:
-    network = make()
-    groups = network.layer_groups()
-    flat = [id(p) for group in groups for p in group]
-    assert sorted(flat) == sorted(id(p) for p in network.parameters())
-    assert any(p is network.head.weight for p in groups[-1])
-    deepest = {id(p) for p in groups[-2]}
-    for encoder in (network.global_encoder, network.local_encoder):
-        assert id(list(encoder.backbone.parameters())[-1]) in deepest
 
 
 def test_the_top_is_the_mean_probability_of_the_largest() -> None:

@@ -1,6 +1,7 @@
 """The contract of the network of single images."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ TINY = "test_efficientnet"  # timm's own, for tests
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
 @pytest.mark.parametrize("backbone", [TINY, "test_convnext", "lcnet_035"])
-def test_images_become_one_logit_each(backbone: str, pooling: Pooling) -> None:
+def test_image_classifier_gives_one_logit_per_image(backbone: str, pooling: Pooling) -> None:
     network = ImageClassifier(backbone, pretrained=False, pooling=pooling).eval()
     logits = network(torch.rand(3, 1, 64, 96))["logit"]
     assert logits.shape == (3,)
@@ -27,6 +28,9 @@ def test_images_become_one_logit_each(backbone: str, pooling: Pooling) -> None:
 def test_the_normalisation_is_inside() -> None:
     """A network with another mean and std gives the same for images shifted and scaled alike."""
     network = ImageClassifier(TINY, pretrained=False).eval()
+    config = network.backbone.pretrained_cfg
+    assert network.mean.item() == pytest.approx(sum(config["mean"]) / 3)
+    assert network.std.item() == pytest.approx(sum(config["std"]) / 3)
     images = torch.rand(2, 1, 64, 64)
     expected = network(images)["logit"]
     with torch.no_grad():
@@ -35,13 +39,6 @@ def test_the_normalisation_is_inside() -> None:
         network.std.fill_(1)
         assert torch.allclose(network(normalised)["logit"], expected, atol=1e-6)
     assert {"mean", "std"} <= network.state_dict().keys()
-
-
-def test_the_mean_of_the_pretrained_channels_is_used() -> None:
-    network = ImageClassifier(TINY, pretrained=False)
-    config = network.backbone.pretrained_cfg
-    assert network.mean.item() == pytest.approx(sum(config["mean"]) / 3)
-    assert network.std.item() == pytest.approx(sum(config["std"]) / 3)
 
 
 def test_memory_layout_changes_nothing() -> None:
@@ -53,19 +50,18 @@ def test_memory_layout_changes_nothing() -> None:
     assert torch.allclose(network(images)["logit"], other(images)["logit"], atol=1e-5)
 
 
-def test_an_unknown_backbone_is_named() -> None:
-    with pytest.raises(InputError, match="no network 'tf_efficientnet_x9'.*tf_efficientnet"):
-        ImageClassifier("tf_efficientnet_x9", pretrained=False)
-
-
-def test_an_unknown_pooling_is_named() -> None:
-    with pytest.raises(InputError, match="avg, max, gem, not 'sum'"):
-        ImageClassifier(TINY, pretrained=False, pooling="sum")  # type: ignore[arg-type]
-
-
-def test_a_backbone_without_a_feature_map_is_refused() -> None:
-    with pytest.raises(InputError, match="feature map"):
-        ImageClassifier("test_vit", pretrained=False)(torch.rand(1, 1, 160, 160))
+@pytest.mark.parametrize(
+    ("backbone", "settings", "message"),
+    [
+        ("tf_efficientnet_x9", {}, "no network 'tf_efficientnet_x9'.*tf_efficientnet"),
+        (TINY, {"pooling": "sum"}, "avg, max, gem, not 'sum'"),
+        (TINY, {"auxiliary": ["colour"]}, "auxiliary: colour is no auxiliary target"),
+        ("test_vit", {}, "feature map"),
+    ],
+)
+def test_image_classifier_refuses(backbone: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImageClassifier(backbone, pretrained=False, **settings)(torch.rand(1, 1, 160, 160))
 
 
 def test_the_names_of_parameters_are_those_of_earlier_runs() -> None:
@@ -86,23 +82,11 @@ def test_auxiliary_targets_have_outputs_of_their_own(names: Iterable[str]) -> No
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_an_auxiliary_target_that_is_none_is_refused() -> None:
-    with pytest.raises(InputError, match="auxiliary: colour is no auxiliary target"):
-        ImageClassifier(TINY, pretrained=False, auxiliary=["colour"])
-
-
-def test_auxiliary_heads_do_not_change_the_logit() -> None:
-    plain = ImageClassifier(TINY, pretrained=False).eval()
-    more = ImageClassifier(TINY, pretrained=False, auxiliary=["density"]).eval()
-    more.load_state_dict(plain.state_dict(), strict=False)
-    images = torch.rand(2, 1, 64, 64)
-    assert torch.equal(more(images)["logit"], plain(images)["logit"])
-
-
-def test_metadata_is_asked_for_and_counts() -> None:
+def test_metadata_changes_the_logit() -> None:
     metadata = Metadata(["age", "implant"])
     network = ImageClassifier(TINY, pretrained=False, metadata=metadata).eval()
     assert network.inputs == ("metadata",)
+    assert ImageClassifier(TINY, pretrained=False).inputs == ()
     one = torch.rand(1, 1, 64, 64).expand(2, -1, -1, -1)
     known = torch.randn(1, metadata.width).expand(2, -1)
     same, different = known.clone(), known + torch.tensor([[0.0], [3.0]])
@@ -112,13 +96,9 @@ def test_metadata_is_asked_for_and_counts() -> None:
     assert not torch.isclose(first, second)
 
 
-def test_metadata_of_others_in_the_batch_does_not_count() -> None:
+def test_metadata_is_independent_of_the_batch() -> None:
     """Nothing in their path is normalised by batch, also in training."""
     metadata = Metadata(["age"])
     layers = ImageClassifier(TINY, pretrained=False, metadata=metadata).metadata.train()
     features, known = torch.zeros(3, 0), torch.randn(3, metadata.width)
     assert torch.allclose(layers(features, known)[:1], layers(features[:1], known[:1]), atol=1e-6)
-
-
-def test_without_metadata_none_is_asked_for() -> None:
-    assert ImageClassifier(TINY, pretrained=False).inputs == ()

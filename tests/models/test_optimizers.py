@@ -30,7 +30,7 @@ def make(network: nn.Module, rates: ParameterGroups, fused: bool = False) -> Opt
     )
 
 
-def rate_of(optimizer: Optimizer, parameter: torch.Tensor) -> tuple[float, float]:
+def group_settings(optimizer: Optimizer, parameter: torch.Tensor) -> tuple[float, float]:
     """Learning rate and weight decay."""
     groups = [g for g in optimizer.param_groups if any(p is parameter for p in g["params"])]
     (group,) = groups
@@ -41,29 +41,29 @@ def test_each_layer_learns_slower_than_the_one_above() -> None:
     """By twelve steps in all, however many layers there are."""
     network = Layered()
     optimizer = make(network, ParameterGroups(0.5))
-    assert rate_of(optimizer, network.head.weight) == (1.0, 0.1)
-    assert rate_of(optimizer, network.head.bias) == (1.0, 0)
-    assert rate_of(optimizer, network.norm.weight) == (0.5**6, 0)
-    assert rate_of(optimizer, network.stem.weight) == (0.5**12, 0.1)
+    assert group_settings(optimizer, network.head.weight) == (1.0, 0.1)
+    assert group_settings(optimizer, network.head.bias) == (1.0, 0)
+    assert group_settings(optimizer, network.norm.weight) == (0.5**6, 0)
+    assert group_settings(optimizer, network.stem.weight) == (0.5**12, 0.1)
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_convnext", "test_resnet"])
-def test_a_stem_keeps_what_twelve_layers_leave_it(backbone: str) -> None:
+def test_layer_decay_of_the_stem_is_of_twelve_layers(backbone: str) -> None:
     network = ImageClassifier(backbone, pretrained=False)
     optimizer = make(network, ParameterGroups(0.8))
     name = network.backbone.pretrained_cfg["first_conv"]
     stem = network.backbone.get_parameter(f"{name}.weight")
-    assert rate_of(optimizer, stem)[0] == pytest.approx(0.8**12)
-    assert rate_of(optimizer, network.head.weight)[0] == 1.0
+    assert group_settings(optimizer, stem)[0] == pytest.approx(0.8**12)
+    assert group_settings(optimizer, network.head.weight)[0] == 1.0
 
 
-def test_a_network_without_layers_is_one() -> None:
+def test_a_network_without_layer_groups_has_one_rate() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     rates = {group["lr"] for group in make(network, ParameterGroups(0.5)).param_groups}
     assert rates == {1.0}
 
 
-def test_everything_decays_if_asked() -> None:
+def test_decay_all_decays_biases_too() -> None:
     network = Layered()
     optimizer = make(network, ParameterGroups(decay_all=True))
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
@@ -80,10 +80,12 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_the_rate_is_in_proportion_to_the_batch() -> None:
     network = Layered()
     assert (
-        rate_of(make(network, ParameterGroups(reference_batch=16)), network.head.weight)[0] == 4.0
+        group_settings(make(network, ParameterGroups(reference_batch=16)), network.head.weight)[0]
+        == 4.0
     )
     assert (
-        rate_of(make(network, ParameterGroups(reference_batch=None)), network.head.weight)[0] == 1.0
+        group_settings(make(network, ParameterGroups(reference_batch=None)), network.head.weight)[0]
+        == 1.0
     )
 
 
@@ -126,7 +128,4 @@ def test_an_implementation_that_was_chosen_is_taken(
     defaults = ParameterGroups().make_optimizer(kind, Layered(), batch_size=1, fused=True).defaults
     assert defaults["foreach"] is foreach
     assert not defaults["fused"]
-
-
-def test_an_optimizer_without_a_fused_implementation_is_taken_as_it_is() -> None:
     ParameterGroups().make_optimizer(partial(NAdam, lr=0.1), Layered(), batch_size=1, fused=True)

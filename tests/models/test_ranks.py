@@ -1,13 +1,12 @@
 """Processes that are started as ranks: what they know, and that none outlives a failure."""
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tiny_training import fork
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models import launch
@@ -87,20 +86,14 @@ def test_a_rank_that_does_not_listen_is_killed(
 
 def test_ranks_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, time; from rsna_bcd.models.launch import end_with_parent;"
-        "end_with_parent();"
+        "import os, pathlib, time;"
         f"pathlib.Path('{tmp_path}', os.environ['RANK']).write_text(str(os.getpid()));"
         "time.sleep(100)"
     )
-    parent = subprocess.Popen(
-        python(
-            "import sys; from rsna_bcd.models.launch import run_ranks;"
-            f"run_ranks([sys.executable, '-c', {code!r}], 2)"
-        )
-    )
+    parent = fork(run_ranks, python(code), 2)
     pids = wait_for(tmp_path / "0", tmp_path / "1")
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    parent.kill()
+    parent.join()
     until = time.monotonic() + 5
     while any(map(alive, pids)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -117,7 +110,7 @@ def test_ranks_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
         ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "bash"}, None),  # an interactive allocation
     ],
 )
-def test_whoever_was_started_as_a_rank_knows(
+def test_started_outside_is_the_number_of_ranks(
     environment: dict[str, str], expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME"):

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rsna_bcd.models.callbacks import Throughput, read_rows_before, write_rows
+from rsna_bcd.models.callbacks import Throughput
 
 READING, WORKING, STEPS = 0.03, 0.02, 5  # seconds an image, seconds a step
 
@@ -60,13 +60,3 @@ def test_seconds_waits_and_images_are_those_that_were_planted(tmp_path: Path) ->
     rate = table["images"] / table["seconds"]
     assert table["images_per_second"].to_numpy() == pytest.approx(rate.to_numpy(), rel=0.01)
     assert table["peak_gpu_gb"].isna().all()
-
-
-def test_a_resumed_run_keeps_the_rows_of_finished_epochs(tmp_path: Path) -> None:
-    file = tmp_path / "timings.csv"
-    assert read_rows_before(file, 2) == []
-    rows: list[dict[str, Any]] = [{"epoch": epoch, "seconds": f"{epoch}.50"} for epoch in range(4)]
-    write_rows(file, rows)
-    assert read_rows_before(file, 0) == []
-    assert [row["seconds"] for row in read_rows_before(file, 2)] == ["0.50", "1.50"]
-    assert [path.name for path in tmp_path.iterdir()] == ["timings.csv"]
