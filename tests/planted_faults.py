@@ -1,4 +1,4 @@
-"""A hidden test with faults of every kind, seeded: what `failures.csv` must say is known."""
+"""A test set with seeded faults of every kind, and the rows of `failures.csv` for them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -22,10 +22,10 @@ class Planted:
     """A competition folder with faults.
 
     Attributes:
-        data: The folder.
-        cases: The rows that `failures.csv` must have.
-        touched: Breasts whose prediction may differ from that of the clean set.
-        faults: What was planted.
+        data: the folder.
+        cases: the rows that `failures.csv` must have.
+        touched: breasts whose prediction may differ from that of the clean set.
+        faults: their names.
     """
 
     data: Path
@@ -38,9 +38,9 @@ class Planter:
     """Copies a clean competition folder by links, and plants faults, each in patients of its own.
 
     Args:
-        clean: The folder: `test.csv`, `sample_submission.csv`, `test_images`.
-        data: The new folder.
-        seed: Of everything.
+        clean: the folder: `test.csv`, `sample_submission.csv`, `test_images`.
+        data: the new folder.
+        seed: of everything.
     """
 
     def __init__(self, clean: Path, data: Path, seed: int) -> None:
@@ -74,14 +74,14 @@ class Planter:
         chosen = self._left.pop()
         return [row for row in self.rows if row["patient_id"] == chosen]
 
-    def any_of(self, rows: list[Row]) -> Row:
+    def choose(self, rows: list[Row]) -> Row:
         """One of some rows."""
         return rows[int(self.rng.integers(len(rows)))]
 
     def breast(self) -> list[Row]:
         """The rows of one breast of such a patient."""
         rows = self.patient()
-        chosen = self.any_of(rows)["prediction_id"]
+        chosen = self.choose(rows)["prediction_id"]
         return [row for row in rows if row["prediction_id"] == chosen]
 
     def file(self, patient_id: str, image_id: str) -> Path:
@@ -97,7 +97,7 @@ class Planter:
         self.planted.cases[kind, prediction_id, image_id] += 1
         self.planted.touched.add(prediction_id)
 
-    def expect_of(self, kind: str, row: Row) -> None:
+    def expect_image(self, kind: str, row: Row) -> None:
         """A row of `failures.csv` of the image of a row."""
         self.expect(kind, row["prediction_id"], row["image_id"])
 
@@ -108,7 +108,7 @@ class Planter:
     def lose(self, kind: str, damage: Callable[[Path], None]) -> None:
         """Damage the file of one image of a breast, or of all of them."""
         rows = self.breast()
-        lost = rows if self.rng.random() < 0.3 else [self.any_of(rows)]
+        lost = rows if self.rng.random() < 0.3 else [self.choose(rows)]
         for row in lost:
             file = self.of(row)
             content = file.read_bytes()
@@ -116,12 +116,12 @@ class Planter:
             file.with_suffix(".whole").write_bytes(content)
             damage(file)
             file.with_suffix(".whole").unlink()
-            self.expect_of(kind, row)
+            self.expect_image(kind, row)
         if len(lost) == len(rows):
             self.expect("nothing readable", rows[0]["prediction_id"])
 
     def _write(self) -> None:
-        """Columns in another order, some more, and one less that nobody needs."""
+        """Columns in another order, some more, and one less that no network takes."""
         frame = pd.DataFrame(self.rows).assign(remark="x", label=range(len(self.rows)), fold="")
         if self.rng.random() < 0.5:
             frame = frame.drop(columns="implant")
@@ -157,7 +157,7 @@ def _folder_gone(planter: Planter) -> None:
     rows = planter.patient()
     for row in rows:
         planter.of(row).unlink()
-        planter.expect_of("absent", row)
+        planter.expect_image("absent", row)
     if planter.rng.random() < 0.5:
         planter.of(rows[0]).parent.rmdir()
     for breast in {row["prediction_id"] for row in rows}:
@@ -165,21 +165,21 @@ def _folder_gone(planter: Planter) -> None:
 
 
 def _repeated_row(planter: Planter) -> None:
-    row = planter.any_of(planter.patient())
+    row = planter.choose(planter.patient())
     again = dict(row)
     if planter.rng.random() < 0.5:
         again |= {"age": "12", "view": "AT"}
     planter.rows.append(again)
-    planter.expect_of("repeated row", row)
+    planter.expect_image("repeated row", row)
     planter.planted.touched.discard(row["prediction_id"])  # the first row counts
 
 
 def _two_breasts(planter: Planter) -> None:
     """An image is also named as one of another breast, below."""
     rows = planter.patient()
-    row = planter.any_of(rows)
+    row = planter.choose(rows)
     others = [r for r in rows if r["prediction_id"] != row["prediction_id"]]
-    other = planter.any_of(others if planter.rng.random() < 0.5 else planter.patient())
+    other = planter.choose(others if planter.rng.random() < 0.5 else planter.patient())
     planter.rows.append({**other, "image_id": row["image_id"]})
     planter.expect("two breasts", other["prediction_id"], row["image_id"])
     planter.planted.touched.discard(other["prediction_id"])  # the first row counts
@@ -187,7 +187,7 @@ def _two_breasts(planter: Planter) -> None:
 
 def _cell(kind: str, column: str, *values: str | None) -> Callable[[Planter], None]:
     def plant(planter: Planter) -> None:
-        row = planter.any_of(planter.patient())
+        row = planter.choose(planter.patient())
         case = (kind, row["prediction_id"], row["image_id"])
         row[column] = values[int(planter.rng.integers(len(values)))]
         planter.expect(*case)
@@ -199,7 +199,7 @@ def _cell(kind: str, column: str, *values: str | None) -> Callable[[Planter], No
 
 def _no_image_id(planter: Planter) -> None:
     rows = planter.breast()
-    row = planter.any_of(rows)
+    row = planter.choose(rows)
     row["image_id"] = None if planter.rng.random() < 0.5 else "../../etc/passwd"
     planter.expect("unfit name", row["prediction_id"], row["image_id"] or "")
     if len(rows) == 1:
@@ -217,15 +217,15 @@ def _unknown_breast(planter: Planter) -> None:
 def _missing_age(planter: Planter) -> None:
     """Of all images of a patient, or of one."""
     rows = planter.patient()
-    for row in rows if planter.rng.random() < 0.5 else [planter.any_of(rows)]:
+    for row in rows if planter.rng.random() < 0.5 else [planter.choose(rows)]:
         row["age"] = [None, "0", "250", "-5", "unknown"][int(planter.rng.integers(5))]
-        planter.expect_of("missing age", row)
+        planter.expect_image("missing age", row)
 
 
 def _new_machine(planter: Planter) -> None:
     for row in planter.patient():
         row["machine_id"] = "987" if planter.rng.random() < 0.5 else "Mammomat X"
-        planter.expect_of("new machine", row)
+        planter.expect_image("new machine", row)
 
 
 def _view_gone(planter: Planter) -> None:
@@ -239,7 +239,7 @@ def _view_gone(planter: Planter) -> None:
 def _one_image(planter: Planter) -> None:
     """All that a patient has."""
     rows = planter.patient()
-    row = planter.any_of([r for r in rows if r["view"] in ("CC", "MLO")])
+    row = planter.choose([r for r in rows if r["view"] in ("CC", "MLO")])
     planter.rows = [r for r in planter.rows if r is row or r["patient_id"] != row["patient_id"]]
     planter.expect("missing view", row["prediction_id"])
     for breast in {r["prediction_id"] for r in rows} - {row["prediction_id"]}:
@@ -266,9 +266,9 @@ def _fourteen_images(planter: Planter) -> None:
             planter.expect("many images", breast)
 
 
-def _not_asked_for(planter: Planter) -> None:
+def _unrequested(planter: Planter) -> None:
     for row in planter.patient():
-        planter.expect_of("not asked for", row)
+        planter.expect_image("not asked for", row)
         planter.sample = planter.sample[planter.sample["prediction_id"] != row["prediction_id"]]
 
 
@@ -287,17 +287,17 @@ def _damaged_row(planter: Planter) -> None:
     planter.planted.cases["damaged row", "", ""] += 1
 
 
-def _view_as_nobody_knows_it(planter: Planter) -> None:
+def _unknown_views(planter: Planter) -> None:
     """Of all images of a breast."""
     for row in planter.breast():
         row["view"] = ["XCCL", None, "7"][int(planter.rng.integers(3))]
-        planter.expect_of("unknown view", row)
+        planter.expect_image("unknown view", row)
 
 
 def _other_laterality(planter: Planter) -> None:
-    row = planter.any_of(planter.patient())
+    row = planter.choose(planter.patient())
     row["laterality"] = {"L": "R", "R": "L"}[row["laterality"]]
-    planter.expect_of("contradiction", row)
+    planter.expect_image("contradiction", row)
     planter.planted.touched.discard(row["prediction_id"])  # its id tells
 
 
@@ -319,12 +319,12 @@ FAULTS: dict[str, Callable[[Planter], None]] = {
     "two breasts": _two_breasts,
     "unknown view": _cell("unknown view", "view", "XCCL", "cranial", "1"),
     "no view": _cell("unknown view", "view", None),
-    "no known view": _view_as_nobody_knows_it,
+    "no known view": _unknown_views,
     "missing view": _view_gone,
     "laterality": _cell("unknown laterality", "laterality", None, "B", "left-ish"),
     "other laterality": _other_laterality,
     "prediction_id": _cell("missing prediction_id", "prediction_id", None),
-    "other prediction_id": _cell("contradiction", "prediction_id", "nobody_L", "17"),
+    "other prediction_id": _cell("contradiction", "prediction_id", "unknown_L", "17"),
     "patient_id": _cell("missing patient_id", "patient_id", None),
     "other patient_id": _cell("contradiction", "patient_id", "../..", "1"),
     "image_id": _no_image_id,
@@ -334,7 +334,7 @@ FAULTS: dict[str, Callable[[Planter], None]] = {
     "new machine": _new_machine,
     "one image": _one_image,
     "fourteen images": _fourteen_images,
-    "not asked for": _not_asked_for,
+    "not asked for": _unrequested,
     "unlisted": _unlisted,
     "damaged row": _damaged_row,
 }

@@ -100,7 +100,11 @@ FORMER_NAMES = re.compile(
     r"|ranks|roles|dealt|presentation|shown_overview|ways|turns|ranges"
 )
 # They stay, in quotation marks.
-PUBLIC = {"shed": "key of summary.json", "doubts": "key of predictions.json and column"}
+PUBLIC = {
+    "shed": "key of summary.json",
+    "amiss": "the same",
+    "doubts": "key of predictions.json and column",
+}
 
 ROOT = PACKAGE.parent
 # Where the dialect is gone.
@@ -108,15 +112,16 @@ CLEAN = (
     "rsna_bcd/*.py", "rsna_bcd/bundling", "rsna_bcd/data", "rsna_bcd/imaging",
     "rsna_bcd/phantom", "rsna_bcd/scoring", "rsna_bcd/tables",
     "conf", "docs", "*.md", "benchmarks",
+    "rsna_bcd/inference", "tests/inference",
     "tests/bundling", "tests/data", "tests/imaging", "tests/phantom", "tests/preparation",
     "tests/scoring", "tests/tables",
 )  # fmt: skip
 # Still to do: move the entry to CLEAN once it passes.
 TO_DO = (
-    "rsna_bcd/inference", "rsna_bcd/models",
+    "rsna_bcd/models",
     "rsna_bcd/preparation", "rsna_bcd/reporting", "rsna_bcd/stages",
     "tests/*.py", "tests/benchmarks", "tests/gpu",
-    "tests/inference", "tests/models", "tests/reporting",
+    "tests/models", "tests/reporting",
 )  # fmt: skip
 
 

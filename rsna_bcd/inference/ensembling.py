@@ -30,15 +30,15 @@ def predict_breasts(
     """Blend and decide the breasts of a table of images.
 
     Args:
-        ensemble: the fitted one.
+        ensemble: a fitted one.
         runs: of each of its members, the runs of its folds.
-        images: all images of the breasts to be predicted, with `site_id` where it is known; a
-            breast of an unknown site gets the global threshold. `excluded_images` do not count.
-        by_image: from `stream.predict`, probabilities in the order of all runs.
+        images: all images of the breasts, with `site_id` if it is known; a breast of an unknown
+            site gets the global threshold. `excluded_images` do not count.
+        by_image: from `stream.predict`.
         by_breast: likewise; empty if all runs are of image level.
-        dropped: positions of runs whose probabilities are ignored, for all breasts.
-        expected: the breasts to be predicted, `prediction_id, patient_id, laterality`, if some may
-            have no image; None for those of the table.
+        dropped: positions of runs that are ignored.
+        expected: the breasts, `prediction_id, patient_id, laterality`, if some may have no image;
+            None for those of the table.
 
     Returns:
         `prediction_id, patient_id, laterality, logit, probability, unread`, then `calibrated` if

@@ -1,7 +1,7 @@
-"""Predictions on disk as they come: a process that was killed resumes where it was.
+"""Predictions on disk: a process that was killed resumes where it was.
 
-First comes the fingerprint of all inputs, then how predictions are made (the last such line
-counts), then a line per image or breast; null stands for NaN.
+The first line is the fingerprint of all inputs; the last `plan` says how predictions are made; the
+others are one per image or breast, with null for NaN.
 
 ```
 {"made_from": {"networks": "1f3a...", ...}}
@@ -40,9 +40,9 @@ class Progress:
     Attributes:
         by_image: predictions by `image_id`.
         by_breast: predictions by `prediction_id`.
-        plan: how these were made; empty until it is set.
+        plan: how they are made; empty until it is set.
         is_new: whether it started with this process.
-        changed: entries of the fingerprint that differ, for which earlier predictions were deleted.
+        changed: entries of the fingerprint that differ, so that earlier predictions were deleted.
     """
 
     def __init__(self, handle: int, file: Path, inputs: Fingerprint, *, overwrite: bool) -> None:
@@ -66,11 +66,7 @@ class Progress:
         self._append({"made_from": self._inputs})
 
     def add(self, prediction: Prediction | BreastPrediction) -> None:
-        """Append a prediction.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Append a prediction; a `StorageError` if it cannot be written."""
         if isinstance(prediction, Prediction):
             self.by_image[prediction.image_id] = prediction
             entry: dict[str, Any] = {"image": prediction.image_id}
@@ -82,11 +78,7 @@ class Progress:
         self._append({**entry, "probabilities": plain, "reason": prediction.reason})
 
     def set_plan(self, plan: Plan) -> None:
-        """Append how predictions are made from now on.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Append how predictions are made from now on; a `StorageError` if it cannot be written."""
         self.plan = plan
         self._append({"plan": plan})
 
@@ -95,11 +87,8 @@ class Progress:
     ) -> dict[str, Path]:
         """The files that are still to be predicted; incomplete predictions are forgotten.
 
-        Args:
-            images: `image_id, prediction_id, patient_id`, one row per image.
-            files: of existing images, by `image_id`.
-            by_patient: whether there are runs of breast level: a patient with an image or a breast
-                without a prediction is predicted again.
+        With runs of breast level (`by_patient`), a patient with an image or a breast without a
+        prediction is predicted again.
         """
         left = {image_id for image_id in files if image_id not in self.by_image}
         if by_patient:
@@ -158,10 +147,7 @@ def open_progress(
 ) -> Iterator[Progress]:
     """Open or create a progress file, and keep other processes out.
 
-    Args:
-        file: the file.
-        inputs: fingerprint of all inputs; predictions of other inputs are deleted.
-        overwrite: delete what is there in any case.
+    Predictions of other inputs are deleted, or all of them with `overwrite`.
 
     Raises:
         InputError: another process works on it.
@@ -174,14 +160,7 @@ def open_progress(
 def inputs_fingerprint(
     ensemble_json: Path, runs: Sequence[Run], images: pd.DataFrame, files: Mapping[str, Path]
 ) -> Fingerprint:
-    """Hashes of what predictions follow from.
-
-    Args:
-        ensemble_json: the ensemble.
-        runs: its networks, as `load_run` gives them.
-        images: the table of images.
-        files: of existing images; one that was replaced since has another size or time.
-    """
+    """Hashes of an ensemble, its runs, a table of images, and the size and time of its files."""
     stamps = []
     for image_id, file in files.items():
         try:

@@ -1,7 +1,7 @@
 """Predict studies: DICOM files without a table, one study after the other, with quality flags.
 
-Each file is decoded once: the crop that is predicted is the one that is shown afterwards. It is
-freed with its study, so that the memory in use does not grow with the number of files.
+Each file is decoded once: the predicted crop is also the one of its picture. It is freed with its
+study, so that memory does not grow with the number of files.
 """
 
 import re
@@ -42,7 +42,7 @@ class Study:
 
     Attributes:
         images: rows of the table.
-        by_image: by `image_id`, one prediction per image.
+        by_image: predictions by `image_id`.
         by_breast: one per breast with a readable image, if there is a run of breast level.
     """
 
@@ -52,7 +52,7 @@ class Study:
 
     @property
     def prepared(self) -> dict[str, PreparedImage]:
-        """By `image_id`, the crops of the readable images."""
+        """Crops of the readable images, by `image_id`."""
         return {i: p.prepared for i, p in self.by_image.items() if p.prepared is not None}
 
 
@@ -65,8 +65,8 @@ def predict_studies(
     """Predict DICOM files, and yield each study as soon as it is complete.
 
     Args:
-        images: as for `stream.predict`; a `patient_id` is a study.
-        files: the file of every image, by `image_id`.
+        images: as of `stream.predict`; a `patient_id` is a study.
+        files: of all images, by `image_id`.
         runs: trained networks.
         settings: with a `kept_crop`.
 
@@ -101,11 +101,7 @@ def predict_studies(
 
 
 def mean_saliency(runs: Sequence[Run], study: Study) -> dict[str, NDArray[np.floating[Any]]]:
-    """The mean saliency of several runs.
-
-    Args:
-        runs: folds of one member, whose crops the study holds.
-        study: from `predict_studies`.
+    """The mean saliency of the folds of one member, whose crops the study holds.
 
     Returns:
         By `image_id`, (h, w) in [0, 1] over the whole crop. 1 is the largest value of the breast:
@@ -119,8 +115,8 @@ def mean_saliency(runs: Sequence[Run], study: Study) -> dict[str, NDArray[np.flo
     for breast in images["prediction_id"].unique():
         maps: dict[str, list[NDArray[np.floating[Any]]]] = {}
         for run in runs:
-            shown = crops if run.unit == "image" else deciding
-            for image in explain_breast(run, images, breast, shown):
+            taken = crops if run.unit == "image" else deciding
+            for image in explain_breast(run, images, breast, taken):
                 if image.saliency is not None:
                     maps.setdefault(image.image_id, []).append(image.saliency)
         means = {image_id: np.mean(own, axis=0) for image_id, own in maps.items()}
@@ -142,12 +138,12 @@ def study_results(
     Args:
         study: from `predict_studies`, by all runs of all members.
         headers: of its files, by `image_id`.
-        ensemble: decides each breast alone: by its fitted threshold, whatever its policy.
-        members: of each, the runs of its folds.
+        ensemble: decides each breast by its fitted threshold, whatever its policy.
+        members: the runs of the folds of each.
         is_synthetic: whether they were trained on synthetic mammograms.
     """
     runs = [run for member in members for run in member]
-    of_model = model_flags(runs, is_synthetic=is_synthetic)
+    common_flags = model_flags(runs, is_synthetic=is_synthetic)
     images, by_image, prepared = study.images, study.by_image, study.prepared
     breasts = predict_breasts(ensemble, members, images, list(by_image.values()), study.by_breast)
     by_breast = {str(row["prediction_id"]): row for row in breasts.to_dict("records")}
@@ -158,8 +154,8 @@ def study_results(
         for row in rows.to_dict("records"):
             file = row["image_id"]
             image = _image_result(row, headers[file], by_image[file], runs, file not in excluded)
-            alone = _image_probability(ensemble, members, by_image[file])
-            image_results.append(replace(image, probability=alone))
+            probability = _image_probability(ensemble, members, by_image[file])
+            image_results.append(replace(image, probability=probability))
         row = by_breast[str(breast)]
         is_readable = row["unread"] == 0
         probability = float(row["probability"])
@@ -169,7 +165,7 @@ def study_results(
             [image.flags for image in image_results if image.decides] if is_readable else [],
             probability,
             ensemble,
-            of_model,
+            common_flags,
             has_excluded=len(deciding) < len(rows),
         )
         first = rows.iloc[0]
@@ -233,20 +229,17 @@ def _image_probability(
 def image_flags(
     row: Mapping[str, Any], flags: Iterable[QualityFlag], runs: Sequence[Run], *, breast_found: bool
 ) -> list[str]:
-    """Quality flags of one readable image.
+    """Quality flags of one readable image, in the order of `QUALITY_FLAGS`.
 
     Args:
-        row: of the table from `images_from_headers`.
+        row: from `images_from_headers`.
         flags: of its header and its pixels.
         runs: all networks.
-        breast_found: whether the crop is of a breast, and not the whole frame.
-
-    Returns:
-        Keys of `QUALITY_FLAGS`, in its order.
+        breast_found: whether the crop is of a breast, not the whole frame.
     """
     view = None if pd.isna(row["view"]) else str(row["view"])
     machine = None if pd.isna(row["machine_id"]) else str(row["machine_id"])
-    given = {name for run in runs if run.metadata is not None for name in run.metadata.columns}
+    inputs = {name for run in runs if run.metadata is not None for name in run.metadata.columns}
     holds = {
         "no breast found": not breast_found,
         **{str(flag): True for flag in flags},
@@ -261,7 +254,7 @@ def image_flags(
         "side unknown": row["laterality"] == UNKNOWN_SIDE,
         "view unknown": view is None,
         "patient unknown": not row["patient_named"],
-        "facts missing": any(pd.isna(row[name]) for name in given),
+        "facts missing": any(pd.isna(row[name]) for name in inputs),
     }
     return [flag for flag in QUALITY_FLAGS if holds.get(flag)]
 
@@ -271,28 +264,25 @@ def breast_flags(
     flags_by_image: Sequence[Sequence[str]],
     probability: float,
     ensemble: Ensemble,
-    of_model: Sequence[str] = (),
+    common_flags: Sequence[str] = (),
     *,
     has_excluded: bool = False,
 ) -> list[str]:
-    """Quality flags of one breast.
+    """Quality flags of one breast, in the order of `QUALITY_FLAGS`.
 
     Args:
         images: its rows of the table, unreadable ones included, without those that do not decide.
         flags_by_image: of each readable one of these.
         probability: of the blend.
-        ensemble: that predicted it.
-        of_model: flags of all predictions.
+        ensemble: with its plateau.
+        common_flags: of all predictions.
         has_excluded: whether it has images that do not decide.
-
-    Returns:
-        Keys of `QUALITY_FLAGS`, in its order.
     """
     if not flags_by_image:
         return ["not read"]
     views = set(images["view"].dropna())
     n_readable, plateau = len(flags_by_image), ensemble.plateau
-    found = {*of_model, *(flag for flags in flags_by_image for flag in flags)}
+    found = {*common_flags, *(flag for flags in flags_by_image for flag in flags)}
     if n_readable < len(images):
         found.add("image not read")
     if has_excluded:
@@ -307,29 +297,14 @@ def breast_flags(
 
 
 def model_flags(runs: Sequence[Run], *, is_synthetic: bool) -> list[str]:
-    """Quality flags of all predictions for DICOM files.
-
-    Args:
-        runs: all networks.
-        is_synthetic: whether they were trained on synthetic mammograms.
-
-    Returns:
-        Keys of `QUALITY_FLAGS`, in its order.
-    """
-    holds = {
-        "synthetic model": is_synthetic,
-        "trained on pictures": any(run.source != "dicom" for run in runs),
-    }
+    """Quality flags of all predictions for DICOM files, in the order of `QUALITY_FLAGS`."""
+    from_pictures = any(run.source != "dicom" for run in runs)
+    holds = {"synthetic model": is_synthetic, "trained on pictures": from_pictures}
     return [flag for flag in QUALITY_FLAGS if holds.get(flag)]
 
 
 def model_notes(ensemble: Ensemble, runs: Sequence[Run]) -> list[str]:
-    """Sentences that hold for all results.
-
-    Args:
-        ensemble: with its threshold.
-        runs: all its networks.
-    """
+    """Sentences about an ensemble and all its runs that hold for all results."""
     notes = []
     if not all(_names_models(run) for run in runs):
         known = all("machine_id" in run.seen for run in runs)
@@ -351,5 +326,5 @@ def _names_models(run: Run) -> bool:
 
 
 def _model(machine: str) -> str:
-    """A model for comparison, without case, blanks and version."""
+    """A model without case, blanks and version, for comparison."""
     return re.sub(r"[\W_]+", "", machine_name(machine) or "").lower()

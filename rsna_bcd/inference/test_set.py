@@ -314,7 +314,7 @@ def _image_failures(test: TestSet, progress: Progress) -> Iterator[Failure]:
             kind = "absent"
             reason = test.unlistable.get(row.image_id, "there is no such file")
         elif prediction is None:
-            kind, reason = "out of time", "the budget was spent before its turn"
+            kind, reason = "out of time", "the time budget ended first"
         elif prediction.reason is None:
             continue
         else:

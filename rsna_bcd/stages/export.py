@@ -56,7 +56,7 @@ _TTA = {
 
 
 def export(cfg: DictConfig) -> Path:
-    """Write a fold's network as one file, check it against the network, and describe it in a JSON.
+    """Write a fold's network as one file, compare it with the network, and describe it in a JSON.
 
     Returns:
         The file; its JSON has the same name and `.json`.
@@ -104,13 +104,12 @@ def export(cfg: DictConfig) -> Path:
 
 def _settings(run: Run, file_format: str) -> dict[str, Any]:
     """The settings of a file."""
-    crop = {key: value for key, value in run.record["crop"].items() if not key.startswith("_")}
     return {
         "name": run.record["name"],
         "fold": run.record["fold"],
         "format": file_format,
         "opset": OPSET if file_format == "onnx" else None,
-        "crop": crop,
+        "crop": _plain(run.record["crop"]),
         "weights_sha256": fingerprint(run.network),
     }
 
@@ -158,9 +157,7 @@ def _describe(run: Run, inputs: tuple[Input, ...], settings: dict[str, Any]) -> 
 
 def _plain(settings: dict[str, Any] | None) -> dict[str, Any] | None:
     """Settings without the name of our class."""
-    if settings is None:
-        return None
-    return {key: value for key, value in settings.items() if not key.startswith("_")}
+    return settings and {k: value for k, value in settings.items() if not k.startswith("_")}
 
 
 def _version(package: str) -> str | None:

@@ -104,7 +104,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
 
 
 def _ensemble(cfg: DictConfig) -> Ensemble:
-    """The ensemble; the error says how to get one."""
+    """Read the ensemble; the error says how to get one."""
     folder = Path(cfg.paths.models) / "ensembles"
     available = sorted(file.parent.name for file in folder.glob(f"*/{FILE_NAME}"))
     name = None if OmegaConf.is_missing(cfg, "name") else str(cfg.name)
@@ -143,7 +143,7 @@ def _find_mammograms(
     """Find the mammograms among all files of the inputs, each file once.
 
     Returns:
-        Their files and their headers, by name; and by file, why others are none.
+        Their files and headers by name, and the reasons by name of other files.
     """
     found: dict[Path, Path] = {}
     unlistable: dict[str, str] = {}
@@ -161,10 +161,8 @@ def _find_mammograms(
         ),
     )
     headers = {name: headers[name] for name in files if name in headers}
-    others = find_unusable(headers, files)
+    reasons |= (others := find_unusable(headers, files)) | unlistable
     headers = {name: header for name, header in headers.items() if name not in others}
-    reasons |= others
-    reasons |= unlistable
     if headers:
         return {name: files[name] for name in headers}, headers, reasons
     if [*files] == [str(one) for one in inputs] and len(files) == 1:
@@ -184,11 +182,7 @@ def _draw(
     notes: Sequence[str],
     earlier: Mapping[str, str],
 ) -> dict[str, str]:
-    """Write a picture of each readable image of a study.
-
-    Returns:
-        By the image's file, its picture, relative to `folder`.
-    """
+    """Write a picture of each readable image of a study; its path in `folder` by image file."""
     saliency, crops = mean_saliency(runs, study), study.prepared
     pictures: dict[str, str] = {}
     for breast in results:

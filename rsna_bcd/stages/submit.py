@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rsna_bcd.files import parts_sha256, write_file
 from rsna_bcd.inference.deadline import deadline
 from rsna_bcd.inference.predictor import resolve_precision
 from rsna_bcd.inference.progress import Progress, inputs_fingerprint, open_progress
-from rsna_bcd.inference.run import Run, check_current, load_members, resolve_device
+from rsna_bcd.inference.run import check_current, load_members, resolve_device
 from rsna_bcd.inference.stream import InferenceSettings
 from rsna_bcd.inference.test_set import (
     Members,
@@ -48,7 +47,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
 
     Args:
         cfg: of `submit`.
-        started: start of the time budget `budget.hours` (`time.monotonic`); None: now.
+        started: start of the time budget (`time.monotonic`); None for now.
 
     Returns:
         The submission: `prediction_id, cancer`, in the order of the sample submission. `cancer` is
@@ -57,7 +56,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
 
     Raises:
         InputError: no such ensemble or run, invalid tables or settings, or a submission that does
-            not fit the sample submission. A wrong file is never written.
+            not fit the sample submission, which is not written.
     """
     started = time.monotonic() if started is None else started
     console = Console(stderr=True, markup=False)
@@ -70,7 +69,13 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     members = load_members(ensemble, models, device)
     runs = [run for member in members for run in member]
     test = add_missing_columns(test, ensemble, members)
-    _warn_of_other_sources(console, runs, cfg.source)
+    others = sorted({run.source for run in runs} - {cfg.source})
+    if others:
+        _print(
+            console,
+            f"Note: networks were trained on source={', '.join(others)}, not {cfg.source}; "
+            "probabilities, and the threshold above all, may not carry over.",
+        )
     inputs = {
         **inputs_fingerprint(Path(cfg.ensemble_json), runs, test.tables.images, test.files),
         "source": cfg.source,
@@ -78,7 +83,14 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
         "precision": settings.precision,
         "engine": settings.engine,
     }
-    asked = {**inputs, **_further_inputs(cfg, test)}
+    faults = failures_table(test.tables.failures)
+    asked = {  # the inputs of the submission
+        **inputs,
+        "sample": parts_sha256("\n".join(test.tables.breasts["prediction_id"]).encode()),
+        "amiss": parts_sha256(faults.to_csv(index=False).encode()),
+        "unread": cfg.unread,
+        "budget_hours": cfg.budget.hours,
+    }
     with open_progress(folder / "journal.jsonl", inputs, overwrite=cfg.overwrite) as progress:
         if _is_finished(folder, progress, asked):
             _print(console, f"{folder} is finished already; overwrite=true predicts again.")
@@ -128,27 +140,6 @@ def _settings(cfg: DictConfig, device: torch.device, started: float) -> Inferenc
         own_exports=Path(cfg.submission_dir) / "networks",
         until=deadline(started, hours),
     )
-
-
-def _warn_of_other_sources(console: Console, runs: Sequence[Run], source: str) -> None:
-    others = sorted({run.source for run in runs} - {source})
-    if others:
-        _print(
-            console,
-            f"Note: networks were trained on source={', '.join(others)}, not {source}; "
-            "probabilities, and the threshold above all, may not carry over.",
-        )
-
-
-def _further_inputs(cfg: DictConfig, test: TestSet) -> dict[str, Any]:
-    """What a submission follows from besides the inputs of its predictions."""
-    faults = failures_table(test.tables.failures)
-    return {
-        "sample": parts_sha256("\n".join(test.tables.breasts["prediction_id"]).encode()),
-        "amiss": parts_sha256(faults.to_csv(index=False).encode()),
-        "unread": cfg.unread,
-        "budget_hours": cfg.budget.hours,
-    }
 
 
 def _is_finished(folder: Path, progress: Progress, asked: dict[str, Any]) -> bool:

@@ -33,7 +33,7 @@ def oof(table: pd.DataFrame) -> pd.DataFrame:
     return table[["prediction_id", "patient_id"]].assign(fold=fold)
 
 
-def test_metadata_are_what_a_test_set_knows_too() -> None:
+def test_metadata_features_are_those_of_a_test_set() -> None:
     hindsight = dict.fromkeys(set(LABEL_ONLY_COLUMNS) - {"cancer"}, 1)
     features = metadata_features(images(age=50.0, machine_id=["a", "b"] * 60, **hindsight))
     assert set(features) == {"age", "machine_id", "images", "rare"}
@@ -41,7 +41,7 @@ def test_metadata_are_what_a_test_set_knows_too() -> None:
     assert metadata_features(images(site_id=np.nan))["site_id"].isna().all()
 
 
-def test_views_are_counted() -> None:
+def test_metadata_features_count_views() -> None:
     table = images().assign(prediction_id=np.repeat([f"{i}_L" for i in range(N // 3)], 3))
     table["view"] = ["CC", "MLO", "LM"] * (N // 3)
     features = metadata_features(table)
@@ -49,7 +49,7 @@ def test_views_are_counted() -> None:
     assert (features["rare"] == 1).all()
 
 
-def test_each_fold_is_predicted_by_the_tree_of_the_others() -> None:
+def test_out_of_fold_predicts_a_fold_by_the_tree_of_the_others() -> None:
     rng = np.random.default_rng(0)
     table = images(age=60 + 10 * rng.standard_normal(N))
     table["age"] += 8 * table["cancer"]
@@ -63,7 +63,7 @@ def test_each_fold_is_predicted_by_the_tree_of_the_others() -> None:
         pd.testing.assert_series_equal(found.loc[inside], expected, check_names=False)
 
 
-def test_both_breasts_of_a_patient_are_outside() -> None:
+def test_out_of_fold_keeps_both_breasts_of_a_patient_outside() -> None:
     """A patient whose other breast is in the table but not in the fold teaches nothing."""
     table = images(age=np.linspace(30, 80, N))
     other = table.assign(prediction_id=table["patient_id"] + "_R", cancer=1 - table["cancer"])
@@ -82,14 +82,14 @@ def test_both_breasts_of_a_patient_are_outside() -> None:
     assert not np.allclose(found, alone)
 
 
-def test_one_class_outside_of_a_fold() -> None:
+def test_out_of_fold_refuses_one_class() -> None:
     table = images()
     table["cancer"] = [int(int(patient) % 2 == 0) for patient in table["patient_id"]]
     with pytest.raises(InputError, match=r"Outside of fold 0 .* one class .*baseline=\[\]"):
         out_of_fold(metadata_features(table), table, oof(table), seed=0)
 
 
-def test_intensities_of_crops(tmp_path: Path) -> None:
+def test_intensity_features_of_crops(tmp_path: Path) -> None:
     folder = save_crops(tmp_path)
     blank_path(folder, 0, 1)
     table = read_images(folder / "train.csv", "train")

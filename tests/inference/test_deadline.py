@@ -40,7 +40,7 @@ class Clock:
         return self.now
 
 
-def monitor_of(
+def make_monitor(
     folds: tuple[int, ...],
     images: int,
     seconds: float,
@@ -89,7 +89,7 @@ def work(monitor: DeadlineMonitor, images: int, decoding: float, network: float)
 def test_estimate_drops_tta_first_and_no_more_than_necessary(
     device: str, seconds: float, expected: Degradation
 ) -> None:
-    monitor, _, log = monitor_of(FOLDS, 100, seconds, device=device)
+    monitor, _, log = make_monitor(FOLDS, 100, seconds, device=device)
     assert monitor.needs_estimate
     work(monitor, 10, decoding=0.2, network=0.1)
     monitor.estimate()
@@ -99,14 +99,14 @@ def test_estimate_drops_tta_first_and_no_more_than_necessary(
 
 
 def test_estimate_without_tta_drops_folds() -> None:
-    monitor, _, _ = monitor_of((2,), 10, 15, tta="none")
+    monitor, _, _ = make_monitor((2,), 10, 15, tta="none")
     work(monitor, 10, decoding=0.1, network=1.0)
     monitor.estimate()
     assert monitor.degradation == Degradation(dropped=(1,))
 
 
 def test_estimate_comes_after_three_batches_or_5_percent_of_the_time() -> None:
-    monitor, clock, _ = monitor_of((1,), 10, 100)
+    monitor, clock, _ = make_monitor((1,), 10, 100)
     assert not monitor.has_sample()
     with monitor.timer.time_batch():
         pass
@@ -116,7 +116,7 @@ def test_estimate_comes_after_three_batches_or_5_percent_of_the_time() -> None:
 
 
 def test_update_in_time_keeps_everything() -> None:
-    monitor, clock, log = monitor_of((2, 2), 1000, 1000, degradation=Degradation())
+    monitor, clock, log = make_monitor((2, 2), 1000, 1000, degradation=Degradation())
     assert not monitor.needs_estimate
     for done in range(10, 1001, 10):
         clock.now += 9.9
@@ -127,7 +127,7 @@ def test_update_in_time_keeps_everything() -> None:
 
 
 def test_update_that_is_late_drops_no_more_than_necessary() -> None:
-    monitor, clock, log = monitor_of((2, 2), 1000, 1000, degradation=Degradation())
+    monitor, clock, log = make_monitor((2, 2), 1000, 1000, degradation=Degradation())
     clock.now += 5
     work(monitor, 4, decoding=0.2, network=0.25)
     monitor.update(4)
@@ -144,9 +144,9 @@ def test_update_that_is_late_drops_no_more_than_necessary() -> None:
     assert monitor.degradation.dropped == (3,)
 
 
-def test_networks_that_wait_for_decoders_are_not_dropped_in_vain() -> None:
+def test_update_keeps_networks_that_wait_for_decoders() -> None:
     for device in ("cpu", "meta"):
-        monitor, clock, _ = monitor_of((2, 2), 1000, 500, device=device)
+        monitor, clock, _ = make_monitor((2, 2), 1000, 500, device=device)
         work(monitor, 100, decoding=2.0, network=0.001)  # decoding takes 1 s on the clock
         monitor.estimate()
         clock.now += 100
@@ -154,8 +154,8 @@ def test_networks_that_wait_for_decoders_are_not_dropped_in_vain() -> None:
         assert not monitor.degradation
 
 
-def test_a_few_late_images_do_not_cost_a_fold() -> None:
-    monitor, clock, _ = monitor_of((2, 2), 1000, 1000, degradation=Degradation())
+def test_update_keeps_folds_for_a_few_late_images() -> None:
+    monitor, clock, _ = make_monitor((2, 2), 1000, 1000, degradation=Degradation())
     clock.now += 995
     work(monitor, 990, decoding=0.2, network=0.25)
     monitor.update(990)
@@ -164,7 +164,7 @@ def test_a_few_late_images_do_not_cost_a_fold() -> None:
 
 
 def test_timer_restart_estimates_from_later_batches_and_keeps_the_sum() -> None:
-    monitor, _, _ = monitor_of((1,), 10, 10)
+    monitor, _, _ = make_monitor((1,), 10, 10)
     work(monitor, 4, decoding=0.1, network=1.0)
     monitor.timer.restart()
     assert monitor.timer.seconds_per_image(0) == pytest.approx(1.0)  # nothing else is known

@@ -25,7 +25,7 @@ PATIENTS = range(300)
 
 @dataclass(frozen=True)
 class Network:
-    """As much of a run as blending asks for."""
+    """The part of a run that blending needs."""
 
     unit: str
 
@@ -56,8 +56,8 @@ def fit(output: Path, *overrides: str) -> tuple[Ensemble, pd.DataFrame]:
     return ensemble(cfg), read_ensemble_oof(Path(cfg.ensemble_dir) / "oof.csv")
 
 
-def the_same_images_as_a_test(output: Path) -> tuple[pd.DataFrame, list, list]:
-    """What the networks would say of the images, had they been those of a test set."""
+def as_test_predictions(output: Path) -> tuple[pd.DataFrame, list, list]:
+    """The out-of-fold predictions as those of a test set."""
     by_run = [
         pd.read_csv(output / "runs" / name / "fold0" / "oof_images.csv", dtype={"patient_id": str})
         for name in ("b5", "small")
@@ -91,7 +91,7 @@ def test_predict_breasts_repeats_the_out_of_fold_decisions(
     output: Path, settings: list[str]
 ) -> None:
     fitted, rows = fit(output, *settings)
-    images, by_image, by_breast = the_same_images_as_a_test(output)
+    images, by_image, by_breast = as_test_predictions(output)
     found = predict_breasts(fitted, RUNS, images, by_image, by_breast)
     assert found["prediction_id"].tolist() == rows["prediction_id"].tolist()
     np.testing.assert_array_equal(found["probability"], rows["probability"])
@@ -110,10 +110,10 @@ def test_predict_breasts_repeats_the_out_of_fold_decisions(
             assert found["calibrated"][called].min() >= found["calibrated"][~called].max()
 
 
-def test_unknown_site_gets_the_global_threshold(output: Path) -> None:
+def test_predict_breasts_of_an_unknown_site_take_the_global_threshold(output: Path) -> None:
     fitted, rows = fit(output)
     fitted = replace(fitted, thresholds=replace(fitted.thresholds, sites={"1": 0.9, "2": 0.2}))
-    images, by_image, by_breast = the_same_images_as_a_test(output)
+    images, by_image, by_breast = as_test_predictions(output)
     number, p = rows["patient_id"].astype(int), rows["probability"]
     own = np.where(number % 2 == 0, 0.9, 0.2)
     for sites, wanted in (
@@ -133,7 +133,7 @@ def test_unknown_site_gets_the_global_threshold(output: Path) -> None:
 
 @pytest.mark.parametrize("blend", ["mean", "rank_mean"])
 @pytest.mark.parametrize("threshold", [0.5, 0.05])  # the prior below it, and above
-def test_folds_are_averaged_and_unreadable_breasts_are_negative(
+def test_predict_breasts_averages_folds_and_decides_unreadable_breasts_negative(
     blend: BlendMethod, threshold: float
 ) -> None:
     ranks = RankTransform((0.0, 0.05, 1.0), (0.0, 0.7, 1.0)) if blend == "rank_mean" else None
@@ -167,9 +167,11 @@ def test_folds_are_averaged_and_unreadable_breasts_are_negative(
 
 
 @pytest.mark.parametrize("blend", ["mean", "logit_mean", "rank_mean"])
-def test_dropped_folds_equal_an_ensemble_without_them(blend: BlendMethod, output: Path) -> None:
+def test_predict_breasts_without_dropped_folds_equals_an_ensemble_without_them(
+    blend: BlendMethod, output: Path
+) -> None:
     fitted, _ = fit(output, f"blend={blend}", "weights=[3,2,1]")
-    images, by_image, by_breast = the_same_images_as_a_test(output)
+    images, by_image, by_breast = as_test_predictions(output)
     for dropped in ((0,), (2,), (0, 1)):
         found = predict_breasts(fitted, RUNS, images, by_image, by_breast, dropped)
         left = [i for i in range(3) if i not in dropped]
@@ -184,9 +186,9 @@ def test_dropped_folds_equal_an_ensemble_without_them(blend: BlendMethod, output
         pd.testing.assert_frame_equal(found, wanted)
 
 
-def test_run_without_a_finite_value_is_left_out_of_that_breast_only(output: Path) -> None:
+def test_predict_breasts_leaves_out_a_run_where_it_has_no_finite_value(output: Path) -> None:
     fitted, _ = fit(output, "weights=[3,0,0]")
-    images, by_image, by_breast = the_same_images_as_a_test(output)
+    images, by_image, by_breast = as_test_predictions(output)
     whole = predict_breasts(fitted, RUNS, images, by_image, by_breast).set_index("prediction_id")
     first, second = images["prediction_id"].unique()[:2]
     lost = set(images.loc[images["prediction_id"] == first, "image_id"])

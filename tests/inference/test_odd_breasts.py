@@ -60,7 +60,7 @@ def load(position: int, other: bool) -> NDArray[np.uint8]:
     return generator.integers(0, 60 + 13 * position + 7 * other, (96, 64), dtype=np.uint8)
 
 
-def test_any_breast_gets_a_logit_independent_of_its_batch(run: Run) -> None:
+def test_network_predicts_any_breast_independent_of_its_batch(run: Run) -> None:
     samples = [breast_sample(run.views, own, other, load) for own, other in BREASTS]
 
     def logits(part: Sequence[Sample]) -> NDArray[np.float32]:

@@ -43,12 +43,12 @@ class Fragile(nn.Module):
         return {"logit": torch.where(brightness > most, torch.inf, self.weight * brightness)}
 
 
-def run_of(network: nn.Module, tta: Any = "none") -> Run:
+def make_run(network: nn.Module, tta: Any = "none") -> Run:
     crop: Any = None
     return Run(Path("runs/b5/fold3"), {}, crop, "dicom", tta, network, Views(), None)
 
 
-def batch_of(n: int) -> dict[str, Tensor]:
+def make_batch(n: int) -> dict[str, Tensor]:
     """Images of brightness 0, .1, .2, ..."""
     return {"image": torch.arange(n).div(10)[:, None, None, None].expand(n, 1, 4, 4)}
 
@@ -73,7 +73,7 @@ def test_resolve_precision_refuses_others() -> None:
 @pytest.mark.parametrize(("precision", "is_half"), [("float32", False), ("bf16", True)])
 def test_predictor_autocasts_half_precision_only(precision: Precision, is_half: bool) -> None:
     network = Fragile()
-    values, reason = Predictor(run_of(network, "hflip"), precision).predict(batch_of(3))
+    values, reason = Predictor(make_run(network, "hflip"), precision).predict(make_batch(3))
     assert network.seen == [(3, is_half)] * 2
     assert values == pytest.approx(expected(3), abs=1e-2 if is_half else 1e-6)
     assert reason is None
@@ -82,17 +82,17 @@ def test_predictor_autocasts_half_precision_only(precision: Precision, is_half: 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 def test_predictor_halves_a_batch_until_it_fits(most: int) -> None:
     network = Fragile(most=most)
-    forward = Predictor(run_of(network), "float32")
-    values, reason = forward.predict(batch_of(8))
+    forward = Predictor(make_run(network), "float32")
+    values, reason = forward.predict(make_batch(8))
     assert values == pytest.approx(expected(8), abs=1e-6)
     assert reason is None
     tried = len(network.seen)
-    forward.predict(batch_of(8))
+    forward.predict(make_batch(8))
     assert all(size <= most for size, _ in network.seen[tried:])  # the limit is remembered
 
 
 def test_predictor_names_a_lack_of_memory() -> None:
-    values, reason = Predictor(run_of(Fragile(most=0)), "float32").predict(batch_of(3))
+    values, reason = Predictor(make_run(Fragile(most=0)), "float32").predict(make_batch(3))
     assert np.isnan(values).all()
     assert reason is not None
     assert reason.startswith("b5 fold3 needs more memory than cpu has")
@@ -100,7 +100,7 @@ def test_predictor_names_a_lack_of_memory() -> None:
 
 def test_predictor_repeats_an_overflow_in_float32() -> None:
     network = Fragile(most_in_half=0.25)
-    values, reason = Predictor(run_of(network), "bf16").predict(batch_of(4))
+    values, reason = Predictor(make_run(network), "bf16").predict(make_batch(4))
     assert network.seen == [(4, True), (4, False)]
     np.testing.assert_allclose(values, expected(4), atol=1e-6)  # in float32, all of it
     assert reason is None
@@ -108,7 +108,9 @@ def test_predictor_repeats_an_overflow_in_float32() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_predictor_gives_nan_for_infinity(precision: Precision) -> None:
-    values, reason = Predictor(run_of(Fragile(most_bright=0.25)), precision).predict(batch_of(4))
+    values, reason = Predictor(make_run(Fragile(most_bright=0.25)), precision).predict(
+        make_batch(4)
+    )
     assert np.isnan(values).tolist() == [False, False, False, True]
     assert values[:3] == pytest.approx(expected(3), abs=1e-6)
     assert reason == "b5 fold3 gave no finite value"
@@ -117,6 +119,6 @@ def test_predictor_gives_nan_for_infinity(precision: Precision) -> None:
 def test_predictor_splits_batches_on_a_processor() -> None:
     network = Fragile()
     batch = {"image": torch.zeros(5, 1, 1024, 512)}
-    values, _ = Predictor(run_of(network), "float32").predict(batch)
+    values, _ = Predictor(make_run(network), "float32").predict(batch)
     assert [size for size, _ in network.seen] == [2, 2, 1]
     assert np.array_equal(values, np.full(5, 0.5))

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(cfg.run_dir)
 
 
-def test_run_repeats_its_out_of_fold_predictions(folder: Path) -> None:
+def test_load_run_repeats_the_out_of_fold_predictions(folder: Path) -> None:
     prepared = folder.parents[2] / "prepared" / "rsna" / "demo"
     table = pd.read_csv(prepared / "train.csv", dtype={"image_id": str}).set_index("image_id")
     oof = pd.read_csv(folder / "oof_images.csv", dtype={"image_id": str})
@@ -58,7 +58,7 @@ def test_run_repeats_its_out_of_fold_predictions(folder: Path) -> None:
     assert found.dtype == np.float64
 
 
-def test_run_knows_the_training_domain(folder: Path) -> None:
+def test_load_run_reads_the_training_domain(folder: Path) -> None:
     folds = pd.read_csv(folder.parents[2] / "folds" / "rsna-stratified.csv", dtype=str)
     trained_on = folds.loc[folds["fold"] != "0", "patient_id"]
     assert load_run(folder).seen == {
@@ -67,7 +67,7 @@ def test_run_knows_the_training_domain(folder: Path) -> None:
     }
 
 
-def test_older_run_has_no_training_domain(folder: Path, tmp_path: Path) -> None:
+def test_load_run_of_an_older_version_has_no_training_domain(folder: Path, tmp_path: Path) -> None:
     old = tmp_path / "fold0"
     shutil.copytree(folder, old)
     (old / "seen.json").write_text("[]")
@@ -77,7 +77,7 @@ def test_older_run_has_no_training_domain(folder: Path, tmp_path: Path) -> None:
     assert load_run(old).seen == {}
 
 
-def test_run_knows_its_crop(folder: Path) -> None:
+def test_load_run_reads_the_record(folder: Path) -> None:
     run = load_run(folder)
     assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
     assert run.source == "dicom"
@@ -173,7 +173,7 @@ def checkpoint() -> dict[str, Any]:
     return {"state_dict": state, "config": RECORD, "optimizer_states": [1]}
 
 
-def test_safetensors_keep_bits_and_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+def test_save_safetensors_keeps_bits_and_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "last.safetensors"
     save_safetensors(checkpoint, file)
     read = read_checkpoint(file)
@@ -198,14 +198,16 @@ def test_find_checkpoint_prefers_torch(checkpoint: dict[str, Any], tmp_path: Pat
     assert find_checkpoint(tmp_path, "best") is None
 
 
-def test_safetensors_without_a_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+def test_save_safetensors_without_a_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
     del checkpoint["config"]
     save_safetensors(checkpoint, tmp_path / "last.safetensors")
     assert "config" not in read_checkpoint(tmp_path / "last.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_checkpoint_names_damage(checkpoint: dict[str, Any], tmp_path: Path, suffix: str) -> None:
+def test_read_checkpoint_names_damage(
+    checkpoint: dict[str, Any], tmp_path: Path, suffix: str
+) -> None:
     file = tmp_path / f"last{suffix}"
     torch.save(checkpoint, file) if suffix == ".ckpt" else save_safetensors(checkpoint, file)
     file.write_bytes(file.read_bytes()[:-100])

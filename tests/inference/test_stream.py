@@ -11,12 +11,9 @@ import pytest
 import saved_runs
 import torch
 from fabricated_networks import TinyBreasts, TinyImages
-from fabricated_runs import fabricated_ensemble
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from saved_runs import save_run
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
@@ -33,8 +30,6 @@ from rsna_bcd.inference.stream import predict as predict_stream
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import predict_logits
 from rsna_bcd.preparation.crop import prepare_image
-from rsna_bcd.scoring.ensemble import Member, write_ensemble
-from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Views
 
@@ -87,7 +82,7 @@ def read_test(data: Path) -> pd.DataFrame:
     return pd.read_csv(data / "test.csv", dtype={"patient_id": str})
 
 
-def files_of(data: Path) -> dict[str, Path]:
+def find_files(data: Path) -> dict[str, Path]:
     return {file.stem: file for file in (data / "test_images").rglob("*.png")}
 
 
@@ -107,7 +102,7 @@ def save_breast_run(folder: Path, *, metadata: bool = True, **views: Any) -> Run
 def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
     """The predictions of the crops of a fold, by the code of training."""
     table = pd.read_csv(data / "train.csv", dtype={"patient_id": str})
-    files = files_of(data)
+    files = find_files(data)
     paths: list[Any] = []
     for image_id in table["image_id"]:
         if any(image_id == f"{breast}{number}" for breast, number in UNREADABLE):
@@ -141,7 +136,7 @@ def predict(
     data: Path, *runs: Run, batch_size: int, workers: int = 0
 ) -> tuple[list[Prediction], dict[str, Any]]:
     settings = InferenceSettings("image", batch_size, workers)
-    stream = predict_stream(read_test(data), files_of(data), runs, settings)
+    stream = predict_stream(read_test(data), find_files(data), runs, settings)
     by_image, by_breast = [], {}
     for prediction in stream:
         if isinstance(prediction, BreastPrediction):
@@ -157,7 +152,6 @@ def predict(
     [
         {},
         {"most": 2, "other_breast": True},
-        {"policy": "one_per_view"},
         {"policy": "one_per_view", "other_breast": True},
         {"policy": "random_per_epoch", "order": ["MLO", "CC"], "other_breast": True},
     ],
@@ -174,12 +168,11 @@ def test_predict_agrees_with_the_out_of_fold_predictions_of_breasts(
     assert expected.std() > 0.01
     for batch_size in (1, 5, 64):
         by_image, by_breast = predict(data, run, batch_size=batch_size)
-        assert set(by_breast) == set(expected.index)
-        found = [by_breast[breast][0] for breast in expected.index]
-        assert found == pytest.approx(expected.to_numpy(), abs=1e-6)
+        found = {breast: values[0] for breast, values in by_breast.items()}
+        assert found == pytest.approx(expected.to_dict(), abs=1e-6)
         failed = {p.image_id for p in by_image if p.probabilities is None}
         assert failed == {f"{breast}{number}" for breast, number in UNREADABLE}
-        assert len(by_image) == len(files_of(data))
+        assert len(by_image) == len(find_files(data))
 
 
 def test_predict_gives_each_image_its_metadata(data: Path, tmp_path: Path) -> None:
@@ -210,7 +203,7 @@ def test_predict_completes_a_patient_before_the_next(data: Path, tmp_path: Path)
     """Although the table alternates between patients."""
     run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
     settings = InferenceSettings("image", 1, workers=0)
-    stream = predict_stream(read_test(data), files_of(data), [run], settings)
+    stream = predict_stream(read_test(data), find_files(data), [run], settings)
     patients = [
         (p.prediction_id if isinstance(p, BreastPrediction) else p.image_id)[0] for p in stream
     ]
@@ -219,19 +212,19 @@ def test_predict_completes_a_patient_before_the_next(data: Path, tmp_path: Path)
 
 def test_patient_buffer_ignores_the_order_and_frees_crops(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", other_breast=True)
-    table, files = read_test(data), files_of(data)
+    table, files = read_test(data), find_files(data)
     found = []
-    for turn in (1, -1):
-        waiting = PatientBuffer(table, files, [run], [0])
+    for order in (1, -1):
+        buffer = PatientBuffer(table, files, [run], [0])
         generator = np.random.default_rng(0)
         crops = {i: generator.integers(0, 256, (64, 32), dtype=np.uint8) for i in sorted(files)}
         kept = [weakref.ref(crop) for crop in crops.values()]
-        for image_id in sorted(files)[::turn]:
-            waiting.add(image_id, [crops.pop(image_id)])
-        assert waiting.ready == len(files)
-        predicted = waiting.predict([Predictor(run, "float32")], (), StageTimer())
+        for image_id in sorted(files)[::order]:
+            buffer.add(image_id, [crops.pop(image_id)])
+        assert buffer.ready == len(files)
+        predicted = buffer.predict([Predictor(run, "float32")], (), StageTimer())
         found.append({p.prediction_id: float(p.probabilities[0]) for p in predicted})
-        assert waiting.ready == 0
+        assert buffer.ready == 0
         assert not any(crop() is not None for crop in kept)
     assert set(found[0]) == set(BREASTS)
     assert found[0] == pytest.approx(found[1], abs=1e-6)
@@ -239,7 +232,7 @@ def test_patient_buffer_ignores_the_order_and_frees_crops(data: Path, tmp_path: 
 
 def test_predict_ignores_absent_files(data: Path, tmp_path: Path) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", metadata=False)
-    files = {image: file for image, file in files_of(data).items() if image != "1_L0"}
+    files = {image: file for image, file in find_files(data).items() if image != "1_L0"}
     alone = {image: file for image, file in files.items() if image == "1_L1"}
     of_breast = [
         {p.prediction_id: p.probabilities[0] for p in stream if isinstance(p, BreastPrediction)}
@@ -256,7 +249,7 @@ def test_predict_refuses_a_table_without_the_metadata(data: Path, tmp_path: Path
     run = save_breast_run(tmp_path / "run" / "fold0")
     table = read_test(data).drop(columns="implant")
     with pytest.raises(InputError, match="lacks the column.* implant"):
-        next(predict_stream(table, files_of(data), [run], InferenceSettings("image", 1, 0)))
+        next(predict_stream(table, find_files(data), [run], InferenceSettings("image", 1, 0)))
 
 
 def test_older_records_get_the_defaults(tmp_path: Path) -> None:
@@ -266,43 +259,3 @@ def test_older_records_get_the_defaults(tmp_path: Path) -> None:
     assert run.unit == "image"
     assert run.views == Views()
     assert run.metadata is None
-
-
-def test_submit_blends_members_of_image_and_breast_level(data: Path, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    network = ImageClassifier("test_efficientnet", pretrained=False)
-    folder = tmp_path / "runs" / "images" / "fold0"
-    images = load_run(save_run(folder, network, network={"backbone": "test_efficientnet"}))
-    breasts = save_breast_run(tmp_path / "runs" / "breasts" / "fold0", other_breast=True)
-    members = tuple(
-        Member(name, (0,), "rsna", "demo", "max", "last", weight)
-        for name, weight in (("images", 1.0), ("breasts", 3.0))
-    )
-    fitted = fabricated_ensemble(members, threshold=0.5, prior=0.25)
-    write_ensemble(fitted, tmp_path / "ensembles" / "both" / "ensemble.json")
-    overrides = ["name=both", f"paths.data={data}", f"paths.output={tmp_path}", "source=image"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("submit", [*overrides, "workers=0", "device=cpu"])
-    submission = submit(cfg)
-    by_image, by_breast = predict(data, images, breasts, batch_size=4)
-    assert all(np.isnan(p.probabilities[1]) for p in by_image if p.probabilities is not None)
-    found = pd.read_csv(tmp_path / "submissions" / "both" / "predictions.csv")
-    assert found["prediction_id"].tolist() == submission["prediction_id"].tolist()
-    for breast, probability in found.itertuples(index=False):
-        of_images = [
-            p.probabilities[0]
-            for p in by_image
-            if p.image_id.startswith(breast) and p.probabilities is not None
-        ]
-        if breast == "4_L":
-            assert not of_images
-            assert probability == 0.25  # the prior
-        else:
-            wanted = (max(of_images) + 3 * by_breast[breast][1]) / 4
-            assert probability == pytest.approx(wanted, abs=1e-6)
-    failures = pd.read_csv(tmp_path / "submissions" / "both" / "failures.csv")
-    assert failures["kind"].value_counts().to_dict() == {
-        "unreadable": len(UNREADABLE),
-        "nothing readable": 1,  # 4_L, of one image
-        "missing view": 2,  # 2_R has rare views only, and 4_L
-    }

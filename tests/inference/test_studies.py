@@ -36,7 +36,7 @@ def fake_run(seen: TrainingDomain | None = None, **changes: Any) -> Run:
     return replace(run, **changes)
 
 
-def of_image(run: Run, row: dict[str, Any], flags: str, found: bool) -> list[str]:
+def flag_image(run: Run, row: dict[str, Any], flags: str, found: bool) -> list[str]:
     return studies.image_flags({**ROW, **row}, split_flags(flags), [run], breast_found=found)
 
 
@@ -53,7 +53,7 @@ def of_image(run: Run, row: dict[str, Any], flags: str, found: bool) -> list[str
     ],
 )  # fmt: skip
 def test_image_flags(row: dict, flags: str, found: bool, expected: list[str]) -> None:
-    assert of_image(fake_run(), row, flags, found) == expected
+    assert flag_image(fake_run(), row, flags, found) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_image_flags(row: dict, flags: str, found: bool, expected: list[str]) ->
     ],
 )
 def test_image_flags_of_unseen(seen: dict[str, tuple[str, ...]], expected: list[str]) -> None:
-    assert of_image(fake_run(seen), {}, "", True) == expected
-    assert of_image(fake_run(seen), {"machine_id": pd.NA, "view": None}, "", True) == [
+    assert flag_image(fake_run(seen), {}, "", True) == expected
+    assert flag_image(fake_run(seen), {"machine_id": pd.NA, "view": None}, "", True) == [
         "view unknown"
     ]
 
@@ -79,7 +79,7 @@ def test_image_flags_of_unseen(seen: dict[str, tuple[str, ...]], expected: list[
     ("columns", "expected"), [(["age"], []), (["age", "site_id"], ["facts missing"])]
 )
 def test_image_flags_missing_metadata(columns: list[str], expected: list[str]) -> None:
-    assert of_image(fake_run(metadata=Metadata(columns)), {}, "", True) == expected
+    assert flag_image(fake_run(metadata=Metadata(columns)), {}, "", True) == expected
 
 
 @pytest.mark.parametrize(
