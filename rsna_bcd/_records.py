@@ -37,23 +37,16 @@ def recorded_keys(schema: type) -> list[str]:
     return [f.name for f in dataclasses.fields(schema) if f.metadata.get("recorded", True)]
 
 
-def refuse_detours(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:
-    """Check that sections take their settings from the keys of the root, which are recorded.
-
-    Args:
-        cfg: composed, not resolved.
-        root: name of its YAML, which says what the sections consist of.
-        sections: dotted keys.
+def refuse_unrecorded(cfg: DictConfig, root: str, sections: Iterable[str]) -> None:
+    """Check that sections (dotted keys) take their settings from root keys, which are recorded.
 
     Raises:
-        InputError: something in them was set, added or deleted.
+        InputError: a key of theirs was set, added or deleted, by comparison with the root's YAML.
     """
     ours = OmegaConf.load(Path(CONF) / f"{root}.yaml")
     for section in sections:
-        meant, found = (
-            to_plain(OmegaConf.select(one, section), resolve=False) for one in (ours, cfg)
-        )
-        for line in difference(meant, found, section):
+        parts = (to_plain(OmegaConf.select(one, section), resolve=False) for one in (ours, cfg))
+        for line in difference(*parts, section):
             raise InputError(
                 f"{line}: this would not be recorded. Set the key at the root that it refers to."
             )
@@ -129,9 +122,7 @@ def format_override(value: Any) -> str:
 def prepare_command(cfg: DictConfig, made: Mapping[str, Any]) -> str:
     """The command that makes the crops and folds of a `train` configuration.
 
-    Args:
-        cfg: composed, not resolved.
-        made: the record of the folder of crops; empty if there is none.
+    `made` is the record of the folder of crops; empty if there is none.
     """
     words = ["python", "-m", "rsna_bcd.prepare"]
     for group, usual in _DEFAULT_OPTIONS.items():

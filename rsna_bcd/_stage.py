@@ -103,9 +103,8 @@ def stage(
 def configure_process(*, passive: bool = False) -> None:
     """Set the environment variables that libraries read at import.
 
-    Args:
-        passive: OpenMP's waiting threads sleep. While they spin, they take the cores from processes
-            that decode: on two busy cores, a network took 0.72 s of a core instead of 0.45 s.
+    With `passive`, OpenMP's waiting threads sleep. While they spin, they take the cores from
+    processes that decode: on two busy cores, a network took 0.72 s of a core instead of 0.45 s.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it looks for a newer version at import
@@ -274,7 +273,7 @@ def _exit_on_signals(received: list[signal.Signals]) -> Iterator[None]:
         _restore_signals()
 
 
-_replaced: dict[signal.Signals, Any] = {}
+_replaced: dict[signal.Signals, Any] = {}  # handlers, while a command runs
 
 
 def _restore_signals() -> None:

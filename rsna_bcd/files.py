@@ -97,17 +97,14 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 def locked(folder: Path, remedy: str, name: str = "lock") -> Iterator[int]:
     """Keep other processes out of a folder until the block or this process ends, however it ends.
 
-    Args:
-        folder: made if it is absent.
-        remedy: what the user can do instead of waiting; the end of a sentence.
-        name: of the file in it that is locked. It stays: if it were deleted, one process could hold
-            the deleted file and another its successor.
+    The folder is made if it is absent. The file that is locked stays: if it were deleted, one
+    process could hold the deleted file and another its successor.
 
     Yields:
         A descriptor of the file, open for appending.
 
     Raises:
-        InputError: another process has it.
+        InputError: another process has it; `remedy` ends the sentence "Wait for it, or ...".
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Open for writing, as else NFS locks it on this machine only.

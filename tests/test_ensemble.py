@@ -177,17 +177,6 @@ def test_name_is_those_of_the_members_unless_given(output: Path) -> None:
     assert Path(submit.ensemble_json).is_file()
 
 
-def test_fitted_weights_leave_out_a_member_of_noise(output: Path, fit: Fit) -> None:
-    folds = oof(range(100), 0, 9, skill=0), oof(range(100, 240), 1, 9, skill=0)
-    save_run(output / "runs" / "noise", *folds)
-    equal = fit("name=equal", "members=[b5,small,noise]")
-    fitted = fit("name=fitted", "members=[b5,small,noise]", "weights=fitted")
-    assert sum(member.weight for member in fitted.members) == pytest.approx(1)
-    assert fitted.members[2].weight < 0.05
-    assert fitted.score["auroc"].value > equal.score["auroc"].value + 0.02
-    assert fitted.score["in_sample"]["auroc"].value >= fitted.score["auroc"].value
-
-
 def test_choices_are_cross_fitted_together(output: Path, fit: Fit) -> None:
     """The held-out rows of the table are those of the fitter, and make the scores."""
     for seed, name in enumerate(["c", "d"]):

@@ -15,7 +15,7 @@ from rsna_bcd._records import (
     load_option,
     prepare_command,
     recorded_keys,
-    refuse_detours,
+    refuse_unrecorded,
     select_settings,
     selected_option,
     with_defaults,
@@ -80,7 +80,7 @@ def check_training(cfg: DictConfig) -> None:
         )
     if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
         raise InputError("fold=all holds out nothing, which select=best and patience= need.")
-    refuse_detours(cfg, "train", _WIRED)
+    refuse_unrecorded(cfg, "train", _WIRED)
     _check_callbacks(cfg)
     _check_trainer(cfg)
     _check_folds(cfg)

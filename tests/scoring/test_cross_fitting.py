@@ -86,14 +86,14 @@ def test_fit_chooses_the_better_aggregation_and_gives_noise_little_weight() -> N
 
 
 @pytest.mark.parametrize(
-    ("blend", "weights"), [("rank_mean", (1.0, 1.0)), ("mean", None), ("rank_mean", None)]
+    ("fitter", "named"),
+    [
+        (EnsembleFitter("rank_mean", (1.0, 1.0), BestPf1()), "member 2"),
+        (EnsembleFitter("mean", None, BestPf1(), names=("b5", "small")), "small"),
+    ],
 )
-@pytest.mark.parametrize(("names", "named"), [(("b5", "small"), "small"), ((), "member 2")])
-def test_fit_names_a_constant_member(
-    blend: BlendMethod, weights: tuple[float, ...] | None, names: tuple[str, ...], named: str
-) -> None:
+def test_fit_names_a_constant_member(fitter: EnsembleFitter, named: str) -> None:
     p = np.linspace(0.1, 0.9, 8)
-    fitter = EnsembleFitter(blend, weights, BestPf1(), names=names)
     with pytest.raises(InputError, match=f"probabilities of {named} "):
         fitter.fit(p > 0.4, [{"mean": p}, {"mean": np.full(8, 0.3)}], np.arange(8))
 
