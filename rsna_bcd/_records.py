@@ -43,10 +43,10 @@ def refuse_unrecorded(cfg: DictConfig, root: str, sections: Iterable[str]) -> No
     Raises:
         InputError: a key of theirs was set, added or deleted, by comparison with the root's YAML.
     """
-    ours = OmegaConf.load(Path(CONF) / f"{root}.yaml")
+    yaml = OmegaConf.load(Path(CONF) / f"{root}.yaml")
     for section in sections:
-        parts = (to_plain(OmegaConf.select(one, section), resolve=False) for one in (ours, cfg))
-        for line in difference(*parts, section):
+        ours, theirs = (to_plain(OmegaConf.select(c, section), resolve=False) for c in (yaml, cfg))
+        for line in difference(ours, theirs, section):
             raise InputError(
                 f"{line}: this would not be recorded. Set the key at the root that it refers to."
             )
