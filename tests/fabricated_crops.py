@@ -1,4 +1,4 @@
-"""A prepared folder without a preparation, for what reads one."""
+"""A fabricated prepared folder."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Augmentation: the only module that knows albumentations.
 
 The pixels of a sample depend on (seed, epoch, index) and on nothing else: neither on the number of
-workers nor on what was drawn before. Left alone, albumentations repeats its random stream in
+workers nor on earlier draws. Without this, albumentations repeats its random stream in
 every epoch whose workers are restarted, because each worker inherits the same generator.
 """
 

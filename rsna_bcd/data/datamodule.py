@@ -279,7 +279,7 @@ def _begin_worker(worker: int) -> None:
 
 _SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches
 _LOADERS, _PREFETCHED = 2, 2  # training and validation; batches ahead of each worker
-_SPARE = 0.9  # of what is free
+_SPARE = 0.9  # of the free space
 _FAILURE = re.compile(r"shared memory|Bus error|/torch_\d+_|shm", re.IGNORECASE)
 _REMEDY = (
     "Give it more (docker run --shm-size=8g, or --ipc=host), or set workers= and batch_size= "

@@ -381,10 +381,9 @@ def _translate(
         unknown = spelled.notna() & ~spelled.isin(known.keys())
         if unknown.any() and not (split == "test" and column == "view"):
             raise InputError(
-                f"dataset.rows.values.{column} does not say what "
-                f"{some(table.loc[unknown, column])} is in our terms; it knows "
-                f"{', '.join(known)}. Add it (and quote yes and no: YAML takes them for true and "
-                "false)."
+                f"dataset.rows.values.{column} has no entry for "
+                f"{some(table.loc[unknown, column])}; it has {', '.join(known)}. Add it (and quote "
+                "yes and no: YAML takes them for true and false)."
             )
         table[column] = spelled.map(known).where(~unknown, table[column])
 

@@ -23,7 +23,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DELIMITERS = ",;\t|"
-# How programs write a missing value, `NA` apart: that may be somebody's initials.
+# Spellings of a missing value, without `NA`: that may be a patient's initials.
 MISSING = ("", "#N/A", "#NA", "<NA>", "N/A", "NULL", "NaN", "None", "n/a", "nan", "null", "-nan")
 
 

@@ -1,4 +1,4 @@
-"""Folds: which patients are trained on together, and the promises that a split must keep.
+"""Folds: the assignment of patients, and its checks.
 
 A fold table has one row per patient: `patient_id` (string), `fold` (0-based). A run with `fold=k`
 validates on the patients of fold k and trains on all others.
@@ -65,7 +65,8 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
             f"The folds have {positives.tolist()} positive breasts: not the same prevalence. "
             "Choose another folds.assign.seed, or fewer folds."
         )
-    return _one_row_per_patient(breasts.assign(fold=fold))
+    patients = breasts.assign(fold=fold)[["patient_id", "fold"]].drop_duplicates()
+    return patients.reset_index(drop=True)
 
 
 def holdout(images: pd.DataFrame, *, fraction: float, seed: int) -> pd.DataFrame:
@@ -81,7 +82,7 @@ def holdout(images: pd.DataFrame, *, fraction: float, seed: int) -> pd.DataFrame
 
 
 def leave_out(images: pd.DataFrame, *, column: str) -> pd.DataFrame:
-    """One fold a value of `column` (`site_id`, `machine_id`), numbered in ascending order.
+    """One fold per value of `column` (`site_id`, `machine_id`), numbered in ascending order.
 
     A patient with several values (one of the competition's has two machines) goes to the most
     frequent one, whole: no patient is in two folds.
@@ -97,14 +98,10 @@ def leave_out(images: pd.DataFrame, *, column: str) -> pd.DataFrame:
             f"{column} is missing for {unknown.nunique()} patient(s), {unknown.iloc[0]} among "
             "them. Fill it in, or choose folds=stratified."
         )
-    home = images.groupby("patient_id", sort=False)[column].agg(
-        lambda values: values.mode().iloc[0]
-    )
+    home = images.groupby("patient_id", sort=False)[column].agg(lambda own: own.mode().iloc[0])
     values = np.sort(home.unique())
     if len(values) < 2:
-        raise InputError(
-            f"{column} has one value only, {values[0]}: there is nothing to leave out."
-        )
+        raise InputError(f"{column} has one value only, {values[0]}: choose other folds=.")
     return pd.DataFrame(
         {"patient_id": home.index.astype("string"), "fold": np.searchsorted(values, home)}
     )
@@ -189,11 +186,6 @@ def read_folds(csv: Path) -> pd.DataFrame:
             "Run prepare again with overwrite_folds=true."
         )
     return folds
-
-
-def _one_row_per_patient(breasts: pd.DataFrame) -> pd.DataFrame:
-    """Reduce rows with a fold to one a patient, in order of appearance."""
-    return breasts[["patient_id", "fold"]].drop_duplicates().reset_index(drop=True)
 
 
 def _predominant(values: pd.Series) -> object:

@@ -100,5 +100,5 @@ def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def as_file_name(text: str) -> str:
-    """Letters, digits, `_`, `.` and `-`, whatever a header calls something."""
+    """The text of a header in letters, digits, `_`, `.` and `-`."""
     return re.sub(r"[^\w.-]+", "-", text).strip(".-") or "unnamed"

@@ -31,7 +31,7 @@ LABEL_ONLY_COLUMNS = tuple(c for c in TRAIN_COLUMNS if c not in TEST_COLUMNS)
 LATERALITIES = ("L", "R")
 VIEWS = ("CC", "MLO", "AT", "LM", "ML", "LMO")
 
-# What the pipeline itself uses; the other columns may be absent from a table of one's own.
+# Columns that the pipeline itself uses; a table of one's own may lack the others.
 _REQUIRED: dict[Split, tuple[str, ...]] = {
     "train": ("patient_id", "image_id", "laterality", "view", "cancer"),
     "test": ("patient_id", "image_id", "laterality", "view", "prediction_id"),
@@ -161,7 +161,7 @@ def keeps_lines(mapped: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> bool:
 
 
 def join_rows(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
-    """Join tables that have our columns, whatever the case and punctuation of their names."""
+    """Join tables that have our columns; case and punctuation of their names are ignored."""
     return pd.concat([with_our_names(table) for table in tables], ignore_index=len(tables) > 1)
 
 

@@ -1,4 +1,4 @@
-"""Tables of predictions: per image, per breast, of several runs, and what may be submitted.
+"""Tables of predictions: per image, per breast, of several runs, and submissions.
 
 A breast is one `prediction_id`. Its probability is the mean or the maximum over its images.
 """
@@ -218,7 +218,7 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
                 f"{folder} has no config.yaml: fold {fold} of {run.name} was never trained, or its "
                 f"record was lost. {train} Or delete the folder, to leave it out."
             )
-        if not (folder / "metrics.json").is_file():  # what training writes last
+        if not (folder / "metrics.json").is_file():  # training writes it last
             state = "is not finished" if folder.is_dir() else "was not trained"
             raise InputError(
                 f"Fold {fold} of {run.name} {state}: there is no {folder / 'metrics.json'}. {train}"
@@ -296,7 +296,7 @@ def check_informative(run: str, oof: pd.DataFrame) -> None:
         if np.ptp(read["probability"].to_numpy()) < _CONSTANT:
             raise InputError(
                 f"All {len(read)} probabilities of fold {fold} of {run} equal "
-                f"{read['probability'].iloc[0]:g}: its network learnt nothing. Train it longer or "
+                f"{read['probability'].iloc[0]:g}: the network did not learn. Train it longer or "
                 "again."
             )
 

@@ -233,8 +233,8 @@ def _check_rows(
     """Append the faults of each row; return the positions of the rows to predict."""
     kept: list[int] = []
     first: dict[tuple[str, str], Any] = {}  # the row where an image, or its file, counts
-    no_age = standard_age(frame["age"]).isna() if "age" in frame else None
-    no_machine = frame["machine_id"].isna() if "machine_id" in frame else None
+    no_age = standard_age(frame["age"]).isna() if "age" in frame else pd.Series(False, frame.index)
+    machine = frame.get("machine_id", pd.Series("", frame.index))
     patients, sides = breasts["patient_id"].to_dict(), breasts["laterality"].to_dict()
     records = cells.astype(object).where(cells.notna(), None).itertuples(index=False)
     for i, row in enumerate(cast(Iterable[Any], records)):
@@ -252,10 +252,10 @@ def _check_rows(
             kept.append(i)
             first |= dict.fromkeys(names, row)
             faults = _cell_faults(row, patient, side)
-            if no_age is not None and no_age.iloc[i]:
+            if no_age.iloc[i]:
                 age = frame["age"].iloc[i]
                 faults.append(("missing age", "none given" if pd.isna(age) else f"{age} is no age"))
-            if no_machine is not None and no_machine.iloc[i]:
+            if pd.isna(machine.iloc[i]):
                 faults.append(("missing machine", "none given"))
         else:
             faults = [unfit]
@@ -268,10 +268,11 @@ def _check_rows(
 
 
 def _unmatched(row: Any, has_sample: bool) -> _Fault:
-    if row.prediction_id is not None:
-        return "not asked for", f"{row.prediction_id} is not in the sample; left out"
-    if has_sample and row.patient_id is not None and row.side is not None:
-        return "not asked for", f"{row.patient_id} {row.side} is not in the sample; left out"
+    named = row.prediction_id
+    if named is None and has_sample and row.patient_id is not None and row.side is not None:
+        named = f"{row.patient_id} {row.side}"
+    if named is not None:
+        return "not asked for", f"{named} is not in the sample; left out"
     return "unknown breast", "neither prediction_id nor patient and laterality; left out"
 
 
@@ -332,20 +333,19 @@ def _incomplete_breasts(
     # The views that these lack may be those of the rows that were left out.
     reduced = {f.prediction_id for f in failures if f.kind in ("unfit name", "two breasts")}
     for breast, patient in breasts["patient_id"].items():
-        own = views.get(breast, [])
-        lacks = [view for view in usual if view not in own]
         if breast in reduced:
             continue
+        own = views.get(breast, [])
+        lacks = [view for view in usual if view not in own]
         if not own:
             yield Failure(str(breast), patient, None, "unlisted", "no row in the table of images")
         elif lacks and all(view in VIEWS for view in own):
-            yield Failure(
-                str(breast), patient, None, "missing view", f"no {' and no '.join(lacks)}"
-            )
+            reason = f"no {' and no '.join(lacks)}"
+            yield Failure(str(breast), patient, None, "missing view", reason)
 
 
 def _read_tolerant(file: Path, failures: list[Failure]) -> pd.DataFrame:
-    """Read a CSV as strings, whatever is wrong with the rows below its header.
+    """Read a CSV as strings; a fault below its header costs at most its line.
 
     Lines that are too long are dropped (unless the surplus is empty), short ones end in missing
     cells. Bytes that are not UTF-8 become the replacement character.

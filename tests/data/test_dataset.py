@@ -141,9 +141,9 @@ def test_breast_dataset_adds_metadata_and_targets(folder: Path) -> None:
     assert sample["metadata"].dtype == sample["target_BIRADS"].dtype == torch.float32
     assert torch.isnan(sample["target_BIRADS"])
     training = make(folder, Views(), Augmentation([]), annotations=known)
-    seen = [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)]
-    assert set(seen) == {(1, 0), (0, 1)}
-    assert [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)] == seen
+    drawn = [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)]
+    assert set(drawn) == {(1, 0), (0, 1)}
+    assert [tuple(training[epoch, 1]["metadata"].tolist()) for epoch in range(20)] == drawn
     assert "metadata" not in make(folder, Views())[0, 1]
 
 

@@ -272,7 +272,7 @@ def test_map_generic_joins_labels_to_an_index() -> None:
     assert rows["file"].tolist() == ["1.dcm", "2.dcm", "3.dcm", "4.dcm"]
     rows = generic(INDEX, LABELS, **LABEL_SETTINGS, unlabelled="drop")
     assert rows["image_id"].tolist() == ["a", "b", "c"]
-    # What both tables have is completed where they agree.
+    # A column of both tables is completed where they agree.
     rows = generic(INDEX, "patient_id,laterality,cancer,age\n1,L,1,50\n2,R,0,60\n")
     assert rows["age"].fillna("").tolist() == ["50.0", "50.0", "60", ""]
 
@@ -336,10 +336,10 @@ def test_dropped_images_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         (["1", "2.00"], {1.0: 0, "2": 1}, ["0", "1"]),
         (["True", "0.0"], {True: 1, False: 0}, ["1", "0"]),
         (["malignant", "0"], {"malignant": 1, "benign": 0}, ["1", "0"]),  # 0 is ours
-        (["malignant", "suspicious"], {"malignant": 1, "benign": 0}, "suspicious is"),
-        (["1.5", "2"], {1: 0, 2: 1}, "1.5 is"),
-        (["0", "2"], {1: 0, 2: 1}, "0 is"),  # their 1 is not ours, nor may their 0 be
-        (["yes", "no"], {True: 1, False: 0}, "yes, no is .* knows true, false.*quote yes"),
+        (["malignant", "suspicious"], {"malignant": 1, "benign": 0}, "suspicious;"),
+        (["1.5", "2"], {1: 0, 2: 1}, "1.5;"),
+        (["0", "2"], {1: 0, 2: 1}, "0;"),  # their 1 is not ours, nor may their 0 be
+        (["yes", "no"], {True: 1, False: 0}, "yes, no; it has true, false.*quote yes"),
     ],
 )
 def test_map_generic_values(
@@ -347,7 +347,7 @@ def test_map_generic_values(
 ) -> None:
     text = "image_id,cancer\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells))
     if isinstance(expected, str):
-        with pytest.raises(InputError, match=rf"values\.cancer does not say what {expected}"):
+        with pytest.raises(InputError, match=rf"values\.cancer has no entry for {expected}"):
             generic(text, values={"cancer": mapping})
     else:
         rows = generic(text, values={"cancer": mapping})
@@ -358,7 +358,7 @@ def test_map_generic_keeps_unknown_views_of_a_test() -> None:
     rows = "image_id,view\na,craniocaudal\nb,mlo\nc,XCCL\n"
     values = {"view": {"craniocaudal": "CC"}}
     assert generic(rows, split="test", values=values)["view"].tolist() == ["CC", "MLO", "XCCL"]
-    with pytest.raises(InputError, match=r"values\.view does not say what XCCL is"):
+    with pytest.raises(InputError, match=r"values\.view has no entry for XCCL"):
         generic(rows, values=values)
 
 

@@ -39,8 +39,8 @@ def test_views_of_a_breast_without_standard_ones() -> None:
 def test_views_random_per_epoch_draws_in_training_only() -> None:
     settings = Views("random_per_epoch")
     views = ("CC", "MLO", "CC", "MLO", "AT")
-    seen = {tuple(positions(settings, *views, seed=seed)) for seed in range(50)}
-    assert seen == {(cc, mlo) for cc in (0, 2) for mlo in (1, 3)}
+    drawn = {tuple(positions(settings, *views, seed=seed)) for seed in range(50)}
+    assert drawn == {(cc, mlo) for cc in (0, 2) for mlo in (1, 3)}
     assert positions(settings, *views) == positions(Views("one_per_view"), *views) == [0, 1]
     rare = {tuple(positions(settings, "AT", "LM", "ML", seed=seed)) for seed in range(80)}
     assert len(rare) == 6
