@@ -28,13 +28,22 @@ env: .venv/.complete ## create or update .venv from requirements.lock
 	touch $@
 
 demo: env ## synthetic competition of real DICOM files -> the whole pipeline -> output/demo
-	$(RUN) rsna_bcd.synthesize paths=demo
-	$(RUN) rsna_bcd.prepare paths=demo crop=demo
-	$(RUN) rsna_bcd.train paths=demo experiment=demo -m fold=0,1
-	$(RUN) rsna_bcd.ensemble paths=demo name=demo members=[demo]
-	$(RUN) rsna_bcd.submit paths=demo name=demo
-	$(RUN) rsna_bcd.evaluate paths=demo name=demo
-	$(RUN) rsna_bcd.report paths=demo name=demo 'baseline=[metadata,intensity]'
+	@echo "1/7 synthesize: mammograms with planted cancers, as the DICOM files of a competition"
+	@$(RUN) rsna_bcd.synthesize paths=demo
+	@echo "2/7 prepare: decode the files, crop the breasts, split the patients into folds"
+	@$(RUN) rsna_bcd.prepare paths=demo crop=demo
+	@echo "3/7 train: a small network on each of two folds, from scratch"
+	@$(RUN) rsna_bcd.train paths=demo experiment=demo -m fold=0,1
+	@echo "4/7 ensemble: average the folds, choose the threshold on out-of-fold predictions"
+	@$(RUN) rsna_bcd.ensemble paths=demo name=demo members=[demo]
+	@echo "5/7 submit: predict the test images, write submission.csv"
+	@$(RUN) rsna_bcd.submit paths=demo name=demo
+	@echo "6/7 report: out-of-fold scores with intervals, subgroups, baselines, saliency maps"
+	@$(RUN) rsna_bcd.report paths=demo name=demo 'baseline=[metadata,intensity]'
+	@echo "7/7 evaluate: score the submission against the labels of the test set"
+	@$(RUN) rsna_bcd.evaluate paths=demo name=demo
+	@echo "Open output/demo/report/demo/index.html (scores out of fold) and"
+	@echo "output/demo/prepared/rsna/demo/train_contact_sheet.png (crops)."
 
 test: env lint types ## ruff, mypy and the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)

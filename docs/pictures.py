@@ -11,13 +11,13 @@ from rsna_bcd.imaging.dicom import read_dicom
 from rsna_bcd.preparation.crop import CropSettings, prepare_image
 
 DATA = Path("output/demo/data")
-# Machines that differ in what is stored: inverted, a sigmoid window, a linear one; and the breast.
+# Machines with inverted pixels, a sigmoid window and a linear one; and the side of the breast.
 MACHINES = {29: "L", 216: "L", 49: "R"}
 CROP = CropSettings("docs", 512, 256, box="breast", margin=0.01, orient=True, fit="pad")
 
 
 def dicom_to_crop(target: Path) -> None:
-    """Stored pixels, what the header's window shows, and the crop; one row per machine."""
+    """Stored pixels, pixels after the header's window, and the crop; one row per machine."""
     images = pd.read_csv(DATA / "train.csv", dtype={"patient_id": str, "image_id": str})
     mlo = images[(images["view"] == "MLO") & (images["implant"] == 0)]
     figure, axes = plt.subplots(
@@ -47,10 +47,10 @@ def dicom_to_crop(target: Path) -> None:
     figure.savefig(target, dpi=100, pil_kwargs={"optimize": True})
 
 
-def contact_sheet_of_the_demo(target: Path) -> None:
-    """The upper part of the contact sheet that `prepare` draws."""
+def contact_sheet(target: Path) -> None:
+    """The first four lines of the contact sheet that `prepare` draws."""
     sheet = Image.open(DATA.parent / "prepared" / "rsna" / "demo" / "train_contact_sheet.png")
-    upper = sheet.convert("RGB").crop((0, 0, sheet.width, sheet.height // 2))
+    upper = sheet.convert("RGB").crop((0, 0, sheet.width, 1325))
     # Fewer bytes; the frequent greys do not push out the few colours.
     upper.quantize(256, Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
 
@@ -58,4 +58,4 @@ def contact_sheet_of_the_demo(target: Path) -> None:
 if __name__ == "__main__":
     docs = Path(__file__).parent
     dicom_to_crop(docs / "dicom_to_crop.png")
-    contact_sheet_of_the_demo(docs / "contact_sheet.png")
+    contact_sheet(docs / "contact_sheet.png")

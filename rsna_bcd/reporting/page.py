@@ -31,7 +31,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS: Mapping[str, str] = {  # key and anchor: title
     "summary": "Summary",
     "data": "Data",
-    "ranking": "ROC and precision",
+    "ranking": "ROC and PR",
     "threshold": "Threshold",
     "operating": "Operating points",
     "scores": "Calibration",
