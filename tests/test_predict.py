@@ -327,7 +327,7 @@ def test_predict_lists_unreadable_and_other_files(
     assert failures[str(folder / "ct0")] == "CT image, no mammogram"
     assert failures[str(folder / "good" / "1" / "2.dcm")].startswith("cut short")
     printed = capsys.readouterr().out
-    assert "8 file(s) took no part" in printed
+    assert "8 file(s) were excluded" in printed
     assert "3 x CT image, no mammogram" in printed
     assert "1 x not a DICOM file (.txt: 1)" in printed
 
