@@ -32,7 +32,7 @@ from gpu import EXPERIMENTS, Context, Row
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsna_bcd.models.memory import TrainingStep
-from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.models.prediction import Batch, network_outputs
 
 COMPILED, OURS, BARE, FLOAT32 = "ours, compiled", "ours", "bare loop", "float32 eager"
 BARE_COMPILED = "bare loop, compiled"
@@ -135,7 +135,7 @@ def step_flops(cfg: Any, classifier: Any) -> float:
     network = copy.deepcopy(classifier.network).cpu().to("meta").eval()
     batch = {k: v.to("meta") for k, v in random_batch(cfg, classifier.unit, 1).items()}
     with FlopCounterMode(display=False) as counter:
-        outputs_of(network, batch)["logit"].sum().backward()
+        network_outputs(network, batch)["logit"].sum().backward()
     return float(counter.get_total_flops())
 
 

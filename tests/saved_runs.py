@@ -10,7 +10,7 @@ from torch import nn
 
 from rsna_bcd._records import select_settings, write_record
 from rsna_bcd.models.exporting import Input, network_inputs, random_batch
-from rsna_bcd.models.prediction import outputs_of
+from rsna_bcd.models.prediction import network_outputs
 
 CROP: dict[str, Any] = {
     "_target_": "rsna_bcd.preparation.crop.CropSettings", "name": "demo", "height": 64, "width": 32,
@@ -56,8 +56,8 @@ def spread_network(cfg: DictConfig) -> tuple[Any, tuple[Input, ...]]:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
-        outputs_of(network, batch)
-        logits = outputs_of(network.eval(), batch)["logit"]
+        network_outputs(network, batch)
+        logits = network_outputs(network.eval(), batch)["logit"]
         # Of the quartiles, which a few outliers do not move.
         low, middle, high = logits.quantile(torch.tensor([0.25, 0.5, 0.75]))
         network.head.weight.div_(high - low)

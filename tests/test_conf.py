@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
 from rsna_bcd.models.aggregators import Mean
-from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.models.prediction import Batch, network_outputs
 from rsna_bcd.tables.views import Views
 
 
@@ -88,7 +88,7 @@ def test_network_learns_with_metadata_and_auxiliary_targets(name: str) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     network = instantiate(cfg.network).train()
-    outputs = outputs_of(network, small_batch(network, torch.rand(2, 1, 64, 64), metadata=2))
+    outputs = network_outputs(network, small_batch(network, torch.rand(2, 1, 64, 64), metadata=2))
     assert outputs["logit"].shape == (2,)
     assert outputs["density"].shape == (2, 4)
     torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
@@ -137,7 +137,7 @@ def test_experiment_takes_a_training_step(name: str) -> None:
     pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8).numpy()
     images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
     before = classifier.network.head.weight.detach().clone()
-    outputs = outputs_of(classifier.network, small_batch(classifier.network, images[:, None]))
+    outputs = network_outputs(classifier.network, small_batch(classifier.network, images[:, None]))
     label = torch.tensor([0.0, 1.0])
     targets = {f"target_{column}": label for column in cfg.auxiliary}
     loss = classifier.criterion(outputs, {"label": label, **targets})["loss"]

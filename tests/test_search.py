@@ -154,7 +154,7 @@ def test_equal_settings_that_failed_are_tried_again(searched: Search, training: 
     assert len(training.commands) == 3
 
 
-@pytest.mark.parametrize("stop_at", range(6))
+@pytest.mark.parametrize("stop_at", [0, 2, 5])
 def test_stopped_at_equal_settings_it_ends_as_if_nothing_had_happened(
     searched: Search,
     training: _Training,
@@ -200,14 +200,14 @@ def test_search_truncates_the_journal_and_never_rewrites_it(
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
-def test_more_trials_go_on_from_the_last(searched: Search, training: _Training) -> None:
+def test_more_trials_resume_from_the_last(searched: Search, training: _Training) -> None:
     first = searched("trials=3")
     second = searched("trials=5")
     assert len(training.commands) == 5
     pd.testing.assert_frame_equal(second.head(3), first)
 
 
-def test_a_failed_trial_is_marked_and_the_others_go_on(
+def test_a_failed_trial_is_marked_and_the_others_continue(
     searched: Search, training: _Training
 ) -> None:
     training.fails = lambda trial, fold: trial == 2
@@ -248,19 +248,13 @@ def test_other_settings_are_refused_and_overwrite_forgets(
     [
         (['train="fold=1"'], "fold is set by the search"),
         (['train="epochs=1 learning_rate=1"'], "both in train and in space"),
-        (["trials=0"], "at least one"),
-        (["direction=up"], "choose maximize or minimize"),
         (["space=none"], "The space is empty"),
         (["space.learning_rate=1"], "give a list of plain values, or a range"),
         (["++space.learning_rate={up: 1}"], "give a list of plain values, or a range"),
         (["space.learning_rate={low: 0.0, high: 1.0, log: true}"], "space.learning_rate="),
         (["metric=f1"], "metric=f1: choose auroc, average_precision, pf1"),
-        (["fold=all"], "fold=all: give numbers from 0 on, each once"),
-        (["fold=[0,all]"], "fold=.*give numbers from 0 on, each once"),
         (["fold=[1,1]"], "fold=.*give numbers from 0 on, each once"),
         (["fold=[]"], "fold=.*give numbers from 0 on, each once"),
-        (["fold=-1"], "fold=-1: give numbers from 0 on, each once"),
-        (["fold=true"], "fold=True: give numbers from 0 on, each once"),
     ],
 )
 def test_bad_settings(

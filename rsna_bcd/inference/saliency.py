@@ -40,7 +40,7 @@ from rsna_bcd.models.aggregators import Aggregator
 from rsna_bcd.models.breast import BreastClassifier, SideBySide, side_by_side
 from rsna_bcd.models.encoder import Encoder
 from rsna_bcd.models.global_local import GlobalLocal
-from rsna_bcd.models.prediction import TTA, Batch, outputs_of, plain_float32, to_input
+from rsna_bcd.models.prediction import TTA, Batch, network_outputs, plain_float32, to_input
 from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import read_run
@@ -88,7 +88,7 @@ def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
     explained = network
 
     def logits(image: Tensor) -> Tensor:
-        return outputs_of(explained, batch, image)["logit"]
+        return network_outputs(explained, batch, image)["logit"]
 
     attribution: Any
     if isinstance(network, GlobalLocal):

@@ -25,19 +25,9 @@ class BreastClassifier(Encoder):
     """The logit of cancer for a breast, from all its images.
 
     Args:
-        backbone: name of a timm network that yields a feature map.
+        backbone: see `ImageClassifier`, also for those not named here.
         aggregator: makes the aggregator, given the number of features of an image.
-        pretrained: start from the weights that timm downloads for this name.
-        checkpoint_path: start from this file instead; also from a run of a network that looks at
-            single images.
-        pooling: of the feature map over its area.
-        dropout: before the last layer.
-        drop_path_rate: stochastic depth; None leaves the backbone's own default.
-        channels_last: memory layout.
-        grad_checkpointing: less memory for more time.
-        freeze_backbone: train the rest only.
-        auxiliary: names of further columns to predict (of a mapping, its keys).
-        metadata: what is known of the breast besides its images.
+        checkpoint_path: also of a run of an image-level network.
 
     Attributes:
         dense: in inference, encode padding as well, and drop its features afterwards: the same

@@ -1,4 +1,4 @@
-"""How a network is trained and judged. Knows Lightning; owns neither data nor files."""
+"""Training and validation of a network under Lightning."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,14 @@ from rsna_bcd.models.losses import Criterion
 from rsna_bcd.models.memory import MemoryLimit
 from rsna_bcd.models.mixing import Mix
 from rsna_bcd.models.optim import MakeOptimizer, MakeScheduler, ParameterGroups
-from rsna_bcd.models.prediction import TTA, Batch, Level, network_unit, outputs_of, predict_logits
+from rsna_bcd.models.prediction import (
+    TTA,
+    Batch,
+    Level,
+    network_outputs,
+    network_unit,
+    predict_logits,
+)
 from rsna_bcd.scoring.metrics import DECISION, RANKING, Aggregation
 from rsna_bcd.tables.predictions import to_breasts
 
@@ -41,7 +48,7 @@ class Classifier(pl.LightningModule):
     Set `data` before training.
 
     Whatever is drawn by chance while training depends on (seed, step) alone, and for dropout and
-    stochastic depth on the rank, so that a run that was killed goes on as if nothing had happened.
+    stochastic depth on the rank, so that a resumed run equals a straight one.
 
     Args:
         network: see `models.prediction`.
@@ -101,13 +108,13 @@ class Classifier(pl.LightningModule):
         return network_unit(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout from the step, so that a resumed run goes on as if it had not stopped."""
+        """Seed dropout from the step, so that a resumed run equals a straight one."""
         torch.manual_seed(hash((self._seed, self._draw(batch_idx), self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log its parts."""
         batch = self._mix(batch, (self._seed, self._draw(batch_idx)))
-        losses = self.criterion(outputs_of(self.trained_network(), batch), batch)
+        losses = self.criterion(network_outputs(self.trained_network(), batch), batch)
         has_parts = len(losses) > len(("loss", "total", "label"))
         for name in [n for n in losses if n != "loss"] if has_parts else ["total"]:
             self.log(

@@ -32,20 +32,14 @@ class GlobalLocal(nn.Module):
     Args:
         backbone: name of the timm network for the patches.
         global_backbone: name of the timm network for the whole image; a small one.
-        pretrained: start from the weights that timm downloads for these names.
-        checkpoint_path: start from this file instead. Where it fits only one of the two networks,
+        checkpoint_path: start from this file. Where it fits only one of the two networks,
             `pretrained` decides about the other.
         downscale: the whole image is looked at in 1 / downscale of its height and width.
         n_patches: number of patches K.
         patch: their side in pixels of the image.
         top: share of the map's cells whose mean is the first opinion.
         pooling: of the patches' feature maps. That of the whole image is reduced to its maximum.
-        dropout: before the last layer.
-        drop_path_rate: stochastic depth of both; None leaves the backbones' own defaults.
-        channels_last: memory layout.
-        grad_checkpointing: less memory for more time.
-        auxiliary: names of further columns to predict (of a mapping, its keys).
-        metadata: what is known of the image besides its pixels.
+        dropout: before the last layer. For the others see `ImageClassifier`.
 
     Raises:
         InputError: as `ImageClassifier`; or a number is out of range.

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rsna_bcd.errors import InputError
 from rsna_bcd.processes import die_with_parent
 
-_STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of whoever started this rank
+_STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of the starter of this rank
 _PAUSE, _MOMENT, _GRACE = 0.1, 1.0, 10.0  # seconds: between looks at the ranks; for others to fail
 # of a failure; for one to end when asked
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -120,10 +120,7 @@ def _account(rank: int, ranks: Sequence["subprocess.Popen[bytes]"], log: Path) -
 
 
 def end_with_parent() -> None:
-    """Make this process end when the one that started it as a rank does, however that ends.
-
-    Else the ranks of a run that was killed would train on, beside those of the run resumed.
-    """
+    """End this rank with its starter: else it would train on beside the resumed run's ranks."""
     parent = os.environ.get(_STARTED_BY)
     if parent is None:
         return
@@ -215,7 +212,7 @@ def keep_freed_memory() -> None:
     """Stop glibc from handing every large block that is freed back to the kernel.
 
     A step on the processor frees and allocates the same tensors again and again; faulting their
-    pages in anew took 30 to 45 % of its time (tf_efficientnet_lite0, 16 images of 512 x 288).
+    pages in again took 30 to 45 % of its time (tf_efficientnet_lite0, 16 images of 512 x 288).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # not on other C libraries

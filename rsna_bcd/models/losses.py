@@ -59,10 +59,10 @@ class Focal(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of logits; a target between 0 and 1 is that share of each."""
-        positive = self.positive_weight * targets * self._of_positive(logits)
-        return (positive + (1 - targets) * self._of_positive(-logits)).mean()
+        positive = self.positive_weight * targets * self._positive_loss(logits)
+        return (positive + (1 - targets) * self._positive_loss(-logits)).mean()
 
-    def _of_positive(self, logits: Tensor) -> Tensor:
+    def _positive_loss(self, logits: Tensor) -> Tensor:
         # (1 - p) ** gamma by its logarithm: the power has no gradient where p is 1
         easiness = torch.exp(self.gamma * functional.logsigmoid(-logits))
         return -easiness * functional.logsigmoid(logits)

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.models.prediction import Batch, network_outputs
 
 _LIBRARIES_OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
@@ -109,7 +109,7 @@ class TrainingStep:
         batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
         autocast = torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext()
         with autocast:
-            loss: Tensor = self._criterion(outputs_of(self._network, batch), batch)["loss"]
+            loss: Tensor = self._criterion(network_outputs(self._network, batch), batch)["loss"]
         self.optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         if self._clip:

@@ -21,18 +21,12 @@ class ImageClassifier(Encoder):
     """The logit of cancer for one image.
 
     Args:
-        backbone: name of a timm network that yields a feature map, e.g. `tf_efficientnet_b5`.
-        pretrained: start from the weights that timm downloads for this name.
-        checkpoint_path: start from this file instead: weights of the same timm network, or a
-            checkpoint of a run of ours, see `models.checkpoint`.
-        pooling: of the feature map over its area.
+        backbone: see `Encoder`, also for those not named here.
+        checkpoint_path: start from this file instead of pretrained weights: weights of the same
+            timm network, or a checkpoint of a run, see `models.checkpoint`.
         dropout: before the last layer.
-        drop_path_rate: stochastic depth; None leaves the backbone's own default.
-        channels_last: memory layout; see `conf/network/` for what it is worth.
-        grad_checkpointing: less memory for more time, see `models.encoder`.
-        freeze_backbone: train the rest only.
         auxiliary: names of further columns to predict (of a mapping, its keys).
-        metadata: what is known of the image besides its pixels.
+        metadata: columns known besides the pixels.
 
     Raises:
         InputError: an unknown backbone, pooling or column, weights that cannot be had, or weights

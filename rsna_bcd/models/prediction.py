@@ -61,7 +61,7 @@ def check_network(network: Any, batch: Batch) -> None:
     network.eval()
     try:
         with torch.no_grad():
-            outputs: Any = outputs_of(network, batch)
+            outputs: Any = network_outputs(network, batch)
     except Exception as error:
         shape = tuple(batch["image"].shape)
         error.add_note(
@@ -94,7 +94,7 @@ def to_input(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float() / 255
 
 
-def outputs_of(network: Any, batch: Batch, image: Tensor | None = None) -> dict[str, Tensor]:
+def network_outputs(network: Any, batch: Batch, image: Tensor | None = None) -> dict[str, Tensor]:
     """Run a network on a batch.
 
     Args:
@@ -130,9 +130,9 @@ def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = T
         raise InputError(f"tta is {' or '.join(get_args(TTA))}, not {tta!r}.")
     image = to_input(batch["image"])
     with plain_float32(image.device.type) if in_float32 else nullcontext():
-        logits = outputs_of(network, batch, image)["logit"]
+        logits = network_outputs(network, batch, image)["logit"]
         if tta == "hflip":
-            logits = (logits + outputs_of(network, batch, image.flip(-1))["logit"]) / 2
+            logits = (logits + network_outputs(network, batch, image.flip(-1))["logit"]) / 2
     return logits.float()
 
 

@@ -134,7 +134,7 @@ def _id(file: Path) -> str:
 
 
 def wandb_key() -> str | None:
-    """The key of whoever is logged in: from WANDB_API_KEY, or what `wandb login` left in netrc."""
+    """The API key, from WANDB_API_KEY or the netrc file that `wandb login` writes."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()

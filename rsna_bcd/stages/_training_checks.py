@@ -1,7 +1,7 @@
 """Settings of training: checks, the record of a run, and the state of its folder."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -25,8 +25,7 @@ from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import check_unseen, starts_from
 from rsna_bcd.models.launch import n_ranks_to_start, started_outside
-from rsna_bcd.models.prediction import TTA, network_unit
-from rsna_bcd.scoring.metrics import Aggregation
+from rsna_bcd.models.prediction import network_unit
 from rsna_bcd.settings import Train
 from rsna_bcd.targets import with_current_targets
 
@@ -62,17 +61,7 @@ def check_training(cfg: DictConfig) -> None:
         InputError: settings that do not go together, or that a run cannot be resumed or scored
             with; or no such crops.
     """
-    choices = {
-        "select": ("last", "best"),
-        "tta": get_args(TTA),
-        "breast_rule": get_args(Aggregation),
-    }
-    for key, known in choices.items():
-        if cfg[key] not in known:
-            raise InputError(f"{key}={cfg[key]}: choose {' or '.join(known)}.")
-    if cfg.fold != "all" and not isinstance(cfg.fold, int):
-        raise InputError(f"fold={cfg.fold}: give a number from 0 on, or all.")
-    if started_outside() and _is_sweep_in_this_process():
+    if started_outside() and _is_local_sweep():
         raise InputError(
             "torchrun and srun start the processes of one job: in a sweep (-m) they would part at "
             "the first failure. Start each job by itself, or the sweep as a single process: "
@@ -252,7 +241,7 @@ def n_ranks_for(trainer: DictConfig) -> int:
     )
 
 
-def _is_sweep_in_this_process() -> bool:
+def _is_local_sweep() -> bool:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
     return "submitit" not in HydraConfig.get().launcher["_target_"]

@@ -35,7 +35,7 @@ from rsna_bcd.scoring.metrics import DECISION, RANKING
 _RECORDED = ("name", "train", "fold", "metric", "direction", "seed", "space")
 _OURS = ("name", "fold", "resume", "overwrite", "paths.data", "paths.output")  # of train's keys
 _STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-_OF_A_RANGE = {"low", "high", "log", "step"}
+_RANGE_KEYS = {"low", "high", "log", "step"}
 _METRICS = (*RANKING, *DECISION)  # that training writes
 _SHOWN = 15  # trials in the table; the file has all
 
@@ -48,14 +48,20 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     trained again.
 
     Returns:
-        `trial, run, state, value` and a column a key of the space, in the order of the trials.
+        `trial, run, state, value` and one column per key of the space, in the order of the trials.
         Trials of equal settings have the run of the first.
 
     Raises:
         InputError: settings that are not fit for it, a first trial that failed, another process
             at work on the same search, or a folder that holds another search.
     """
-    optuna = _optuna()
+    try:
+        import optuna  # deferred: an extra
+    except ImportError as error:
+        raise InputError(
+            "A search needs Optuna. Install the extra: pip install 'rsna_bcd[sweep]', or make env."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     _check(cfg)
     specifications = _space(cfg)
     space = {key: _distribution(optuna, key, spec) for key, spec in specifications.items()}
@@ -94,30 +100,13 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     return frame
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError(
-            "A search needs Optuna. Install the extra: pip install 'rsna_bcd[sweep]', or make env."
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
 def _check(cfg: DictConfig) -> None:
-    if cfg.direction not in ("maximize", "minimize"):
-        raise InputError(f"direction={cfg.direction}: choose maximize or minimize.")
-    if cfg.trials < 1:
-        raise InputError(f"trials={cfg.trials}: give at least one.")
     if cfg.metric not in _METRICS:
         raise InputError(f"metric={cfg.metric}: choose {', '.join(_METRICS)}.")
     folds = _folds(cfg)
-    numbers = all(type(fold) is int and fold >= 0 for fold in folds)
-    if not folds or not numbers or len(set(folds)) < len(folds):
+    if not folds or len(set(folds)) < len(folds):
         raise InputError(
-            f"fold={cfg.fold}: give numbers from 0 on, each once, such as fold=0 or fold=[0,1]. "
-            "Without a fold held out a trial has no score."
+            f"fold={cfg.fold}: give numbers from 0 on, each once, such as fold=0 or fold=[0,1]."
         )
     if not cfg.space:
         raise InputError("The space is empty. Name what to search: '+space.epochs=[5,10,20]'.")
@@ -132,23 +121,22 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _space(cfg: DictConfig) -> dict[str, Any]:
-    """What to search by dotted key, whether it was given as one (recipe.yaml) or as sections.
+    """The space by dotted key, whether given as one (recipe.yaml) or as sections.
 
     `+space.network.dropout.low=0.1` on the command line is a section in a section, and changes what
     the dotted key has.
     """
-    plain = OmegaConf.to_container(cfg.space, resolve=True)
     found: dict[str, Any] = {}
 
     def collect(prefix: str, specification: Any) -> None:
-        if not isinstance(specification, dict) or specification.keys() & _OF_A_RANGE:
+        if not isinstance(specification, dict) or specification.keys() & _RANGE_KEYS:
             whole = isinstance(specification, dict) and isinstance(found.get(prefix), dict)
             found[prefix] = {**found[prefix], **specification} if whole else specification
             return
         for key, below in specification.items():
             collect(f"{prefix}.{key}".lstrip("."), below)
 
-    collect("", plain)
+    collect("", OmegaConf.to_container(cfg.space, resolve=True))
     return found
 
 
@@ -163,7 +151,7 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
         if isinstance(values, list) and values:
             if all(isinstance(v, str | int | float | None) for v in values):
                 return optuna.distributions.CategoricalDistribution(values)
-        elif isinstance(values, dict) and {"low", "high"} <= values.keys() <= _OF_A_RANGE:
+        elif isinstance(values, dict) and {"low", "high"} <= values.keys() <= _RANGE_KEYS:
             whole = all(isinstance(values[bound], int) for bound in ("low", "high"))
             kind = "IntDistribution" if whole else "FloatDistribution"
             return getattr(optuna.distributions, kind)(**values)
@@ -187,10 +175,10 @@ def _forget(cfg: DictConfig) -> None:
 
 
 def _open(optuna: Any, journal: Path, direction: str) -> Any:
-    """Open the journal, also one whose writer was killed: nobody else is writing."""
+    """Open the journal, also one whose writer was killed: no other process is writing."""
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     if journal.exists():
-        # Cut off a line that is not whole. Written anew, the journal could be lost at a kill.
+        # Cut off a line that is not whole. Rewritten, the journal could be lost at a kill.
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     return optuna.create_study(
@@ -280,7 +268,7 @@ def _place(cfg: DictConfig, key: str) -> str:
 
 
 def _frame(study: Any, cfg: DictConfig) -> pd.DataFrame:
-    """One row a trial."""
+    """One row per trial."""
     states = {"COMPLETE": "finished", "FAIL": "failed", "RUNNING": "unfinished"}
     trials = study.trials
     return pd.DataFrame(
@@ -315,11 +303,9 @@ def _show(frame: pd.DataFrame, study: Any, cfg: DictConfig) -> None:
     console = Console(markup=False)
     console.print(table)
     best = study.best_trial
-    usual = OmegaConf.load(Path(CONF) / "paths" / "local.yaml")
-    ours, theirs = (OmegaConf.to_container(paths) for paths in (cfg.paths, usual))
-    assert isinstance(ours, dict)
-    assert isinstance(theirs, dict)
-    places = [_place(cfg, str(key)) for key, path in theirs.items() if ours[key] != path]
+    usual: Any = OmegaConf.load(Path(CONF) / "paths" / "local.yaml")
+    ours, theirs = (dict(paths.items_ex(resolve=False)) for paths in (cfg.paths, usual))
+    places = [_place(cfg, key) for key, path in theirs.items() if ours[key] != path]
     command = shlex.join([*shlex.split(cfg.train), *_settings(best), *places])
     console.print(
         f"Best of {len(frame)}, so its value is optimistic: {frame['run'][best.number]}\n"

@@ -14,7 +14,7 @@ from gpu_throughput import (
     random_batch,
 )
 
-from rsna_bcd.models.prediction import outputs_of
+from rsna_bcd.models.prediction import network_outputs
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def test_a_compiled_step(
     there = {key: value.to(device) for key, value in batch.items()}
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         eager = [
-            float(classifier.criterion(outputs_of(classifier.network, there), there)["loss"])
+            float(classifier.criterion(network_outputs(classifier.network, there), there)["loss"])
             for _ in range(16)
         ]
     # Dropout and stochastic depth draw differently.

@@ -35,7 +35,7 @@ from rsna_bcd.models.breast import BreastClassifier, SideBySide
 from rsna_bcd.models.encoder import Pooling
 from rsna_bcd.models.global_local import GlobalLocal
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.models.prediction import Batch, network_outputs
 from rsna_bcd.scoring.ensemble import Member
 from rsna_bcd.tables.predictions import OOF_COLUMNS
 
@@ -131,7 +131,7 @@ def test_saliency_maps_are_largest_at_the_patch_and_add_up_to_the_logit(pooling:
     assert maps.shape == (3, HEIGHT // CELL, WIDTH // CELL)
     assert [largest_cell(one) for one in maps] == [(ROW, COLUMN)] * 3
     assert (maps >= 0).all()
-    logits = outputs_of(network, batch)["logit"].detach()
+    logits = network_outputs(network, batch)["logit"].detach()
     assert torch.allclose(maps.sum(dim=(1, 2)) - 2, logits, rtol=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_saliency_maps_agree_with_gradient_times_pixel() -> None:
     batch = two_breasts()
     image = batch["image"].float() / 255
     image.requires_grad_()
-    outputs_of(network, batch, image)["logit"].sum().backward()
+    network_outputs(network, batch, image)["logit"].sum().backward()
     assert image.grad is not None
     expected = nn.functional.avg_pool2d((image * image.grad).detach()[:, :2, 0], CELL).relu()
     maps = saliency_maps(network, batch)[:, :2]
@@ -230,7 +230,7 @@ def test_saliency_maps_of_other_networks_are_gradient_times_pixel() -> None:
     assert largest_cell(one) == (ROW, COLUMN)
     assert (one > 0).sum() == 1
     with torch.no_grad():
-        added = outputs_of(network, batch)["logit"] - network.head.bias
+        added = network_outputs(network, batch)["logit"] - network.head.bias
     assert one.sum() * CELL**2 == pytest.approx(float(added), rel=1e-5)
     assert saliency_maps(TinyBreasts().eval(), two_breasts()).shape == (2, 4, 8, 4)
 

@@ -21,7 +21,7 @@ from rsna_bcd.models.aggregators import (
 )
 from rsna_bcd.models.breast import BreastClassifier, SideBySide, side_by_side
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.prediction import Batch, outputs_of
+from rsna_bcd.models.prediction import Batch, network_outputs
 from rsna_bcd.tables.metadata import Metadata
 
 TINY = "test_resnet"  # has BatchNorm
@@ -53,7 +53,7 @@ def batch() -> Batch:
 
 def logits(network: Any, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return outputs_of(network, batch)["logit"]
+        return network_outputs(network, batch)["logit"]
 
 
 def image_entries(batch: Batch) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def test_breast_classifier_ignores_padding_in_training(
     padded = copy.deepcopy(plain)
     longer = {name: torch.cat([x, x[:, :2]], dim=1) for name, x in image_entries(batch).items()}
     longer["mask"][:, 3:] = False
-    outputs = [outputs_of(plain, batch)["logit"], outputs_of(padded, longer)["logit"]]
+    outputs = [network_outputs(plain, batch)["logit"], network_outputs(padded, longer)["logit"]]
     assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
     for output in outputs:
         output.square().sum().backward()
@@ -143,8 +143,8 @@ def test_breast_classifier_trains_all_parameters(
     network = make(aggregator, metadata=metadata, auxiliary=["density", "invasive"]).train()
     assert network.inputs == ("mask", "view", "other", "metadata")
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.isfinite(outputs_of(network, batch)["logit"]).all()
-    outputs = outputs_of(network, batch)
+        assert torch.isfinite(network_outputs(network, batch)["logit"]).all()
+    outputs = network_outputs(network, batch)
     assert {name: tuple(x.shape) for name, x in outputs.items()} == {
         "logit": (3,), "density": (3, 4), "invasive": (3,),
     }  # fmt: skip

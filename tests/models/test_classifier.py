@@ -14,7 +14,7 @@ from rsna_bcd.models.classifier import breast_metrics, gather_logits, sigmoid
 N_ROWS = 101  # no multiple of two ranks
 
 
-def batches_of(rows: np.ndarray, batch_size: int = 8) -> list[dict[str, torch.Tensor]]:
+def prediction_batches(rows: np.ndarray, batch_size: int = 8) -> list[dict[str, torch.Tensor]]:
     """Predictions whose logit is the row's number / 10."""
     parts = np.array_split(rows, max(1, len(rows) // batch_size))
     return [{"index": torch.from_numpy(r), "logit": torch.from_numpy(r / 10)} for r in parts]
@@ -22,13 +22,13 @@ def batches_of(rows: np.ndarray, batch_size: int = 8) -> list[dict[str, torch.Te
 
 def test_rows_come_back_in_the_order_of_the_table() -> None:
     rows = np.random.default_rng(0).permutation(N_ROWS)
-    assert gather_logits(batches_of(rows), N_ROWS) == pytest.approx(np.arange(N_ROWS) / 10)
+    assert gather_logits(prediction_batches(rows), N_ROWS) == pytest.approx(np.arange(N_ROWS) / 10)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 1], [0, 2], [0, 1, 2, 3]], ids=["twice", "never", "more"])
 def test_the_set_of_rows_is_asserted(rows: list[int]) -> None:
     with pytest.raises(AssertionError, match="twice or never"):
-        gather_logits(batches_of(np.array(rows)), 3)
+        gather_logits(prediction_batches(np.array(rows)), 3)
 
 
 def gather_on_a_rank(rank: int, folder: str) -> None:
@@ -36,7 +36,7 @@ def gather_on_a_rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    logits = gather_logits(batches_of(np.arange(rank, N_ROWS, 2)), N_ROWS)
+    logits = gather_logits(prediction_batches(np.arange(rank, N_ROWS, 2)), N_ROWS)
     np.save(f"{folder}/{rank}.npy", logits)
     torch.distributed.destroy_process_group()
 

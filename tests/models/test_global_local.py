@@ -11,7 +11,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.models import global_local
 from rsna_bcd.models.global_local import GlobalLocal, top_logit
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.prediction import outputs_of
+from rsna_bcd.models.prediction import network_outputs
 from rsna_bcd.tables.metadata import Metadata
 
 LOCAL, GLOBAL = "test_efficientnet", "test_resnet"
@@ -31,7 +31,7 @@ def images() -> torch.Tensor:
 
 def test_global_local_outputs_are_named_and_finite(images: torch.Tensor) -> None:
     network = make(auxiliary=["density"], metadata=Metadata(["age"]))
-    outputs = outputs_of(network, {"image": images, "metadata": torch.randn(3, 2)})
+    outputs = network_outputs(network, {"image": images, "metadata": torch.randn(3, 2)})
     assert {name: tuple(x.shape) for name, x in outputs.items()} == {
         "logit": (3,), "logit_global": (3,), "logit_local": (3,), "penalty_saliency": (),
         "density": (3, 4),

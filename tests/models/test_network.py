@@ -9,7 +9,7 @@ import torch
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.encoder import Pooling
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.prediction import outputs_of
+from rsna_bcd.models.prediction import network_outputs
 from rsna_bcd.tables.metadata import Metadata
 
 TINY = "test_efficientnet"  # timm's own, for tests
@@ -90,9 +90,9 @@ def test_metadata_changes_the_logit() -> None:
     one = torch.rand(1, 1, 64, 64).expand(2, -1, -1, -1)
     known = torch.randn(1, metadata.width).expand(2, -1)
     same, different = known.clone(), known + torch.tensor([[0.0], [3.0]])
-    first, second = outputs_of(network, {"image": one, "metadata": same})["logit"]
+    first, second = network_outputs(network, {"image": one, "metadata": same})["logit"]
     assert torch.isclose(first, second)
-    first, second = outputs_of(network, {"image": one, "metadata": different})["logit"]
+    first, second = network_outputs(network, {"image": one, "metadata": different})["logit"]
     assert not torch.isclose(first, second)
 
 

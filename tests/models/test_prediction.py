@@ -1,4 +1,4 @@
-"""One way to predict, whoever asks."""
+"""Logits of a batch: input range, TTA, precision."""
 
 import pytest
 import torch
