@@ -3,9 +3,12 @@
 import importlib.metadata
 import re
 
+from numpy.typing import ArrayLike
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 project = "rsna_bcd"
+copyright = "2026, the rsna_bcd authors"
 release = importlib.metadata.version("rsna_bcd")
 extensions = [
     "myst_parser",  # the pages are Markdown, and read as well in the repository
@@ -19,9 +22,8 @@ html_title = "rsna_bcd"
 myst_heading_anchors = 3  # of links such as `page.md#heading`
 
 # One page per directory of the package, made from the docstrings into docs/api/.
-apidoc_modules = [
-    {"path": "../rsna_bcd", "destination": "api", "max_depth": 3, "automodule_options": {"members"}}
-]
+apidoc_modules = [{"path": "../rsna_bcd", "destination": "api", "module_first": True}]
+apidoc_automodule_options = {"members"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -36,7 +38,7 @@ PAGES = {
         "commands/export", "commands/kaggle", "commands/synthesize", "datasets", "gpu",
     ],
     "Understand": ["architecture", "guarantees", "benchmarks", "study", "glossary"],
-    "Extend": ["extend", "api/modules"],
+    "Extend": ["extend", "API reference <api/modules>"],
 }  # fmt: skip
 
 
@@ -65,7 +67,18 @@ def convert_docstring(
     lines[:] = text.split("\n")
 
 
+def shorten_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Write `ArrayLike` in place of the types that it stands for."""
+    if not signature:
+        return None
+    whole = stringify_annotation(ArrayLike, "smart")
+    return signature.replace(whole, "ArrayLike"), (returns or "").replace(whole, "ArrayLike")
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", convert_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", shorten_signature)
