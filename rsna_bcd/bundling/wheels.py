@@ -91,7 +91,7 @@ def build_own_wheel(source: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _run(
         ["hatchling", "build", "--target", "wheel", "--directory", str(folder.resolve())],
-        f"The wheel of {source} could not be built. `make env` brings what that needs.",
+        f"The wheel of {source} could not be built. `make env` installs its requirements.",
         source,
     )
     (wheel,) = folder.glob(_OWN)

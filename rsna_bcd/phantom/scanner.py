@@ -107,7 +107,7 @@ class Exposure:
 
     Attributes:
         pixels: (H, W) uint16, stored values.
-        header: DICOM keyword to value, for what differs between images.
+        header: DICOM keyword to value, of the elements that differ between images.
         mirrored: whether the chest wall is on the right.
     """
 

@@ -48,7 +48,7 @@ class Cluster:
 
     def __init__(self, address: str, job: Job) -> None:
         for logger in ("distributed", "distributed.client"):
-            # Never reset: some log after the end. What matters comes as a result or an error.
+            # Never reset: some log after the end. Problems come as results or errors.
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         self._address, self._job = address, job
         self._client = _connect(address)
@@ -88,9 +88,9 @@ class Cluster:
                 done = self._done.get(timeout=_LOOK_SECONDS) if wait else self._done.get_nowait()
             except Empty:
                 return None
+            if isinstance(done, CancelledError | OSError):
+                raise self._lost() from done
             if isinstance(done, Exception):
-                if isinstance(done, CancelledError | OSError):
-                    raise self._lost() from done
                 raise self._incompatible("The scheduler, or a worker,", done) from done
             name, outcome = done
             task, submissions = self._in_flight.pop(name)
@@ -157,12 +157,12 @@ class Cluster:
             if isinstance(answer, Exception) and not isinstance(answer, OSError):  # that one left
                 raise self._incompatible(f"The worker at {worker}", answer)
 
-    def _incompatible(self, what: str, error: Exception) -> InputError:
-        why = str(error).partition("\n")[0]
+    def _incompatible(self, program: str, error: Exception) -> InputError:
+        reason = str(error).partition("\n")[0]
         return InputError(
-            f"{what} of cluster.address={self._address} cannot work for this run ({why}). Install "
-            "this version of rsna_bcd, and of dask, on all machines of the cluster and start "
-            "scheduler and workers again."
+            f"{program} of cluster.address={self._address} cannot work for this run ({reason}). "
+            "Install this version of rsna_bcd, and of dask, on all machines of the cluster and "
+            "start scheduler and workers again."
         )
 
     def _lost(self) -> InputError:

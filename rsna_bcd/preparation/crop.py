@@ -1,8 +1,8 @@
-"""One image file to one crop: find the breast, decode what is needed, resize, window, orient, pad.
+"""One image file to one crop: find the breast, decode, resize, window, orient, pad.
 
-A crop has the chest wall on the left and the breast at its own aspect; what is left over is padded
-with the background's 0: on the right, and in equal parts above and below. An image with the chest
-wall on the right is flipped, one with the chest wall above or below is rotated.
+A crop has the chest wall on the left and the breast at its own aspect; the rest is padded with the
+background's 0: on the right, and in equal parts above and below. An image with the chest wall on
+the right is flipped, one with the chest wall above or below is rotated.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Record = dict[str, str | int | float | None]
 ALGORITHM = 2
 
 _SMALLEST_SIDE = 64  # pixels; in fewer, neither a breast nor a lesion can be recognised
-_CLAHE_TILES = (8, 8)  # of the resized breast; what is usual
+_CLAHE_TILES = (8, 8)  # of the resized breast, as is usual
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def read_mammogram(path: Path, source: Source, decoders: Sequence[str] | None = 
 
 
 def crop_mammogram(mammogram: Mammogram, settings: CropSettings) -> PreparedImage:
-    """Make a crop of an image: several crops of one image share what was decoded.
+    """Make a crop of an image: several crops of one image share the decoded pixels.
 
     Raises:
         ImageError: the pixels cannot be decoded; the message says why.

@@ -7,7 +7,7 @@ the address of a dask scheduler, in each worker of a `cluster`.
 
 Worker processes are spawned, not forked: a fork of a process with threads (torch, OpenMP) may
 deadlock, inherits the locks of folders and copies all memory that it touches. To this process,
-function and tasks are bytes; only worker processes import what they need.
+function and tasks are bytes; only worker processes import the function.
 """
 
 import math

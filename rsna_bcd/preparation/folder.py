@@ -58,7 +58,7 @@ class PreparedFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out of the folder, and clear away what a run that was killed left.
+        """Keep other runs out of the folder, and delete unfinished files of killed runs.
 
         Raises:
             InputError: another run is at work in the folder.

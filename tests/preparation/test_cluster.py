@@ -147,7 +147,7 @@ def test_run_survives_workers_that_die_join_and_leave(cluster: Cluster) -> None:
         if before < len(workers) == 2:  # both work: one is killed, and started again
             os.kill(min(workers), signal.SIGKILL)
             nannies.append(cluster.add_worker(threads=2))
-        if before < len(workers) == 4:  # it works again, and so does the one that joined
+        if before < len(workers) == 3:  # it works again, or the one that joined does
             stop(nannies[0])
     # Every task once, and only those failed that fail.
     assert sorted(r.key for r in results) == list(range(max(len(results), 40)))

@@ -29,12 +29,7 @@ class Unpackable:
         raise InputError("stays here")
 
 
-def refuse() -> None:
-    raise InputError("three is unreadable")
-
-
 FAILURES: dict[str, Callable[[], Any]] = {
-    "unreadable": refuse,
     "error": lambda: 1 / 0,
     "exit": lambda: os._exit(1),  # as a decoder does that touches memory not its own
     "hang": lambda: ctypes.PyDLL(None).pause(),  # in C, the interpreter locked
@@ -52,6 +47,8 @@ def work(task: tuple[str, Path]) -> Any:
     name, folder = task
     with (folder / name).open("a") as calls:
         calls.write("called\n")
+    if name == "unreadable":
+        raise InputError("the file is unreadable")
     if name == "dies twice" and calls_in(folder, name) <= 2:
         os.kill(os.getpid(), signal.SIGSEGV)
     return FAILURES.get(name, lambda: name)()
@@ -76,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
     os.environ["OMP_NUM_THREADS"], before = "8", os.environ["OMP_NUM_THREADS"]
-    names = [*FAILURES, "dies twice", *map(str, range(9))]
+    names = [*FAILURES, "unreadable", "dies twice", *map(str, range(9))]
     results = results_by_name(folder, names, workers=2)
     os.environ["OMP_NUM_THREADS"] = before
     return results
@@ -85,7 +82,7 @@ def results(folder: Path) -> Results:
 @pytest.mark.parametrize(
     ("name", "reason", "calls"),
     [
-        ("unreadable", "three is unreadable", 1),
+        ("unreadable", "the file is unreadable", 1),
         ("error", "ZeroDivisionError: division by zero", 1),
         ("exit", r"the process that worked on it died \(exit code 1\)", 3),
         ("hang", r"took longer than 3 s \(limit_seconds\)", 1),
