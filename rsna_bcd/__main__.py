@@ -1,4 +1,4 @@
-"""`python -m rsna_bcd`: the commands, each with what it is for."""
+"""`python -m rsna_bcd`: the commands and their purpose."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from rsna_bcd.settings import COMMANDS
 
 
 def main() -> None:
-    """List the commands: the first line of each one's YAML says what it does."""
+    """List the commands: the first line of each one's YAML is its description."""
     width = max(map(len, COMMANDS))
     for name in COMMANDS:
         first = (Path(CONF) / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]

@@ -44,7 +44,7 @@ _KINDS = {
 # Errors that no configuration can cause: the annotation wants a Python object.
 _OBJECTS = {"is_instance_of", "is_subclass_of", "callable_type", "needs_python_object"}
 
-Problem = tuple[str, str]  # the key, and what is wrong with it
+Problem = tuple[str, str]  # the key and its fault
 
 
 def _folder_name(name: Any) -> Any:

@@ -30,7 +30,7 @@ def atomic_file(
     """Open a file that takes the place of `path` once it is written without an error.
 
     Its name is `<name>.part` until then: one process writes it, and one that resumes after
-    `kill -9` overwrites what was left.
+    `kill -9` overwrites the leftover.
 
     Args:
         path: of the file; its folder is made.
@@ -89,7 +89,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """The exception to raise when a file cannot be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror}. Make room or choose another "
-        "paths.output=..., and run again: what is done is kept."
+        "paths.output=..., and run again: finished work is kept."
     )
 
 

@@ -1,6 +1,6 @@
 """The settings of each command: its keys at the root of the configuration, and their kinds.
 
-One dataclass per file `conf/<command>.yaml`. The YAML has the values and says what they mean; the
+One dataclass per file `conf/<command>.yaml`. The YAML has the values and their meaning; the
 dataclass has the kind and the range of each. Keys of a section with a `_target_` are the arguments
 of its constructor.
 """
@@ -69,8 +69,8 @@ class Command(Strict):
     """What all commands have.
 
     Attributes:
-        written: the keys that together say what a command writes: two jobs of a sweep in which all
-            of them are equal would overwrite each other.
+        written: the keys that together decide where a command writes: two jobs of a sweep in which
+            all of them are equal would overwrite each other.
     """
 
     written: ClassVar[tuple[str, ...]]
@@ -233,7 +233,7 @@ class Submit(Command):
 
 @dataclass(kw_only=True)
 class Predict(Command):
-    """`conf/predict.yaml`. The stage itself says what is missing, and how to get a model."""
+    """`conf/predict.yaml`. The stage itself names the missing key and how to get a model."""
 
     written = ("predictions_dir",)
     name: Name | None = None

@@ -43,7 +43,7 @@ def save_run(run: Path, *tables: pd.DataFrame, **changes: object) -> Path:
     return run
 
 
-def images_of(patients: range, fold: int, seed: int = 0, skill: float = 0.5) -> pd.DataFrame:
+def oof_images(patients: range, fold: int, seed: int = 0, skill: float = 0.5) -> pd.DataFrame:
     """Four images of each left breast, as `oof_images.csv`; cancer shows in one of them."""
     rng = np.random.default_rng([seed, patients.start])
     breasts = oof(patients, fold, seed).drop(columns=["unread"])
@@ -56,7 +56,7 @@ def images_of(patients: range, fold: int, seed: int = 0, skill: float = 0.5) -> 
 
 
 def save_image_run(run: Path, *tables: pd.DataFrame, **changes: object) -> Path:
-    """Write the folds of a run that looks at images, from `images_of`; its rule is `mean`."""
+    """Write the folds of a run that looks at images, from `oof_images`; its rule is `mean`."""
     save_run(run, *(to_breasts(table, "mean") for table in tables), **changes)
     for table in tables:
         write_csv(table, run / f"fold{table['fold'].iloc[0]}" / "oof_images.csv")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_runs import images_of, oof, save_image_run, save_run
+from fabricated_runs import oof, oof_images, save_image_run, save_run
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -180,7 +180,7 @@ def test_name_is_those_of_the_members_unless_given(output: Path) -> None:
 def test_choices_are_cross_fitted_together(output: Path, fit: Fit) -> None:
     """The held-out rows of the table are those of the fitter, and make the scores."""
     for seed, name in enumerate(["c", "d"]):
-        save_image_run(output / "runs" / name, images_of(range(200), 0, seed))
+        save_image_run(output / "runs" / name, oof_images(range(200), 0, seed))
     fitted = fit(
         "name=cd", "members=[c,d]", "weights=fitted", "rule=auto", "blend=rank_mean",
         "calibration=platt", "groups=4",

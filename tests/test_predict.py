@@ -207,9 +207,9 @@ def test_predict_names_quality_flags(models: Path, tmp_path: Path) -> None:
     write_dicom(folder / "4", noise, bits=12, PatientID="9", ImageLaterality="L")
     breasts = read_breasts(run(models, tmp_path, folder, "pictures=false", name="both"))
     # The files have no window, which is a flag of their pixels.
-    doubts = {b: [kind for kind in result["doubts"] if kind != "no window"]
+    flags = {b: [kind for kind in result["doubts"] if kind != "no window"]
               for b, result in breasts.items()}  # fmt: skip
-    assert doubts == {
+    assert flags == {
         "7_L": ["unseen machine", "no MLO"],
         "7_R": ["for processing", "unseen view", "no CC", "no MLO"],
         "b_3": ["not said to be a mammogram", "side unknown", "patient unknown"],

@@ -94,7 +94,7 @@ def extract_frame(dataset: Dataset, syntax: UID) -> Frame:
 
     Args:
         dataset: the file; its header was checked.
-        syntax: its transfer syntax. A compressed frame of another kind is decoded as what it is.
+        syntax: its transfer syntax. A compressed frame of another kind is decoded by its own kind.
 
     Raises:
         ImageError: too few bytes, another size than in the header, or several images.
@@ -221,7 +221,7 @@ def check_decoded(frame: Frame, words: Words, decoder: str) -> None:
             raise ImageError("the file was cut short: its last rows were never encoded")
 
 
-# dicomsdl also writes to stderr what it raises.
+# dicomsdl also writes its exceptions to stderr.
 dicomsdl.set_loglevel(dicomsdl.LogLevel.DISABLE)
 
 

@@ -1,7 +1,7 @@
 """Read one DICOM file into a `Mammogram`.
 
 Everything that can be checked is checked before a decoder runs. Where the header and the compressed
-frame disagree on precision, the frame is right: it is what was encoded.
+frame disagree on precision, the frame is right: the encoder wrote it.
 """
 
 import hashlib

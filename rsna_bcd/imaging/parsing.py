@@ -52,7 +52,7 @@ UNPARSABLE = (
     zlib.error,
 )
 
-# pydicom logs once per file what it also raises or what our checks report.
+# pydicom logs once per file faults that it also raises or that our checks report.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 

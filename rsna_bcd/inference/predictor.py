@@ -59,7 +59,7 @@ class Predictor:
         precision below float32 gives a logit that is not finite, the batch is repeated in float32.
 
         Args:
-            batch: what the network takes (`models.prediction`), on any device.
+            batch: inputs of the network (`models.prediction`), on any device.
 
         Returns:
             Probabilities (B,), and why some of them are NaN; None where none is.

@@ -202,7 +202,7 @@ def _check_record(
     if differing:
         raise InputError(
             f"{record_file} is not what {weights} was trained with (there -> in the file):\n"
-            f"{differing}\nPut back what was there, or copy both again from the training."
+            f"{differing}\nRestore the earlier file, or copy both again from the training."
         )
     return merged
 

@@ -14,7 +14,8 @@ summed over channels; negative values are cut off. Two choices were measured on 
 LayerCAM, which drops negative gradients before it multiplies, does as well there. But it takes
 activations to be non-negative, and those of EfficientNets and ConvNeXts are not.
 
-A map shows what raised the logit, not what is cancer: it explains a score, it does not segment.
+A map shows the regions that raised the logit, not the cancer: it explains a score, it does not
+segment.
 """
 
 import copy

@@ -207,7 +207,7 @@ class _Batches:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was added, and predict with the test-time augmentation that is left."""
+        """Drop the added batches, and predict with the remaining test-time augmentation."""
         runs = self._runs
         if not self._monitor.degradation.tta:
             runs = [replace(run, tta="none") for run in runs]
@@ -246,7 +246,7 @@ class _Batches:
         return predictions
 
     def _predict_images(self, dropped: Collection[int]) -> list[Prediction]:
-        """Run every network of image level on what is ready."""
+        """Run every image-level network on the images that are ready."""
         rows = [self._row[image_id] for image_id, _ in self._ready]
         probabilities = np.full((len(self._ready), len(self._runs)), np.nan)
         reasons: dict[int, str] = {}

@@ -78,7 +78,7 @@ class MaxProbability(Aggregator):
 
 
 class ViewEmbedding(nn.Module):
-    """Adds to the features of an image what it shows: learned vectors of its view and its side.
+    """Add learned embeddings of the view and the side to the features of an image.
 
     Args:
         width: number of features.
@@ -122,8 +122,8 @@ class GatedAttention(nn.Module):
 class Attention(Aggregator):
     """The mean of the features, weighted by attention to them.
 
-    The vectors of the roles begin at zero: without having learnt otherwise, it looks at what an
-    image shows, not at what it is.
+    The embeddings of view and side begin at zero: at first, attention depends on the features
+    alone.
 
     Args:
         features: number of features C of an image.
@@ -191,7 +191,7 @@ class Transformer(Aggregator):
 
 
 class Block(nn.Module):
-    """Attention and two layers, each normalised before and added to what it was given.
+    """Attention and two layers, each normalised before and added to its input.
 
     torch's own block takes another path in inference than in training, which gives slightly other
     numbers and cannot be exported.
@@ -199,7 +199,7 @@ class Block(nn.Module):
     Args:
         width: of the tokens.
         heads: of the attention.
-        dropout: of what is added.
+        dropout: of the residual branch.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

@@ -248,7 +248,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _read(file: Path) -> Any:
-    """Read what a file of weights holds."""
+    """Read a file of weights."""
     if not file.is_file():
         raise InputError(
             f"checkpoint_path={file} does not exist. Give a file of weights or a run's "

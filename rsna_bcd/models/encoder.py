@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         pretrained: start from the weights that timm downloads for this name.
         pooling: of the feature map over its area.
         drop_path_rate: stochastic depth; None leaves the backbone's own default.
-        channels_last: memory layout; see `conf/network/` for what it is worth.
+        channels_last: memory layout; see `conf/network/` for its effect.
         grad_checkpointing: keep less for the backward pass and compute it again: about a third more
             time for a fraction of the memory, and the same gradients.
         freeze_backbone: the backbone keeps its weights and its BatchNorm statistics, and has
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         """Group all parameters by depth, for learning rates by layer.
 
         Returns:
-            The stem first, then block by block, and last what is not of the backbone: pooling,
+            The stem first, then block by block, and last the layers after the backbone: pooling,
             aggregator and heads. Each parameter once; frozen ones too.
         """
         groups = backbone_groups(self.backbone)
@@ -204,7 +204,7 @@ def _create(name: str, pretrained: bool, drop_path_rate: float | None) -> Any:
             global_pool="",
             drop_path_rate=drop_path_rate,
         )
-    except OSError as error:  # what the hub raises without a connection
+    except OSError as error:  # raised by the hub without a connection
         raise InputError(
             f"The pretrained weights of {name} could not be downloaded ({type(error).__name__}). "
             "Give a local file with checkpoint_path=, or start from scratch with "

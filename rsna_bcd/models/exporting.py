@@ -21,14 +21,14 @@ from torch.export import Dim, ExportedProgram
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.prediction import Batch, extra_inputs, network_unit
 
-DESCRIPTION = "rsna_bcd"  # the entry in an exported file that says what it is
-OPSET = 18  # of ONNX: what the exporter of torch writes by itself; ONNX Runtime knows it since 1.14
+DESCRIPTION = "rsna_bcd"  # the metadata entry of an exported file
+OPSET = 18  # of ONNX: the default of torch's exporter; ONNX Runtime knows it since 1.14
 OUTPUTS = ("logit", "probability")
 MISSING_EXTRA = "needs onnx, onnxscript and onnxruntime: pip install 'rsna_bcd[export]'."
 
 _TRACED_BATCH, _TRACED_VIEWS = 2, 3  # with a size of 1, torch would take it for fixed
 _DTYPES = {"float32": torch.float32, "bool": torch.bool, "int64": torch.int64}
-# What torch notes of each operation besides what it does: lines of source, with paths.
+# Metadata that torch keeps of each operation: lines of source, with paths.
 _SOURCES = ("stack_trace", "from_node", "source_fn_stack")
 
 
@@ -56,7 +56,7 @@ class Input:
 def network_inputs(
     network: Any, height: int, width: int, metadata_width: int = 0
 ) -> tuple[Input, ...]:
-    """Describe what a network is given, the image first.
+    """Describe the inputs of a network, the image first.
 
     Args:
         network: keeps the contract of `models.prediction`.
@@ -165,7 +165,7 @@ def _images(noise: Tensor, images: Tensor | None, generator: torch.Generator) ->
 
 
 def capture(network: Any, inputs: Sequence[Input]) -> ExportedProgram:
-    """Trace a network to a graph; what it is shown meanwhile is noise.
+    """Trace a network to a graph, with noise as its input.
 
     Args:
         network: keeps the contract of `models.prediction`.
@@ -214,7 +214,7 @@ def save_onnx(
         import onnxscript  # noqa: F401  (torch imports it itself, and its message names no extra)
     except ImportError as error:
         raise InputError(f"format=onnx {MISSING_EXTRA}") from error
-    for name in ("onnxscript", "onnx_ir"):  # which count what they tidied up
+    for name in ("onnxscript", "onnx_ir"):  # which log their clean-up
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that batch, the size, is the same of all inputs

@@ -165,7 +165,7 @@ def top_logit(scores: Tensor, top: float) -> Tensor:
 def choose_patches(saliency: Tensor, n_patches: int, patch: int, size: Sequence[int]) -> Tensor:
     """Place patches greedily where the sum of the map is largest (Shen et al., 2021, algorithm 1).
 
-    There, what a patch covers is set to zero before the next is placed, which may overlap it. Here
+    There, the area of a patch is set to zero before the next is placed, which may overlap it. Here
     a later patch overlaps an earlier one only where no place is free, and then as little as can be.
 
     Args:

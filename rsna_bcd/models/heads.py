@@ -14,11 +14,11 @@ _METADATA_FEATURES = 32
 class MetadataInput(nn.Module):
     """Adds features of the metadata to those of the image.
 
-    A layer, normalised by sample (so that no batch decides what a patient's age is worth), its
+    A layer, normalised by sample (so that other patients of a batch have no influence), its
     activation, a second layer, normalised again to the scale of an image's features.
 
     Args:
-        metadata: what is known; None adds nothing.
+        metadata: values of the patient and image; None adds nothing.
 
     Attributes:
         inputs: entries of a batch that it looks at.

@@ -1,8 +1,8 @@
 """Several processes (ranks) that train one network, and how they end.
 
-The process that the user starts does not train: it starts one process a rank, and waits. So a sweep
-can go on after any of its jobs, no rank waits for ever for one that has failed, and what a process
-group leaves behind (environment, sockets, memory of the GPU) ends with its processes. torchrun and
+The process that the user starts does not train: it starts one process per rank, and waits. So a
+sweep continues after any of its jobs, no rank waits for ever for one that has failed, and the
+environment, sockets and GPU memory of a process group end with its processes. torchrun and
 srun start the ranks themselves; then each process is one.
 """
 
@@ -59,7 +59,7 @@ def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> i
         gpus: of this machine, 0 if they are not to be used.
 
     Raises:
-        InputError: what was started from outside does not fit, or there is nothing to start on.
+        InputError: ranks started from outside do not match the settings, or no device is available.
     """
     outside = started_outside()
     count = gpus if devices == -1 else devices
@@ -91,7 +91,7 @@ def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> i
 def run_ranks(command: Sequence[str], n_ranks: int) -> None:
     """Run a command once a rank, each knowing its rank and the others, until all have ended.
 
-    The first rank writes to the terminal; what the others say is shown if they fail.
+    The first rank writes to the terminal; the output of the others is shown if they fail.
 
     Raises:
         InputError: a rank failed. The others have been ended then.
@@ -193,7 +193,7 @@ def _free_port() -> int:
 
 
 def quieten_lightning() -> None:
-    """Silence Lightning's remarks on what was decided here on purpose."""
+    """Silence Lightning's warnings about deliberate choices."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for remark in (
         "Checkpoint directory .* exists and is not empty",  # a resumed run

@@ -25,7 +25,7 @@ class BinaryCrossEntropy(nn.Module):
     """Binary cross-entropy, with positives optionally taught as less than certain, or weighted.
 
     Args:
-        positive_target: what a label of 1 is taught as. The competition's winner used .8 to .9:
+        positive_target: target for a label of 1. The competition's winner used .8 to .9:
             the label belongs to the breast, and not every image of it shows the cancer.
         positive_weight: how much a positive counts; a negative counts 1. It moves the level of
             the probabilities, and `positive_target` stays where a positive is learnt best.

@@ -64,7 +64,7 @@ class MemoryLimit:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                logits = None  # freed below: here the exception still holds what the batch took
+                logits = None  # freed below: here the exception still holds the batch's memory
             if logits is None:
                 _free_memory()
                 if end - start > 1:

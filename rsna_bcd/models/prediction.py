@@ -46,7 +46,7 @@ def check_network(network: Any, batch: Batch) -> None:
         batch: as the datamodule makes it.
 
     Raises:
-        InputError: it does not; the message says what is wrong with it.
+        InputError: it does not; the message names the fault.
     """
     if type(network).__module__.startswith("rsna_bcd."):
         return

@@ -1,1 +1,1 @@
-"""Pictures of what the stages made, for those who would rather look than read."""
+"""Figures and pages of results."""

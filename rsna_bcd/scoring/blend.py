@@ -145,7 +145,7 @@ def fit_weights(
 ) -> Floats:
     """Non-negative weights whose blend predicts the labels best.
 
-    A logistic regression of the labels on what the blend averages (probabilities, logits or ranks),
+    A logistic regression of the labels on the averaged quantity (probabilities, logits or ranks),
     with an intercept and non-negative coefficients, shrunk towards equal ones:
 
         sum of log-losses + shrinkage / 2 * sum of (coefficient - mean coefficient)^2

@@ -91,7 +91,7 @@ class CrossFitted:
 
 @dataclass(frozen=True)
 class EnsembleFitter:
-    """Settings of an ensemble, and what is to be fitted.
+    """Settings of an ensemble: weights, threshold policy, calibration.
 
     Attributes:
         blend: How members' probabilities become one.

@@ -89,9 +89,8 @@ class Ensemble:
             `cross_fitted` and under `in_sample` (fitted on these same rows: optimistic, there with
             `auroc` and `average_precision` too); `optimism` is the difference of their pF1. Both
             decide by the fitted value, also under `recall_rate`, where `threshold_for` keeps the
-            share on new rows. Under `calibration` `brier` and `ece` (a `CalibrationError`), each of
-            what was `blended` (but for ranks, which are no probabilities) and, cross-fitted,
-            `calibrated`.
+            share on new rows. Under `calibration` `brier` and `ece` (a `CalibrationError`), of
+            the `blended` probabilities (not of ranks) and, cross-fitted, of the `calibrated` ones.
         command: That fits it again; without `paths.output`.
     """
 

@@ -381,8 +381,8 @@ def operating_points(
 ) -> dict[str, OperatingPoint]:
     """Scores at fixed recall rates, at fixed specificities and at given thresholds.
 
-    Each threshold is chosen on these rows and then the same in all resamples, so that what was
-    fixed has an interval as well: another screening round would not meet it exactly.
+    Each threshold is chosen on these rows and then the same in all resamples, so that the
+    fixed rate has an interval as well: another screening round would not meet it exactly.
 
     Of recall rates the nearest possible one is taken, of specificities the lowest threshold that
     reaches it. One of less than one row or one false positive, or that no threshold comes near, has

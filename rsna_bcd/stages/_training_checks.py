@@ -191,7 +191,7 @@ def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
 def is_finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     """Whether there is nothing to do, for the folder holds this run, finished.
 
-    All ranks come to the same answer: what the first one writes before the others have looked
+    All ranks decide alike: files that the first one writes before the others have looked
     changes nothing about it.
     """
     if cfg.overwrite:

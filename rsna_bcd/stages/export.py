@@ -46,7 +46,7 @@ _PROBABILITY = (
 )
 _SEEN = {
     "image": "this image (by breast: the {rule} over its images)",
-    "breast": "what was given of its images",
+    "breast": "the given images of the breast",
 }
 _TTA = {
     "none": "none, in the run either",
@@ -170,7 +170,7 @@ def _version(package: str) -> str | None:
 def _write(
     run: Run, inputs: tuple[Input, ...], file_format: str, file: Path, description: str
 ) -> Forward:
-    """Write the file, and load what was written."""
+    """Write the file and load it again."""
     program = capture(run.network, inputs)
     if file_format == "torch":
         save_torch(program, file, description)

@@ -49,7 +49,7 @@ _RESULTS = (
 
 
 def train(cfg: DictConfig) -> None:
-    """Train one fold and predict what it held out.
+    """Train one fold and predict its held-out images.
 
     Writes `config.yaml`, `seen.json` (the machines and views of the training images),
     `checkpoints/`, `metrics.csv`, and at the end `oof.csv`, `oof_images.csv` and `metrics.json`,
@@ -214,5 +214,5 @@ def _fit(
         return
     except RuntimeError as error:
         if not is_out_of_memory(error):
-            raise  # else measured below: here the exception still holds what the step took
+            raise  # measured below: here the exception still holds the step's memory
     raise out_of_memory(classifier, trainer, data.train_dataloader(), cfg.batch_size)

@@ -86,12 +86,12 @@ def test_what_is_forgotten_is_that_alone(results: gpu.Results) -> None:
 
 
 def test_shares_fill_the_time_and_unused_time_passes_on() -> None:
-    ahead, left, spent = list(gpu.STEPS), 520.0, 0.0
+    ahead, left, total = list(gpu.STEPS), 520.0, 0.0
     while ahead:
         limit = gpu.step_limit(ahead[0], ahead, left)
         used = 5.0 if ahead[0] == "throughput" else limit
-        spent, left, ahead = spent + used, left - used, ahead[1:]
-    assert spent <= 520
+        total, left, ahead = total + used, left - used, ahead[1:]
+    assert total <= 520
     assert gpu.step_limit("checks", list(gpu.STEPS), 520) <= 80  # the first ends within 90 s
     assert gpu.step_limit("memory", ["memory"], 400) == 400
     assert sum(gpu.SHARES.values()) <= 540 - len(gpu.STEPS) * gpu.GRACE / 2

@@ -25,7 +25,7 @@ _COMPARED: tuple[Precision, ...] = ("float32", "fp16")
 NETWORKS = ("lite0", "effnet_b5", "convnext_small")
 
 
-def run_of(network: nn.Module) -> Run:
+def make_run(network: nn.Module) -> Run:
     crop: Any = None
     return Run(Path("runs/x/fold0"), {}, crop, "dicom", "hflip", network.eval(), Views(), None)
 
@@ -41,8 +41,8 @@ def made_network(name: str, device: torch.device, small: bool) -> tuple[Any, dic
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision_agrees_with_float32(name: str, device: torch.device, small: bool) -> None:
     network, batch = made_network(name, device, small)
-    single, reason = Predictor(run_of(network), "float32").predict(batch)
-    half, _ = Predictor(run_of(network), "fp16").predict(batch)
+    single, reason = Predictor(make_run(network), "float32").predict(batch)
+    half, _ = Predictor(make_run(network), "fp16").predict(batch)
     assert reason is None
     # Random weights of Lite0 amplify rounding; its trained ones are below.
     assert np.abs(half - single).max() < (5e-3 if name == "lite0" else 1e-3)
@@ -61,7 +61,7 @@ def test_half_precision_agrees_on_real_crops(cuda: torch.device) -> None:
     cfg = composed(*(o for o in settings if "checkpoint" not in o), f"checkpoint_path={weights}")
     network = make_classifier(cfg).network.to(cuda)
     single, half = (
-        Predictor(run_of(network), precision).predict({"image": images[:, None]})[0]
+        Predictor(make_run(network), precision).predict({"image": images[:, None]})[0]
         for precision in _COMPARED
     )
     assert np.abs(half - single).max() < 1e-3
@@ -84,7 +84,7 @@ class Overflowing(nn.Module):
 
 
 def test_what_fp16_cannot_say_float32_says(device: torch.device) -> None:
-    values, reason = Predictor(run_of(Overflowing().to(device)), "fp16").predict(
+    values, reason = Predictor(make_run(Overflowing().to(device)), "fp16").predict(
         {"image": torch.ones(3, 1, 4, 4)}
     )
     assert values == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-6)
@@ -94,12 +94,12 @@ def test_what_fp16_cannot_say_float32_says(device: torch.device) -> None:
 def test_a_batch_beyond_the_memory_is_halved(cuda: torch.device) -> None:
     network, batch = made_network("convnext_small", cuda, small=False)
     batch = {"image": batch["image"].repeat(32, 1, 1, 1)}  # 256 images
-    whole, _ = Predictor(run_of(network), "float32").predict(batch)
+    whole, _ = Predictor(make_run(network), "float32").predict(batch)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(cuda).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / total)
     try:
-        forward = Predictor(run_of(network), "float32")
+        forward = Predictor(make_run(network), "float32")
         parts, reason = forward.predict(batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_runs import fabricated_ensemble, images_of, oof, save_image_run, save_run
+from fabricated_runs import fabricated_ensemble, oof, oof_images, save_image_run, save_run
 from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
@@ -37,9 +37,11 @@ RUNS: list[list[Any]] = [[Network("image")], [Network("image")], [Network("breas
 def output(tmp_path: Path) -> Path:
     """Members by image and by breast with one fold each, and the site of every breast."""
     for seed, name in enumerate(["b5", "small"]):
-        save_image_run(tmp_path / "runs" / name, images_of(PATIENTS, 0, seed, skill=0.3 + seed / 5))
+        save_image_run(
+            tmp_path / "runs" / name, oof_images(PATIENTS, 0, seed, skill=0.3 + seed / 5)
+        )
     save_run(tmp_path / "runs" / "views", oof(PATIENTS, 0, 7))
-    images = images_of(PATIENTS, 0).rename(columns={"label": "cancer"})
+    images = oof_images(PATIENTS, 0).rename(columns={"label": "cancer"})
     number = images["patient_id"].astype(int)
     sites = images[["patient_id", "image_id", "laterality", "cancer"]].assign(
         view="CC", site_id=1 + number % 2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_runs import images_of, oof, save_image_run, save_run
+from fabricated_runs import oof, oof_images, save_image_run, save_run
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
@@ -206,7 +206,7 @@ def test_check_informative_ignores_unreadable_breasts(change: dict[str, Any], ke
 
 
 def test_by_aggregation_has_the_mean_and_the_maximum_of_the_images(tmp_path: Path) -> None:
-    images = images_of(range(6), 0), images_of(range(6, 12), 1)
+    images = oof_images(range(6), 0), oof_images(range(6, 12), 1)
     run = save_image_run(tmp_path / "b5", *images)
     both = by_aggregation(run, read_run(run), "mean")
     assert list(both) == ["mean", "max"]  # the run's own first
@@ -220,7 +220,7 @@ def test_by_aggregation_has_the_mean_and_the_maximum_of_the_images(tmp_path: Pat
 
 
 def test_by_aggregation_keeps_the_prevalence_of_unreadable_breasts(tmp_path: Path) -> None:
-    images = images_of(range(6), 0)
+    images = oof_images(range(6), 0)
     run = save_image_run(tmp_path / "b5", images)
     write_csv(images[images["prediction_id"] != "2_L"], run / "fold0" / "oof_images.csv")
     table = read_run(run)
@@ -233,8 +233,8 @@ def test_by_aggregation_keeps_the_prevalence_of_unreadable_breasts(tmp_path: Pat
 
 
 def test_by_aggregation_refuses_images_of_another_training(tmp_path: Path) -> None:
-    run = save_image_run(tmp_path / "b5", images_of(range(6), 0), images_of(range(6, 12), 1))
-    write_csv(images_of(range(6), 0, seed=1), run / "fold0" / "oof_images.csv")
+    run = save_image_run(tmp_path / "b5", oof_images(range(6), 0), oof_images(range(6, 12), 1))
+    write_csv(oof_images(range(6), 0, seed=1), run / "fold0" / "oof_images.csv")
     with pytest.raises(InputError, match="0_L, 1_L.* and 1 more"):
         by_aggregation(run, read_run(run), "mean")
     (run / "fold0" / "oof_images.csv").unlink()
