@@ -116,11 +116,11 @@ def _network_seconds(run: Any, batch_size: int, seconds: float) -> float:
 def _decoding_seconds(files: list[Path], crop: Any, source: Any, cores: int, number: int) -> float:
     """Seconds per image of decoding and cropping on all cores, their start left out."""
     from rsna_bcd.preparation import engine
-    from rsna_bcd.preparation.crop import CropsTask, prepare_crops
+    from rsna_bcd.preparation.crop import CropsTask, prepare_images
 
     tasks = ((n, CropsTask(files[n % len(files)], (crop,), source)) for n in range(number))
     moments = []
-    with closing(engine.run(prepare_crops, tasks, workers=cores, ahead=32)) as results:
+    with closing(engine.run(prepare_images, tasks, workers=cores, ahead=32)) as results:
         for result in results:
             if result.value is None:
                 raise RuntimeError(result.reason)

@@ -134,14 +134,14 @@ def _forwards(runs: list[Any]) -> list[Callable[[Any], Any]]:
 def _decode(setting: Setting) -> Pipeline:
     """Our preparation alone, on as many processes as there are cores."""
     from rsna_bcd.preparation import engine
-    from rsna_bcd.preparation.crop import CropsTask, prepare_crops
+    from rsna_bcd.preparation.crop import CropsTask, prepare_images
 
     settings = _crops(setting)
 
     def images(number: int) -> list[float]:
         files = _some(setting, number)
         tasks = ((n, CropsTask(file, settings, "dicom")) for n, file in enumerate(files))
-        results = engine.run(prepare_crops, tasks, workers=setting.cores)
+        results = engine.run(prepare_images, tasks, workers=setting.cores)
         with contextlib.closing(results):
             for result in results:
                 if result.value is None:
@@ -164,11 +164,13 @@ def _network(setting: Setting) -> Pipeline:
     """The networks alone, on crops that are in memory."""
     import numpy as np
 
-    from rsna_bcd.preparation.crop import CropsTask, prepare_crops
+    from rsna_bcd.preparation.crop import CropsTask, prepare_images
 
     runs, settings = _load(setting), _crops(setting)
-    crops = [prepare_crops(CropsTask(Path(file), settings, "dicom")) for file in setting.files]
-    stacks = [np.stack([of_file[which] for of_file in crops]) for which in range(len(settings))]
+    crops = [prepare_images(CropsTask(Path(file), settings, "dicom")) for file in setting.files]
+    stacks = [
+        np.stack([prepared[which].pixels for prepared in crops]) for which in range(len(settings))
+    ]
     pipelines = list(zip(_forwards(runs), [settings.index(run.crop) for run in runs], strict=True))
 
     def images(number: int) -> list[float]:

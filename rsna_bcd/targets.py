@@ -1,6 +1,9 @@
 """Dotted paths in `_target_` that saved records may hold, although their objects have moved."""
 
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 # Old dotted path -> new one. Records on disk live longer than modules: entries stay.
 OLD_TARGETS: dict[str, str] = {
@@ -9,6 +12,12 @@ OLD_TARGETS: dict[str, str] = {
     "rsna_bcd.models.schedules.one_cycle": "rsna_bcd.models.optim.one_cycle",
     "rsna_bcd.models.schedules.warmup_cosine": "rsna_bcd.models.optim.warmup_cosine",
 }
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read a saved `config.yaml` as plain values, each `_target_` where its object is now."""
+    record: dict[str, Any] = with_current_targets(OmegaConf.to_container(OmegaConf.load(file)))
+    return record
 
 
 def with_current_targets(record: Any) -> Any:

@@ -28,7 +28,7 @@ from rsna_bcd.tables.metadata import (
     read_training_domain,
 )
 from rsna_bcd.tables.views import Level, Views
-from rsna_bcd.targets import with_current_targets
+from rsna_bcd.targets import read_record, with_current_targets
 
 # Of records that are older than these keys.
 _DEFAULTS = {"select": "last", "tta": "none", "source": "dicom"}
@@ -95,7 +95,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"There is no run in {folder}. Train it:\n  {command}")
     if not (folder / "metrics.json").is_file():
         raise InputError(f"The run in {folder} is not finished. Resume it:\n  {command}")
-    record = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
+    record = read_record(record_file)
     record.pop("rsna_bcd", None)  # the version that trained it
     select = record.get("select", _DEFAULTS["select"])
     weights = find_checkpoint(folder, select)

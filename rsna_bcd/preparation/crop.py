@@ -135,13 +135,8 @@ def prepare_image(
     return crop_mammogram(read_mammogram(path, source, decoders), settings)
 
 
-def prepare_crops(task: CropsTask) -> list[Crop]:
-    """Read one file once and make all its crops, (height, width) each."""
-    return [prepared.pixels for prepared in prepare_images(task)]
-
-
 def prepare_images(task: CropsTask) -> list[PreparedImage]:
-    """Like `prepare_crops`, each crop with its record."""
+    """Read one file once and make all its crops, each with its record."""
     mammogram = read_mammogram(task.path, task.source)
     return [crop_mammogram(mammogram, settings) for settings in task.settings]
 

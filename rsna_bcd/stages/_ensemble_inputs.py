@@ -18,7 +18,7 @@ from rsna_bcd.scoring.ensemble import Member
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate
 from rsna_bcd.tables.images import breast_sites, read_images
 from rsna_bcd.tables.predictions import align, by_aggregation, check_informative, read_run
-from rsna_bcd.targets import with_current_targets
+from rsna_bcd.targets import read_record
 
 
 def read_fitter(cfg: DictConfig) -> EnsembleFitter:
@@ -136,8 +136,7 @@ def _record(record_file: Path) -> dict[Any, Any]:
     """All settings of a run but its fold, also where it starts from the same fold of another."""
     if not record_file.is_file():
         raise InputError(f"{record_file} does not exist. Train this fold again.")
-    record = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
-    assert isinstance(record, dict)
+    record = read_record(record_file)
     record.pop("rsna_bcd", None)  # the version
     fold = record.pop("fold", None)
     for run in record.get("starts_from", []):

@@ -27,7 +27,7 @@ from rsna_bcd.models.checkpoint import check_unseen, starts_from
 from rsna_bcd.models.launch import n_ranks_to_start, started_outside
 from rsna_bcd.models.prediction import network_unit
 from rsna_bcd.settings import Train
-from rsna_bcd.targets import with_current_targets
+from rsna_bcd.targets import read_record
 
 # What takes its settings from keys of the root, and must not have others.
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
@@ -139,7 +139,7 @@ def _check_crops(cfg: DictConfig) -> None:
     record_file = folder / "config.yaml"
     made: dict[str, Any] = {}
     if record_file.is_file():
-        made = with_current_targets(OmegaConf.to_container(OmegaConf.load(record_file)))
+        made = read_record(record_file)
     command = prepare_command(cfg, made)
     for file in (record_file, folder / "train.csv", Path(cfg.folds_csv)):
         if not file.is_file():
