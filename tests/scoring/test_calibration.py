@@ -47,14 +47,6 @@ def test_fit_calibration_minimises_the_log_loss(method: CalibrationMethod) -> No
     assert (found.bias if method == "temperature" else residual.sum()) == pytest.approx(0, abs=1e-6)
 
 
-def test_fit_calibration_recovers_the_temperature_and_reduces_the_error() -> None:
-    labels, p = make_case(n=20000, decimals=12)
-    found = fit_calibration(labels[::2], p[::2], "temperature")
-    assert isinstance(found, Temperature)
-    assert found.temperature == pytest.approx(2.0, rel=0.1)
-    assert ece(labels[1::2], found.apply(p[1::2])) < 0.02 < 0.05 < ece(labels[1::2], p[1::2])
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_fit_calibration_isotonic_equals_scikit_learn(seed: int) -> None:
     labels, p = make_case(seed, n=200 + 50 * seed)
@@ -79,14 +71,9 @@ def test_calibration_is_monotone_improves_brier_and_survives_json(
     text = json.dumps(calibration_to_json(found), allow_nan=False)
     assert calibration_from_json(json.loads(text)) == found  # to the last digit
     assert calibration_from_json(calibration_to_json(None)) is None
-
-
-@methods
-def test_fit_calibration_of_separable_rows_is_finite(method: CalibrationMethod) -> None:
-    p = [0.1, 0.2, 0.8, 0.9]
-    calibrated = fit_calibration([0, 0, 1, 1], p, method).apply(p)
-    assert np.isfinite(calibrated).all()
-    assert calibrated[1] < 0.5 < calibrated[2]
+    separable = [0.1, 0.2, 0.8, 0.9]
+    low, high = fit_calibration([0, 0, 1, 1], separable, method).apply(separable[1:3])
+    assert 0 <= low < 0.5 < high <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What is fitted together, and that a held-out row has no part in what decides it."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring import cross_fitting
 from rsna_bcd.scoring.blend import BlendMethod
+from rsna_bcd.scoring.calibration import CalibrationMethod
 from rsna_bcd.scoring.cross_fitting import (
     EnsembleFitter,
     Members,
@@ -53,10 +54,23 @@ def test_patient_groups_keep_patients_together_and_positives_even() -> None:
 
 
 def test_patient_groups_are_never_more_than_patients_with_cancer() -> None:
-    labels = np.array([1, 0, 0, 1, 0, 0, 0, 1])
-    assert set(patient_groups(labels, np.arange(8), n=5, seed=0)) == {0, 1, 2}
+    assert set(patient_groups([1, 0, 0, 1, 0, 0, 0, 1], np.arange(8), n=5, seed=0)) == {0, 1, 2}
     with pytest.raises(InputError, match="at least two patients with cancer, but there are 1"):
-        patient_groups(np.array([1, 1, 0, 0]), np.array([7, 7, 8, 9]), n=5, seed=0)
+        patient_groups([1, 1, 0, 0], [7, 7, 8, 9], n=5, seed=0)
+
+
+@pytest.mark.parametrize("method", get_args(CalibrationMethod))
+def test_calibration_changes_no_decision(method: CalibrationMethod) -> None:
+    labels, members, patients, sites = make_case()
+    groups = patient_groups(labels, patients, 4, 0)
+    plain, calibrated = (replace(EVERYTHING, calibration=c) for c in (None, method))
+    fitted = calibrated.fit(labels, members, patients, sites)
+    assert replace(fitted, calibration=None) == plain.fit(labels, members, patients, sites)
+    before, after = (
+        f.cross_fit(labels, members, patients, groups, sites) for f in (plain, calibrated)
+    )
+    np.testing.assert_array_equal(before.decisions, after.decisions)
+    np.testing.assert_array_equal(before.ranking, after.ranking)
 
 
 def test_fit_with_fixed_weights_is_the_cross_fitted_threshold() -> None:
