@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MammographyStorage
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -15,7 +17,9 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
+from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MammographyStorage
 
+from rsna_bcd.imaging.codestream import join_fragments
 from rsna_bcd.phantom.scanner import transcode
 
 SYNTAXES = {
@@ -23,6 +27,16 @@ SYNTAXES = {
     "jpeg": JPEGLosslessSV1,
     "jpeg_ls": JPEGLSLossless,
     "rle": RLELossless,
+}
+UIDS = {
+    "baseline": "1.2.840.10008.1.2.4.50",
+    "extended": "1.2.840.10008.1.2.4.51",
+    "lossless": "1.2.840.10008.1.2.4.57",
+    "lossless sv1": "1.2.840.10008.1.2.4.70",
+    "implicit": "1.2.840.10008.1.2",
+    "deflated": "1.2.840.10008.1.2.1.99",
+    "big endian": "1.2.840.10008.1.2.2",
+    "encapsulated raw": "1.2.840.10008.1.2.1.98",
 }
 
 
@@ -59,6 +73,65 @@ def write_dicom(
     if syntax != "raw":
         transcode(path, path, SYNTAXES[syntax])
     return path
+
+
+def write_frame(path: Path, frame: bytes, pixels: np.ndarray, bits: int, syntax: str) -> Path:
+    """Write a file with a frame that is encoded already; `syntax` is a key of UIDS."""
+    dataset = make_dataset(pixels, bits, PixelData=encapsulate([frame]))
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_uncompressed(
+    path: Path, pixels: np.ndarray, bits: int, syntax: str, *, vr: str = "OW"
+) -> Path:
+    """Write raw pixels implicit, deflated, in big endian order or encapsulated."""
+    dataset = make_dataset(pixels, bits)
+    dataset.file_meta.TransferSyntaxUID = UID(UIDS[syntax])
+    dataset["PixelData"].VR = vr
+    little_endian = syntax != "big endian"
+    if vr == "OW" and not little_endian:
+        dataset.PixelData = np.frombuffer(dataset.PixelData, np.uint16).byteswap().tobytes()
+    if syntax == "encapsulated raw":
+        dataset.PixelData = encapsulate([dataset.PixelData])
+    options = {"implicit_vr": syntax == "implicit", "little_endian": little_endian}
+    dataset.save_as(path, enforce_file_format=True, **options)
+    return path
+
+
+def change(path: Path, **elements: Any) -> Path:
+    """Set elements of a file; numbers of the form `x60000102` are tags of 16-bit words."""
+    dataset = pydicom.dcmread(path)
+    for keyword, value in elements.items():
+        if keyword.startswith("x"):
+            dataset.add_new(int(keyword[1:], 16), "US", value)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path
+
+
+def relabel(path: Path, uid: str) -> Path:
+    """Change the transfer syntax of a file, and nothing else."""
+    whole = path.read_bytes()
+    at = whole.index(b"\x02\0\x10\0UI") + 6
+    (length,) = struct.unpack_from("<H", whole, at)
+    value = uid.encode() + b"\0" * (len(uid) % 2)
+    path.write_bytes(whole[:at] + struct.pack("<H", len(value)) + value + whole[at + 2 + length :])
+    return path
+
+
+def read_frame(path: Path) -> bytes:
+    return join_fragments(pydicom.dcmread(path).PixelData)
+
+
+def replace_pixel_data(path: Path, value: bytes) -> None:
+    """Replace the bytes of the pixel data."""
+    whole, before = path.read_bytes(), pydicom.dcmread(path).PixelData
+    assert whole.count(before) == 1
+    path.write_bytes(whole.replace(before, value))
 
 
 _TABLE = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])  # 17 categories, a code of 5 bits each
