@@ -91,16 +91,16 @@ def test_read_dicom_returns_the_stored_values_by_every_decoder(
 
 
 @pytest.mark.parametrize("syntax", ["implicit", "deflated", "big endian", "encapsulated raw"])
-@pytest.mark.parametrize("pixels", [NOISE, BYTES[:31, :33], SIGNED])
-def test_read_dicom_uncompressed_syntaxes(path: Path, syntax: str, pixels: np.ndarray) -> None:
-    write_uncompressed(path, pixels, 8 * pixels.dtype.itemsize, syntax)
+@pytest.mark.parametrize(
+    ("pixels", "vr"), [(NOISE, "OW"), (SIGNED, "OW"), (BYTES[:31, :33], "OW"), (BYTES, "OB")]
+)
+def test_read_dicom_uncompressed_syntaxes(
+    path: Path, syntax: str, pixels: np.ndarray, vr: str
+) -> None:
+    write_uncompressed(path, pixels, 8 * pixels.dtype.itemsize, syntax, vr=vr)
     assert_pixels(path, pixels)
     facts = read_dicom(path).facts
     assert facts["transfer_syntax"] == UIDS[syntax] == read_header(path)["transfer_syntax"]
-
-
-def test_read_dicom_does_not_swap_big_endian_bytes(path: Path) -> None:
-    assert_pixels(write_uncompressed(path, BYTES, 8, "big endian", vr="OB"), BYTES)
 
 
 def test_parse_dicom_limits_deflated_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,14 +436,6 @@ def test_read_dicom_codestream_in_a_jp2_file(path: Path) -> None:
     assert_pixels(change(path, PixelData=encapsulate([file + b"\0\0\0\0"])), NOISE)
 
 
-@pytest.mark.parametrize("syntax", ["raw", *SYNTAXES])
-def test_read_dicom_refuses_files_cut_short_anywhere(path: Path, syntax: str) -> None:
-    whole = write_dicom(path, NOISE, bits=12, syntax=syntax).read_bytes()
-    for length in range(0, len(whole) - 10, 31):  # the last 8 bytes delimit, and are not content
-        path.write_bytes(whole[:length])
-        refused(path)
-
-
 @pytest.mark.parametrize("after", [b"", b"\0" * 7, b"\xff" * 100])
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_parse_dicom_without_sequence_delimiter(path: Path, syntax: str, after: bytes) -> None:
@@ -497,7 +489,9 @@ def test_parse_dicom_refuses_endless_nesting(path: Path) -> None:
     sequence = bytes.fromhex("180011515351 0000 ffffffff feff00e0 ffffffff")
     at = whole.index(b"\x28\x00\x02\x00US")
     path.write_bytes(whole[:at] + sequence * 3000 + whole[at:])
-    refused(path)
+    for read in (read_dicom, read_header):
+        with pytest.raises(ImageError):
+            read(path)
 
 
 @pytest.mark.parametrize(
