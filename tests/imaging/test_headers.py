@@ -420,9 +420,16 @@ def test_read_header_presentation_intent(
     assert header_with(tmp_path, **elements)["presentation"] == intent
 
 
-def test_header_flags_ignore_elements_that_cannot_be_parsed(tmp_path: Path) -> None:
-    path = write(tmp_path, EstimatedRadiographicMagnificationFactor="1.8", ImageLaterality="L")
-    path.write_bytes(path.read_bytes().replace(b"1.8 ", b"one "))
+@pytest.mark.parametrize(
+    ("text", "damaged"),
+    [(b"1.8 ", b"one "), (b"\x20\0\x62\0CS", b"\x20\0\x62\0FD")],  # doubles of 2 bytes
+)
+def test_header_flags_ignore_elements_that_cannot_be_parsed(
+    text: bytes, damaged: bytes, tmp_path: Path
+) -> None:
+    factor = {"EstimatedRadiographicMagnificationFactor": "1.8" if text == b"1.8 " else "1"}
+    path = write(tmp_path, ImageLaterality="L", **factor)
+    path.write_bytes(path.read_bytes().replace(text, damaged))
     assert_flags(path, "", supplemental=0)
 
 
