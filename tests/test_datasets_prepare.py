@@ -187,16 +187,13 @@ def test_prepare_generic(tmp_path: Path) -> None:
         view=pd.Series(["LUCC", None, "CC", "CC"])
     )
     test.drop(columns="diagnosis").to_csv(data / "test.csv", index=False)
+    names = {"patient_id": "PatientID", "image_id": "name", "laterality": "side",
+             "cancer": "diagnosis", "file": "path"}  # fmt: skip
     settings = [
         "dataset=generic",
         "dataset.name=own",
-        "dataset.train_images=${paths.data}/files",
-        "dataset.test_images=${paths.data}/files",
-        "dataset.rows.columns.patient_id=PatientID",
-        "dataset.rows.columns.image_id=name",
-        "dataset.rows.columns.laterality=side",
-        "dataset.rows.columns.cancer=diagnosis",
-        "dataset.rows.columns.file=path",
+        *(f"dataset.{split}_images=${{paths.data}}/files" for split in ("train", "test")),
+        *(f"dataset.rows.columns.{ours}={theirs}" for ours, theirs in names.items()),
         "dataset.rows.values.laterality={left:L,right:R}",
         "dataset.rows.values.cancer={malignant:1,benign:0}",
         "folds.assign.n_folds=2",

@@ -73,8 +73,7 @@ def test_data_module_holds_out_whole_patients(level: Level, output: Path) -> Non
 def test_data_module_of_fold_all_trains_on_everything(level: Level, output: Path) -> None:
     add_columns(output, age=50, invasive=0)
     data = make(output, "all", level=level, metadata=Metadata(["age"]), targets=["invasive"])
-    assert len(data.training) == (32 if level == "image" else 16)
-    assert data.held_out.empty
+    assert (len(data.training), len(data.held_out)) == (32 if level == "image" else 16, 0)
     assert data.val_dataloader() == []
 
 
@@ -121,9 +120,8 @@ def test_data_module_leaves_out_unreadable_breasts(output: Path) -> None:
     # Both images of the left breast, and the first of the right one.
     blank_path(output / "prepared" / "rsna" / "demo", *(4 * patient + i for i in range(3)))
     data = make(output, level="breast", views=Views("one_per_view", other_breast=True))
-    assert set(data.expected["prediction_id"]) - set(data.held_out["prediction_id"]) == {
-        f"{patient}_L"
-    }
+    expected, held_out = (set(t["prediction_id"]) for t in (data.expected, data.held_out))
+    assert expected - held_out == {f"{patient}_L"}
     row = data.held_out.index[data.held_out["prediction_id"] == f"{patient}_R"][0]
     assert validation(data)["mask"][row].tolist() == [False, True, False, False]
 
@@ -246,15 +244,11 @@ def train(data: CropDataModule, folder: Path, epochs: int) -> list[list[str]]:
     checkpoint = pl.callbacks.ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[checkpoint],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+        accelerator="cpu", max_epochs=epochs, callbacks=[checkpoint],
+        use_distributed_sampler=False, **quiet,
+    )  # fmt: skip
     recorder = Recorder()
     last = folder / "last.ckpt"
     trainer.fit(recorder, datamodule=data, ckpt_path=last if last.exists() else None)

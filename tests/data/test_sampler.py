@@ -15,28 +15,25 @@ def rows(sampler: EpochSampler) -> list[int]:
     return [row for _, row in sampler]
 
 
-def test_epoch_sampler_draws_negatives_per_positive() -> None:
-    sampler = EpochSampler(LABELS, 7, seed=0)
+@pytest.mark.parametrize("ratio", [None, 50, 7])  # 50: more negatives than there are
+def test_epoch_sampler_takes_every_positive_and_negatives_by_the_ratio(ratio: float | None) -> None:
+    sampler = EpochSampler(LABELS, ratio, seed=0)
     drawn = rows(sampler)
-    assert len(drawn) == len(set(drawn)) == len(sampler) == 5 + 35
+    assert len(drawn) == len(set(drawn)) == len(sampler) == (5 + 35 if ratio == 7 else 100)
     assert set(range(5)) <= set(drawn)
 
 
-@pytest.mark.parametrize("ratio", [None, 50])  # 50: more negatives than there are
-def test_epoch_sampler_takes_every_row_once(ratio: float | None) -> None:
-    assert sorted(rows(EpochSampler(LABELS, ratio, seed=0))) == list(range(100))
-
-
-def test_epoch_sampler_depends_on_seed_and_epoch() -> None:
-    sampler = EpochSampler(LABELS, 7, seed=0)
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 8, "positives_per_batch": 2}])
+def test_epoch_sampler_depends_on_seed_and_epoch(settings: dict[str, Any]) -> None:
+    sampler = EpochSampler(LABELS, 7, seed=0, **settings)
     first = list(sampler)
     assert list(sampler) == first
     sampler.set_epoch(1)
     second = list(sampler)
     assert {epoch for epoch, _ in second} == {1}
     assert {row for _, row in second} != {row for _, row in first}  # other negatives
-    assert list(EpochSampler(LABELS, 7, seed=0, epoch=1)) == second
-    assert rows(EpochSampler(LABELS, 7, seed=1)) != [row for _, row in first]
+    assert list(EpochSampler(LABELS, 7, seed=0, epoch=1, **settings)) == second
+    assert rows(EpochSampler(LABELS, 7, seed=1, **settings)) != [row for _, row in first]
 
 
 def batches(sampler: EpochSampler, size: int) -> list[list[int]]:
@@ -67,15 +64,6 @@ def test_positives_per_batch_repeats_evenly() -> None:
     assert set(times[5:]) == {1}  # 95 negatives make 19 batches of 5
     assert times[:5].sum() == 19 * 3
     assert times[:5].max() - times[:5].min() <= 1
-
-
-def test_positives_per_batch_depends_on_seed_and_epoch() -> None:
-    def draw(seed: int, epoch: int) -> list[int]:
-        settings: dict[str, Any] = {"batch_size": 8, "positives_per_batch": 2}
-        return rows(EpochSampler(LABELS, None, seed=seed, epoch=epoch, **settings))
-
-    assert draw(0, 3) == draw(0, 3)
-    assert len({tuple(draw(*key)) for key in ((0, 3), (1, 3), (0, 4))}) == 3
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

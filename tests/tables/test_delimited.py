@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
@@ -36,14 +35,11 @@ SEMICOLONS = TEXT.replace(",", ";").replace("50.5", "50,5")
         TEXT.encode("utf-16"),
         TEXT.encode("utf-16-le"),
         TEXT.encode("utf-16-be"),
-        TEXT.encode("utf-32"),
         TEXT.replace("\n", "\r\n").encode(),
         TEXT.replace("\n", "\r").encode(),
         TEXT.replace(",", "\t").encode(),
-        TEXT.replace(",", "|").encode(),
         SEMICOLONS.encode(),
         TEXT.replace("\n", ",\n").encode(),
-        TEXT.replace("\n", ",,\n").encode(),
         TEXT.replace("\n", ",\n").replace("cancer,\n", "cancer\n").encode(),
         TEXT.replace("\n", "\n\n").encode(),
         TEXT.replace(",", " , ").encode(),
@@ -100,11 +96,8 @@ def test_read_test_tables_reads_the_same_spellings(tmp_path: Path) -> None:
 
 
 def test_read_folds_keeps_a_patient_called_na(tmp_path: Path) -> None:
-    file = tmp_path / "folds.csv"
-    pd.DataFrame({"patient_id": ["007", "NA"], "fold": [0, 1]}).to_csv(file, index=False)
-    folds = read_folds(file)
-    assert folds["patient_id"].tolist() == ["007", "NA"]
-    assert folds["patient_id"].dtype == "string"
+    (tmp_path / "folds.csv").write_text("patient_id,fold\n007,0\nNA,1\n")
+    assert read_folds(tmp_path / "folds.csv")["patient_id"].tolist() == ["007", "NA"]
 
 
 def test_decode_text_without_utf_8() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.views import Place, Views, excluded_images, view_number
+from rsna_bcd.tables.views import Place, Views, excluded_images
 
 
 def positions(settings: Views, *views: str | None, seed: int | None = None) -> list[int | None]:
@@ -57,10 +57,6 @@ def test_views_other_breast_follows_by_the_same_policy(policy: Any) -> None:
     assert Views(policy).places(own, other) == places[:2]
     alone = settings.places(own, ())
     assert alone[2:] == ([] if policy == "all" else [Place(None, True)] * 2)
-
-
-def test_view_number() -> None:
-    assert [view_number(v) for v in ("CC", "MLO", "AT", "??", None)] == [0, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
