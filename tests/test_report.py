@@ -180,6 +180,7 @@ def test_report_page_and_card_state_the_scores_of_the_files(shared: Path) -> Non
     assert f"| AUROC | {auroc:.3f} (" in page.card
     assert "{" not in page.card
     assert not re.search(r"\|\n[^|\n]", page.card), "a paragraph would continue the table"
+    assert ").- " not in page.card
 
 
 def test_report_evaluates_folds_members_and_baselines(pair: Evaluation, shared: Path) -> None:

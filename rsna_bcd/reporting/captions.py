@@ -60,7 +60,7 @@ def sample_size(cohort: Cohort, scores: Mapping[str, Interval]) -> str:
         else "how much sensitivity would differ with other patients is not known"
     )
     return (
-        f"It rests on {count(cohort.cancers, 'breast')} with cancer among "
+        f"This rests on {count(cohort.cancers, 'breast')} with cancer among "
         f"{count(cohort.breasts, 'breast')} of {count(cohort.patients, 'patient')}, each scored by "
         f"networks that were not trained on the patient; {uncertainty}."
     )
@@ -184,7 +184,8 @@ def calibration(scores: Mapping[str, CalibrationScores], prevalence: float) -> s
 def groups(subgroups: Sequence[Subgroup], compared: Sequence[SubgroupDifference]) -> str:
     """How many subgroups differ from the rest of their factor, and how many would by chance."""
     small = sum(not group.scored for group in subgroups)
-    tail = f" {count(small, 'group')} too small to be scored." if small else ""
+    verb = "is" if small == 1 else "are"
+    tail = f" {count(small, 'group')} {verb} too small to be scored." if small else ""
     if not compared:
         return f"No group is large enough to be compared with others.{tail}"
     n = sum(difference.is_significant for difference in compared)

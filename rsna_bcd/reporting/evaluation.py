@@ -436,10 +436,11 @@ def _notices(inputs: ReportInputs, cohort: Cohort) -> list[str]:
         )
     if cohort.prevalence > ENRICHED:
         notices.append(
-            f"Cancer is enriched: {percent(cohort.prevalence, 0)} of these breasts have it, "
-            f"{percent(CHALLENGE_PREVALENCE)} of the challenge's, which is enriched itself "
-            "(screening finds cancer in about 0.5 % of women). AUROC, sensitivity and specificity "
-            "carry over as far as the breasts are alike; PPV, recall rate, accuracy and pF1 do not."
+            f"Cancer is enriched: {percent(cohort.prevalence, 0)} of these breasts have it. "
+            f"Of the challenge's, {percent(CHALLENGE_PREVALENCE)} have it, also more than in "
+            "screening, which finds cancer in about 0.5 % of women. AUROC, sensitivity and "
+            "specificity carry over as far as the breasts are alike; PPV, recall rate, accuracy "
+            "and pF1 do not."
         )
     if cohort.cancers < _FEW_CANCERS:
         notices.append(

@@ -132,7 +132,8 @@ def to_svg(figure: Figure, key: str, label: str) -> str:
     text = text[text.index(">", box.end()) + 1 :]  # the root element, and what precedes it
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"<defs>\s*</defs>", "", re.sub(r'<g id="[^"]*"', "<g", text))
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # hundredths of a pixel
+    # Coordinates in hundredths of a pixel; texts between the tags keep their digits.
+    text = re.sub(r"(\d\.\d\d)\d+(?=[^<>]*>)", r"\1", text)
     for colour, name in _COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     described = f'role="img" aria-label="{label}" aria-describedby="caption-{key}"'
@@ -353,7 +354,8 @@ def forest(e: Evaluation, figure: Figure) -> str:
         if group.name and group.factor != e.groups[place - 1].factor:
             lines.append((group.factor, None))
         name = _shorten(group.name or group.factor)
-        lines.append((f"{name}   {group.cancers:,} / {group.breasts:,}", group))
+        # An em space: SVG merges plain ones.
+        lines.append((f"{name}\u2003{group.cancers:,} / {group.breasts:,}", group))
     _resize(figure, 860, 21 * len(lines) + 60)
     panels = figure.subplots(1, 3, sharey=True)
     rates = [i for g in e.groups for i in (g.sensitivity, g.specificity)]

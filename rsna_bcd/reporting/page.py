@@ -115,7 +115,7 @@ def _render(template: str, variables: Mapping[str, Any], **options: Any) -> str:
         "p_value": p_value,
         "webp": lambda content: f"data:image/webp;base64,{base64.b64encode(content).decode()}",
         # A model card travels further than a page: small counts could identify a person.
-        "few": lambda n: f"< {MIN_BREASTS}" if n < MIN_BREASTS else str(n),
+        "few": lambda n: f"< {MIN_BREASTS}" if 0 < n < MIN_BREASTS else str(n),
     }
     environment.tests["finite"] = math.isfinite
     text = environment.get_template(template).render(variables)

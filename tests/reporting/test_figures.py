@@ -31,7 +31,7 @@ def two_lines(_: Evaluation, figure: Figure) -> str:
     axes.set_xlabel("x < y & more")
     axes.plot([0, 1], [0.123456789, 1], "o-", color=figures.ACCENT)
     axes.set_xlim(0.2, 1)  # clips
-    axes.annotate("$5 & <b>", (0.5, 0.5), color=figures.INK)
+    axes.annotate("$5.678 & <b>", (0.5, 0.5), color=figures.INK)
     return "A caption."
 
 
@@ -80,7 +80,7 @@ def test_figures_svg_takes_colours_and_fonts_of_the_page(
         assert foreign not in first.svg
     root = ElementTree.fromstring(first.svg.replace("xlink:href", "href"))
     texts = ["".join(text.itertext()) for text in root.iter("text")]
-    assert {"x < y & more", "$5 & <b>"} <= set(texts)
+    assert {"x < y & more", "$5.678 & <b>"} <= set(texts)
     ids = []
     for drawn in (first, second):
         own = re.findall(r' id="([^"]+)"', drawn.svg)
