@@ -24,16 +24,13 @@ from rsna_bcd.scoring.metrics import Aggregation
 from rsna_bcd.tables.predictions import to_breasts
 
 C = 8
-FEATURES: list[Callable[[int], Aggregator]] = [
-    Mean,
-    Max,
-    partial(Attention, hidden=4),
-    partial(Transformer, width=16, depth=2, heads=2),
-]
-LATE: list[Callable[[int], Aggregator]] = [MeanProbability, MaxProbability]
+Maker = Callable[[int], Aggregator]
+TRANSFORMER = partial(Transformer, width=16, depth=2, heads=2)
+FEATURES: list[Maker] = [Mean, Max, partial(Attention, hidden=4), TRANSFORMER]
+LATE: list[Maker] = [MeanProbability, MaxProbability]
 
 
-def make(maker: Callable[[int], Aggregator]) -> Aggregator:
+def make(maker: Maker) -> Aggregator:
     """An aggregator in which everything that can make a difference does."""
     torch.manual_seed(1)
     aggregator = maker(C).eval()
@@ -61,9 +58,7 @@ def apply(aggregator: Aggregator, batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("maker", FEATURES + LATE)
-def test_aggregators_ignore_order_padding_and_other_breasts(
-    maker: Callable[[int], Aggregator],
-) -> None:
+def test_aggregators_ignore_order_padding_and_other_breasts(maker: Maker) -> None:
     aggregator = make(maker)
     batch = breasts(aggregator)
     expected = apply(aggregator, batch)
@@ -79,9 +74,7 @@ def test_aggregators_ignore_order_padding_and_other_breasts(
 
 
 @pytest.mark.parametrize("maker", FEATURES)
-def test_only_aggregators_with_context_use_view_and_side(
-    maker: Callable[[int], Aggregator],
-) -> None:
+def test_only_aggregators_with_context_use_view_and_side(maker: Maker) -> None:
     aggregator = make(maker)
     batch = breasts(aggregator)
     expected = apply(aggregator, batch)
@@ -91,9 +84,7 @@ def test_only_aggregators_with_context_use_view_and_side(
 
 
 @pytest.mark.parametrize("maker", FEATURES)
-def test_aggregators_have_gradients_for_images_and_none_for_padding(
-    maker: Callable[[int], Aggregator],
-) -> None:
+def test_aggregators_have_gradients_for_images_and_none_for_padding(maker: Maker) -> None:
     aggregator = make(maker).train()
     batch = breasts(aggregator)
     batch["values"].requires_grad_()
@@ -112,14 +103,8 @@ def test_late_aggregators_equal_the_aggregation_of_tables(
     aggregator = late(C)
     batch = breasts(aggregator)
     rows = batch["mask"].nonzero()[:, 0].tolist()
-    images = pd.DataFrame(
-        {
-            "prediction_id": rows,
-            "patient_id": rows,
-            "laterality": "L",
-            "probability": batch["values"].sigmoid()[batch["mask"]].double().numpy(),
-        }
-    )
+    images = pd.DataFrame({"prediction_id": rows, "patient_id": rows, "laterality": "L"})
+    images["probability"] = batch["values"].sigmoid()[batch["mask"]].double().numpy()
     expected = to_breasts(images, rule)["logit"].to_numpy()
     assert apply(aggregator, batch).tolist() == pytest.approx(expected, abs=1e-5)
 

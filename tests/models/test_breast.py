@@ -25,13 +25,13 @@ from rsna_bcd.models.prediction import Batch, network_outputs
 from rsna_bcd.tables.metadata import Metadata
 
 TINY = "test_resnet"  # has BatchNorm
+Maker = Callable[[int], Aggregator]
 SMALL_TRANSFORMER = partial(Transformer, width=16, depth=1, heads=2)
-AGGREGATORS: list[Callable[[int], Aggregator]] = [
-    Mean, Max, MeanProbability, MaxProbability, Attention, SMALL_TRANSFORMER,
-]  # fmt: skip
+EARLY: list[Maker] = [Mean, Max, MeanProbability, MaxProbability, Attention]
+each_aggregator = pytest.mark.parametrize("aggregator", [*EARLY, SMALL_TRANSFORMER])
 
 
-def make(aggregator: Callable[[int], Aggregator], **settings: Any) -> BreastClassifier:
+def make(aggregator: Maker, **settings: Any) -> BreastClassifier:
     torch.manual_seed(0)
     return BreastClassifier(TINY, aggregator, pretrained=False, **settings).eval()
 
@@ -61,10 +61,8 @@ def image_entries(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("image", "mask", "view", "other")}
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_breast_classifier_ignores_order_and_padding(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
+@each_aggregator
+def test_breast_ignores_order_padding_and_dense_encoding(aggregator: Maker, batch: Batch) -> None:
     network = make(aggregator)
     expected = logits(network, batch)
     assert expected.shape == (3,)
@@ -74,12 +72,12 @@ def test_breast_classifier_ignores_order_and_padding(
     padded["mask"][:, 3:] = False
     padded["image"][:, 3:] = torch.nan  # not even looked at
     assert torch.allclose(logits(network, padded), expected, atol=1e-6)
+    network.dense = True
+    assert torch.allclose(logits(network, batch), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_breast_classifier_ignores_padding_in_training(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
+@each_aggregator
+def test_breast_ignores_padding_in_training(aggregator: Maker, batch: Batch) -> None:
     """With it, BatchNorm would learn from black images, and normalise others by them."""
     plain = make(aggregator).train()
     for module in plain.modules():
@@ -100,20 +98,8 @@ def test_breast_classifier_ignores_padding_in_training(
     assert all(torch.equal(x, expected[name]) for name, x in padded.named_buffers())
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_dense_encoding_changes_nothing(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
-    network = make(aggregator)
-    expected = logits(network, batch)
-    network.dense = True
-    assert torch.allclose(logits(network, batch), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_only_aggregators_with_context_use_the_other_breast(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
+@each_aggregator
+def test_only_those_with_context_use_the_other_breast(aggregator: Maker, batch: Batch) -> None:
     network = make(aggregator)
     for parameter in network.aggregator.parameters():
         torch.nn.init.normal_(parameter)
@@ -124,10 +110,8 @@ def test_only_aggregators_with_context_use_the_other_breast(
     assert difference[1:].max() < 1e-5
 
 
-@pytest.mark.parametrize("aggregator", [Mean, Max, MeanProbability, MaxProbability, Attention])
-def test_a_single_image_has_the_logit_of_the_image_classifier(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
+@pytest.mark.parametrize("aggregator", EARLY)
+def test_a_single_image_has_the_logit_of_image_classifier(aggregator: Maker, batch: Batch) -> None:
     network = make(aggregator)
     single = ImageClassifier(TINY, pretrained=False).eval()
     single.load_state_dict(network.state_dict(), strict=False)
@@ -135,10 +119,8 @@ def test_a_single_image_has_the_logit_of_the_image_classifier(
     assert torch.allclose(logits(network, batch)[2:], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_breast_classifier_trains_all_parameters(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
+@each_aggregator
+def test_breast_trains_all_parameters(aggregator: Maker, batch: Batch) -> None:
     metadata = Metadata(["age"])
     network = make(aggregator, metadata=metadata, auxiliary=["density", "invasive"]).train()
     assert network.inputs == ("mask", "view", "other", "metadata")
@@ -156,10 +138,8 @@ def test_breast_classifier_trains_all_parameters(
     assert any(p is network.head.weight for p in groups[-1])
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_metadata_changes_the_logit_of_its_breast_alone(
-    aggregator: Callable[[int], Aggregator], batch: Batch
-) -> None:
+@each_aggregator
+def test_metadata_changes_the_logit_of_its_breast_alone(aggregator: Maker, batch: Batch) -> None:
     network = make(aggregator, metadata=Metadata(["age"]))
     changed = {**batch, "metadata": batch["metadata"].clone()}
     changed["metadata"][1] += torch.tensor([3.0, -3.0])
@@ -173,9 +153,8 @@ def test_breast_and_image_classifiers_start_from_each_other(tmp_path: Path) -> N
     image.state_dict()["pool.p"].fill_(4)
     file = tmp_path / "last.ckpt"
     torch.save({"state_dict": {f"network.{k}": v for k, v in image.state_dict().items()}}, file)
-    breast = BreastClassifier(
-        TINY, Attention, checkpoint_path=file, pooling="gem", freeze_backbone=True
-    )
+    settings: Any = {"checkpoint_path": file, "pooling": "gem", "freeze_backbone": True}
+    breast = BreastClassifier(TINY, Attention, **settings)
     theirs = breast.state_dict()
     assert all(torch.equal(theirs[k], v) for k, v in image.state_dict().items())
     breast.head.weight.data.fill_(1)
@@ -195,24 +174,15 @@ def test_side_by_side_has_cc_on_the_left_and_absent_views_black() -> None:
     assert picture[2, 0, 0].tolist() == [7, 7, 8, 8]  # better than to see nothing of it
 
 
-def test_side_by_side_equals_the_image_classifier_on_both_views(batch: Batch) -> None:
+def test_side_by_side_equals_the_image_classifier_on_both_views_of_its_breast(batch: Batch) -> None:
     torch.manual_seed(0)
     network = SideBySide(TINY, pretrained=False, metadata=Metadata(["age"])).eval()
-    assert network.unit == "breast"
     assert network.inputs == ("mask", "view", "other", "metadata")
     picture = torch.cat([batch["image"][:2, 0], batch["image"][:2, 1]], dim=-1)
     expected = ImageClassifier.forward(network, picture, batch["metadata"][:2])["logit"]
+    batch["image"][0, 2] = 0.5  # of the other breast
     assert torch.equal(logits(network, {k: v[:2] for k, v in batch.items()}), expected)
-
-
-def test_side_by_side_ignores_the_other_breast(batch: Batch) -> None:
-    network = SideBySide(TINY, pretrained=False).eval()
-    expected = logits(network, batch)
-    batch["image"][0, 2] = 0.5
-    assert torch.equal(logits(network, batch), expected)
     batch["mask"][0, 1] = False  # then it has no MLO, not that of the other breast
-    black = torch.zeros(1, 1, 32, 32)
-    picture = torch.cat([batch["image"][:1, 0], black], dim=-1)
-    assert torch.allclose(
-        logits(network, batch)[:1], ImageClassifier.forward(network, picture)["logit"], atol=1e-6
-    )
+    picture[:1, :, :, 32:] = 0
+    expected = ImageClassifier.forward(network, picture, batch["metadata"][:2])["logit"]
+    assert torch.allclose(logits(network, batch)[:1], expected[:1], atol=1e-6)

@@ -79,9 +79,8 @@ def test_grad_checkpointing_that_a_backbone_lacks_is_refused() -> None:
 
 def test_a_frozen_backbone_does_not_change() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(
-        TINY, pretrained=False, pooling="gem", drop_path_rate=0.5, freeze_backbone=True
-    )
+    settings: Any = {"pretrained": False, "pooling": "gem", "drop_path_rate": 0.5}
+    encoder = Encoder(TINY, freeze_backbone=True, **settings)
     before = copy.deepcopy(encoder.backbone.state_dict())
     images = torch.rand(2, 1, 64, 64)
     expected = encoder.eval().encode(images)

@@ -1,4 +1,4 @@
-"""The network of the whole image and of its patches."""
+"""The network of the whole image and of its patches, and where patches are placed."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models import global_local
-from rsna_bcd.models.global_local import GlobalLocal, top_logit
+from rsna_bcd.models.global_local import GlobalLocal, choose_patches, cut_patches, top_logit
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.models.prediction import network_outputs
 from rsna_bcd.tables.metadata import Metadata
@@ -65,9 +65,8 @@ def test_a_bright_square_gets_the_patch(monkeypatch: pytest.MonkeyPatch) -> None
     network.global_encoder.mean.zero_()
     network.global_encoder.std.fill_(1)
     network.saliency = torch.nn.Conv2d(2, 1, 1)
-    network.saliency.load_state_dict(
-        {"weight": torch.full((1, 2, 1, 1), 5.0), "bias": torch.tensor([-5.0])}
-    )
+    weight, bias = torch.full((1, 2, 1, 1), 5.0), torch.tensor([-5.0])
+    network.saliency.load_state_dict({"weight": weight, "bias": bias})
     network.head = torch.nn.Linear(2 + network.local_encoder.width, 1)
     images = torch.zeros(2, 1, 256, 128)
     images[0, :, 96:128, 32:64] = 1
@@ -107,22 +106,16 @@ def test_global_local_trains_all_parts(images: torch.Tensor) -> None:
     torch.stack([x.square().sum() for x in outputs.values()]).sum().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
     for name in (
-        "global_encoder.backbone.conv1.0.weight",
-        "local_encoder.backbone.conv_stem.weight",
-        "saliency.weight",
-        "attention.score.weight",
-        "local_head.weight",
-        "head.weight",
-        "auxiliary.density.weight",
-    ):
-        gradient = network.get_parameter(name).grad
+        "global_encoder.backbone.conv1.0", "local_encoder.backbone.conv_stem", "saliency", "head",
+        "attention.score", "local_head", "auxiliary.density",
+    ):  # fmt: skip
+        gradient = network.get_parameter(f"{name}.weight").grad
         assert gradient is not None
         assert gradient.any(), name
 
 
 @pytest.mark.parametrize(
-    ("output", "part"),
-    [("logit_global", "local_encoder"), ("logit_local", "global_encoder")],
+    ("output", "part"), [("logit_global", "local_encoder"), ("logit_local", "global_encoder")]
 )
 def test_global_and_local_logits_have_separate_gradients(
     output: str, part: str, images: torch.Tensor
@@ -198,14 +191,79 @@ def test_an_image_network_starts_from_its_local_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_patches": 0}, r"network\.n_patches=0"),
-        ({"downscale": 0}, r"network\.downscale=0"),
-        ({"top": 0.0}, r"network\.top=0"),
-        ({"top": 1.5}, r"network\.top=1.5"),
-    ],
+    ("key", "value"), [("n_patches", 0), ("downscale", 0), ("top", 0.0), ("top", 1.5)]
 )
-def test_numbers_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make(**settings)
+def test_numbers_out_of_range_are_refused(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"network\.{key}={value}"):
+        make(**{key: value})
+
+
+def overlaps(corners: torch.Tensor, patch: int) -> torch.Tensor:
+    """Pixels that each pair of patches (K, 2) shares, (K, K) with zeros on the diagonal."""
+    apart = (corners[:, None] - corners[None]).abs()
+    shared = (patch - apart).clamp(min=0).prod(dim=-1)
+    return shared.fill_diagonal_(0)
+
+
+def test_it_is_the_sum_that_counts_not_the_largest_value() -> None:
+    saliency = torch.zeros(1, 1, 8, 8)
+    saliency[0, 0, 0, 0] = 0.9
+    saliency[0, 0, 4:6, 4:6] = 0.3  # 1.2 together
+    corners = choose_patches(saliency, 2, patch=64, size=(256, 256))[0]
+    assert corners.tolist() == [[128, 128], [0, 0]]
+
+
+def test_greedily_is_what_a_loop_by_hand_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    saliency = torch.rand(1, 1, 9, 7, generator=generator)
+    corners = choose_patches(saliency, 3, patch=30, size=(90, 70))[0]
+    taken: list[tuple[int, int]] = []
+    for _ in range(3):
+        free = {
+            (y, x): saliency[0, 0, y : y + 3, x : x + 3].sum().item()
+            for y in range(7)
+            for x in range(5)
+            if all(abs(y - v) >= 3 or abs(x - u) >= 3 for v, u in taken)
+        }
+        taken.append(max(free, key=lambda place: free[place]))
+    assert corners.tolist() == [[10 * y, 10 * x] for y, x in taken]
+
+
+@pytest.mark.parametrize("size", [(256, 128), (250, 131), (97, 64)])
+@pytest.mark.parametrize("patch", [64, 50, 33])
+@pytest.mark.parametrize("cells", [(8, 4), (9, 5), (3, 2)])
+def test_patches_lie_inside_the_image_and_share_nothing_while_there_is_room(
+    size: tuple[int, int], patch: int, cells: tuple[int, int]
+) -> None:
+    saliency = torch.rand(20, 1, *cells)
+    for corners in choose_patches(saliency, 5, patch, size):
+        assert (corners >= 0).all()
+        assert (corners + patch <= torch.tensor(size)).all()
+        shared = overlaps(corners, patch)
+        # Before any two patches share a pixel, no window of cells was free.
+        window = [-(-patch * c // s) for c, s in zip(cells, size, strict=True)]
+        free = [c // (2 * w - 1) for c, w in zip(cells, window, strict=True)]  # at worst
+        room = min(5, max(1, free[0]) * max(1, free[1]))
+        assert shared[:room, :room].max() == 0
+
+
+def test_without_room_they_share_as_little_as_can_be() -> None:
+    corners = choose_patches(torch.ones(1, 1, 4, 3), 3, patch=2, size=(4, 3))[0]
+    assert corners[:2].tolist() == [[0, 0], [2, 0]]  # there is no third place on three columns
+    assert overlaps(corners, 2)[2].max() == 2
+    assert corners[2, 1] == 1
+
+
+def test_a_patch_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(InputError, match=r"network\.patch=65 .* 128 x 64"):
+        choose_patches(torch.rand(1, 1, 4, 2), 1, 65, (128, 64))
+
+
+def test_patches_are_the_pixels_of_the_image() -> None:
+    images = torch.rand(2, 1, 20, 16)
+    corners = torch.tensor([[[0, 0], [12, 8]], [[3, 5], [7, 1]]])
+    patches = cut_patches(images, corners, 8)
+    assert patches.shape == (2, 2, 1, 8, 8)
+    for b in range(2):
+        for k, (y, x) in enumerate(corners[b].tolist()):
+            assert torch.equal(patches[b, k], images[b, :, y : y + 8, x : x + 8])

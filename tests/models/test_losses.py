@@ -1,25 +1,30 @@
-"""Losses by formula and by identity."""
+"""Losses by formula and by identity; their sum, with one rank and with two."""
 
 import math
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from rsna_bcd.models.losses import BinaryCrossEntropy, Focal, PairwiseRanking, SoftF1
+from rsna_bcd.errors import InputError
+from rsna_bcd.models.losses import (
+    BinaryCrossEntropy,
+    Criterion,
+    Focal,
+    PairwiseRanking,
+    SoftF1,
+    auxiliary_loss,
+)
 from rsna_bcd.scoring.metrics import pf1
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.0, 2.0, 40.0, -40.0])
 TARGETS = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 1.0])
 LOSSES = [BinaryCrossEntropy(0.8, 3.0), Focal(2.0, 3.0), SoftF1(), PairwiseRanking()]
-
-
-def test_cross_entropy_equals_torch() -> None:
-    expected = functional.binary_cross_entropy_with_logits(LOGITS, TARGETS)
-    assert torch.equal(BinaryCrossEntropy()(LOGITS, TARGETS), expected)
 
 
 def test_a_softened_positive_is_learnt_best_at_its_target() -> None:
@@ -30,15 +35,12 @@ def test_a_softened_positive_is_learnt_best_at_its_target() -> None:
     assert torch.equal(loss(LOGITS, torch.zeros(6)), unchanged)  # negatives stay certain
 
 
-def test_positive_weight_equals_torch() -> None:
-    expected = functional.binary_cross_entropy_with_logits(
-        LOGITS, TARGETS, pos_weight=torch.tensor(3.0)
-    )
+def test_cross_entropy_and_focal_loss_equal_torch_and_the_formula() -> None:
+    entropy = functional.binary_cross_entropy_with_logits
+    assert torch.equal(BinaryCrossEntropy()(LOGITS, TARGETS), entropy(LOGITS, TARGETS))
+    expected = entropy(LOGITS, TARGETS, pos_weight=torch.tensor(3.0))
     assert torch.allclose(BinaryCrossEntropy(positive_weight=3)(LOGITS, TARGETS), expected)
     assert torch.allclose(Focal(gamma=0, positive_weight=3)(LOGITS, TARGETS), expected)
-
-
-def test_focal_by_formula() -> None:
     p = torch.sigmoid(torch.tensor([0.3]))
     expected = -((1 - p) ** 2) * p.log()
     assert torch.allclose(Focal(gamma=2)(torch.tensor([0.3]), torch.ones(1)), expected)
@@ -56,34 +58,19 @@ def test_ranking_by_brute_force() -> None:
     pairs = [math.log1p(math.exp(n - p)) for p, n in product(positives, negatives)]
     found = PairwiseRanking(entropy=0)(LOGITS, TARGETS)
     assert found.item() == pytest.approx(sum(pairs) / len(pairs))
+    assert PairwiseRanking(entropy=0)(LOGITS, torch.ones(6)) == 0  # there is no pair
     with_entropy = PairwiseRanking(entropy=0.5)(LOGITS, TARGETS)
     expected = found + 0.5 * BinaryCrossEntropy()(LOGITS, TARGETS)
     assert with_entropy.item() == pytest.approx(expected.item())
 
 
-def test_ranking_of_shares_is_that_of_all_pairs() -> None:
+def test_ranking_of_shares_is_that_of_all_pairs_at_any_level() -> None:
     shares = torch.tensor([0.0, 0.3, 1.0, 0.7, 0.0, 1.0])
     pairs = shares[:, None] * (1 - shares)[None]
     below = functional.softplus(LOGITS[None] - LOGITS[:, None])
     expected = (pairs * below).sum() / pairs.sum()
     assert torch.allclose(PairwiseRanking(entropy=0)(LOGITS, shares), expected)
-
-
-def test_ranking_alone_is_invariant_to_the_level() -> None:
-    loss = PairwiseRanking(entropy=0)
-    assert torch.allclose(loss(LOGITS, TARGETS), loss(LOGITS + 5, TARGETS))
-
-
-@pytest.mark.parametrize("label", [0.0, 1.0])
-@pytest.mark.parametrize("loss", [SoftF1(), PairwiseRanking(entropy=0)], ids=["f1", "ranking"])
-def test_losses_of_one_class_have_finite_gradients(loss: nn.Module, label: float) -> None:
-    logits = torch.zeros(4, requires_grad=True)
-    found = loss(logits, torch.full((4,), label))
-    found.backward()
-    if isinstance(loss, PairwiseRanking):
-        assert found.item() == 0
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
+    assert torch.allclose(PairwiseRanking(entropy=0)(LOGITS + 5, shares), expected)
 
 
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), Focal()], ids=["bce", "focal"])
@@ -94,11 +81,123 @@ def test_losses_are_linear_in_a_mixed_label(loss: nn.Module) -> None:
     assert torch.allclose(shared, parts)
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize("scale", [0, 200])
 @pytest.mark.parametrize("loss", [*LOSSES, Focal(0.5)], ids=lambda loss: type(loss).__name__)
-def test_losses_are_finite_at_the_extremes(loss: nn.Module) -> None:
-    logits = torch.tensor([200.0, -200.0, 200.0, -200.0], requires_grad=True)
-    found = loss(logits, torch.tensor([0.0, 1.0, 1.0, 0.0]))
+def test_losses_and_gradients_are_finite_at_the_extremes_and_for_one_class(
+    loss: nn.Module, scale: float, labels: list[float]
+) -> None:
+    logits = torch.tensor([1.0, -1, 1, -1]).mul(scale).requires_grad_()
+    found = loss(logits, torch.tensor(labels).float())
     found.backward()
     assert torch.isfinite(found)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+NAN = math.nan
+BATCH = {
+    "label": torch.tensor([0.0, 1.0, 1.0, 0.0]),
+    "target_invasive": torch.tensor([NAN, 1.0, 0.0, NAN]),
+    "target_density": torch.tensor([2.0, NAN, NAN, 0.0]),
+    "target_age": torch.tensor([NAN, NAN, NAN, 1.5]),
+}
+AUXILIARY = {"invasive": 0.1, "density": 0.2, "age": 0.3}
+
+
+def outputs(seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    logits = {name: torch.randn(4) for name in ("logit", "logit_local", "invasive", "age")}
+    return {**logits, "density": torch.randn(4, 4), "penalty_area": torch.rand(())}
+
+
+def test_criterion_is_the_weighted_sum_and_of_one_logit_the_plain_loss() -> None:
+    given, entropy = outputs(), functional.binary_cross_entropy_with_logits
+    alone = Criterion(BinaryCrossEntropy())({"logit": given["logit"]}, BATCH)
+    assert torch.equal(alone["loss"], entropy(given["logit"], BATCH["label"]))
+    assert alone.keys() == {"loss", "total", "label"}
+    expected = (
+        entropy(given["logit"], BATCH["label"])
+        + 0.5 * entropy(given["logit_local"], BATCH["label"])
+        + 0.1 * entropy(given["invasive"][1:3], torch.tensor([1.0, 0.0]))
+        + 0.2 * functional.cross_entropy(given["density"][[0, 3]], torch.tensor([2, 0]))
+        + 0.3 * functional.smooth_l1_loss(given["age"][3], torch.tensor(1.5))
+        + 0.4 * given["penalty_area"]
+    )
+    criterion = Criterion(
+        BinaryCrossEntropy(), deep_weight=0.5, penalties={"area": 0.4}, auxiliary=AUXILIARY
+    )
+    found = criterion(given, BATCH)
+    assert found["loss"].item() == pytest.approx(expected.item())
+    assert found["total"].item() == pytest.approx(expected.item())
+    assert found["logit_local"].item() == entropy(given["logit_local"], BATCH["label"]).item()
+    assert {"label", "invasive", "density", "age", "penalty_area"} < found.keys()
+    with_penalty = Criterion(BinaryCrossEntropy())(given, BATCH)["loss"]
+    without = Criterion(BinaryCrossEntropy(), penalties={"area": 0})(given, BATCH)["loss"]
+    assert (with_penalty - without).item() == pytest.approx(given["penalty_area"].item())
+
+
+@pytest.mark.parametrize("column", list(AUXILIARY))
+def test_auxiliary_loss_of_unknown_targets_is_zero_with_a_gradient(column: str) -> None:
+    output = outputs()[column].requires_grad_()
+    loss = auxiliary_loss(column, output, torch.full((4,), NAN))
+    loss.backward()
+    assert loss.item() == 0
+    assert output.grad is not None
+    assert not output.grad.any()
+
+
+def test_an_unknown_column_and_a_network_without_its_head_are_refused() -> None:
+    with pytest.raises(InputError, match="cancer is no auxiliary target"):
+        Criterion(BinaryCrossEntropy(), auxiliary={"cancer": 1})
+    with pytest.raises(InputError, match="auxiliary.age: the network has no output for it"):
+        Criterion(BinaryCrossEntropy(), auxiliary={"age": 1})({"logit": torch.zeros(4)}, BATCH)
+
+
+class Toy(nn.Module):
+    """A network of one layer for every output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Cut the layer's outputs apart."""
+        y = self.layer(x)
+        return {
+            **{"logit": y[:, 0], "logit_local": y[:, 1], "invasive": y[:, 2]},
+            **{"age": y[:, 3], "density": y[:, 4:], "penalty_area": y.square().mean()},
+        }
+
+
+def gradient(network: nn.Module, rows: slice) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses of some rows, and the gradient."""
+    torch.manual_seed(1)
+    x = torch.randn(4, 3)[rows]
+    criterion = Criterion(PairwiseRanking(), auxiliary=AUXILIARY)
+    losses = criterion(network(x), {name: value[rows] for name, value in BATCH.items()})
+    losses["loss"].backward()
+    weight: Any = next(network.parameters())
+    return {n: v.detach() for n, v in losses.items()}, weight.grad
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    network = nn.parallel.DistributedDataParallel(Toy())
+    losses, grad = gradient(network, slice(rank, 4, 2))
+    torch.save({"losses": losses, "grad": grad}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_have_the_loss_and_the_gradient_of_one(tmp_path: Path) -> None:
+    """Although pairs lie across the ranks, and each knows other targets."""
+    losses, grad = gradient(Toy(), slice(0, 4))
+    torch.multiprocessing.start_processes(run_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(found["grad"], grad, atol=1e-7)
+        for name in losses.keys() - {"loss"}:
+            assert torch.allclose(found["losses"][name], losses[name]), name

@@ -5,12 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rsna_bcd.models.losses import Criterion
-from rsna_bcd.models.memory import (
-    MemoryLimit,
-    TrainingStep,
-    is_out_of_memory,
-    largest_that_fits,
-)
+from rsna_bcd.models.memory import MemoryLimit, TrainingStep, is_out_of_memory, largest_that_fits
 
 
 class Linear(nn.Module):
@@ -42,21 +37,20 @@ def made_step(
     return TrainingStep(network, Criterion(nn.BCEWithLogitsLoss()), optimizer, precision, clip)
 
 
-@pytest.mark.parametrize("most", [1, 3, 8])
-def test_memory_limit_splits_a_batch_in_order(most: int) -> None:
+@pytest.mark.parametrize("most", [0, 1, 3, 8])
+def test_memory_limit_splits_a_batch_in_order_and_gives_none_for_a_sample_that_does_not_fit(
+    most: int,
+) -> None:
     network, batch, limit = Linear(most), random_batch(8), MemoryLimit()
     parts = list(limit.split(lambda part: network(part["image"])["logit"], batch))
     assert [i for part, _ in parts for i in range(8)[part]] == list(range(8))
+    if most == 0:
+        assert [logits for _, logits in parts] == [None] * 8
+        return
     together = torch.cat([logits for _, logits in parts if logits is not None])
     network.most = 8
     assert torch.allclose(together, network(batch["image"])["logit"], atol=1e-6)
     assert limit.samples is None if most == 8 else (limit.samples or 0) <= most
-
-
-def test_memory_limit_gives_none_for_a_sample_that_does_not_fit() -> None:
-    network = Linear(most=0)
-    parts = list(MemoryLimit().split(lambda part: network(part["image"])["logit"], random_batch(2)))
-    assert [logits for _, logits in parts] == [None] * 2
 
 
 def test_training_step_equals_torch() -> None:

@@ -17,12 +17,16 @@ TINY = "test_efficientnet"  # timm's own, for tests
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
 @pytest.mark.parametrize("backbone", [TINY, "test_convnext", "lcnet_035"])
-def test_image_classifier_gives_one_logit_per_image(backbone: str, pooling: Pooling) -> None:
-    network = ImageClassifier(backbone, pretrained=False, pooling=pooling).eval()
-    logits = network(torch.rand(3, 1, 64, 96))["logit"]
-    assert logits.shape == (3,)
-    assert logits.dtype == torch.float32
-    assert torch.isfinite(logits).all()
+def test_memory_layout_changes_nothing(backbone: str, pooling: Pooling) -> None:
+    torch.manual_seed(0)
+    settings: Any = {"pretrained": False, "pooling": pooling}
+    network = ImageClassifier(backbone, channels_last=True, **settings).eval()
+    other = ImageClassifier(backbone, channels_last=False, **settings).eval()
+    other.load_state_dict(network.state_dict())
+    images = torch.rand(3, 1, 64, 96)
+    logits = network(images)["logit"]
+    assert (logits.shape, logits.dtype) == ((3,), torch.float32)
+    assert torch.allclose(logits, other(images)["logit"], atol=1e-5)
 
 
 def test_the_normalisation_is_inside() -> None:
@@ -39,15 +43,6 @@ def test_the_normalisation_is_inside() -> None:
         network.std.fill_(1)
         assert torch.allclose(network(normalised)["logit"], expected, atol=1e-6)
     assert {"mean", "std"} <= network.state_dict().keys()
-
-
-def test_memory_layout_changes_nothing() -> None:
-    torch.manual_seed(0)
-    network = ImageClassifier(TINY, pretrained=False, channels_last=True).eval()
-    other = ImageClassifier(TINY, pretrained=False, channels_last=False).eval()
-    other.load_state_dict(network.state_dict())
-    images = torch.rand(2, 1, 64, 64)
-    assert torch.allclose(network(images)["logit"], other(images)["logit"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

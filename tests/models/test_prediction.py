@@ -25,20 +25,14 @@ def test_the_input_is_in_the_unit_interval() -> None:
     assert x.tolist() == pytest.approx([0, 0.2, 1])
 
 
-def test_without_tta_it_is_the_network(network: ImageClassifier, images: torch.Tensor) -> None:
-    expected = network(images.float() / 255)["logit"]
-    assert torch.allclose(predict_logits(network, {"image": images}, "none"), expected)
-
-
 def test_hflip_cannot_tell_left_from_right(network: ImageClassifier, images: torch.Tensor) -> None:
-    both = predict_logits(network, {"image": images}, "hflip")
-    assert torch.allclose(
-        both, predict_logits(network, {"image": images.flip(-1)}, "hflip"), atol=1e-6
-    )
-    plain = predict_logits(network, {"image": images}, "none")
-    mirrored = predict_logits(network, {"image": images.flip(-1)}, "none")
-    assert torch.allclose(both, (plain + mirrored) / 2)
+    batch, flipped = {"image": images}, {"image": images.flip(-1)}
+    plain, mirrored = (predict_logits(network, b, "none") for b in (batch, flipped))
+    assert torch.allclose(plain, network(images.float() / 255)["logit"])
     assert not torch.allclose(plain, mirrored)
+    for given in (batch, flipped):
+        both = predict_logits(network, given, "hflip")
+        assert torch.allclose(both, (plain + mirrored) / 2, atol=1e-6)
 
 
 def test_mixed_precision_does_not_reach_it(network: ImageClassifier, images: torch.Tensor) -> None:

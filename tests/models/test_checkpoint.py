@@ -1,4 +1,4 @@
-"""What a network may start from, what is taken, and what is refused."""
+"""Weights that a network starts from: taken, refused, and the patients they have seen."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.checkpoint import record_in
+from rsna_bcd.inference.run import save_safetensors
+from rsna_bcd.models.checkpoint import check_unseen, is_optimistic, record_in, starts_from
 from rsna_bcd.models.network import ImageClassifier
 
 TINY = "test_efficientnet"
@@ -32,29 +33,35 @@ def weights(tmp_path: Path) -> Path:
 def test_one_channel_equals_three_equal_channels(suffix: str, weights: Path) -> None:
     state = torch.load(weights, weights_only=True)
     reference = timm.create_model(TINY, in_chans=3, num_classes=0, global_pool="")
-    reference.load_state_dict(
-        {k: v for k, v in state.items() if not k.startswith("classifier.")}, strict=True
-    )
+    reference.load_state_dict({k: v for k, v in state.items() if "classifier." not in k})
     file = weights.with_suffix(suffix)
     if suffix == ".safetensors":
         save_file(state, file)
-    network = ImageClassifier(TINY, checkpoint_path=file)
+    backbone = ImageClassifier(TINY, checkpoint_path=file).backbone.eval()
     images = torch.rand(2, 1, 64, 64)
     expected = reference.eval()(images.expand(-1, 3, -1, -1))
-    assert torch.allclose(network.backbone.eval()(images), expected, atol=1e-5)
+    assert torch.allclose(backbone(images), expected, atol=1e-5)
 
 
-def test_weights_of_another_network_are_refused(weights: Path) -> None:
-    with pytest.raises(InputError, match="does not hold the weights of test_resnet.*unknown"):
-        ImageClassifier("test_resnet", checkpoint_path=weights)
-
-
-def test_weights_of_another_size_are_refused(weights: Path) -> None:
-    state = torch.load(weights, weights_only=True)
-    state["conv_stem.weight"] = torch.zeros(99, 3, 3, 3)
-    torch.save(state, weights)
-    with pytest.raises(InputError, match=r"1 of another shape \(conv_stem\.weight\)"):
-        ImageClassifier(TINY, checkpoint_path=weights)
+@pytest.mark.parametrize(
+    ("change", "backbone", "message"),
+    [
+        (lambda s: s, "test_resnet", "does not hold the weights of test_resnet.*unknown"),
+        # It has all names and shapes of the shallow one, and more.
+        (lambda s: s | {f"blocks.9.{k}": v for k, v in s.items()}, TINY, "unknown"),
+        (lambda s: s | {"conv_stem.weight": torch.zeros(99, 3, 3, 3)}, TINY, "1 of another shape"),
+        (lambda s: s | {"bn1.weight": s["bn1.weight"] / 0}, TINY, r"finite \(backbone.bn1.weight"),
+        (lambda _: {"state_dict": {"model.conv.weight": torch.zeros(1)}}, TINY,
+         r"1 unknown \(model\.conv\.weight\)"),
+    ],
+    ids=["other", "deeper", "size", "infinite", "foreign"],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(
+    change: Any, backbone: str, message: str, weights: Path
+) -> None:
+    torch.save(change(torch.load(weights, weights_only=True)), weights)
+    with pytest.raises(InputError, match=message):
+        ImageClassifier(backbone, checkpoint_path=weights)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x02}q\x00."])
@@ -73,41 +80,42 @@ def test_a_pickled_module_is_not_executed(tmp_path: Path) -> None:
         ImageClassifier(TINY, checkpoint_path=file)
 
 
+def wrap(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def zeros(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
 def save_run(network: nn.Module, folder: Path, **more: Any) -> Path:
     """What a run leaves behind of a network."""
-    state = {f"network.{k}": v for k, v in network.state_dict().items()}
-    file = folder / "last.ckpt"
+    file, state = folder / "last.ckpt", wrap(network.state_dict(), "network.")
     torch.save({"state_dict": state, "config": {"name": "earlier"}, "epoch": 3, **more}, file)
     return file
 
 
-def test_a_run_is_taken_whole(tmp_path: Path) -> None:
-    """Also the normalisation: weights trained with another one would see other images."""
+def test_the_averaged_weights_of_a_run_are_taken_whole(tmp_path: Path) -> None:
+    """Also the normalisation: weights trained with another one would see other images.
+
+    Lightning puts the average into `state_dict`, and the others beside it.
+    """
     earlier = ImageClassifier(TINY, pretrained=False, pooling="gem", auxiliary=["density"])
     with torch.no_grad():
         earlier.state_dict()["mean"].fill_(0.3)
         earlier.state_dict()["pool.p"].fill_(5)
-    file = save_run(earlier, tmp_path)
-    network = ImageClassifier(TINY, checkpoint_path=file, pooling="gem", auxiliary=["density"])
     expected = earlier.state_dict()
+    current, averaging = wrap(zeros(expected), "network."), {"n_averaged": torch.tensor(7)}
+    file = save_run(earlier, tmp_path, current_model_state=current, averaging_state=averaging)
+    network = ImageClassifier(TINY, checkpoint_path=file, pooling="gem", auxiliary=["density"])
     for key, value in network.state_dict().items():
         assert torch.equal(value, expected[key]), key
-
-
-def test_averaged_weights_are_the_ones_taken(tmp_path: Path) -> None:
-    """Lightning puts them into `state_dict`, and the others beside it."""
-    averaged = ImageClassifier(TINY, pretrained=False)
-    current = {f"network.{k}": torch.zeros_like(v) for k, v in averaged.state_dict().items()}
-    averaging = {"n_averaged": torch.tensor(7)}
-    file = save_run(averaged, tmp_path, current_model_state=current, averaging_state=averaging)
-    network = ImageClassifier(TINY, checkpoint_path=file)
-    assert torch.equal(network.head.weight, averaged.head.weight)
 
 
 def test_a_compiled_run_and_a_bare_network_are_taken(tmp_path: Path) -> None:
     earlier = ImageClassifier(TINY, pretrained=False)
     torch.save(earlier.state_dict(), tmp_path / "bare.pth")
-    state = {f"network._orig_mod.{k}": v for k, v in earlier.state_dict().items()}
+    state = wrap(earlier.state_dict(), "network._orig_mod.")
     torch.save({"state_dict": state}, tmp_path / "compiled.ckpt")
     for name in ("bare.pth", "compiled.ckpt"):
         network = ImageClassifier(TINY, checkpoint_path=tmp_path / name)
@@ -130,22 +138,11 @@ def test_a_run_of_another_backbone_is_refused(tmp_path: Path) -> None:
         ImageClassifier(TINY, checkpoint_path=file)
 
 
-def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {"model.conv.weight": torch.zeros(1)}}, file)
-    with pytest.raises(InputError, match=r"1 unknown \(model\.conv\.weight\)"):
-        ImageClassifier(TINY, checkpoint_path=file)
-
-
-@pytest.mark.parametrize(
-    "config", [{"name": "foreign"}, "text", {"name": "x", "fold": 0, "dataset": "d", "folds": 5}]
-)
-def test_a_foreign_config_is_no_record_of_a_run(config: Any, tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "config": config}, tmp_path / "foreign.ckpt")
-    assert record_in(tmp_path / "foreign.ckpt") is None
-
-
-def test_the_record_of_a_run_is_found(tmp_path: Path) -> None:
+def test_record_in_finds_the_record_of_a_run_and_takes_no_foreign_one(tmp_path: Path) -> None:
+    foreign = {"name": "x", "fold": 0, "dataset": "d", "folds": 5}
+    for config in ({"name": "foreign"}, "text", foreign):
+        torch.save({"state_dict": {}, "config": config}, tmp_path / "foreign.ckpt")
+        assert record_in(tmp_path / "foreign.ckpt") is None
     record = {"name": "x", "fold": 0, "dataset": {"name": "d"}, "folds": {"strategy": "s"}}
     torch.save({"state_dict": {}, "config": record}, tmp_path / "last.ckpt")
     assert record_in(tmp_path / "last.ckpt") == record
@@ -154,14 +151,6 @@ def test_the_record_of_a_run_is_found(tmp_path: Path) -> None:
     assert record_in(file) == record
     save_file({"a": torch.zeros(1)}, file)
     assert record_in(file) is None
-
-
-def wrap(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {prefix + key: value for key, value in state.items()}
-
-
-def zeros(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: torch.zeros_like(value) for key, value in state.items()}
 
 
 @pytest.mark.parametrize(
@@ -187,9 +176,7 @@ def test_weights_are_found_wherever_they_are_kept(
     with caplog.at_level(logging.INFO):
         network = ImageClassifier(TINY, checkpoint_path=weights)
     found = network.backbone.state_dict()
-    for key in ("bn1.weight", "blocks.1.0.conv_pwl.weight"):
-        if key in found:
-            assert torch.equal(found[key], state[key])
+    assert torch.equal(found["bn1.weight"], state["bn1.weight"])
     assert torch.allclose(found["conv_stem.weight"], state["conv_stem.weight"].sum(1, keepdim=True))
     taken, all_of_them = re.search(r"(\d+) of (\d+) tensors are taken", caplog.text).groups()  # type: ignore[union-attr]
     assert taken == all_of_them
@@ -213,18 +200,59 @@ def test_nine_tenths_of_the_tensors_must_be_there(
             ImageClassifier(TINY, checkpoint_path=weights)
 
 
-def test_a_deeper_network_is_not_taken_for_a_shallow_one(weights: Path) -> None:
-    """It has all names and shapes of the shallow one, and more."""
-    state = torch.load(weights, weights_only=True)
-    more = {f"blocks.9.{key}": value for key, value in state.items()}
-    torch.save(state | more, weights)
-    with pytest.raises(InputError, match="unknown"):
-        ImageClassifier(TINY, checkpoint_path=weights)
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "x", "fold": 0, "dataset": {"name": "rsna"}, "select": "last", "patience": None,
+        "folds": {"strategy": "stratified", "sha256": "1"}, "network": {"checkpoint_path": "file"},
+        **changes,
+    }  # fmt: skip
 
 
-def test_weights_that_are_not_finite_are_refused(weights: Path) -> None:
-    state = torch.load(weights, weights_only=True)
-    state["bn1.weight"][0] = float("inf")
-    torch.save(state, weights)
-    with pytest.raises(InputError, match=r"not finite \(backbone.bn1.weight\)"):
-        ImageClassifier(TINY, checkpoint_path=weights)
+def save(folder: Path, file: str, **changes: Any) -> Path:
+    torch.save({"config": record(**changes), "state_dict": {}}, folder / file)
+    return folder / file
+
+
+def test_a_file_names_its_run_and_those_before(tmp_path: Path) -> None:
+    first = starts_from(save(tmp_path, "best.ckpt", name="first", patience=3))
+    (entry,) = first
+    assert (entry["name"], entry["select"], entry["patience"]) == ("first", "best", 3)
+    second = starts_from(save(tmp_path, "last.ckpt", name="second", starts_from=first))
+    assert [run["name"] for run in second] == ["second", "first"]
+    assert [run["select"] for run in second] == ["last", "best"]
+    torch.save({"config": {"model": "theirs"}}, tmp_path / "foreign.ckpt")
+    assert starts_from(tmp_path / "foreign.ckpt") == []
+    assert starts_from(tmp_path / "nowhere.ckpt") == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"fold": 1}, {"fold": "all"}, {"folds": {"strategy": "holdout", "sha256": "2"}}]
+)
+def test_only_the_same_fold_of_the_same_folds_is_unseen(other: dict[str, Any]) -> None:
+    check_unseen(record(starts_from=[record()]))
+    with pytest.raises(InputError, match="checkpoint_path=file has learnt from patients of rsna"):
+        check_unseen(record(starts_from=[record(), record(**other)]))
+    elsewhere = {"dataset": {"name": "vindr"}}
+    check_unseen(record(starts_from=[record(**other, **elsewhere)]))
+    check_unseen(record(fold="all", starts_from=[record(**other)]))
+
+
+@pytest.mark.parametrize("choice", [{"select": "best"}, {"patience": 0}], ids=str)
+def test_a_choice_on_the_held_out_patients_is_inherited(choice: dict[str, Any]) -> None:
+    assert not is_optimistic(record(starts_from=[record()]))
+    assert is_optimistic(record(**choice))
+    assert is_optimistic(record(starts_from=[record(), record(**choice)]))
+    elsewhere = record(**choice, dataset={"name": "vindr"})
+    assert not is_optimistic(record(starts_from=[elsewhere]))
+    assert not is_optimistic(record(fold="all", starts_from=[record(**choice)]))
+
+
+def test_our_own_safetensors_have_seen_their_patients(tmp_path: Path) -> None:
+    """As a bundle has them; their file may have any name."""
+    run = record(select="best")
+    file = tmp_path / "weights.safetensors"
+    save_safetensors({"config": run, "state_dict": {"a": torch.zeros(1)}}, file)
+    (entry,) = starts_from(file)
+    assert (entry["name"], entry["fold"], entry["select"]) == ("x", 0, "best")
+    with pytest.raises(InputError, match="has learnt from patients of rsna"):
+        check_unseen(record(fold=1, starts_from=[entry]))
