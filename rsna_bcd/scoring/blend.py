@@ -92,11 +92,11 @@ def transform_scores(
     p = np.asarray(probabilities, dtype=np.float64)
     if method == "mean":
         return p
-    if method == "rank_mean":
-        if ranks is None or len(ranks) != len(p):
-            raise InputError("rank_mean needs the ranks of each member: fit the ensemble again.")
-        return np.stack([own.apply(row) for own, row in zip(ranks, p, strict=True)])
-    return logit(p)
+    if method == "logit_mean":
+        return logit(p)
+    if ranks is None or len(ranks) != len(p):
+        raise InputError("rank_mean needs the ranks of each member: fit the ensemble again.")
+    return np.stack([own.apply(row) for own, row in zip(ranks, p, strict=True)])
 
 
 def blend(

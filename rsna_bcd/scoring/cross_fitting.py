@@ -230,10 +230,9 @@ class EnsembleFitter:
                 continue
             tp, fp = counts
             fn, tn = np.sum(draws * positives) - tp, np.sum(draws * negatives) - fp
+            cells = [1, 0, 1, 0], [1, 1, 0, 0], [tp, fp, fn, tn]
             for name, metric in metrics.items():
-                values[name][resample] = metric(
-                    [1, 0, 1, 0], [1, 1, 0, 0], weights=[tp, fp, fn, tn]
-                )
+                values[name][resample] = metric(*cells)
         return {
             name: Interval(metric(y, cross_fitted.decisions), *percentile_interval(values[name]))
             for name, metric in metrics.items()

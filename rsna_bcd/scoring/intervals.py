@@ -80,13 +80,6 @@ def bootstrap_distributions(
 ) -> dict[str, Floats]:
     """Every score in each of n resamples of the patients, the same ones for all scores.
 
-    Args:
-        scores: By name.
-        labels: (N,), each 0 or 1.
-        patients: (N,), an id per row.
-        n: Number of resamples.
-        seed: Of the resampling.
-
     Returns:
         (n,) for each of `scores`; NaN where a score is undefined (an AUROC without positives).
     """
@@ -380,7 +373,7 @@ def roc_band(
     seed: int = 0,
     x: Floats | None = None,
 ) -> ConfidenceBand:
-    """Sensitivity over 1 - specificity, linear between the thresholds; steps of .01 without `x`."""
+    """Sensitivity over 1 - specificity, linear between thresholds; steps of .01 without `x`."""
 
     def sensitivity(counts: ThresholdCounts, x: Floats) -> Floats:
         fpr = np.append(0.0, counts.fp / counts.negatives)

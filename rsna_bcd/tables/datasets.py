@@ -23,6 +23,7 @@ from rsna_bcd.tables.images import (
 )
 
 _log = logging.getLogger(__name__)
+_TAKEN = ("path", "fold", "label", "scale", "flipped", "rotated")  # columns that later stages add
 
 
 def map_rsna(tables: Sequence[pd.DataFrame], split: Split) -> pd.DataFrame:
@@ -204,23 +205,22 @@ def _drop_unlabelled(rows: pd.DataFrame, unlabelled: pd.Series) -> pd.DataFrame:
 
 def _table_with(tables: Sequence[pd.DataFrame], mark: str, *needed: str) -> pd.DataFrame:
     """The table that has the column `mark`; it must have those `needed` too."""
-    having = [table for table in tables if mark in table]
-    if not having:
+    having = next((table for table in tables if mark in table), None)
+    if having is None:
         raise InputError(
-            f"no table has the column {mark!r}. The columns are "
-            f"{' | '.join(_column_names(table) for table in tables)}. Download the tables again."
+            f"no table has the column {mark!r}. The columns are {_column_names(*tables)}. Download "
+            "the tables again."
         )
-    missing = [c for c in needed if c not in having[0]]
+    missing = [c for c in needed if c not in having]
     if missing:
         raise InputError(
-            f"the table with {mark!r} lacks {', '.join(missing)}; it has "
-            f"{_column_names(having[0])}."
+            f"the table with {mark!r} lacks {', '.join(missing)}; it has {_column_names(having)}."
         )
-    return having[0]
+    return having
 
 
-def _column_names(table: pd.DataFrame) -> str:
-    return ", ".join(map(str, table.columns))
+def _column_names(*tables: pd.DataFrame) -> str:
+    return " | ".join(", ".join(map(str, table.columns)) for table in tables)
 
 
 def _select_split(
@@ -261,9 +261,6 @@ def _filled(template: str, places: pd.DataFrame) -> list[str]:
 def _refuse_unknown(table: pd.DataFrame, column: str, known: pd.Series, expected: str) -> None:
     if not known.all():
         raise InputError(f"{column} is {some(table[column][~known])}; expected {expected}.")
-
-
-_TAKEN = ("path", "fold", "label", "scale", "flipped", "rotated")  # columns that later stages add
 
 
 def map_generic(
@@ -307,7 +304,7 @@ def map_generic(
         if absent and not (split == "test" and ours == "cancer"):
             raise InputError(
                 f"dataset.rows.columns.{ours}={theirs}: there is no such column, but "
-                f"{' | '.join(_column_names(table) for table in tables)}."
+                f"{_column_names(*tables)}."
             )
     renamed = _renamed(tables, named, join)
     for ours, theirs_to_ours in values.items():

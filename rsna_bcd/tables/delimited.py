@@ -30,10 +30,7 @@ MISSING = ("", "#N/A", "#NA", "<NA>", "N/A", "NULL", "NaN", "None", "n/a", "nan"
 def decode_text(content: bytes, errors: Literal["fallback", "replace"] = "fallback") -> str:
     """Decode a text file: UTF-8, UTF-16 and UTF-32 by their marks, UTF-16 by its zero bytes.
 
-    Args:
-        content: of the file.
-        errors: how bytes that are no UTF-8 are read: as Windows-1252 (`fallback`), or as the
-            replacement character.
+    Bytes that are no UTF-8 are read as Windows-1252 (`fallback`) or as the replacement character.
     """
     for mark, encoding in _MARKS:
         if content.startswith(mark):
@@ -56,10 +53,6 @@ def read_cells(
     file: Path, errors: Literal["fallback", "replace"] = "fallback"
 ) -> tuple[list[str], list[Line]]:
     """Read the header of a text table, and its further lines that are not blank.
-
-    Args:
-        file: the table.
-        errors: as of `decode_text`.
 
     Raises:
         InputError: the file is absent, empty or a spreadsheet.
@@ -105,11 +98,9 @@ def parse_lines(text: str) -> list[Line]:
 
 
 def read_own_csv(csv: Path | str, identifiers: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV that this package wrote, with identifiers as strings: a patient may be called NA.
+    """Read a CSV, or its text, of this package: identifiers are strings, a patient may be NA.
 
-    Args:
-        csv: the file, or its text.
-        identifiers: columns, of which some may be absent.
+    Some of the columns `identifiers` may be absent.
 
     Raises:
         pandas.errors.EmptyDataError: there is not even a header.

@@ -259,10 +259,7 @@ def _faults(frame: pd.DataFrame, split: Split) -> Iterator[tuple[pd.Series, str,
 def _lines(frame: pd.DataFrame, bad: pd.Series, positions: pd.Index | None) -> str:
     """Name the affected rows, NA included, by line (the header is line 1) or else by image.
 
-    Args:
-        frame: the table.
-        bad: (rows,) bool.
-        positions: of the rows in their file, 0-based; None where several files were joined.
+    `positions` are those of the rows in their file, 0-based; None where several were joined.
     """
     rows = bad.fillna(True).to_numpy(dtype=bool).nonzero()[0]
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""

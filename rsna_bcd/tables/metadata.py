@@ -84,13 +84,7 @@ class Metadata:
         return int(self._ends[-1])
 
     def encode(self, images: pd.DataFrame) -> NDArray[np.float32]:
-        """Encode each image by itself.
-
-        Args:
-            images: a table of images with `columns`.
-
-        Returns:
-            (N, width), finite.
+        """Encode each image by itself: (N, width), finite.
 
         Raises:
             InputError: a column is absent.
@@ -103,9 +97,6 @@ class Metadata:
 
         The age is the mean of those known, an implant counts if any image has one, and of sites and
         machines each has its share of the images.
-
-        Args:
-            images: a table of images with `prediction_id` and `columns`.
 
         Returns:
             (breasts, width), in the order in which breasts first appear.
@@ -291,11 +282,9 @@ TrainingDomain = Mapping[str, tuple[str, ...]]
 
 
 def training_domain(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """The values of each of `_DOMAIN_COLUMNS` that a table of images has.
+    """The values of each of `_DOMAIN_COLUMNS` in a table of images: strings, sorted, by column.
 
-    Returns:
-        Strings, sorted, by column; 29, 29.0 and "29" are one machine. A column without a value is
-        absent.
+    A column without a value is absent.
     """
     values = {c: as_text(images[c]).dropna().unique() for c in _DOMAIN_COLUMNS if c in images}
     return {column: tuple(sorted(map(str, own))) for column, own in values.items() if len(own)}

@@ -30,8 +30,7 @@ SUBMISSION_COLUMNS = ("prediction_id", "cancer")
 
 _IDENTIFIERS = ("prediction_id", "patient_id", "image_id")
 _RUN_AGAIN = "Run the stage that writes it again."
-_CONSTANT = 1e-6  # probabilities that differ by less differ by rounding
-_EQUAL = 1e-6  # between a breast's probability and that of its images, each written in full
+_ROUNDING = 1e-6  # probabilities that differ by less are equal
 
 
 def to_breasts(images: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
@@ -157,11 +156,7 @@ def read_solution(csv: Path) -> pd.DataFrame:
 
 
 def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
-    """Assert that `submission.csv` is valid.
-
-    Args:
-        submission: `prediction_id, cancer`, in any order of rows.
-        sample: the competition's `sample_submission.csv`, or any table with its `prediction_id`.
+    """Assert that a `submission.csv` has the breasts of `sample`, in any order, and is valid.
 
     Raises:
         InputError: other columns, a prediction_id that is missing, unknown or repeated, or a value
@@ -194,14 +189,9 @@ def trained_folds(run: Path) -> list[int]:
 
 
 def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
-    """Pool the out-of-fold predictions of a run.
+    """Pool the rows of the folds' `oof.csv` of a run, `<output>/runs/<name>`: one per breast.
 
-    Args:
-        run: `<output>/runs/<name>`.
-        folds: which of its folds; None takes all that were started.
-
-    Returns:
-        The rows of the folds' `oof.csv`, fold after fold: one per breast.
+    `folds` of None takes all that were started.
 
     Raises:
         InputError: the run or a fold is absent or unfinished, or a breast is in two folds.
@@ -236,10 +226,7 @@ def read_run(run: Path, folds: Sequence[int] | None = None) -> pd.DataFrame:
 
 
 def align(runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-    """Put the predictions of several runs side by side.
-
-    Args:
-        runs: by name, tables from `read_run`.
+    """Put the predictions of several runs (tables from `read_run`) side by side.
 
     Returns:
         The first run's rows, and the probabilities of all runs for them: (runs, breasts).
@@ -293,7 +280,7 @@ def check_informative(run: str, oof: pd.DataFrame) -> None:
                 "read: no threshold can be fitted. Assign the folds again (folds=stratified) and "
                 "train on them."
             )
-        if np.ptp(read["probability"].to_numpy()) < _CONSTANT:
+        if np.ptp(read["probability"].to_numpy()) < _ROUNDING:
             raise InputError(
                 f"All {len(read)} probabilities of fold {fold} of {run} equal "
                 f"{read['probability'].iloc[0]:g}: the network did not learn. Train it longer or "
@@ -329,7 +316,7 @@ def by_aggregation(run: Path, oof: pd.DataFrame, own: Aggregation) -> dict[Aggre
         for how in (own, other)
     )
     read = oof.set_index("prediction_id")["unread"] == 0
-    differs = read & ~((same - breasts).abs() <= _EQUAL)  # so does NaN, without images
+    differs = read & ~((same - breasts).abs() <= _ROUNDING)  # so does NaN, without images
     if differs.any():
         raise InputError(
             f"The images in oof_images.csv of {run.name} do not give the probabilities in its "

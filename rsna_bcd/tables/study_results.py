@@ -137,12 +137,7 @@ def views_text(result: BreastResult) -> str:
 
 
 def images_table(results: Sequence[BreastResult], pictures: Mapping[str, str]) -> pd.DataFrame:
-    """One row per image, for `images.csv`.
-
-    Args:
-        results: of its breasts.
-        pictures: by file, where its picture is.
-    """
+    """One row per image, for `images.csv`; `pictures` says by file where its picture is."""
     return pd.DataFrame(
         {
             "file": image.file,
