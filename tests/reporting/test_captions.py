@@ -15,25 +15,15 @@ COHORT = Cohort(100, 200, 40, 0, 400, {}, (), {}, (), EMPTY, EMPTY)
 
 
 def test_formatting() -> None:
-    assert [decimal(x) for x in (0.9657, -0.25, -0.0001, None, np.nan)] == [
-        "0.966", "\u22120.250", "0.000", "–", "–",
-    ]  # fmt: skip
+    shown = " ".join(decimal(x) for x in (0.9657, -0.25, -0.0001, None, np.nan))
+    assert shown == "0.966 \u22120.250 0.000 – –"
     assert percent_estimate(Interval(0.778, 0.687, 0.872)) == "77.8\u202f% (68.7 to 87.2)"
     assert percent_estimate(UNCERTAIN) == "100.0\u202f% (no interval)"
     assert percent_estimate(None) == "–"
     assert signed(Interval(0.021, -0.004, 0.046)) == "+0.021 (\u22120.004 to 0.046)"
     assert signed(Interval(-0.235, -0.38, -0.09), 1, " points", 100).startswith("\u221223.5 points")
-    assert [p_value(Difference(0, 0, 0, p)) for p in (0.0004, 0.012, np.nan)] == [
-        "< 0.001", "0.012", "–",
-    ]  # fmt: skip
-
-
-def test_sample_size_states_the_interval_of_the_sensitivity() -> None:
-    caption = captions.sample_size(COHORT, {"sensitivity": Interval(0.8, 0.6, 0.886)})
-    assert "anywhere from 60 to 89 %." in caption
-    caption = captions.sample_size(COHORT, {"sensitivity": UNCERTAIN})
-    assert caption.endswith("is not known.")
-    assert "nan" not in caption
+    p_values = [p_value(Difference(0, 0, 0, p)) for p in (0.0004, 0.012, np.nan)]
+    assert p_values == ["< 0.001", "0.012", "–"]
 
 
 def test_ppv_at_challenge_is_that_of_bayes_theorem() -> None:
@@ -45,13 +35,14 @@ def test_ppv_at_challenge_is_that_of_bayes_theorem() -> None:
     assert captions.ppv_at_challenge(scores, CHALLENGE_PREVALENCE) == ""
 
 
-def test_summary_and_roc_without_an_interval() -> None:
-    keys = "sensitivity", "specificity", "auroc"
-    caption = captions.summary("Run a", dict.fromkeys(keys, UNCERTAIN))
-    assert caption.count("(no interval)") == 2
-    caption = captions.roc({"auroc": UNCERTAIN}, UNCERTAIN)
-    assert caption == "AUROC 1.000, no interval over resampled patients."
+def test_summary_roc_and_sample_size_with_and_without_an_interval() -> None:
+    unknown = dict.fromkeys(("sensitivity", "specificity", "auroc"), UNCERTAIN)
+    assert captions.summary("Run a", unknown).count("(no interval)") == 2
+    assert captions.roc(unknown, UNCERTAIN) == "AUROC 1.000, no interval over resampled patients."
     assert "interval 0.800 to 0.950 over" in captions.roc({"auroc": CERTAIN}, CERTAIN)
+    assert captions.sample_size(COHORT, unknown).endswith("is not known.")
+    caption = captions.sample_size(COHORT, {"sensitivity": Interval(0.8, 0.6, 0.886)})
+    assert "anywhere from 60 to 89 %." in caption
 
 
 def test_distributions_counts_errors_by_the_decisions() -> None:

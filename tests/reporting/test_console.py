@@ -89,9 +89,7 @@ SUMMARY = SubmissionSummary(
     breasts=200, images=400, predicted=400, resumed=0, positive=5, unread=0, failures={},
     dropped="", silent="", threshold=0.25, recall_rate=None, why_fitted="", sites={},
     how="cpu, float32, onnx",
-    seconds={
-        "predicting": 80.0, "decoding": 40.0, "waiting": 4.0, "b5 fold0": 30.0, "b5 fold1": 34.0,
-    },
+    seconds={"predicting": 80, "decoding": 40, "waiting": 4, "b5 fold0": 30, "b5 fold1": 34},
 )  # fmt: skip
 NO_FAILURES = pd.DataFrame(columns=["prediction_id", "image_id", "kind", "reason"])
 
@@ -107,24 +105,21 @@ def test_submission_summary_without_failures() -> None:
 
 
 def test_submission_summary_names_failures_and_degradation() -> None:
-    failures = pd.DataFrame(
-        {
-            "prediction_id": ["a_L"] * 7,
-            "image_id": ["", *map(str, range(6))],
-            "kind": ["no value", *["absent"] * 6],
-            "reason": ["b5 fold1 gave no finite value", *["no such file"] * 6],
-        }
-    )
+    rows = [("a_L", str(i), "absent", "no such file") for i in range(6)]
+    rows = [("a_L", "", "no value", "b5 fold1 gave no finite value"), *rows]
+    failures = pd.DataFrame(rows, columns=NO_FAILURES.columns)
     summary = replace(
         SUMMARY, resumed=300, unread=2, failures={"absent": 6, "no value": 1},
         dropped="test-time augmentation", silent="b5 fold1", recall_rate=0.035,
     )  # fmt: skip
     lines = summary.lines(failures)
-    assert lines[1] == "Failures: 6 absent, 1 no value; 2 breast(s) without a readable image."
-    assert lines[2] == "  no value a_L: b5 fold1 gave no finite value"
-    assert lines[3] == "  absent a_L 0: no such file"
-    assert lines[7] == "  ... (7 in all)"
-    assert lines[8:11] == [
+    assert lines[1:4] == [
+        "Failures: 6 absent, 1 no value; 2 breast(s) without a readable image.",
+        "  no value a_L: b5 fold1 gave no finite value",
+        "  absent a_L 0: no such file",
+    ]
+    assert lines[7:11] == [
+        "  ... (7 in all)",
         "Dropped for the time budget: test-time augmentation.",
         "Excluded, without a finite value: b5 fold1.",
         "Threshold 0.2500, which keeps a recall rate of 3.5%.",

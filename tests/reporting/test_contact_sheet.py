@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-import struct
+import re
 import subprocess
 import sys
 from typing import Any
@@ -32,16 +32,13 @@ REASON = "damaged header: With tag (0028,0010) got exception: unpack requires a 
 
 def make_table(*machines: object) -> pd.DataFrame:
     """One image per machine named, `image_id` counting from 100."""
-    n = len(machines)
-    return pd.DataFrame(
-        {
-            "patient_id": [str(row // 4) for row in range(n)],
-            "image_id": [str(100 + row) for row in range(n)],
-            "laterality": (["L", "R"] * n)[:n],
-            "view": "CC",
-            "machine_id": list(machines),
-        }
-    )
+    rows = range(len(machines))
+    columns = {
+        "patient_id": [str(row // 4) for row in rows],
+        "laterality": ["LR"[r % 2] for r in rows],
+    }
+    ids = [str(100 + row) for row in rows]
+    return pd.DataFrame(columns | {"image_id": ids, "view": "CC", "machine_id": list(machines)})
 
 
 def all_finished(images: pd.DataFrame) -> dict[str, bool]:
@@ -128,17 +125,13 @@ def make_crop(image: SampledImage, shape: tuple[int, int] = (96, 48)) -> NDArray
 
 
 def make_sample(
-    n: int = 12,
-    failures: dict[str, str] | None = None,
-    whole: tuple[str, ...] = (),
-    missing: tuple[str, ...] = (),
-    **columns: Any,
+    n: int = 12, failures: Any = None, whole: str = "", missing: str = "", **columns: Any
 ) -> CropSample:
     """Images 100 to 99 + n of three machines, and what became of them."""
     images = make_table(*([1, 2, 3] * n)[:n]).assign(**columns)
     failures = failures or {}
-    read = [i for i in images["image_id"] if i not in failures and i not in missing]
-    return sample_crops(images, {i: i not in whole for i in read}, failures)
+    read = [i for i in images["image_id"] if i not in failures and i != missing]
+    return sample_crops(images, {i: i not in whole.split() for i in read}, failures)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -146,15 +139,8 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_contact_sheet_shows_each_crop_framed_by_its_kind() -> None:
-    read: list[str] = []
-
-    def recorded(image: SampledImage) -> NDArray[np.uint8]:
-        read.append(image.image_id)
-        return make_crop(image)
-
-    sample = make_sample(failures={"104": REASON}, whole=("105",), missing=("106",))
-    figure = contact_sheet(sample, recorded, "title")
-    assert sorted(read) == [str(i) for i in range(100, 112) if i not in (104, 106)]
+    sample = make_sample(failures={"104": REASON}, whole="105", missing="106")
+    figure = contact_sheet(sample, make_crop, "title")
     images = [image for machine in sample.machines for image in machine.images]
     for frame, image in zip(figure.artists, images, strict=True):
         edge = to_hex(frame.get_edgecolor())  # type: ignore[attr-defined]
@@ -170,23 +156,18 @@ def test_contact_sheet_shows_each_crop_framed_by_its_kind() -> None:
     assert REASON in " ".join(texts(figure)).replace("\n", " ")
 
 
-def test_contact_sheet_16_bit_crops_look_like_their_upper_8_bits() -> None:
-    def wide(image: SampledImage) -> NDArray[np.uint16]:
-        return make_crop(image).astype(np.uint16) * 256 + 255
-
-    sample = make_sample(3)
-    assert as_png(contact_sheet(sample, wide, "")) == as_png(contact_sheet(sample, make_crop, ""))
-
-
 @pytest.mark.parametrize("shape", [(64, 32), (500, 1000), (768, 768)])
-def test_contact_sheet_keeps_the_aspect(shape: tuple[int, int]) -> None:
-    figure = contact_sheet(make_sample(3), lambda _: np.zeros(shape, np.uint8), "title")
+def test_contact_sheet_keeps_the_aspect_and_the_upper_8_bits(shape: tuple[int, int]) -> None:
+    sample = make_sample(3)
+    figure = contact_sheet(sample, lambda image: make_crop(image, shape), "title")
     height, width = np.asarray(figure.images[0].get_array()).shape
     assert abs(width - height * shape[1] / shape[0]) <= 1
+    wide = contact_sheet(sample, lambda i: make_crop(i, shape) * np.uint16(256) + 255, "title")
+    assert as_png(wide) == as_png(figure)
 
 
 def test_contact_sheet_counts_all_images() -> None:
-    sample = make_sample(1200, {"104": "?", "107": "?"}, whole=("105",), missing=("106",))
+    sample = make_sample(1200, {"104": "?", "107": "?"}, whole="105", missing="106")
     found = texts(contact_sheet(sample, make_crop, "rsna, h1024, train"))
     assert {"rsna, h1024, train", "machine 1", "400 images", "1 missing"} <= set(found)
     for start in ("1,197 crops", "2 failed", "1 without a visible breast", "1 missing on disk"):
@@ -195,30 +176,20 @@ def test_contact_sheet_counts_all_images() -> None:
     crowded = make_sample(26, machine_id=[n // 2 for n in range(26)])
     found = texts(contact_sheet(crowded, make_crop, "title"))
     assert any(text.endswith("Not shown: 1 machine with 2 images.") for text in found)
-
-
-def test_contact_sheet_without_any_crop() -> None:
-    sample = make_sample(3, failures={str(100 + i): f"reason {i}" for i in range(3)})
-    found = texts(contact_sheet(sample, make_crop, "title"))
-    assert {"reason 0", "reason 1", "reason 2"} <= set(found)
+    none = make_sample(3, failures={str(100 + i): f"reason {i}" for i in range(3)})
+    assert {f"reason {i}" for i in range(3)} <= set(texts(contact_sheet(none, make_crop, "title")))
 
 
 def test_contact_sheet_png_is_reproducible_whatever_the_matplotlibrc() -> None:
-    sample = make_sample(failures={"104": REASON, "105": r"$\nosuch$"}, whole=("106",))
+    sample = make_sample(failures={"104": REASON, "105": r"$\nosuch$"}, whole="106")
     png = as_png(contact_sheet(sample, make_crop, "title"))
-    assert png != as_png(contact_sheet(sample, make_crop, "another"))
     theirs: Any = {
         "font.family": "serif", "savefig.dpi": 50, "figure.autolayout": True,
         "text.color": "blue", "savefig.bbox": "tight", "axes.grid": True,
     }  # fmt: skip
     with mpl.rc_context(theirs):
         assert as_png(contact_sheet(sample, make_crop, "title")) == png
-    chunks, position = [], 8
-    while position < len(png):
-        length, name = struct.unpack(">I4s", png[position : position + 8])
-        chunks.append(name)
-        position += 12 + length
-    assert set(chunks) == {b"IHDR", b"pHYs", b"IDAT", b"IEND"}  # no date, no version
+    assert not re.search(b"tIME|[it]EXt|zTXt|Software|matplotlib", png)  # no date, no version
 
 
 def test_contact_sheet_texts_neither_overlap_nor_leave_the_sheet() -> None:
@@ -226,8 +197,8 @@ def test_contact_sheet_texts_neither_overlap_nor_leave_the_sheet() -> None:
     sample = make_sample(
         24,
         failures={"104": REASON * 5, "105": "W" * 300, "107": "$ä_g$", "108": "\n".join("ab" * 30)},
-        whole=("109", "110"),
-        missing=("111",),
+        whole="109 110",
+        missing="111",
         view=long,
         cancer=1,
         site_id=long,
@@ -239,20 +210,14 @@ def test_contact_sheet_texts_neither_overlap_nor_leave_the_sheet() -> None:
     width, height = canvas.get_width_height()
     shown = [*figure.texts, *(t for a in figure.axes for t in (*a.texts, a._left_title))]  # type: ignore[attr-defined]
     boxes = [text.get_window_extent() for text in shown if text.get_text()]
-    for box in boxes:
-        assert 0 <= box.x0 < box.x1 <= width
-        assert 0 <= box.y0 < box.y1 <= height
+    assert all(0 <= b.x0 < b.x1 <= width and 0 <= b.y0 < b.y1 <= height for b in boxes)
     for one, other in itertools.combinations(boxes, 2):
-        apart_x = one.x1 <= other.x0 + 1 or other.x1 <= one.x0 + 1
-        apart_y = one.y1 <= other.y0 + 2 or other.y1 <= one.y0 + 2  # room for descenders
-        assert apart_x or apart_y
+        apart = max(one.x0, other.x0) - min(one.x1, other.x1) >= -1
+        assert apart or max(one.y0, other.y0) - min(one.y1, other.y1) >= -2  # for descenders
 
 
 def test_contact_sheet_imports_neither_pyplot_nor_torch() -> None:
-    """`prepare` draws sheets: it must not wait for torch."""
-    code = (
-        "import sys, rsna_bcd.reporting.contact_sheet\n"
-        "print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
-    )
+    code = """import sys, rsna_bcd.reporting.contact_sheet
+print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -20,11 +20,16 @@ MANIFEST = pd.DataFrame(
         ("test", "is truncated", None, None, None, None, None),
     ],
     columns=[
-        "split", "status", "decoder", "resolution_level", "transfer_syntax", "window",
+        "split",
+        "status",
+        "decoder",
+        "resolution_level",
+        "transfer_syntax",
+        "window",
         "breast_found",
     ],
     dtype="string",
-)  # fmt: skip
+)
 
 
 def test_summarise_preparation_counts_training_files() -> None:

@@ -15,13 +15,8 @@ from rsna_bcd.reporting.figures import draw_figures, learning_curves, report_fig
 from rsna_bcd.reporting.page import SECTIONS
 
 HISTORY = pd.DataFrame(
-    {
-        "epoch": [0, 1, 2],
-        "train_loss": [0.7, 0.5, 0.3],
-        "valid_loss": [0.7, 0.6, 0.65],
-        "auroc": [0.5, 0.6, 0.7],
-        "average_precision": [0.1, None, 0.3],
-    }
+    [(0, 0.7, 0.7, 0.5, 0.1), (1, 0.5, 0.6, 0.6, None), (2, 0.3, 0.65, 0.7, 0.3)],
+    columns=["epoch", "train_loss", "valid_loss", "auroc", "average_precision"],
 )
 NOTHING: Any = None  # an evaluation that no test figure reads
 
@@ -43,8 +38,6 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> list[figures.ReportFigure]:
 
 
 def test_figures_are_registered_in_one_place(registry: list[figures.ReportFigure]) -> None:
-    """One decorated function adds a figure to its section; one that returns None is left out."""
-
     @report_figure("folds", "A new figure", 300, 200)
     def added(evaluation: Evaluation, figure: Figure) -> str:
         return two_lines(evaluation, figure)

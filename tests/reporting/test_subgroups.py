@@ -52,20 +52,17 @@ def test_breast_facts_of_the_first_known_value() -> None:
     assert facts["density"].tolist() == ["B", "C", NOT_RECORDED, "A"]
     assert facts["age"].tolist() == ["60 to 69", "60 to 69", NOT_RECORDED, "under 50"]
     assert facts["implant"].tolist() == ["without", "without", "with", "without"]
-    assert facts["views"].tolist() == [
-        "CC and MLO", "CC and MLO, repeated", "with rare views", "CC only",
-    ]  # fmt: skip
+    views = ["CC and MLO", "CC and MLO, repeated", "with rare views", "CC only"]
+    assert facts["views"].tolist() == views
     assert facts["invasive"].tolist() == [1, 0, 0, 0]
     assert facts["difficult"].tolist() == [0, 1, 0, 0]
 
 
 def test_breast_facts_views_and_ages() -> None:
-    sets: list[list[str | None]] = [
-        ["MLO"], ["CC", "CC"], [None, "MLO", "CC"], [None], ["CC", "MLO", "CC"], ["ML", "CC"],
-    ]  # fmt: skip
-    rows = [(f"{i}_L", view) for i, views in enumerate(sets) for view in views]
+    sets = "MLO", "CC CC", "? MLO CC", "?", "CC MLO CC", "ML CC"
+    rows = [(f"{i}_L", view) for i, views in enumerate(sets) for view in views.split()]
     ages = pd.Series([50, 59.9, 70, 121, -3, 1.0], index=[f"{i}_L" for i in range(6)])
-    images = pd.DataFrame(rows, columns=["prediction_id", "view"])
+    images = pd.DataFrame(rows, columns=["prediction_id", "view"]).replace("?", None)
     images["age"] = images["prediction_id"].map(ages)
     facts = breast_facts(images, list(ages.index))
     assert facts["views"].tolist() == [
@@ -106,9 +103,7 @@ def test_describe_cohort_counts_the_predicted_breasts() -> None:
     assert cohort.missing["age"] == pytest.approx(3 / 8)
     assert cohort.ages_with.tolist() == [61]
     density = next(f for f in cohort.factors if f.name == "Breast density")
-    assert [(level.name, level.breasts, level.cancers) for level in density.levels] == [
-        ("B", 1, 1), ("C", 1, 0), (NOT_RECORDED, 1, 0),
-    ]  # fmt: skip
+    assert density.levels == (("B", 1, 1), ("C", 1, 0), (NOT_RECORDED, 1, 0))
     both = OOF.assign(label=1)
     assert describe_cohort(IMAGES, both, breast_facts(IMAGES, BREASTS)).bilateral == 1
 
@@ -234,11 +229,8 @@ def test_score_subgroups_equals_the_scores_of_their_rows(scored: ScoredBreasts) 
     for name, rows in (("all breasts", site != ""), ("site 1", site == "1")):
         group, labels, decided = groups[name], scored.labels[rows], scored.decisions[rows]
         assert (group.breasts, group.cancers) == (rows.sum(), labels.sum())
-        expected = (
-            roc_auc_score(labels, scored.probabilities[rows]),
-            decided[labels == 1].mean(),
-            1 - decided[labels == 0].mean(),
-        )
+        ranked = roc_auc_score(labels, scored.probabilities[rows])
+        expected = ranked, decided[labels == 1].mean(), 1 - decided[labels == 0].mean()
         intervals = group.auroc, group.sensitivity, group.specificity
         for interval, value in zip(intervals, expected, strict=True):
             assert interval is not None
