@@ -1,6 +1,5 @@
 """`kill -9` of the whole run at random moments, then the same command again."""
 
-import hashlib
 import json
 import os
 import random
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from file_trees import tree
 
 STOPPED = "Stopped by SIGINT. What is done is kept: run the same command to resume.\n"
 Crops = dict[Path, tuple[int, int]]
@@ -30,15 +30,6 @@ def run_to_the_end(data: Path, output: Path, *overrides: str) -> None:
     with start(data, output, *overrides) as run:
         _, printed = run.communicate()
     assert run.returncode == 0, printed
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Hash of every file but the timings, by name."""
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "timings.csv"
-    }
 
 
 def finished(folder: Path) -> Crops:

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from breast_shapes import breast_image
 from dicom_files import write_dicom
+from file_trees import tree
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.errors import InputError, StorageError
+from rsna_bcd.errors import InputError
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.stages import prepare as stage
@@ -74,15 +75,6 @@ def run(data: Path, *overrides: str) -> Path:
         cfg = compose("prepare", [*own, "workers=0", *overrides])
     stage.prepare(cfg)
     return Path(cfg.prepared_dir)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """The contents of all files but the timings."""
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in folder.rglob("*")
-        if file.is_file() and file.name != "timings.csv"
-    }
 
 
 def straight(data: Path, *overrides: str) -> dict[str, bytes]:
@@ -210,26 +202,6 @@ def test_prepare_deletes_crops_of_failed_files_and_of_absent_rows(
     assert present == [False]  # at once: the run may be stopped before its end
     crops = {f.stem for f in folder.glob("train/*/*.png")}
     assert crops == {str(i) for i in range(1000, 1016)} - {"1006", "1010"}
-
-
-def test_prepare_ends_when_the_journal_cannot_be_written(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = data / "output/prepared/rsna/demo"
-    folder.mkdir(parents=True)
-    (folder / "journal.jsonl").symlink_to("nowhere/journal.jsonl")
-    engine_run, closed = stage.engine.run, []
-
-    def watched(function: Any, tasks: Any, **settings: Any) -> Any:
-        try:
-            yield from engine_run(function, tasks, **settings)
-        finally:
-            closed.append(True)
-
-    monkeypatch.setattr(stage.engine, "run", watched)
-    with pytest.raises(StorageError, match=r"journal\.jsonl cannot be written.*paths\.output="):
-        run(data)
-    assert closed
 
 
 def test_prepare_refuses_other_settings_with_the_difference(data: Path) -> None:

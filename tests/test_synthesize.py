@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from pathlib import Path
 
-import dicomsdl
 import numpy as np
 import pandas as pd
 import pydicom
@@ -81,29 +80,14 @@ def test_synthesize_tables_are_like_kaggles(
         assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == expected
 
 
-def test_synthesize_files_decode_alike_in_both_decoders(
-    competition: Path, headers: dict[int, pydicom.Dataset]
-) -> None:
-    for path in (competition / "test_images").rglob("*.dcm"):
-        pixels = headers[int(path.stem)].pixel_array
-        np.testing.assert_array_equal(dicomsdl.open(str(path)).pixelData(), pixels)
-        assert np.ptp(pixels) > 300
-
-
 def test_synthesize_headers_have_the_variants_of_real_files(
     headers: dict[int, pydicom.Dataset],
 ) -> None:
-    def values(keyword: str) -> set:
-        return {header.get(keyword) for header in headers.values()}
-
     syntaxes = {header.file_meta.TransferSyntaxUID for header in headers.values()}
     assert syntaxes == {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70"}
-    assert values("PhotometricInterpretation") == {"MONOCHROME1", "MONOCHROME2"}
-    assert values("BitsStored") == {10, 12, 16}
-    # LINEAR is spelled out in 17 of 10,920 real headers, all of machine 29; most leave it out.
-    assert {None, "SIGMOID"} <= values("VOILUTFunction") <= {None, "SIGMOID", "LINEAR"}
-    centres = (header.get("WindowCenter") for header in headers.values())
-    assert {0 if centre is None else np.size(centre) for centre in centres} >= {0, 1, 3, 4}
+    photometric = {header.PhotometricInterpretation for header in headers.values()}
+    assert photometric == {"MONOCHROME1", "MONOCHROME2"}
+    assert {header.BitsStored for header in headers.values()} == {10, 12, 16}
 
 
 def test_synthesize_lesions_are_bright_and_lie_in_breasts_with_cancer(

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cluster_tasks import square
 from distributed import Client
+from file_trees import tree
 from hydra import compose, initialize_config_dir
 
 import rsna_bcd
@@ -143,15 +144,6 @@ def test_run_survives_workers_that_die_and_join(cluster: Cluster) -> None:
     with Client(cluster.address) as client:  # nothing is shut down, nothing is left behind
         wait_until(lambda: len(client.nthreads()) == 1)
         assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """The contents of all files but the timings."""
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in folder.rglob("*")
-        if file.is_file() and file.name != "timings.csv"
-    }
 
 
 def test_prepare_on_a_cluster_that_loses_a_worker_leaves_the_same_files(
