@@ -14,11 +14,8 @@ from rsna_bcd.scoring.thresholds import Plateau, Threshold
 from rsna_bcd.tables.predictions import OOF_COLUMNS, OOF_IMAGE_COLUMNS, to_breasts
 
 SETTINGS = {
-    "dataset": {"name": "rsna"},
-    "crop": {"name": "h512"},
-    "breast_rule": "mean",
-    "select": "last",
-}
+    "dataset": {"name": "rsna"}, "crop": {"name": "h512"}, "breast_rule": "mean", "select": "last",
+}  # fmt: skip
 
 
 def oof(patients: range, fold: int, seed: int = 0, skill: float = 0.3) -> pd.DataFrame:

@@ -25,13 +25,11 @@ class Planted:
         data: the folder.
         cases: the rows that `failures.csv` must have.
         touched: breasts whose prediction may differ from that of the clean set.
-        faults: their names.
     """
 
     data: Path
     cases: Counter[Case] = field(default_factory=Counter)
     touched: set[str] = field(default_factory=set)
-    faults: list[str] = field(default_factory=list)
 
 
 class Planter:
@@ -65,7 +63,6 @@ class Planter:
         """Plant faults and write the tables."""
         for name in names:
             FAULTS[name](self)
-            self.planted.faults.append(name)
         self._write()
         return self.planted
 
@@ -105,17 +102,15 @@ class Planter:
         """An identifier that nothing has."""
         return str(3_000_000_000 + int(self.rng.integers(10**9)))
 
-    def lose(self, kind: str, damage: Callable[[Path], None]) -> None:
-        """Damage the file of one image of a breast, or of all of them."""
+    def lose(self, kind: str, damage: Callable[[Path, bytes], object]) -> None:
+        """Delete the file of one image of a breast, or of all of them; write a damaged one."""
         rows = self.breast()
         lost = rows if self.rng.random() < 0.3 else [self.choose(rows)]
         for row in lost:
             file = self.of(row)
-            content = file.read_bytes()
+            whole = file.read_bytes()
             file.unlink()
-            file.with_suffix(".whole").write_bytes(content)
-            damage(file)
-            file.with_suffix(".whole").unlink()
+            damage(file, whole)
             self.expect_image(kind, row)
         if len(lost) == len(rows):
             self.expect("nothing readable", rows[0]["prediction_id"])
@@ -132,24 +127,12 @@ class Planter:
         self.sample.to_csv(self.planted.data / "sample_submission.csv", index=False)
 
 
-def _damage(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-
-
-def _whole(file: Path) -> bytes:
-    return file.with_suffix(".whole").read_bytes()
-
-
 def _flat(planter: Planter) -> None:
     """Of whatever format; large ones compress to next to nothing."""
     size = ((90, 70), (1600, 1200))[int(planter.rng.integers(2))]
     pixels = np.full(size, int(planter.rng.integers(4000)), np.uint16)
     syntax = ["raw", *SYNTAXES][int(planter.rng.integers(1 + len(SYNTAXES)))]
-
-    def damage(file: Path) -> None:
-        write_dicom(file, pixels, bits=12, syntax=syntax)
-
-    planter.lose("flat", damage)
+    planter.lose("flat", lambda file, _: write_dicom(file, pixels, bits=12, syntax=syntax))
 
 
 def _folder_gone(planter: Planter) -> None:
@@ -302,16 +285,16 @@ def _other_laterality(planter: Planter) -> None:
 
 
 FAULTS: dict[str, Callable[[Planter], None]] = {
-    "absent": lambda p: p.lose("absent", lambda file: None),
-    "dangling link": lambda p: p.lose("unreadable", lambda file: file.symlink_to("nowhere")),
-    "a folder": lambda p: p.lose("unreadable", lambda file: file.mkdir()),
-    "empty": lambda p: p.lose("empty", lambda file: _damage(file, b"")),
-    "text": lambda p: p.lose("unreadable", lambda file: _damage(file, b"no DICOM" * 99)),
+    "absent": lambda p: p.lose("absent", lambda file, whole: None),
+    "dangling link": lambda p: p.lose("unreadable", lambda file, _: file.symlink_to("nowhere")),
+    "a folder": lambda p: p.lose("unreadable", lambda file, _: file.mkdir()),
+    "empty": lambda p: p.lose("empty", lambda file, _: file.write_bytes(b"")),
+    "text": lambda p: p.lose("unreadable", lambda file, _: file.write_bytes(b"no DICOM" * 99)),
     "truncated": lambda p: p.lose(
-        "unreadable", lambda file: _damage(file, _whole(file)[: len(_whole(file)) // 2])
+        "unreadable", lambda file, whole: file.write_bytes(whole[: len(whole) // 2])
     ),
     "random bytes": lambda p: p.lose(
-        "unreadable", lambda file: _damage(file, _whole(file)[:132] + p.rng.bytes(5000))
+        "unreadable", lambda file, whole: file.write_bytes(whole[:132] + p.rng.bytes(5000))
     ),
     "flat": _flat,
     "no folder": _folder_gone,

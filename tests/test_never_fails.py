@@ -134,13 +134,14 @@ def clean(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return submit_clean(hospital, tmp_path_factory.mktemp("models"))
 
 
-def mixture(hospital: Path, clean: Path, data: Path, seed: int, names: list[str]) -> int:
-    """Plant faults, submit and check."""
-    planted = Planter(hospital, data, seed).plant(names)
+def mixture(
+    source: Path, clean: Path, data: Path, seed: int, names: list[str], *overrides: str
+) -> tuple[Planted, int]:
+    """Plant faults, submit and check; how many breasts are untouched."""
+    planted = Planter(source, data, seed).plant(names)
     unread = ("negative", "positive", "prior")[seed % 3]
-    name = f"{data.name}-{seed}"
-    folder = submitted(data, clean.parents[1], name, f"unread={unread}")
-    return check(planted, folder, clean, unread)
+    folder = submitted(data, clean.parents[1], data.name, f"unread={unread}", *overrides)
+    return planted, check(planted, folder, clean, unread)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -149,10 +150,7 @@ def test_submit_names_each_fault_and_keeps_the_other_breasts(
 ) -> None:
     """Each kind of fault is in one of three mixtures."""
     names = np.random.default_rng(0).permutation(list(FAULTS)).tolist()
-    planted = Planter(hospital, tmp_path, seed).plant(names[seed::3])
-    unread = ("negative", "positive", "prior")[seed]
-    folder = submitted(tmp_path, clean.parents[1], f"mixture{seed}", f"unread={unread}")
-    assert check(planted, folder, clean, unread) > 20
+    assert mixture(hospital, clean, tmp_path / f"mixture{seed}", seed, names[seed::3])[1] > 20
 
 
 @pytest.mark.parametrize("column", ["age", "prediction_id"])
@@ -188,31 +186,23 @@ def test_submit_with_another_unread_policy_predicts_nothing_again(
         assert (summary["resumed"] > 0) == (unread != "negative")
 
 
-def synthesize_test_set(data: Path, patients: int) -> Path:
-    """Tiny images; the training part is one patient."""
-    size = [f"size.test_patients={patients}", "size.train_patients=1", "appearance.pixel_mm=1.2"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        synthesize(compose("synthesize", [f"paths.data={data}", "workers=2", *size]))
-    return data
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("patients", "mixtures"), [(60, 50), (300, 1)])
 def test_submit_survives_many_mixtures_of_every_fault(
     patients: int, mixtures: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = synthesize_test_set(tmp_path / "data", patients)
+    data = tmp_path / "data"
+    size = [f"size.test_patients={patients}", "size.train_patients=1", "appearance.pixel_mm=1.2"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        synthesize(compose("synthesize", [f"paths.data={data}", "workers=2", *size]))
     clean = submit_clean(data, tmp_path / "models")
     counts: Counter[str] = Counter()
     untouched = []
     for seed in range(mixtures):
         names = np.random.default_rng(seed).permutation([*FAULTS] * (patients // 60)).tolist()
-        planted = Planter(data, tmp_path / f"mixture{seed}", seed).plant(names)
-        unread = ("negative", "positive", "prior")[seed % 3]
         workers = "workers=2" if seed % 10 == 0 else "workers=0"  # as it is used; and quickly
-        output = clean.parents[1]
-        folder = submitted(planted.data, output, f"{seed}", f"unread={unread}", workers)
-        untouched.append(check(planted, folder, clean, unread))
+        planted, number = mixture(data, clean, tmp_path / f"mixture{seed}", seed, names, workers)
+        untouched.append(number)
         counts.update(case[0] for case in planted.cases.elements())
     with capsys.disabled():
         print(

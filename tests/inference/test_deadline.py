@@ -144,14 +144,14 @@ def test_update_that_is_late_drops_no_more_than_necessary() -> None:
     assert monitor.degradation.dropped == (3,)
 
 
-def test_update_keeps_networks_that_wait_for_decoders() -> None:
-    for device in ("cpu", "meta"):
-        monitor, clock, _ = make_monitor((2, 2), 1000, 500, device=device)
-        work(monitor, 100, decoding=2.0, network=0.001)  # decoding takes 1 s on the clock
-        monitor.estimate()
-        clock.now += 100
-        monitor.update(100)
-        assert not monitor.degradation
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_update_keeps_networks_that_wait_for_decoders(device: str) -> None:
+    monitor, clock, _ = make_monitor((2, 2), 1000, 500, device=device)
+    work(monitor, 100, decoding=2.0, network=0.001)  # decoding takes 1 s on the clock
+    monitor.estimate()
+    clock.now += 100
+    monitor.update(100)
+    assert not monitor.degradation
 
 
 def test_update_keeps_folds_for_a_few_late_images() -> None:

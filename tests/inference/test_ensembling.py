@@ -145,14 +145,9 @@ def test_predict_breasts_averages_folds_and_decides_unreadable_breasts_negative(
         blend=blend,
         calibration=Temperature(2.0, -1.0),
     )
-    images = pd.DataFrame(
-        {
-            "image_id": ["a1", "a2", "b1", "b2"],
-            "prediction_id": ["a_L", "a_L", "b_R", "b_R"],
-            "patient_id": ["a", "a", "b", "b"],
-            "laterality": ["L", "L", "R", "R"],
-        }
-    )
+    images = pd.DataFrame({"image_id": ["a1", "a2", "b1", "b2"], "patient_id": [*"aabb"]})
+    images["laterality"] = [*"LLRR"]
+    images["prediction_id"] = images["patient_id"] + "_" + images["laterality"]
     by_image = [
         Prediction("a1", np.array([0.2, 0.9]), None),
         Prediction("a2", np.array([0.5, 0.1]), None),
@@ -178,13 +173,12 @@ def test_predict_breasts_without_dropped_folds_equals_an_ensemble_without_them(
         found = predict_breasts(fitted, RUNS, images, by_image, by_breast, dropped)
         left = [i for i in range(3) if i not in dropped]
         alone = replace(fitted, members=tuple(fitted.members[i] for i in left))
-        wanted = predict_breasts(
-            alone,
-            [RUNS[i] for i in left],
-            images,
-            [replace(p, probabilities=p.probabilities[left]) for p in by_image],
-            [replace(p, probabilities=p.probabilities[left]) for p in by_breast],
+        runs = [RUNS[i] for i in left]
+        own_image, own_breast = (
+            [replace(p, probabilities=p.probabilities[left]) for p in predictions]
+            for predictions in (by_image, by_breast)
         )
+        wanted = predict_breasts(alone, runs, images, own_image, own_breast)
         pd.testing.assert_frame_equal(found, wanted)
 
 

@@ -1,6 +1,7 @@
 """Runs are rebuilt from their records and checkpoints."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(cfg.run_dir)
 
 
+@pytest.fixture
+def record(folder: Path) -> Iterator[Path]:
+    """`config.yaml`, which the test may change."""
+    file = folder / "config.yaml"
+    text = file.read_text()
+    yield file
+    file.write_text(text)
+
+
 def test_load_run_repeats_the_out_of_fold_predictions(folder: Path) -> None:
     prepared = folder.parents[2] / "prepared" / "rsna" / "demo"
     table = pd.read_csv(prepared / "train.csv", dtype={"image_id": str}).set_index("image_id")
@@ -58,13 +68,14 @@ def test_load_run_repeats_the_out_of_fold_predictions(folder: Path) -> None:
     assert found.dtype == np.float64
 
 
-def test_load_run_reads_the_training_domain(folder: Path) -> None:
+def test_load_run_reads_record_and_training_domain(folder: Path) -> None:
+    run = load_run(folder)
+    assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
+    assert (run.source, run.tta, run.record["fold"]) == ("dicom", "hflip", 0)
+    assert not run.network.training
     folds = pd.read_csv(folder.parents[2] / "folds" / "rsna-stratified.csv", dtype=str)
-    trained_on = folds.loc[folds["fold"] != "0", "patient_id"]
-    assert load_run(folder).seen == {
-        "machine_id": tuple(sorted("m" + trained_on)),
-        "view": ("CC", "MLO"),
-    }
+    machines = sorted("m" + folds.loc[folds["fold"] != "0", "patient_id"])
+    assert run.seen == {"machine_id": tuple(machines), "view": ("CC", "MLO")}
 
 
 def test_load_run_of_an_older_version_has_no_training_domain(folder: Path, tmp_path: Path) -> None:
@@ -75,15 +86,6 @@ def test_load_run_of_an_older_version_has_no_training_domain(folder: Path, tmp_p
         load_run(old)
     (old / "seen.json").unlink()
     assert load_run(old).seen == {}
-
-
-def test_load_run_reads_the_record(folder: Path) -> None:
-    run = load_run(folder)
-    assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
-    assert run.source == "dicom"
-    assert run.tta == "hflip"
-    assert run.record["fold"] == 0
-    assert not run.network.training
 
 
 def test_load_run_without_a_run_names_the_command(tmp_path: Path) -> None:
@@ -111,27 +113,18 @@ def test_load_run_refuses_an_incomplete_run(folder: Path, file: str, message: st
     ],
 )
 def test_load_run_refuses_a_changed_record(
-    folder: Path, before: str, after: str, said: str
+    folder: Path, record: Path, before: str, after: str, said: str
 ) -> None:
-    record = folder / "config.yaml"
     text = record.read_text()
     assert before in text
     record.write_text(text.replace(before, after))
-    try:
-        with pytest.raises(InputError, match=rf"(?s)not what .*last.ckpt was trained with.*{said}"):
-            load_run(folder)
-    finally:
-        record.write_text(text)
+    with pytest.raises(InputError, match=rf"(?s)not what .*last.ckpt was trained with.*{said}"):
+        load_run(folder)
 
 
-def test_load_run_completes_the_record_from_the_checkpoint(folder: Path) -> None:
-    record = folder / "config.yaml"
-    text = record.read_text()
-    record.write_text(text.replace("tta: hflip\n", ""))
-    try:
-        assert load_run(folder).tta == "hflip"
-    finally:
-        record.write_text(text)
+def test_load_run_completes_the_record_from_the_checkpoint(folder: Path, record: Path) -> None:
+    record.write_text(record.read_text().replace("tta: hflip\n", ""))
+    assert load_run(folder).tta == "hflip"
 
 
 def test_load_run_of_a_checkpoint_without_a_record(folder: Path, tmp_path: Path) -> None:
@@ -148,13 +141,7 @@ def test_load_run_of_a_checkpoint_without_a_record(folder: Path, tmp_path: Path)
         load_run(copied)
 
 
-RECORD = {
-    "name": "tiny",
-    "fold": 0,
-    "rate": 1e-3,
-    "crop": {"bits": 8, "clahe": None},
-    "views": ["CC"],
-}
+RECORD = {"fold": 0, "rate": 1e-3, "crop": {"bits": 8, "clahe": None}, "views": ["CC"]}
 
 
 @pytest.fixture
@@ -162,14 +149,8 @@ def checkpoint() -> dict[str, Any]:
     torch.manual_seed(0)
     weights = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
     odd = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
-    state = {
-        "network.a": weights,
-        "network.tied": weights,
-        "network.part": weights[1:, :2],
-        "network.odd": odd,
-        "network.half": odd.half(),
-        "network.count": torch.tensor(7),
-    }
+    state = {"a": weights, "tied": weights, "part": weights[1:, :2], "odd": odd}
+    state |= {"half": odd.half(), "count": torch.tensor(7)}
     return {"state_dict": state, "config": RECORD, "optimizer_states": [1]}
 
 
@@ -184,6 +165,9 @@ def test_save_safetensors_keeps_bits_and_record(checkpoint: dict[str, Any], tmp_
         back = read["state_dict"][name]
         assert (back.dtype, back.shape) == (values.dtype, values.shape)
         assert back.numpy().tobytes() == values.contiguous().numpy().tobytes()
+    del checkpoint["config"]
+    save_safetensors(checkpoint, tmp_path / "last.safetensors")
+    assert "config" not in read_checkpoint(tmp_path / "last.safetensors")
 
 
 def test_find_checkpoint_prefers_torch(checkpoint: dict[str, Any], tmp_path: Path) -> None:
@@ -196,12 +180,6 @@ def test_find_checkpoint_prefers_torch(checkpoint: dict[str, Any], tmp_path: Pat
     ckpt.unlink()
     assert find_checkpoint(tmp_path, "last") == ckpt.with_suffix(".safetensors")
     assert find_checkpoint(tmp_path, "best") is None
-
-
-def test_save_safetensors_without_a_record(checkpoint: dict[str, Any], tmp_path: Path) -> None:
-    del checkpoint["config"]
-    save_safetensors(checkpoint, tmp_path / "last.safetensors")
-    assert "config" not in read_checkpoint(tmp_path / "last.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
