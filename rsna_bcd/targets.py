@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 # Old dotted path -> new one. Records on disk live longer than modules: entries stay.
 OLD_TARGETS: dict[str, str] = {
+    "rsna_bcd.tables.images.map_rsna": "rsna_bcd.tables.datasets.map_rsna",
     "rsna_bcd.tables.generic.map_generic": "rsna_bcd.tables.datasets.map_generic",
     "rsna_bcd.models.optimizers.Rates": "rsna_bcd.models.optim.ParameterGroups",
     "rsna_bcd.models.schedules.one_cycle": "rsna_bcd.models.optim.one_cycle",

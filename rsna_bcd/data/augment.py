@@ -1,4 +1,4 @@
-"""Augmentation: the only module that knows albumentations.
+"""Augmentation by albumentations.
 
 The pixels of a sample depend on (seed, epoch, index) and on nothing else: neither on the number of
 workers nor on earlier draws. Without this, albumentations repeats its random stream in
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rsna_bcd.errors import InputError
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it calls home at import
 if TYPE_CHECKING:  # imported where a chain is made: without transforms, nothing needs it
@@ -41,6 +43,9 @@ class Augmentation:
 
         Returns:
             The same shape and type.
+
+        Raises:
+            InputError: a transform changed the shape or the type.
         """
         if self._chain is None:
             return pixels
@@ -48,4 +53,10 @@ class Augmentation:
         self._chain.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         # A trailing channel: some transforms take a bare (H, W) for colour channels.
         result = self._chain(image=pixels[..., None])["image"]
+        if result.shape != (*pixels.shape, 1) or result.dtype != pixels.dtype:
+            names = ", ".join(type(transform).__name__ for transform in self._chain.transforms)
+            raise InputError(
+                f"The augmentation ({names}) returns {result.dtype} {result.shape} for "
+                f"{pixels.dtype} {(*pixels.shape, 1)}. A transform must keep shape and type."
+            )
         return np.ascontiguousarray(result[..., 0])

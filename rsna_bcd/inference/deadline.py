@@ -179,10 +179,11 @@ class DeadlineMonitor:
         is_late = self._clock() - self._started > _FIRST_PART * (self.until - self._started)
         return self.timer.batches >= (1 if is_late else _FIRST_BATCHES)
 
-    def estimate(self) -> None:
-        """Make the first estimate, from the first images; drop TTA and folds if it is too long.
+    def estimate(self, done: int = 0) -> None:
+        """Make the first estimate, after `done` images; drop TTA and folds if it is too long.
 
-        It adds the stages up: the clock includes the start of processes and networks.
+        It adds the stages up: the clock includes the start of processes and networks. Where TTA is
+        dropped, these images are predicted again.
         """
         self.needs_estimate = False
         networks = sum(self.timer.seconds_per_image(run) for run in range(len(self._passes)))
@@ -209,7 +210,7 @@ class DeadlineMonitor:
                 f"{late if seconds > left else ''}."
             )
             self.timer.restart()
-        self._since = now
+        self._since, self._done_before = now, done if self.degradation.tta else 0
 
     def update(self, done: int) -> None:
         """Drop folds if the rate is too slow, with so many images done."""

@@ -14,6 +14,7 @@ Lines are only appended, each with one system call: after `kill -9` all but the 
 and an incomplete last line is cut off.
 """
 
+import errno
 import json
 import math
 import os
@@ -110,34 +111,43 @@ class Progress:
         return {image_id: file for image_id, file in files.items() if image_id in left}
 
     def _append(self, entry: dict[str, Any]) -> None:
+        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         try:
-            os.write(self._handle, (json.dumps(entry, allow_nan=False) + "\n").encode())
+            if os.write(self._handle, line) < len(line):  # part of it went onto a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise storage_error(self._file, error) from error
 
     def _read(self) -> Fingerprint | None:
-        """Read the file; its fingerprint, None if it is empty, {} if it is damaged or not ours."""
-        content = self._file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.ftruncate(self._handle, len(whole))
-        try:
-            entries = [json.loads(line) for line in whole.splitlines()]
-            inputs: Fingerprint | None = entries[0]["made_from"] if entries else None
-            for entry in entries[1:]:
-                if "plan" in entry:
+        """Read the file up to the first damaged line, and cut it off there.
+
+        Returns:
+            Its fingerprint; None if it is empty, {} if it is not ours.
+        """
+        inputs: Fingerprint | None = None
+        good = 0  # bytes
+        for line in self._file.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else {}
+                if inputs is None:
+                    inputs = entry["made_from"]
+                elif "plan" in entry:
                     self.plan = entry["plan"]
-                    continue
-                values, reason = entry["probabilities"], entry["reason"]
-                # None becomes NaN.
-                array = None if values is None else np.array(values, dtype=np.float64)
-                if "image" in entry:
-                    self.by_image[entry["image"]] = Prediction(entry["image"], array, reason)
-                elif array is not None:
-                    breast = BreastPrediction(entry["breast"], array, reason)
-                    self.by_breast[entry["breast"]] = breast
-        except (ValueError, KeyError, TypeError):
-            return {}
+                else:
+                    values, reason = entry["probabilities"], entry["reason"]
+                    # None becomes NaN.
+                    array = None if values is None else np.array(values, dtype=np.float64)
+                    if "image" in entry:
+                        self.by_image[entry["image"]] = Prediction(entry["image"], array, reason)
+                    elif array is not None:
+                        breast = BreastPrediction(entry["breast"], array, reason)
+                        self.by_breast[entry["breast"]] = breast
+            except (ValueError, KeyError, TypeError):
+                if inputs is None and line.endswith(b"\n"):
+                    inputs = {}
+                break
+            good += len(line)
+        os.ftruncate(self._handle, good)
         return inputs
 
 

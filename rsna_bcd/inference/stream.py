@@ -175,7 +175,7 @@ def _first_batches(
         if monitor.has_sample():
             break
     predictions += batches.predict(1)
-    monitor.estimate()
+    monitor.estimate(batches.done)
     if monitor.degradation.tta:
         return predictions
     batches.restart()
@@ -214,7 +214,7 @@ class _Batches:
         self._predictors = [Predictor(run, self._settings.precision) for run in runs]
         self._patients = PatientBuffer(self._images, self._files, runs, self._which_crop)
         self._ready: list[tuple[str, list[PreparedImage]]] = []
-        self._done = 0
+        self.done = 0
 
     def add(self, result: Decoded) -> list[Prediction | BreastPrediction]:
         """Add an image, and predict the batches that are complete."""
@@ -224,7 +224,7 @@ class _Batches:
         if prepared is not None:
             self._ready.append((result.key, prepared))
             return self.predict(self._settings.batch_size)
-        self._done += 1
+        self.done += 1
         unreadable = Prediction(result.key, None, result.reason)
         return [unreadable, *self.predict(self._settings.batch_size)]
 
@@ -236,13 +236,13 @@ class _Batches:
         if len(self._ready) >= least and self._monitor.in_time():
             with timer.time_batch():
                 predictions += self._predict_images(dropped)
-            self._done += len(self._ready)
+            self.done += len(self._ready)
             self._ready.clear()
         if self._patients.ready >= least and self._monitor.in_time():
             with timer.time_batch():
                 predictions += self._patients.predict(self._predictors, dropped, timer)
         if predictions and not self._monitor.needs_estimate:
-            self._monitor.update(self._done)
+            self._monitor.update(self.done)
         return predictions
 
     def _predict_images(self, dropped: Collection[int]) -> list[Prediction]:

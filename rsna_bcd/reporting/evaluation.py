@@ -258,6 +258,13 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
     decisions = np.where(oof["unread"] == 1, 0, ensemble.thresholds.decide(blended, sites))
     in_sample_breasts = ScoredBreasts.from_table(oof, decisions)
 
+    absent = [name for name in RANKING if name not in ensemble.score]
+    absent += [name for name in OPERATING if name not in ensemble.score["cross_fitted"]]
+    if absent:
+        raise InputError(
+            f"Ensemble {ensemble.name} was fitted without {', '.join(absent)}. Fit it again:\n"
+            f"  {ensemble.command}"
+        )
     scores = {name: nan_if_degenerate(ensemble.score[name]) for name in RANKING}
     scores |= _intervals(ensemble.score["cross_fitted"], breasts)
     in_sample = bootstrap_metrics(OPERATING, labels, decisions, patients, inputs.resamples, seed)

@@ -89,6 +89,8 @@ def render_page(evaluation: Evaluation) -> str:
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     figures: dict[str, list[DrawnFigure]] = dict.fromkeys(SECTIONS, [])
     figures |= draw_figures(evaluation)
+    if unknown := figures.keys() - SECTIONS.keys():
+        raise ValueError(f"Figures of no section of the report: {', '.join(sorted(unknown))}.")
     variables = _variables(evaluation) | {"figures": figures, "css": css}
     return _render("report.html.j2", variables, autoescape=True)
 

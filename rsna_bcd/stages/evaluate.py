@@ -75,10 +75,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_current(cfg: DictConfig, folder: Path) -> None:
     """Refuse a submission of older networks, or of an older threshold."""
-    file = Path(cfg.paths.output) / "ensembles" / str(cfg.name) / FILE_NAME
+    file = Path(cfg.paths.models) / "ensembles" / str(cfg.name) / FILE_NAME
     if not file.is_file():
         return
-    check_current(read_ensemble(file), Path(cfg.paths.output))
+    check_current(read_ensemble(file), Path(cfg.paths.models))
     summary = folder / "summary.json"
     if not summary.is_file():
         return
@@ -93,7 +93,8 @@ def _check_current(cfg: DictConfig, folder: Path) -> None:
 def _baseline(cfg: DictConfig) -> pd.Series:
     """Probability of each test breast, by a tree on the intensity statistics of its crops."""
     output = Path(cfg.paths.output)
-    member = read_ensemble(output / "ensembles" / str(cfg.name) / FILE_NAME).members[0]
+    ensemble_file = Path(cfg.paths.models) / "ensembles" / str(cfg.name) / FILE_NAME
+    member = read_ensemble(ensemble_file).members[0]
     prepared = output / "prepared" / member.dataset / member.crop
     train = read_images(prepared / "train.csv", "train")
     test = read_images(prepared / "test.csv", "test")

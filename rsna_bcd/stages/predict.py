@@ -85,6 +85,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     write_record(folder / "config.yaml", record)
     results: list[BreastResult] = []
     pictures: dict[str, str] = {}
+    taken: set[str] = set()  # names of pictures
     with ProgressBar(console, "Predicting", len(images)) as bar:
         bar.update(0, 0)
         done = 0
@@ -92,7 +93,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
             own = study_results(study, headers, ensemble, members, is_synthetic=is_synthetic)
             results += own
             if cfg.pictures:
-                pictures |= _draw(folder, study, own, leading, notes, pictures)
+                pictures |= _draw(folder, study, own, leading, notes, taken)
             done += len(study.images)
             bar.update(done, 0)
     order = {name: number for number, name in enumerate(images["prediction_id"].unique())}
@@ -180,9 +181,12 @@ def _draw(
     results: Sequence[BreastResult],
     runs: Sequence[Run],
     notes: Sequence[str],
-    earlier: Mapping[str, str],
+    taken: set[str],
 ) -> dict[str, str]:
-    """Write a picture of each readable image of a study; its path in `folder` by image file."""
+    """Write a picture of each readable image of a study; its path in `folder` by image file.
+
+    `taken` has the names of pictures, and gets the new ones.
+    """
     saliency, crops = mean_saliency(runs, study), study.prepared
     pictures: dict[str, str] = {}
     for breast in results:
@@ -190,8 +194,9 @@ def _draw(
             if image.file not in crops or breast.probability is None:
                 continue
             name = as_file_name(f"{breast.prediction_id}_{image.view or 'view-unknown'}")
-            taken = [Path(file).stem for file in (*earlier.values(), *pictures.values())]
-            pictures[image.file] = file = f"pictures/{distinct([name], taken)[0]}.png"
+            name = distinct([name], taken)[0]
+            taken.add(name)
+            pictures[image.file] = file = f"pictures/{name}.png"
             pixels, own = crops[image.file].pixels, saliency.get(image.file)
             write_file(folder / file, as_png(study_picture(breast, image, pixels, own, notes)))
     return pictures

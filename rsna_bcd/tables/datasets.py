@@ -52,12 +52,12 @@ def map_vindr(
         file: path of an image, with `{study_id}` and `{image_id}`.
 
     Returns:
-        Also `BIRADS` (1 to 5), `density` (A to D), and `series_id`, `height`, `width` as published.
+        Also `BIRADS` (0 to 6), `density` (A to D), and `series_id`, `height`, `width` as published.
     """
     frame = _table_with(tables, "breast_birads", "study_id", "image_id", "laterality",
                        "view_position", "breast_density", "split")  # fmt: skip
     birads = frame["breast_birads"].str.extract(r"^BI-RADS ([0-6])$", expand=False)
-    _refuse_unknown(frame, "breast_birads", birads.notna(), "BI-RADS 1 to 5")
+    _refuse_unknown(frame, "breast_birads", birads.notna(), "BI-RADS 0 to 6")
     rows = pd.DataFrame(
         {
             "patient_id": frame["study_id"],

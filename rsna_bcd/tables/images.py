@@ -112,14 +112,15 @@ def read_table(file: Path) -> pd.DataFrame:
     columns whose name says that they hold identifiers.
 
     Returns:
-        The rows; the index is the line number less 2, as the header is line 1.
+        The rows; the index is the line, as the header is line 1.
 
     Raises:
         InputError: the file is absent, empty or no table, or a row has more cells than the header.
     """
     if file.suffix.lower() in EXCEL and is_file(file):
         try:
-            return pd.read_excel(io.BytesIO(read_bytes(file)), dtype="string")
+            table = pd.read_excel(io.BytesIO(read_bytes(file)), dtype="string")
+            return table.set_axis(range(2, len(table) + 2))
         except (ValueError, KeyError, BadZipFile) as error:
             raise InputError(
                 f"{file} is not an Excel table: {error}. Save it as .xlsx or .csv."
@@ -139,7 +140,7 @@ def read_table(file: Path) -> pd.DataFrame:
             f"{width}. Quote cells that contain the delimiter, or export the table again."
         )
     cells = [row[:width] + [""] * (width - len(row)) for _, row in rows]
-    index = [line - 2 for line, _ in rows]
+    index = [line for line, _ in rows]
     table = pd.DataFrame(cells, index=index, columns=header, dtype="string")
     for name in header:
         absent = MISSING if _IDENTIFIER.search(name) else (*MISSING, "NA")
@@ -266,7 +267,7 @@ def _lines(frame: pd.DataFrame, bad: pd.Series, positions: pd.Index | None) -> s
     images = frame["image_id"].iloc[rows[:SHOWN]].fillna("(missing)")
     if positions is None:
         return f"image(s) {', '.join(images)}{more}"
-    lines = ", ".join(str(positions[i] + 2) for i in rows[:SHOWN])
+    lines = ", ".join(str(positions[i]) for i in rows[:SHOWN])
     return f"line(s) {lines}{more} (first: image {images.iloc[0]})"
 
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.data.augment import Augmentation
+from rsna_bcd.errors import InputError
 
 OPTIONS = sorted(path.stem for path in (Path(CONF) / "augment").glob("*.yaml"))
 
@@ -81,3 +82,11 @@ def test_augmentation_depends_on_its_key_alone(pixels: NDArray[np.uint8]) -> Non
     for key in ((8, 1), (7, 2)):
         assert sum(a != b for a, b in zip(first, images(*key), strict=True)) > 10
     assert first == [augment(pixels, (7, 1, i)).tobytes() for i in reversed(range(20))][::-1]
+
+
+def test_augmentation_refuses_a_transform_that_changes_the_type(pixels: NDArray[np.uint8]) -> None:
+    import albumentations
+
+    augment = Augmentation([albumentations.ToFloat(max_value=255)])
+    with pytest.raises(InputError, match=r"ToFloat.* float32 .* uint8"):
+        augment(pixels, (0, 0, 0))

@@ -144,6 +144,18 @@ def test_update_that_is_late_drops_no_more_than_necessary() -> None:
     assert monitor.degradation.dropped == (3,)
 
 
+def test_update_does_not_count_the_images_of_the_estimate() -> None:
+    monitor, clock, _ = make_monitor((2, 2), 1000, 1000)
+    clock.now += 40
+    work(monitor, 100, decoding=0.2, network=0.15)
+    monitor.estimate(100)
+    assert not monitor.degradation
+    clock.now += 60  # 46 images at 1.3 s/image
+    work(monitor, 46, decoding=0.2, network=0.3)
+    monitor.update(146)
+    assert monitor.degradation.dropped
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_update_keeps_networks_that_wait_for_decoders(device: str) -> None:
     monitor, clock, _ = make_monitor((2, 2), 1000, 500, device=device)

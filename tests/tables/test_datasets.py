@@ -219,7 +219,7 @@ def test_map_cmmd_joins_headers_and_clinical_rows() -> None:
 @pytest.mark.parametrize(
     ("call", "key"),
     [
-        (partial(vindr, VINDR.replace("BI-RADS 4", "4")), "is 4; expected BI-RADS 1 to 5"),
+        (partial(vindr, VINDR.replace("BI-RADS 4", "4")), "is 4; expected BI-RADS 0 to 6"),
         (partial(vindr, VINDR.replace("split\n", "fold\n")), "lacks split; it has study_id"),
         (partial(vindr, splits={"train": ["a"]}), r"splits.train=\['a'\].*but training, test"),
         (partial(vindr, file="{study}.dicom"), r"rows.file=\{study\}.dicom: .*\{study_id\}"),

@@ -128,6 +128,9 @@ def test_read_test_tables_keeps_the_first_of_repeated_rows(tmp_path: Path) -> No
     test = read(tmp_path, pd.concat([table(), repeated]))
     assert cases(test) == [("7_L", "71", "repeated row"), ("08_L", "80", "repeated row")]
     assert "line 10 repeats line 3" in test.failures[0].reason
+    pd.concat([table(), repeated]).to_excel(tmp_path / "test.xlsx", index=False)
+    excel = read_test_tables(tmp_path / "test.xlsx", tmp_path / "sample_submission.csv")
+    assert [f.reason for f in excel.failures] == [f.reason for f in test.failures]
     pd.testing.assert_frame_equal(test.images, plain, check_dtype=False)
 
 
