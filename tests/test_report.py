@@ -360,10 +360,6 @@ def test_report_gallery(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["name=absent"], r"ensemble\.json does not exist.*rsna_bcd\.ensemble name=absent"),
         (["run=absent"], "absent holds no trained fold"),
         (["run=b5", "baseline=absent"], "Fold 0 of absent was not trained"),
-        (["run=b5", "resamples=1"], "resamples=1: a whole number of 2 or more"),
-        (["run=b5", "cases=-1"], "cases=-1: a whole number of 0 or more"),
-        (["run=b5", "cases=1.5"], "cases=1.5: a whole number"),
-        (["run=b5", "seed=null"], "seed=None: a whole number"),
         (["run=b5", "cases=1"], r"checkpoint[\s\S]*cases=0"),
     ],
 )

@@ -147,7 +147,7 @@ def test_the_time_left_and_the_end_are_printed(
     first, second = (line for line in said.splitlines() if line.startswith("epoch "))
     assert first.endswith(" left")
     assert not second.endswith(" left")
-    assert said.endswith("Finished: all 2 epochs are trained.")
+    assert said.endswith("Finished: 2 of 2 epochs trained.")
 
 
 def test_a_run_with_a_progress_bar(output: Path) -> None:

@@ -330,7 +330,7 @@ def find_ending(trainer: pl.Trainer) -> Ending:
     of_all = f"{epochs} of {trainer.max_epochs} epochs"
     patience = next((c for c in callbacks if isinstance(c, Patience)), None)
     if not cut and epochs >= (trainer.max_epochs or 0):
-        return Ending(True, f"Finished: all {epochs} epochs are trained.")
+        return Ending(True, f"Finished: {epochs} of {epochs} epochs trained.")
     if not cut and patience is not None and patience.is_exhausted:
         return Ending(
             True,

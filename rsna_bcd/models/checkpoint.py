@@ -120,7 +120,7 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
 
     What our networks share is the encoder: the backbone, the normalisation it was trained with, its
     pooling. The backbone must fit. Of a run, all else (heads, aggregator) is taken where names and
-    shapes agree; what then begins afresh is logged.
+    shapes agree; layers without weights are logged.
 
     Args:
         network: is an encoder, or has some.
@@ -177,12 +177,14 @@ def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) ->
     )  # fmt: skip
     if lacking:
         rank_zero_only(_log.info)(
-            "%s has nothing that fits these, which begin afresh: %s", file, ", ".join(lacking)
+            "%s has no matching weights for these, which start from random ones: %s",
+            file,
+            ", ".join(lacking),
         )
 
 
 def record_in(file: Path) -> dict[str, Any] | None:
-    """The settings of the run that a checkpoint is of (`models.callbacks.Record`); None in others.
+    """The settings of the run that a checkpoint is of (`models.callbacks.ConfigInCheckpoint`); None in others.
 
     Others may have a `config`, too: a run's says of which data and folds it is.
     """

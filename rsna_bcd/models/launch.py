@@ -27,8 +27,9 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.processes import die_with_parent
 
 _STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of the starter of this rank
-_PAUSE, _MOMENT, _GRACE = 0.1, 1.0, 10.0  # seconds: between looks at the ranks; for others to fail
-# of a failure; for one to end when asked
+_PAUSE = 0.1  # seconds between checks of the ranks
+_MOMENT = 1.0  # seconds in which the failure of one rank makes others fail
+_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _SHOWN = 30  # last lines of a rank that failed
 
@@ -50,7 +51,7 @@ def another_has_lock() -> bool:
 
 
 def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> int:
-    """How many processes this one has to start, one a rank; 0 where it is to train itself.
+    """How many processes this one has to start, one per rank; 0 where it is to train itself.
 
     Args:
         strategy: Lightning's, `auto` for a single process.
@@ -89,7 +90,7 @@ def n_ranks_to_start(*, strategy: str, devices: int, nodes: int, gpus: int) -> i
 
 
 def run_ranks(command: Sequence[str], n_ranks: int) -> None:
-    """Run a command once a rank, each knowing its rank and the others, until all have ended.
+    """Run a command once per rank, each knowing its rank and the others, until all have ended.
 
     The first rank writes to the terminal; the output of the others is shown if they fail.
 

@@ -1,4 +1,4 @@
-"""A timm backbone, a pooling and one logit an image.
+"""A timm backbone, a pooling and one logit per image.
 
 Contract, the same in training, inference and export (`models.prediction`): input float32
 (B, 1, H, W) in [0, 1], tissue bright; output `logit` (B,). The normalisation that the pretrained

@@ -233,7 +233,7 @@ class PreparedFolder:
                     journal[key] = entry["record"], entry.get("seconds")
                 except (json.JSONDecodeError, KeyError) as error:
                     raise InputError(
-                        f"{self._journal_file} is damaged ({error}). Start afresh with "
+                        f"{self._journal_file} is damaged ({error}). Start from scratch with "
                         "overwrite=true."
                     ) from error
         return journal

@@ -206,7 +206,7 @@ def is_finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
         state = f"has lost {' and '.join(lost)}" if lost else "is finished already"
         if lost and not has_last:
             raise InputError(f"{run_dir} {state}, and checkpoints/last.ckpt: overwrite=true.")
-        remedy = ": it is predicted again." if lost else "; overwrite=true trains it afresh."
+        remedy = ": it is predicted again." if lost else "; overwrite=true trains it from scratch."
         rank_zero_only(print)(f"{run_dir} {state}{remedy}")
         return not lost
     if has_last and not cfg.resume:

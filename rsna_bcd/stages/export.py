@@ -124,7 +124,7 @@ def _is_done(file: Path, card_file: Path, settings: dict[str, Any], *, overwrite
     if differing:
         raise InputError(
             f"{file} was made with other settings (there -> now):\n{differing}\n"
-            "Choose another paths.output, or make it afresh with overwrite=true."
+            "Choose another paths.output, or export again with overwrite=true."
         )
     return bool(card["sha256"] == file_sha256(file))
 

@@ -39,7 +39,6 @@ _TREES = {
     "metadata": "the tree on metadata",
     "intensity": "the tree on intensity statistics",
 }
-_LEAST = {"resamples": 2, "band_resamples": 2, "groups": 2, "samples": 0, "cases": 0, "seed": 0}
 
 
 def report(cfg: DictConfig) -> Evaluation:
@@ -49,7 +48,8 @@ def report(cfg: DictConfig) -> Evaluation:
         InputError: an invalid setting, or inputs that are absent, unfinished or do not fit
             together.
     """
-    _check(cfg)
+    if (cfg.name is None) == (cfg.run is None):
+        raise InputError("Give name= of an ensemble or run= of a run, one of them.")
     output = Path(cfg.paths.output)
     ensemble, oof = _read_ensemble(cfg, output) if cfg.run is None else _fit_run(cfg, output)
     folders = [output / "prepared" / m.dataset / m.crop for m in ensemble.members]
@@ -90,18 +90,6 @@ def report(cfg: DictConfig) -> Evaluation:
     ):
         console.print(line, highlight=False, soft_wrap=True)
     return evaluation
-
-
-def _check(cfg: DictConfig) -> None:
-    """Refuse invalid settings before minutes of work."""
-    if (cfg.name is None) == (cfg.run is None):
-        raise InputError("Give name= of an ensemble or run= of a run, one of them.")
-    if cfg.device not in ("cpu", "cuda"):
-        raise InputError(f"device={cfg.device}: choose cpu or cuda.")
-    for key, least in _LEAST.items():
-        value = cfg[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{key}={value}: a whole number of {least} or more is needed.")
 
 
 def _read_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:

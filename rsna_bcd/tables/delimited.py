@@ -35,7 +35,7 @@ def decode_text(content: bytes, errors: Literal["fallback", "replace"] = "fallba
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return content.decode(encoding, errors="replace")
-    # Latin letters in UTF-16 are zero in every other byte; text of one byte a letter has no zeros.
+    # Latin letters in UTF-16 are zero in every other byte; text of one byte per letter has none.
     start = content[:1000]
     if start[1::2].count(0) > 0.9 * len(start[1::2]) > 0:
         return content.decode("utf-16-le", errors="replace")

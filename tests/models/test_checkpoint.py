@@ -194,7 +194,7 @@ def test_nine_tenths_of_the_tensors_must_be_there(
     with caplog.at_level(logging.INFO):
         if is_taken:
             ImageClassifier(TINY, checkpoint_path=weights)
-            assert f"begin afresh: backbone.{parts[-lost]}" in caplog.text
+            assert f"start from random ones: backbone.{parts[-lost]}" in caplog.text
             return
         with pytest.raises(InputError, match=rf"\d+ of \d+ tensors fit.*{lost} missing"):
             ImageClassifier(TINY, checkpoint_path=weights)

@@ -72,11 +72,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
-    os.environ["OMP_NUM_THREADS"], before = "8", os.environ["OMP_NUM_THREADS"]
     names = [*FAILURES, "unreadable", "dies twice", *map(str, range(9))]
-    results = results_by_name(folder, names, workers=2)
-    os.environ["OMP_NUM_THREADS"] = before
-    return results
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "8")
+        return results_by_name(folder, names, workers=2)
 
 
 @pytest.mark.parametrize(
