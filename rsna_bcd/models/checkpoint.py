@@ -184,7 +184,7 @@ def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) ->
 
 
 def record_in(file: Path) -> dict[str, Any] | None:
-    """The settings of the run that a checkpoint is of (`models.callbacks.ConfigInCheckpoint`); None in others.
+    """The settings in a checkpoint of a run (`models.callbacks.ConfigInCheckpoint`), else None.
 
     Others may have a `config`, too: a run's says of which data and folds it is.
     """

@@ -21,7 +21,7 @@ class Mix:
     """Blends each sample of a batch with another one of it.
 
     mixup (Zhang et al., 2018) takes a share of one image and the rest of another; cutmix (Yun et
-    al., 2019) pastes a box of one into the other. The shares are drawn once per batch, and the label
+    al., 2019) pastes a box of one into the other. Shares are drawn once per batch, and the label
     becomes the same share of both. So do binary and continuous auxiliary targets and metadata; a
     categorical target counts only where both agree, and a missing one stays missing.
 
