@@ -125,8 +125,8 @@ class Progress:
             Its fingerprint; None if it is empty, {} if it is not ours.
         """
         inputs: Fingerprint | None = None
-        good = 0  # bytes
-        for line in self._file.read_bytes().splitlines(keepends=True):
+        content, good = self._file.read_bytes(), 0  # bytes
+        for line in content.splitlines(keepends=True):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else {}
                 if inputs is None:
@@ -147,7 +147,8 @@ class Progress:
                     inputs = {}
                 break
             good += len(line)
-        os.ftruncate(self._handle, good)
+        if good < len(content):
+            os.ftruncate(self._handle, good)
         return inputs
 
 
