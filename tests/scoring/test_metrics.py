@@ -15,6 +15,7 @@ from rsna_bcd.scoring.metrics import (
     balanced_accuracy,
     brier,
     confusion_matrix,
+    decide,
     logit,
     pf1,
     ppv,
@@ -22,6 +23,7 @@ from rsna_bcd.scoring.metrics import (
     sensitivity,
     sigmoid,
     specificity,
+    threshold_counts,
 )
 
 
@@ -120,6 +122,18 @@ def test_pf1_equals_the_organisers_formula() -> None:
         precision, recall = tp / p.clip(0, 1).sum(), tp / labels.sum()
         expected = 2 * precision * recall / (precision + recall)
         assert pf1(labels, p) == pytest.approx(expected, abs=1e-12)
+
+
+def test_threshold_counts_by_hand() -> None:
+    counts = threshold_counts([1, 0, 1, 0, 0], [0.9, 0.9, 0.4, 0.2, 0.4])
+    assert counts.scores.tolist() == [0.9, 0.4, 0.2]
+    assert counts.tp.tolist() == [1, 2, 2]
+    assert counts.fp.tolist() == [1, 2, 3]
+    assert (counts.positives, counts.negatives) == (2, 3)
+
+
+def test_decide_takes_a_threshold_per_row() -> None:
+    assert decide([0.5, 0.5, 0.5], [0.4, 0.5, 0.6]).tolist() == [1, 1, 0]
 
 
 def test_logit_is_finite_and_sigmoid_its_inverse() -> None:
