@@ -62,7 +62,7 @@ def study_table(
     rows (Holm, 1979).
 
     Args:
-        study: what was asked for.
+        study: its definition.
         tasks: all runs of it.
         output: folder of runs and predictions.
         prepared: the folder of crops of each trained variant.

@@ -30,7 +30,7 @@ _SUBMISSIONS = "output/submissions/*/submission.csv"
 
 @dataclass(kw_only=True)
 class Paths:
-    """Where everything is. A file of one's own may have further keys, to refer to."""
+    """Where everything is. A user's own file may have further keys, to refer to."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="allow")
     data: Text

@@ -37,7 +37,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             the labels are all equal.
     """
     folder = Path(cfg.paths.output) / "submissions" / str(cfg.name)
-    _check_current(cfg, folder)
+    ensemble_file = Path(cfg.paths.models) / "ensembles" / str(cfg.name) / FILE_NAME
+    _check_current(cfg, folder, ensemble_file)
     solution = read_solution(Path(cfg.solution))
     if solution["label"].nunique() < 2:
         raise InputError(f"{cfg.solution} has breasts of one class only: nothing can be scored.")
@@ -65,7 +66,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         },
     }
     if cfg.baseline:
-        tree = _baseline(cfg).reindex(ids)
+        tree = _baseline(cfg, ensemble_file).reindex(ids)
         evaluation["baseline"] = bootstrap_metrics(RANKING, labels, tree, **rest)
     _show(evaluation)
     text = json.dumps(evaluation, indent=2, default=asdict) + "\n"  # an Interval becomes a dict
@@ -73,9 +74,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return evaluation
 
 
-def _check_current(cfg: DictConfig, folder: Path) -> None:
-    """Refuse a submission of older networks, or of an older threshold."""
-    file = Path(cfg.paths.models) / "ensembles" / str(cfg.name) / FILE_NAME
+def _check_current(cfg: DictConfig, folder: Path, file: Path) -> None:
+    """Refuse a submission of older networks, or of an older threshold than that in `file`."""
     if not file.is_file():
         return
     check_current(read_ensemble(file), Path(cfg.paths.models))
@@ -90,12 +90,10 @@ def _check_current(cfg: DictConfig, folder: Path) -> None:
         )
 
 
-def _baseline(cfg: DictConfig) -> pd.Series:
+def _baseline(cfg: DictConfig, ensemble_file: Path) -> pd.Series:
     """Probability of each test breast, by a tree on the intensity statistics of its crops."""
-    output = Path(cfg.paths.output)
-    ensemble_file = Path(cfg.paths.models) / "ensembles" / str(cfg.name) / FILE_NAME
     member = read_ensemble(ensemble_file).members[0]
-    prepared = output / "prepared" / member.dataset / member.crop
+    prepared = Path(cfg.paths.output) / "prepared" / member.dataset / member.crop
     train = read_images(prepared / "train.csv", "train")
     test = read_images(prepared / "test.csv", "test")
     labels = train.drop_duplicates("prediction_id").set_index("prediction_id")["cancer"]

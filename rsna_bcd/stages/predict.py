@@ -194,9 +194,7 @@ def _draw(
             if image.file not in crops or breast.probability is None:
                 continue
             name = as_file_name(f"{breast.prediction_id}_{image.view or 'view-unknown'}")
-            name = distinct([name], taken)[0]
-            taken.add(name)
-            pictures[image.file] = file = f"pictures/{name}.png"
+            pictures[image.file] = file = f"pictures/{distinct([name], taken)[0]}.png"
             pixels, own = crops[image.file].pixels, saliency.get(image.file)
             write_file(folder / file, as_png(study_picture(breast, image, pixels, own, notes)))
     return pictures

@@ -272,7 +272,7 @@ def map_generic(
     join: Sequence[str],
     unlabelled: str,
 ) -> pd.DataFrame:
-    """Map a table of one's own, or an index of files and a table of labels.
+    """Map the user's own table, or an index of files and a table of labels.
 
     `values.cancer` defines cancer. Labels that contradict each other within a breast are refused:
     only you know the right one.

@@ -41,6 +41,7 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
     }
     studies: dict[str, dict[object, int]] = {}
     names = {(patient, 1): patient for patient in patients.values()}
+    taken = set(names.values())
     rows = []
     for file, header in headers.items():
         patient = patients[file]
@@ -50,7 +51,7 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
             study = f"folder {file.rpartition('/')[0]}"
         number = numbers.setdefault(study, len(numbers) + 1)
         if (patient, number) not in names:
-            names[patient, number] = distinct([f"{patient}_{number}"], names.values())[0]
+            names[patient, number] = distinct([f"{patient}_{number}"], taken)[0]
         known = header["laterality"] in LATERALITIES
         rows.append(
             {
@@ -79,15 +80,19 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
     last = table["laterality"].where(sided, stem)
     breasts = table["patient_id"] + "_" + last
     table["prediction_id"] = breasts
-    table.loc[~sided, "prediction_id"] = distinct(breasts[~sided], taken=breasts[sided])
+    table.loc[~sided, "prediction_id"] = distinct(breasts[~sided], taken=set(breasts[sided]))
     alone = table["prediction_id"] + " (side unknown)"
     table["patient_id"] = table["patient_id"].where(sided, alone)
     return table
 
 
-def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """Number names that occur again, or are taken: `a, a, b` become `a, a_2, b`."""
-    used, result = set(taken), []
+def distinct(names: Iterable[str], taken: set[str] | None = None) -> list[str]:
+    """Number names that occur again, or are taken: `a, a, b` become `a, a_2, b`.
+
+    `taken` gets the new names.
+    """
+    used: set[str] = set() if taken is None else taken
+    result = []
     counts: Counter[str] = Counter()
     for name in names:
         new = name

@@ -31,7 +31,7 @@ LABEL_ONLY_COLUMNS = tuple(c for c in TRAIN_COLUMNS if c not in TEST_COLUMNS)
 LATERALITIES = ("L", "R")
 VIEWS = ("CC", "MLO", "AT", "LM", "ML", "LMO")
 
-# Columns that the pipeline itself uses; a table of one's own may lack the others.
+# Columns that the pipeline itself uses; a user's own table may lack the others.
 _REQUIRED: dict[Split, tuple[str, ...]] = {
     "train": ("patient_id", "image_id", "laterality", "view", "cancer"),
     "test": ("patient_id", "image_id", "laterality", "view", "prediction_id"),

@@ -221,7 +221,7 @@ def test_the_bar_shows_the_time_left_of_the_run() -> None:
     assert "0:25:00 left of the run" in screen.getvalue()
 
 
-READING, WORKING, BATCHES = 0.03, 0.02, 5  # seconds an image, seconds a step
+READING, WORKING, BATCHES = 0.03, 0.02, 5  # seconds per image, seconds per step
 
 
 class _Slow(Dataset[dict[str, torch.Tensor]]):

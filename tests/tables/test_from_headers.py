@@ -82,6 +82,6 @@ def test_images_from_headers_placeholder_patients_by_folder(name: str) -> None:
 
 
 def test_distinct_and_as_file_name() -> None:
-    assert distinct(["a", "a", "a_2", "b", "a"], taken=["b"]) == ["a", "a_2", "a_2_2", "b_2", "a_3"]
+    assert distinct(["a", "a", "a_2", "b", "a"], taken={"b"}) == ["a", "a_2", "a_2_2", "b_2", "a_3"]
     assert as_file_name("Doe^Jane/../x 1") == "Doe-Jane-..-x-1"
     assert as_file_name("..") == "unnamed"
