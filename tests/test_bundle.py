@@ -19,7 +19,8 @@ from saved_runs import save_trained, spread_network
 from rsna_bcd._stage import CONF
 from rsna_bcd.bundling.wheels import read_lock
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.run import load_run, read_checkpoint
+from rsna_bcd.inference.run import load_run
+from rsna_bcd.models.checkpoint import read_checkpoint
 from rsna_bcd.scoring.ensemble import Member, read_ensemble, write_ensemble
 from rsna_bcd.stages.bundle import bundle
 from rsna_bcd.stages.rehearse import compare, rehearse

@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.run import check_current, read_checkpoint, save_safetensors
+from rsna_bcd.inference.run import check_current
+from rsna_bcd.models.checkpoint import read_checkpoint, save_safetensors
 from rsna_bcd.scoring.ensemble import FILE_NAME, read_ensemble
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import as_training_input, read_crop
 from rsna_bcd.inference.run import Run
+from rsna_bcd.models.checkpoint import weights_sha256
 from rsna_bcd.models.exporting import (
     DESCRIPTION,
     MISSING_EXTRA,
     OUTPUTS,
     Input,
     capture,
-    fingerprint,
     network_inputs,
     random_batch,
     save_onnx,
@@ -155,7 +155,7 @@ def with_engine(run: Run, engine: Engine, file: Path, threads: int | None = None
     if not on_processor:
         raise InputError("engine=onnx is for the processor: add device=cpu, or take engine=torch.")
     network = OnnxNetwork(file, threads)
-    if network.description["weights_sha256"] == fingerprint(run.network):
+    if network.description["weights_sha256"] == weights_sha256(run.network.state_dict()):
         return replace(run, network=network)
     if engine == "auto":
         return run
@@ -337,7 +337,7 @@ def _with_onnx(
     if seconds < _WORTH or not all(map(_is_installed, _EXPORTER)):
         return run
     log(f"Makes {own}: torch would take {seconds / 3600:.1g} h of {run.name} alone.")
-    description = {"unit": run.unit, "weights_sha256": fingerprint(run.network)}
+    description = {"unit": run.unit, "weights_sha256": weights_sha256(run.network.state_dict())}
     own.parent.mkdir(parents=True, exist_ok=True)
     unfinished = own.with_name(f"unfinished_{own.name}")
     save_onnx(capture(run.network, inputs), inputs, unfinished, json.dumps(description))

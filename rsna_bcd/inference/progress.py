@@ -29,7 +29,7 @@ import pandas as pd
 from rsna_bcd.files import locked, parts_sha256, storage_error, version_stamp
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
-from rsna_bcd.models.exporting import fingerprint
+from rsna_bcd.models.checkpoint import weights_sha256
 
 Fingerprint = dict[str, str]
 Plan = dict[str, Any]
@@ -178,10 +178,11 @@ def inputs_fingerprint(
             stamps.append(version_stamp(file, image_id))
         except OSError as error:  # a dangling link: its reader reports it
             stamps.append(f"{image_id} {error.errno}")
+    weights = [weights_sha256(run.network.state_dict()) for run in runs]
     records = [json.dumps(run.record, sort_keys=True, default=str) for run in runs]
     return {
         "ensemble": parts_sha256(ensemble_json.read_bytes()),
-        "networks": parts_sha256(*(fingerprint(run.network).encode() for run in runs)),
+        "networks": parts_sha256(*(one.encode() for one in weights)),
         "records": parts_sha256(*(record.encode() for record in records)),
         "table": parts_sha256(images.to_csv(index=False).encode()),
         "files": parts_sha256(*(stamp.encode() for stamp in sorted(stamps))),

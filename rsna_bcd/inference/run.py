@@ -1,8 +1,6 @@
 """Trained runs: their weights, records and networks."""
 
-import hashlib
 import inspect
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +10,16 @@ from typing import Any
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
+from rsna_bcd.models.checkpoint import (
+    NETWORK,
+    find_checkpoint,
+    read_checkpoint,
+    weights_sha256,
+)
 from rsna_bcd.models.prediction import TTA, network_unit
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
 from rsna_bcd.scoring.ensemble import Ensemble, Select
@@ -32,9 +34,6 @@ from rsna_bcd.targets import read_record, with_current_targets
 
 # Of records that are older than these keys.
 _DEFAULTS = {"select": "last", "tta": "none", "source": "dicom"}
-_PREFIX = "network."  # of the network's parameters in a checkpoint
-_RECORD = "config"  # key of the record in a checkpoint
-_SUFFIXES = (".ckpt", ".safetensors")
 _TABLES = {"oof.csv": "predictions", "oof_images.csv": "predictions by image"}
 
 
@@ -102,16 +101,11 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     if weights is None:
         absent = folder / "checkpoints" / f"{select}.ckpt"
         raise InputError(f"{absent} is absent. Train again:\n  {command} overwrite=true")
-    try:
-        checkpoint = read_checkpoint(weights)
-    except InputError as error:
-        raise InputError(
-            f"{error}: copy it again, or train again:\n  {command} overwrite=true"
-        ) from error
+    checkpoint = read_checkpoint(weights)
     record = {**_DEFAULTS, **_check_record(record_file, record, checkpoint.get("config"), weights)}
     # All parameters come from the checkpoint: no download, no initial weights.
     network: nn.Module = instantiate(record["network"], **_without_weights(record["network"]))
-    state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items()}
+    state = {k.removeprefix(NETWORK): v for k, v in checkpoint["state_dict"].items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -207,56 +201,6 @@ def _check_record(
     return merged
 
 
-def find_checkpoint(run: Path, select: str) -> Path | None:
-    """The file with the `last` or `best` weights in a run's folder; None if there is none."""
-    files = [run / "checkpoints" / f"{select}{suffix}" for suffix in _SUFFIXES]
-    return next((file for file in files if file.is_file()), None)
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read `state_dict` and, if it is in it, `config`; on the processor.
-
-    Raises:
-        InputError: the file is damaged; the caller adds the remedy.
-    """
-    try:
-        if file.suffix != ".safetensors":
-            checkpoint: dict[str, Any] = torch.load(
-                file, map_location="cpu", weights_only=True, mmap=True
-            )
-            return checkpoint
-        with safe_open(file, framework="pt", device="cpu") as content:
-            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-            record = (content.metadata() or {}).get(_RECORD)
-    except (RuntimeError, EOFError, OSError, SafetensorError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__})") from error
-    return {"state_dict": state, **({} if record is None else {_RECORD: json.loads(record)})}
-
-
-def weights_hash(file: Path) -> str:
-    """SHA-256 of the weights in a checkpoint: the same of `.ckpt` and of `.safetensors`.
-
-    Raises:
-        InputError: as `read_checkpoint`.
-    """
-    digest = hashlib.sha256()
-    state = read_checkpoint(file)["state_dict"]
-    for name in sorted(state):
-        values = state[name]
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
-    """Write the weights of a checkpoint, bit for bit, and its record."""
-    # Weights may be laid out for channels_last, or share memory: the format knows neither.
-    state = {name: values.contiguous().clone() for name, values in checkpoint["state_dict"].items()}
-    record = checkpoint.get(_RECORD)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, file, None if record is None else {_RECORD: json.dumps(record)})
-
-
 def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, dict[str, str]]:
     """SHA-256 of `oof.csv`, `oof_images.csv` and `weights` that exist, by fold of a run."""
     hashes: dict[str, dict[str, str]] = {}
@@ -267,7 +211,8 @@ def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, di
         }
         checkpoint = find_checkpoint(folder, select)
         if checkpoint is not None:
-            hashes[str(fold)]["weights"] = weights_hash(checkpoint)
+            state = read_checkpoint(checkpoint)["state_dict"]
+            hashes[str(fold)]["weights"] = weights_sha256(state)
     return hashes
 
 

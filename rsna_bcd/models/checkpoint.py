@@ -1,13 +1,14 @@
-"""Checkpoints: atomic writing, checked reading, initial weights, and the runs they come from."""
+"""Checkpoints: writing, checked reading, hashes, initial weights, and the runs they come from."""
 
 import errno
+import hashlib
 import json
 import logging
 import re
 import shutil
 import zipfile
 from _pickle import UnpicklingError  # what torch raises for foreign files; nothing is pickled here
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -39,7 +40,9 @@ _UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, UnpicklingError, SafetensorError,
     zipfile.BadZipFile, zipfile.LargeZipFile,
 )  # fmt: skip
-_OF_RUN = "network."  # of the network's parameters in a checkpoint of a run
+NETWORK = "network."  # before the names of the network's parameters in a checkpoint of a run
+_RECORD = "config"  # key of the record in a checkpoint
+_SUFFIXES = (".ckpt", ".safetensors")
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 # What encoders consist of, and where networks keep theirs: a network that derives from Encoder is
 # one itself. Where a file has several, the first that fits is taken.
@@ -86,26 +89,65 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-def read_intact(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of training and compare its checksums, which torch does not.
+def find_checkpoint(run: Path, select: str) -> Path | None:
+    """The file with the `last` or `best` weights in a run's folder; None if there is none."""
+    files = [run / "checkpoints" / f"{select}{suffix}" for suffix in _SUFFIXES]
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of a run, on the processor: its `state_dict`, and `config` if it has it.
+
+    Checksums are compared, which torch does not.
 
     Raises:
-        InputError: the file is absent or damaged.
+        InputError: the file is absent, damaged, or of something else.
     """
     remedy = "Copy it again from where it was trained, or train again with overwrite=true."
     if not file.is_file():
         raise InputError(f"{file} is absent. {remedy}")
     try:
-        with zipfile.ZipFile(file) as parts:
-            damaged = parts.testzip()
-        if damaged is not None:
-            raise ValueError(f"checksum of {damaged}")
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as parts:
+                damaged = parts.testzip()
+            if damaged is not None:
+                raise ValueError(f"checksum of {damaged}")
+        content = _load(file)
     except _UNREADABLE as error:
         raise InputError(f"{file} is damaged ({error}). {remedy}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"{file} is not a checkpoint of training. {remedy}")
     return content
+
+
+def _load(file: Path) -> Any:
+    """Read what torch or safetensors wrote; tensors on the processor, of torch's files mapped."""
+    if file.suffix != ".safetensors":
+        is_zip = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    with safe_open(file, framework="pt") as opened:
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        record = (opened.metadata() or {}).get(_RECORD)
+    return {"state_dict": state, **({} if record is None else {_RECORD: json.loads(record)})}
+
+
+def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
+    """Write the weights of a checkpoint, bit for bit, and its record."""
+    # Weights may be laid out for channels_last, or share memory: the format knows neither.
+    state = {name: values.contiguous().clone() for name, values in checkpoint["state_dict"].items()}
+    record = checkpoint.get(_RECORD)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, file, None if record is None else {_RECORD: json.dumps(record)})
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: its names, types, shapes and values, in whatever file it is."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def start_from(network: nn.Module, file: Path) -> list[str]:
@@ -133,7 +175,7 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
         InputError: the file is absent, holds no weights, those of another backbone, or values that
             are not finite.
     """
-    content = _read(file)
+    content = _read_weights(file)
     ours = _own_state(content)
     own = network.state_dict()
     taken: State = {}
@@ -183,23 +225,16 @@ def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) ->
         )
 
 
-def record_in(file: Path) -> dict[str, Any] | None:
+def record_in(file: Path) -> Record | None:
     """The settings in a checkpoint of a run (`models.callbacks.ConfigInCheckpoint`), else None.
 
     Others may have a `config`, too: a run's says of which data and folds it is.
     """
-    if not file.is_file():
-        return None
-    try:  # mapped: its tensors are not read
-        content: Any
-        if file.suffix == ".safetensors":  # as a bundle has it
-            with safe_open(file, framework="pt") as opened:
-                content = {"config": json.loads((opened.metadata() or {}).get("config", "null"))}
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        content = _load(file)
     except _UNREADABLE:
         return None  # which `start_from` will say
-    config = content.get("config") if isinstance(content, dict) else None
+    config = content.get(_RECORD) if isinstance(content, dict) else None
     if not isinstance(config, dict) or not {"name", "fold"} <= config.keys():
         return None
     parts = config.get("dataset"), config.get("folds")
@@ -249,17 +284,15 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''}"
 
 
-def _read(file: Path) -> Any:
-    """Read a file of weights."""
+def _read_weights(file: Path) -> Any:
+    """Read a file of initial weights, of whatever kind."""
     if not file.is_file():
         raise InputError(
             f"checkpoint_path={file} does not exist. Give a file of weights or a run's "
             "checkpoints/last.ckpt, or start from timm's with checkpoint_path=null."
         )
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return _load(file)
     except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
@@ -297,7 +330,7 @@ def _own_state(content: Any) -> State:
     if not isinstance(state, dict):
         return {}
     state = {
-        str(k).replace(_COMPILED, "").removeprefix(_OF_RUN): v
+        str(k).replace(_COMPILED, "").removeprefix(NETWORK): v
         for k, v in state.items()
         if isinstance(v, Tensor)
     }

@@ -6,10 +6,9 @@ are those of the crops.
 """
 
 import copy
-import hashlib
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -233,14 +232,3 @@ def save_onnx(
         node.metadata_props.clear()  # lines of source, with paths
     exported.model.metadata_props[DESCRIPTION] = description
     exported.save(file, external_data=False)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of the weights: their names, shapes and values, in whatever file they are kept."""
-    digest = hashlib.sha256()
-    state: Mapping[str, Tensor] = network.state_dict()
-    for name in sorted(state):
-        values = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.files import atomic_file, write_csv
 from rsna_bcd.imaging.crops import in_8_bits, read_crop
 from rsna_bcd.models.callbacks import Ending
-from rsna_bcd.models.checkpoint import is_optimistic, read_intact
+from rsna_bcd.models.checkpoint import is_optimistic, read_checkpoint
 from rsna_bcd.models.classifier import Classifier, gather_logits, sigmoid
 from rsna_bcd.models.tracking import wandb_run
 from rsna_bcd.reporting.figures import learning_curves
@@ -37,7 +37,7 @@ def predict_held_out(
     where nothing was left to train (a run killed just now) and the average is kept.
     """
     file = Path(cfg.run_dir) / "checkpoints" / f"{cfg.select}.ckpt"
-    classifier.load_state_dict(read_intact(file)["state_dict"])
+    classifier.load_state_dict(read_checkpoint(file)["state_dict"])
     loader = data.val_dataloader()
     predicted: Any = trainer.predict(classifier, loader) if loader else []
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))

@@ -11,7 +11,12 @@ from rsna_bcd.bundling import notebook, wheels
 from rsna_bcd.bundling.image import IMAGE, write_image
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference import run as runs
-from rsna_bcd.models.exporting import fingerprint
+from rsna_bcd.models.checkpoint import (
+    find_checkpoint,
+    read_checkpoint,
+    save_safetensors,
+    weights_sha256,
+)
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 
 _WHEELS = Path("dataset") / "wheels"  # in the bundle
@@ -77,11 +82,12 @@ def _copy_models(ensemble: Ensemble, models: Path, dataset: Path) -> None:
             for name in _RUN_FILES:
                 if (run.folder / name).is_file():
                     shutil.copy2(run.folder / name, dataset / place)
-            source = runs.find_checkpoint(run.folder, member.select)
+            source = find_checkpoint(run.folder, member.select)
             assert source is not None  # it has just been loaded
             copy = dataset / place / "checkpoints" / f"{member.select}.safetensors"
-            runs.save_safetensors(runs.read_checkpoint(source), copy)
-            if fingerprint(runs.load_run(dataset / place).network) != fingerprint(run.network):
+            save_safetensors(read_checkpoint(source), copy)
+            copied, ours = runs.load_run(dataset / place).network, run.network
+            if weights_sha256(copied.state_dict()) != weights_sha256(ours.state_dict()):
                 raise InputError(f"{copy} came out different from {source}. Try again.")
 
 

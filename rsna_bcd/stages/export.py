@@ -25,11 +25,11 @@ from rsna_bcd.inference.export import (
     run_inputs,
 )
 from rsna_bcd.inference.run import Run, load_run
+from rsna_bcd.models.checkpoint import weights_sha256
 from rsna_bcd.models.exporting import (
     OPSET,
     Input,
     capture,
-    fingerprint,
     save_onnx,
     save_torch,
 )
@@ -110,7 +110,7 @@ def _settings(run: Run, file_format: str) -> dict[str, Any]:
         "format": file_format,
         "opset": OPSET if file_format == "onnx" else None,
         "crop": _plain(run.record["crop"]),
-        "weights_sha256": fingerprint(run.network),
+        "weights_sha256": weights_sha256(run.network.state_dict()),
     }
 
 

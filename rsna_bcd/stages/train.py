@@ -19,7 +19,7 @@ from rsna_bcd.data.datamodule import CropDataModule, shared_memory_failure
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import locked
 from rsna_bcd.models.callbacks import ConfigInCheckpoint, FiniteGuard, find_ending
-from rsna_bcd.models.checkpoint import read_intact
+from rsna_bcd.models.checkpoint import read_checkpoint
 from rsna_bcd.models.classifier import Classifier, breast_metrics
 from rsna_bcd.models.launch import (
     another_has_lock,
@@ -186,7 +186,7 @@ def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
     is_wanted = cfg.resume or (run_dir / "metrics.json").exists()  # finished: a table was lost
     if not is_wanted or cfg.overwrite or not last.exists():
         return None
-    read_intact(last)
+    read_checkpoint(last)
     return last
 
 

@@ -17,7 +17,8 @@ from rsna_bcd._stage import CONF
 from rsna_bcd.data.dataset import read_crop
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.predictor import Predictor
-from rsna_bcd.inference.run import find_checkpoint, load_run, read_checkpoint, save_safetensors
+from rsna_bcd.inference.run import load_run
+from rsna_bcd.models.checkpoint import find_checkpoint, read_checkpoint, save_safetensors
 from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")

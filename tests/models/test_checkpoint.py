@@ -13,8 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.run import save_safetensors
-from rsna_bcd.models.checkpoint import check_unseen, is_optimistic, record_in, starts_from
+from rsna_bcd.models.checkpoint import (
+    check_unseen,
+    is_optimistic,
+    record_in,
+    save_safetensors,
+    starts_from,
+)
 from rsna_bcd.models.network import ImageClassifier
 
 TINY = "test_efficientnet"
