@@ -59,8 +59,7 @@ def data(pictures: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _quick_contact_sheet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "real_contact_sheet" not in request.fixturenames:
-        monkeypatch.setattr(stage, "contact_sheet", lambda sample, read, title: title)
-        monkeypatch.setattr(stage, "as_png", str.encode)
+        monkeypatch.setattr(stage, "contact_sheet", lambda sample, read, title: title.encode())
 
 
 @pytest.fixture

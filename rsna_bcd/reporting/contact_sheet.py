@@ -5,20 +5,19 @@ show most of them. The sample depends on the identifiers alone, so that a rerun 
 """
 
 import hashlib
+import importlib.util
 import io
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib import style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from rsna_bcd.errors import InputError
 
@@ -27,15 +26,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of showing
 Crop = NDArray[np.unsignedinteger[Any]]  # (H, W), uint8 or uint16
 
 PAPER, MUTED, RED, AMBER = "#111317", "#969ca5", "#ff5c5c", "#ffa62b"
-DARK = style.context(  # independent of a matplotlibrc
-    [
-        "default",
-        "dark_background",
-        {"figure.facecolor": PAPER, "axes.facecolor": PAPER, "text.parse_math": False}
-        | {"font.family": "DejaVu Sans Mono", "text.usetex": False},
-    ]
-)
-LETTER = 0.602 / 72  # inches of a letter's width per point of its size
 _COLOURS: Mapping[Kind, str] = {
     "failed": RED,
     "whole frame": AMBER,
@@ -48,11 +38,12 @@ _LEGEND: Mapping[Kind, str] = {
     "whole frame": "without a visible breast: whole frame",
     "missing": "missing on disk",
 }
-_DPI = 128
-_CELL_HEIGHT, _NARROWEST, _WIDEST, _LABEL_WIDTH = 1.9, 0.85, 2.4, 1.15  # inches
-_ABOVE, _BELOW, _GAP, _MARGIN, _HEADER = 0.18, 0.32, 0.12, 0.25, 0.75
+# Pixels.
+_CELL_HEIGHT, _NARROWEST, _WIDEST, _LABEL_WIDTH = 243, 110, 307, 147
+_ABOVE, _BELOW, _GAP, _MARGIN, _HEADER = 23, 41, 15, 32, 96
+_MIN_WIDTH = 1040  # room for legend and footer
+_LINE, _SMALL_LINE = 19, 14
 _FIELDS = ["patient_id", "image_id", "kind", "caption", "reason"]  # of `SampledImage`
-_SMALL, _PLAIN, _LARGE = 6, 7.5, 13  # points
 
 
 @dataclass(frozen=True)
@@ -181,8 +172,18 @@ def _number_first(name: str) -> tuple[int, float, str]:
     return (2 if name == "unknown" else 1), 0.0, name
 
 
-@DARK
-def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], title: str) -> Figure:
+def _font(size: int, weight: str = "") -> ImageFont.FreeTypeFont:
+    """DejaVu Sans Mono, from the files of matplotlib (which takes half a second to import)."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None
+    file = Path(str(spec.origin)).parent / f"mpl-data/fonts/ttf/DejaVuSansMono{weight}.ttf"
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+_SMALL, _PLAIN, _BOLD, _LARGE = _font(11), _font(13), _font(13, "-Bold"), _font(23, "-Bold")
+
+
+def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], title: str) -> bytes:
     """Draw a sample of crops: lines of images by machine, each framed by its outcome.
 
     Args:
@@ -192,7 +193,7 @@ def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], titl
         title: of the sheet: dataset, crop, split.
 
     Returns:
-        A figure for `as_png`.
+        A PNG; the same sample gives the same bytes.
     """
     n = sample.columns
     lines = [
@@ -200,104 +201,99 @@ def contact_sheet(sample: CropSample, read: Callable[[SampledImage], Crop], titl
         for machine in sample.machines
         for start in range(0, len(machine.images), n)
     ]
-    size = _DPI * _CELL_HEIGHT, _DPI * _WIDEST
     crops = {
-        image.image_id: to_uint8(read(image), *size, enlarge=True)
+        image.image_id: to_uint8(read(image), _CELL_HEIGHT, _WIDEST, enlarge=True)
         for _, images in lines
         for image in images
         if image.kind in ("crop", "whole frame")
     }
-    aspect = max((crop.shape[1] / crop.shape[0] for crop in crops.values()), default=0.0)
-    cell = min(max(aspect * _CELL_HEIGHT, _NARROWEST), _WIDEST)
+    cell = max([_NARROWEST, *(crop.shape[1] for crop in crops.values())])
     row_height = _ABOVE + _CELL_HEIGHT + _BELOW
     columns = max(len(images) for _, images in lines)
-    width = max(2 * _MARGIN + _LABEL_WIDTH + columns * (cell + _GAP), 6.5)
+    width = max(2 * _MARGIN + _LABEL_WIDTH + columns * (cell + _GAP), _MIN_WIDTH)
     height = _HEADER + len(lines) * row_height + 2 * _MARGIN
-    figure = Figure(figsize=(width, height), dpi=_DPI)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
     for row, (machine, images) in enumerate(lines):
-        top = height - _HEADER - row * row_height - _ABOVE
+        top = _HEADER + row * row_height + _ABOVE
         if machine is not None:
-            _write_label(figure, machine, top)
+            _write_label(draw, machine, top)
         for column, image in enumerate(images):
             left = _MARGIN + _LABEL_WIDTH + column * (cell + _GAP)
-            _draw_image(figure, image, crops.get(image.image_id), left, top, cell)
-    letters = int((width - 2 * _MARGIN) / (_LARGE * LETTER))
-    x = _MARGIN / width
-    figure.text(x, 1 - 0.4 / height, shorten(title, letters), size=_LARGE, weight="bold")
-    _draw_legend(figure, sample.counts, (x, 1 - 0.45 / height))
+            _draw_image(sheet, image, crops.get(image.image_id), (left, top), cell)
+    name = shorten(title, _letters(width - 2 * _MARGIN, _LARGE))
+    draw.text((_MARGIN, 25), name, "white", _LARGE)
+    _draw_legend(draw, sample.counts)
     footer = "Sampled by a hash of image_id, failed and whole frames first."
     if sample.machines_left_out:
         machines = _count(sample.machines_left_out, "machine")
         footer += f" Not shown: {machines} with {_count(sample.images_left_out, 'image')}."
-    figure.text(x, _MARGIN / height, footer, size=_PLAIN, color=MUTED)
-    return figure
+    draw.text((_MARGIN, height - _MARGIN - 16), footer, MUTED, _PLAIN)
+    content = io.BytesIO()
+    sheet.save(content, "PNG", compress_level=1)
+    return content.getvalue()
 
 
-def _draw_legend(figure: Figure, counts: Mapping[Kind, int], at: tuple[float, float]) -> None:
+def _letters(width: int, font: ImageFont.FreeTypeFont) -> int:
+    """Letters of a font that fit into a width."""
+    return int(width / font.getlength("m"))
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, counts: Mapping[Kind, int]) -> None:
     """Colours and counts of the outcomes; whole frames are crops, too."""
     totals = {**counts, "crop": counts["crop"] + counts["whole frame"]}
-    keys = [
-        Patch(fc="none", ec=_COLOURS[kind], label=f"{totals[kind]:,} {label}")
-        for kind, label in _LEGEND.items()
-        if kind == "crop" or totals[kind]
-    ]
-    figure.legend(
-        handles=keys, loc="upper left", bbox_to_anchor=at, ncols=4, fontsize=_PLAIN, frameon=False,
-        borderpad=0, borderaxespad=0, columnspacing=1, handlelength=1,
-    )  # fmt: skip
+    x, y = _MARGIN, 58
+    for kind, label in _LEGEND.items():
+        if kind == "crop" or totals[kind]:
+            text = f"{totals[kind]:,} {label}"
+            draw.rectangle((x, y + 3, x + 12, y + 13), outline=_COLOURS[kind], width=2)
+            draw.text((x + 18, y), text, "white", _PLAIN)
+            x += 30 + round(_PLAIN.getlength(text))
 
 
-def _write_label(figure: Figure, machine: MachineSample, top: float) -> None:
-    """Name, site and counts of a machine, `top` inches above the lower edge."""
-    letters = int((_LABEL_WIDTH - _GAP) / (_PLAIN * LETTER))
+def _write_label(draw: ImageDraw.ImageDraw, machine: MachineSample, y: int) -> None:
+    """Name, site and counts of a machine, from `y` downwards."""
+    letters = _letters(_LABEL_WIDTH - _GAP, _PLAIN)
     name = textwrap.wrap(machine.name, letters, max_lines=3, placeholder="…")
-    lines = [(line, "white", "bold") for line in name]
+    lines = [(line, "white", _BOLD) for line in name]
     if machine.site:
-        lines.append((shorten(machine.site, letters), MUTED, "normal"))
-    lines.append((_count(sum(machine.counts.values()), "image"), MUTED, "normal"))
+        lines.append((shorten(machine.site, letters), MUTED, _PLAIN))
+    lines.append((_count(sum(machine.counts.values()), "image"), MUTED, _PLAIN))
     for kind in ("failed", "whole frame", "missing"):
         if machine.counts[kind]:
-            lines.append((f"{machine.counts[kind]:,} {kind}", _COLOURS[kind], "normal"))
-    width, height = figure.get_size_inches()
-    for row, (text, colour, weight) in enumerate(lines):
-        y = (top - 0.15 * row) / height
-        figure.text(_MARGIN / width, y, text, color=colour, weight=weight, size=_PLAIN, va="top")
+            lines.append((f"{machine.counts[kind]:,} {kind}", _COLOURS[kind], _PLAIN))
+    for row, (text, colour, font) in enumerate(lines):
+        draw.text((_MARGIN, y + _LINE * row), text, colour, font)
 
 
 def _draw_image(
-    figure: Figure,
+    sheet: Image.Image,
     image: SampledImage,
     crop: NDArray[np.uint8] | None,
-    left: float,
-    top: float,
-    width: float,
+    at: tuple[int, int],
+    width: int,
 ) -> None:
-    """A crop, or the reason why there is none, with its frame and caption; positions in inches."""
+    """A crop, or the reason why there is none, with its frame and caption."""
+    draw = ImageDraw.Draw(sheet)
+    (left, top), height = at, _CELL_HEIGHT
+    letters = _letters(width, _SMALL)
     colour, is_marked = _COLOURS[image.kind], image.kind in ("failed", "whole frame")
-    letters = int(width / (_SMALL * LETTER))
-    height = _CELL_HEIGHT
-
-    def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x, y, text, transform=figure.dpi_scale_trans, **style)
-
-    if crop is not None:  # not on axes: a hundred of them take seconds
-        height, width = crop.shape[0] / _DPI, crop.shape[1] / _DPI
-        x, y = round(left * _DPI), round((top - height) * _DPI)
-        figure.figimage(crop, x, y, cmap="gray", vmin=0, vmax=255)
+    if crop is not None:
+        height, width = crop.shape
+        sheet.paste(Image.fromarray(crop), at)
     else:
         reason = image.reason or image.kind
-        lines = textwrap.wrap(reason, letters - 3, max_lines=16, placeholder=" …")
-        write(left + 0.05, top - 0.05, "\n".join(lines), color=colour, size=_SMALL, va="top")
-    figure.add_artist(
-        Rectangle(
-            (left, top - height), width, height, fc="none", ec=colour,
-            lw=1.5 if is_marked else 0.6, transform=figure.dpi_scale_trans,
-        )
-    )  # fmt: skip
+        lines = textwrap.wrap(reason, letters - 2, max_lines=16, placeholder=" …")
+        for row, line in enumerate(lines):
+            draw.text((left + 6, top + 4 + _SMALL_LINE * row), line, colour, _SMALL)
+    edge = 3 if is_marked else 1
+    box = left - edge, top - edge, left + width + edge - 1, top + height + edge - 1
+    draw.rectangle(box, outline=colour, width=edge)
     if is_marked:
-        write(left, top + 0.03, image.kind, color=colour, size=_PLAIN, weight="bold")
-    caption = f"{shorten(image.image_id, letters)}\n{shorten(image.caption, letters)}"
-    write(left, top - height - 0.06, caption, color=MUTED, size=_SMALL, va="top")
+        draw.text((left, top - 21), image.kind, colour, _BOLD)
+    for row, line in enumerate((image.image_id, image.caption)):
+        y = top + height + 5 + _SMALL_LINE * row
+        draw.text((left, y), shorten(line, letters), MUTED, _SMALL)
 
 
 def to_uint8(
@@ -313,16 +309,6 @@ def to_uint8(
         size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
         grey = cv2.resize(grey.astype(np.uint8), size, interpolation=cv2.INTER_AREA)
     return grey.astype(np.uint8)
-
-
-@DARK
-def as_png(figure: Figure) -> bytes:
-    """Encode a figure without date and version: the same figure gives the same bytes."""
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(
-        content, metadata={"Software": None}, pil_kwargs={"compress_level": 3}
-    )
-    return content.getvalue()
 
 
 def shorten(text: str, letters: int) -> str:

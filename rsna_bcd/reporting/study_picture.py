@@ -1,15 +1,18 @@
 """Picture of one mammogram: the crop, its saliency map and the result."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.contact_sheet import AMBER, DARK, LETTER, MUTED, RED, shorten, to_uint8
+from rsna_bcd.reporting.contact_sheet import AMBER, MUTED, PAPER, RED, shorten, to_uint8
 from rsna_bcd.reporting.gallery import overlay_saliency
 from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, ImageResult
 
@@ -24,9 +27,18 @@ _SALIENCY = (
     "the regions that raised the score; fainter the further the score is below the threshold; not "
     "an outline of a lesion"
 )
+_DARK = style.context(  # independent of a matplotlibrc
+    [
+        "default",
+        "dark_background",
+        {"figure.facecolor": PAPER, "axes.facecolor": PAPER, "text.parse_math": False}
+        | {"font.family": "DejaVu Sans Mono", "text.usetex": False},
+    ]
+)
+_LETTER = 0.602 / 72  # inches of a letter's width per point of its size
 
 
-@DARK
+@_DARK
 def study_picture(
     breast: BreastResult,
     image: ImageResult,
@@ -83,9 +95,19 @@ def study_picture(
     return figure
 
 
+@_DARK
+def as_png(figure: Figure) -> bytes:
+    """Encode a figure without date and version: the same figure gives the same bytes."""
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(
+        content, metadata={"Software": None}, pil_kwargs={"compress_level": 3}
+    )
+    return content.getvalue()
+
+
 def _letters(width: float, size: float) -> int:
     """Letters that fit between the margins."""
-    return int((width - 2 * _MARGIN) / (size * LETTER))
+    return int((width - 2 * _MARGIN) / (size * _LETTER))
 
 
 def _write_heading(figure: Figure, breast: BreastResult, image: ImageResult) -> None:

@@ -26,8 +26,7 @@ from rsna_bcd.inference.studies import (
 from rsna_bcd.preparation.dicom_folder import find_unusable, list_files, read_headers
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
-from rsna_bcd.reporting.contact_sheet import as_png
-from rsna_bcd.reporting.study_picture import NO_DEVICE, study_picture
+from rsna_bcd.reporting.study_picture import NO_DEVICE, as_png, study_picture
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
 from rsna_bcd.tables.study_results import (

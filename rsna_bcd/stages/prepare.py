@@ -21,7 +21,7 @@ from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.preparation.source_files import expected_file, find_files
 from rsna_bcd.processes import usable_cores
-from rsna_bcd.reporting.contact_sheet import SampledImage, as_png, contact_sheet, sample_crops
+from rsna_bcd.reporting.contact_sheet import SampledImage, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images, table_files
 
@@ -221,7 +221,7 @@ def _draw_contact_sheet(
         return read_crop(folder.folder / path)
 
     sample = sample_crops(images, done.finished, done.failures)
-    sheet = as_png(contact_sheet(sample, read, title))
+    sheet = contact_sheet(sample, read, title)
     write_file(folder.folder / f"{split}_contact_sheet.png", sheet)
 
 

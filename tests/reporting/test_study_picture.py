@@ -1,8 +1,10 @@
 """The picture of one mammogram in `predict`."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,9 +12,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsna_bcd.reporting.contact_sheet import AMBER, RED, as_png
+from rsna_bcd.reporting.contact_sheet import AMBER, RED
 from rsna_bcd.reporting.gallery import overlay_saliency
-from rsna_bcd.reporting.study_picture import study_picture
+from rsna_bcd.reporting.study_picture import as_png, study_picture
 from rsna_bcd.tables.study_results import BreastResult, ImageResult
 
 IMAGE = ImageResult(
@@ -77,4 +79,14 @@ def test_study_picture_has_room_for_every_line() -> None:
     for box in (text.get_window_extent() for text in figure.texts):
         assert 0 <= box.x0 < box.x1 <= width
         assert 0 <= box.y0 < box.y1 <= height
-    assert as_png(figure).startswith(b"\x89PNG")
+
+
+def test_study_picture_png_is_reproducible_whatever_the_matplotlibrc() -> None:
+    png = as_png(study_picture(BREAST, IMAGE, CROP, SALIENCY, ["A note."]))
+    theirs: Any = {
+        "font.family": "serif", "savefig.dpi": 50, "figure.autolayout": True,
+        "text.color": "blue", "savefig.bbox": "tight", "axes.grid": True,
+    }  # fmt: skip
+    with mpl.rc_context(theirs):
+        assert as_png(study_picture(BREAST, IMAGE, CROP, SALIENCY, ["A note."])) == png
+    assert not re.search(b"tIME|[it]EXt|zTXt|Software|matplotlib", png)  # no date, no version
