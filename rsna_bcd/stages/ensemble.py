@@ -1,14 +1,9 @@
 """`python -m rsna_bcd.ensemble`: fit and score an ensemble on its members' out-of-fold rows."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -17,14 +12,9 @@ from rsna_bcd import settings
 from rsna_bcd._records import check_same_config, recorded_keys, select_settings, write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.files import write_csv
-from rsna_bcd.scoring.calibration import calibration_scores
-from rsna_bcd.scoring.cross_fitting import CrossFitted, EnsembleFitter, optimism, patient_groups
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, write_ensemble
-from rsna_bcd.scoring.intervals import bootstrap_metrics, delong
-from rsna_bcd.scoring.metrics import OPERATING, RANKING, logit
-from rsna_bcd.scoring.thresholds import plateau
-from rsna_bcd.stages._ensemble_inputs import read_fitter, read_members, read_sites
-from rsna_bcd.tables.predictions import ENSEMBLE_OOF_COLUMNS
+from rsna_bcd.scoring.metrics import RANKING
+from rsna_bcd.stages._ensemble_fit import fit_ensemble, read_fitter, read_members, read_sites
 
 _RECORDED = recorded_keys(settings.Ensemble)
 
@@ -44,45 +34,9 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     record = select_settings(cfg, *_RECORDED)
     check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="ensemble")
     oof = read_members(output, fitter.names, every_rule=cfg.rule == "auto")
-    rows, members, unreadable = oof.rows, oof.members, oof.unreadable
-    labels, patients = rows["label"].to_numpy(), rows["patient_id"].to_numpy(dtype=str)
-    sites = None if cfg.by_site is None else read_sites(output, oof.runs[0], rows)
-    groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    fitted = fitter.fit(labels, members, patients, sites, unreadable)
-    cross_fitted = fitter.cross_fit(labels, members, patients, groups, sites, unreadable)
-    blended = fitted.combine(members)
-    decisions = np.where(unreadable, 0, fitted.threshold.decide(blended, sites))
-    table = rows.assign(
-        probability=blended,
-        logit=logit(blended),
-        unread=unreadable.astype(np.int64),
-        held_out=cross_fitted.probabilities,
-        ranking=cross_fitted.ranking,
-        group=cross_fitted.groups,
-        decision=cross_fitted.decisions,
-    )[list(ENSEMBLE_OOF_COLUMNS)]
-    if cross_fitted.calibrated is not None:
-        table["calibrated"] = cross_fitted.calibrated
-    choices = fitted.aggregations, fitted.weights, fitted.ranks or (None,) * len(oof.runs)
-    result = Ensemble(
-        name=cfg.name,
-        blend=fitted.blend,
-        members=tuple(
-            replace(run, rule=rule, weight=weight, ranks=ranks)
-            for run, rule, weight, ranks in zip(oof.runs, *choices, strict=True)
-        ),
-        policy=cfg.threshold,
-        threshold=fitted.threshold.value,
-        thresholds=fitted.threshold,
-        plateau=plateau(labels[~unreadable], blended[~unreadable], patients[~unreadable]),
-        cross_fitted_thresholds=tuple(one.threshold.value for one in cross_fitted.fitted),
-        calibration=fitted.calibration,
-        prior=float(labels.mean()),
-        breasts=len(table),
-        positives=int(labels.sum()),
-        score=_scores(table, decisions, fitter, cross_fitted, sites, cfg),
-        command=_command(cfg),
-    )
+    sites = None if cfg.by_site is None else read_sites(output, oof.runs[0], oof.rows)
+    fitted, table = fit_ensemble(cfg.name, fitter, oof, cfg, sites)
+    result = replace(fitted, command=_command(cfg))
     # An old threshold must not remain beside new rows if writing fails in between.
     (folder / FILE_NAME).unlink(missing_ok=True)
     write_csv(table, folder / "oof.csv")
@@ -101,36 +55,6 @@ def _command(cfg: DictConfig) -> str:
             value = "null" if cfg[key] is None else str(cfg[key]).replace(" ", "")
             words.append(f"{key}={value}")
     return " ".join(["python -m rsna_bcd.ensemble", *map(shlex.quote, words)])
-
-
-def _scores(
-    oof: pd.DataFrame,
-    in_sample: NDArray[np.int64],
-    fitter: EnsembleFitter,
-    cross_fitted: CrossFitted,
-    sites: NDArray | None,
-    cfg: DictConfig,
-) -> Mapping[str, Any]:
-    """`Ensemble.score`."""
-    labels, patients = oof["label"].to_numpy(), oof["patient_id"].to_numpy(dtype=str)
-    blended, unreadable = oof["probability"].to_numpy(), oof["unread"].to_numpy(np.bool_)
-    rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
-    calibration = {}
-    if fitter.blend != "rank_mean":  # ranks are no probabilities before they are calibrated
-        calibration["blended"] = calibration_scores(labels, blended, **rest)
-    if cross_fitted.calibrated is not None:
-        calibration["calibrated"] = calibration_scores(labels, cross_fitted.calibrated, **rest)
-    return {
-        **bootstrap_metrics(RANKING, labels, cross_fitted.ranking, **rest),
-        "auroc_delong": delong(labels, cross_fitted.ranking, patients),
-        "cross_fitted": fitter.intervals(
-            OPERATING, labels, cross_fitted, sites=sites, unreadable=unreadable, **rest
-        ),
-        "in_sample": bootstrap_metrics(RANKING, labels, blended, **rest)
-        | bootstrap_metrics(OPERATING, labels, in_sample, **rest),
-        "optimism": optimism(labels, in_sample, cross_fitted.decisions),
-        "calibration": calibration,
-    }
 
 
 def _show(fitted: Ensemble, folder: Path) -> None:

@@ -27,11 +27,10 @@ from rsna_bcd.reporting.formatting import THIN
 from rsna_bcd.reporting.gallery import Case, choose_cases, gallery, make_picture
 from rsna_bcd.reporting.page import TILES, render_card, render_page, score_rows
 from rsna_bcd.reporting.subgroups import sample_images
-from rsna_bcd.scoring.cross_fitting import EnsembleFitter, patient_groups
-from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, Member, read_ensemble
-from rsna_bcd.scoring.intervals import bootstrap_metrics
-from rsna_bcd.scoring.metrics import OPERATING, RANKING
-from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
+from rsna_bcd.scoring.cross_fitting import EnsembleFitter
+from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate
+from rsna_bcd.stages._ensemble_fit import fit_ensemble, make_policy, read_members
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import align, by_aggregation, read_ensemble_oof, read_run
 
@@ -63,7 +62,7 @@ def report(cfg: DictConfig) -> Evaluation:
             images=images,
             members=members,
             others=_baselines(cfg, images, oof, folders[0], output),
-            policy=BestPf1() if cfg.name is None else _policy(output / "ensembles" / str(cfg.name)),
+            policy=BestPf1() if cfg.name is None else _policy(cfg, output),
             preparation=read_manifests(list(dict.fromkeys(folders))),
             samples=_samples(cfg, images, oof, folders[0]),
             cases=_cases(cfg, ensemble, oof, members, output),
@@ -101,47 +100,16 @@ def _read_ensemble(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFram
 
 def _fit_run(cfg: DictConfig, output: Path) -> tuple[Ensemble, pd.DataFrame]:
     """A run as an ensemble of one, its threshold fitted and cross-fitted here."""
-    folder = output / "runs" / str(cfg.run)
-    oof = read_run(folder)
-    folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
-    keys = "dataset.name", "crop.name", "breast_rule", "select"
-    dataset, crop, rule, select = _recorded(folder, folds[0], *keys)
-    member = Member(folder.name, folds, dataset, crop, rule, select, 1.0)
-    labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy(np.float64)
-    patients = oof["patient_id"].to_numpy(dtype=str)
-    unreadable = oof["unread"].to_numpy(dtype=np.bool_)
-    fitter = EnsembleFitter("mean", (1.0,), BestPf1(), names=(member.name,))
-    columns = [{member.rule: probabilities}]
-    groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
-    threshold = fitter.fit(labels, columns, patients, unreadable=unreadable).threshold
-    fitted = fitter.cross_fit(labels, columns, patients, groups, unreadable=unreadable)
-    resampling = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
-    ensemble = Ensemble(
-        name=str(cfg.run),
-        blend="mean",
-        members=(member,),
-        policy="pf1",
-        threshold=threshold.value,
-        thresholds=threshold,
-        plateau=plateau(labels[~unreadable], probabilities[~unreadable], patients[~unreadable]),
-        cross_fitted_thresholds=tuple(one.threshold.value for one in fitted.fitted),
-        calibration=None,
-        prior=float(labels.mean()),
-        breasts=len(oof),
-        positives=int(labels.sum()),
-        score={
-            **bootstrap_metrics(RANKING, labels, probabilities, **resampling),
-            "cross_fitted": fitter.intervals(
-                OPERATING, labels, fitted, unreadable=unreadable, **resampling
-            ),
-        },
-    )
-    return ensemble, oof.assign(
-        held_out=probabilities,
-        ranking=probabilities,
-        group=fitted.groups,
-        decision=fitted.decisions,
-    )
+    name = str(cfg.run)
+    fitter = EnsembleFitter("mean", (1.0,), BestPf1(), names=(name,))
+    oof = read_members(output, fitter.names, allow_constant=True)
+    return fit_ensemble(name, fitter, oof, cfg)
+
+
+def _policy(cfg: DictConfig, output: Path) -> BestPf1 | RecallRate:
+    """The policy of an ensemble's threshold, from its record."""
+    file = output / "ensembles" / str(cfg.name) / "config.yaml"
+    return make_policy(_record(file, "Fit the ensemble again."))
 
 
 def _member_probabilities(
@@ -218,14 +186,6 @@ def _baselines(
             tables = {"the model": oof, name: read_run(output / "runs" / name, folds)}
             baselines[f"run {name}"] = align(tables)[1][1]
     return baselines
-
-
-def _policy(folder: Path) -> BestPf1 | RecallRate:
-    """The policy of an ensemble's threshold, from its record."""
-    record = _record(folder / "config.yaml", "Fit the ensemble again.")
-    if OmegaConf.select(record, "threshold") == "recall_rate":
-        return RecallRate(rate=OmegaConf.select(record, "recall_rate"))
-    return BestPf1(by_site=OmegaConf.select(record, "by_site"))
 
 
 def _samples(

@@ -1,7 +1,7 @@
-"""The inputs of an ensemble: its settings, and its members' records and out-of-fold rows."""
+"""Fit and score an ensemble: its settings, its members' records and their out-of-fold rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,26 @@ from omegaconf import DictConfig, OmegaConf
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.inference.run import fold_hashes
 from rsna_bcd.scoring.blend import blend
-from rsna_bcd.scoring.cross_fitting import EnsembleFitter, Members
-from rsna_bcd.scoring.ensemble import Member
-from rsna_bcd.scoring.thresholds import BestPf1, RecallRate
+from rsna_bcd.scoring.calibration import calibration_scores
+from rsna_bcd.scoring.cross_fitting import (
+    CrossFitted,
+    EnsembleFitter,
+    Members,
+    optimism,
+    patient_groups,
+)
+from rsna_bcd.scoring.ensemble import Ensemble, Member
+from rsna_bcd.scoring.intervals import bootstrap_metrics, delong
+from rsna_bcd.scoring.metrics import OPERATING, RANKING, logit
+from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
 from rsna_bcd.tables.images import breast_sites, read_images
-from rsna_bcd.tables.predictions import align, by_aggregation, check_informative, read_run
+from rsna_bcd.tables.predictions import (
+    ENSEMBLE_OOF_COLUMNS,
+    align,
+    by_aggregation,
+    check_informative,
+    read_run,
+)
 from rsna_bcd.targets import read_record
 
 
@@ -46,10 +61,17 @@ def read_fitter(cfg: DictConfig) -> EnsembleFitter:
     return EnsembleFitter(
         blend=cfg.blend,
         weights=weights,
-        policy=RecallRate(cfg.recall_rate) if by_rate else BestPf1(by_site=cfg.by_site),
+        policy=make_policy(cfg),
         calibration=None if cfg.calibration == "none" else cfg.calibration,
         names=tuple(names),
     )
+
+
+def make_policy(settings: DictConfig) -> BestPf1 | RecallRate:
+    """Make the policy of the threshold, from the settings or the record of an ensemble."""
+    if settings.get("threshold") == "recall_rate":
+        return RecallRate(settings.get("recall_rate"))
+    return BestPf1(by_site=settings.get("by_site"))
 
 
 @dataclass(frozen=True)
@@ -69,17 +91,23 @@ class OutOfFold:
     unreadable: NDArray[np.bool_]
 
 
-def read_members(output: Path, names: Sequence[str], *, every_rule: bool) -> OutOfFold:
+def read_members(
+    output: Path, names: Sequence[str], *, every_rule: bool = False, allow_constant: bool = False
+) -> OutOfFold:
     """Read runs, `<output>/runs/<name>`, that hold the same breasts.
 
-    With `every_rule` also under the other rule from images to a breast than a run's own.
+    Args:
+        output: of all stages.
+        names: of the runs.
+        every_rule: read them also under the other rule from images to a breast than a run's own.
+        allow_constant: take a run with a fold that nothing can be fitted to (`check_informative`).
 
     Raises:
         InputError: a run is absent, unfinished, constant, lacks breasts that another has, or has
             folds with different settings.
     """
     tables = {name: read_run(output / "runs" / name) for name in names}
-    for name, table in tables.items():
+    for name, table in () if allow_constant else tables.items():
         check_informative(name, table)
     rows, _ = align(tables)
     runs = tuple(_read_member(output / "runs" / name, table) for name, table in tables.items())
@@ -107,6 +135,94 @@ def read_sites(output: Path, member: Member, rows: pd.DataFrame) -> NDArray:
         )
     sites = breast_sites(read_images(csv, "train"))
     return rows["prediction_id"].map(sites).fillna("").to_numpy(dtype=str)
+
+
+def fit_ensemble(
+    name: str, fitter: EnsembleFitter, oof: OutOfFold, cfg: DictConfig, sites: NDArray | None = None
+) -> tuple[Ensemble, pd.DataFrame]:
+    """Fit an ensemble to out-of-fold rows, and score it in sample and cross-fitted.
+
+    Args:
+        name: of the ensemble.
+        fitter: its settings.
+        oof: rows of its members.
+        cfg: with `groups` of patients, `resamples` and `seed`.
+        sites: of the rows, for thresholds by site.
+
+    Returns:
+        The ensemble, and its table of `ENSEMBLE_OOF_COLUMNS`.
+
+    Raises:
+        InputError: there is nothing to choose by (`EnsembleFitter.fit`, `patient_groups`).
+    """
+    rows, members, unreadable = oof.rows, oof.members, oof.unreadable
+    labels, patients = rows["label"].to_numpy(), rows["patient_id"].to_numpy(dtype=str)
+    groups = patient_groups(labels, patients, cfg.groups, cfg.seed)
+    fitted = fitter.fit(labels, members, patients, sites, unreadable)
+    cross_fitted = fitter.cross_fit(labels, members, patients, groups, sites, unreadable)
+    blended = fitted.combine(members)
+    table = rows.assign(
+        probability=blended,
+        logit=logit(blended),
+        unread=unreadable.astype(np.int64),
+        held_out=cross_fitted.probabilities,
+        ranking=cross_fitted.ranking,
+        group=cross_fitted.groups,
+        decision=cross_fitted.decisions,
+    )[list(ENSEMBLE_OOF_COLUMNS)]
+    if cross_fitted.calibrated is not None:
+        table["calibrated"] = cross_fitted.calibrated
+    decisions = np.where(unreadable, 0, fitted.threshold.decide(blended, sites))
+    choices = fitted.aggregations, fitted.weights, fitted.ranks or (None,) * len(oof.runs)
+    ensemble = Ensemble(
+        name=name,
+        blend=fitted.blend,
+        members=tuple(
+            replace(run, rule=rule, weight=weight, ranks=ranks)
+            for run, rule, weight, ranks in zip(oof.runs, *choices, strict=True)
+        ),
+        policy="recall_rate" if isinstance(fitter.policy, RecallRate) else "pf1",
+        threshold=fitted.threshold.value,
+        thresholds=fitted.threshold,
+        plateau=plateau(labels[~unreadable], blended[~unreadable], patients[~unreadable]),
+        cross_fitted_thresholds=tuple(one.threshold.value for one in cross_fitted.fitted),
+        calibration=fitted.calibration,
+        prior=float(labels.mean()),
+        breasts=len(table),
+        positives=int(labels.sum()),
+        score=_scores(table, decisions, fitter, cross_fitted, sites, cfg),
+    )
+    return ensemble, table
+
+
+def _scores(
+    oof: pd.DataFrame,
+    in_sample: NDArray[np.int64],
+    fitter: EnsembleFitter,
+    cross_fitted: CrossFitted,
+    sites: NDArray | None,
+    cfg: DictConfig,
+) -> Mapping[str, Any]:
+    """`Ensemble.score`."""
+    labels, patients = oof["label"].to_numpy(), oof["patient_id"].to_numpy(dtype=str)
+    blended, unreadable = oof["probability"].to_numpy(), oof["unread"].to_numpy(np.bool_)
+    rest = {"patients": patients, "n": cfg.resamples, "seed": cfg.seed}
+    calibration = {}
+    if fitter.blend != "rank_mean":  # ranks are no probabilities before they are calibrated
+        calibration["blended"] = calibration_scores(labels, blended, **rest)
+    if cross_fitted.calibrated is not None:
+        calibration["calibrated"] = calibration_scores(labels, cross_fitted.calibrated, **rest)
+    return {
+        **bootstrap_metrics(RANKING, labels, cross_fitted.ranking, **rest),
+        "auroc_delong": delong(labels, cross_fitted.ranking, patients),
+        "cross_fitted": fitter.intervals(
+            OPERATING, labels, cross_fitted, sites=sites, unreadable=unreadable, **rest
+        ),
+        "in_sample": bootstrap_metrics(RANKING, labels, blended, **rest)
+        | bootstrap_metrics(OPERATING, labels, in_sample, **rest),
+        "optimism": optimism(labels, in_sample, cross_fitted.decisions),
+        "calibration": calibration,
+    }
 
 
 def _read_member(run: Path, oof: pd.DataFrame) -> Member:
