@@ -27,11 +27,11 @@ from saved_runs import save_run
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.reporting.study_picture import NO_DEVICE
 from rsna_bcd.scoring.ensemble import Member, write_ensemble
 from rsna_bcd.stages.predict import predict
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.study_results import NO_DEVICE
 
 METADATA: dict[str, Any] = {"columns": ["age", "implant"]}
 # Patient, side, view.

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from rsna_bcd.durations import format_duration
 from rsna_bcd.inference.run import Run
 from rsna_bcd.models.prediction import PASSES
 
@@ -195,10 +196,10 @@ class DeadlineMonitor:
         left = max(0.0, self.until - now)
         cores = "on the same cores" if self._shares_cores else "at the same time"
         self._log(
-            f"Estimate for {self._images:,} images: {duration(rate * self._images)}; there are "
-            f"{duration(left)}. Decoding takes {decoding * self._workers:.2g} s/image in each of "
-            f"{self._workers} process(es), {len(self._passes)} network(s) {networks:.2g} s/image, "
-            f"{cores}."
+            f"Estimate for {self._images:,} images: {format_duration(rate * self._images)}; there "
+            f"are {format_duration(left)}. Decoding takes {decoding * self._workers:.2g} s/image "
+            f"in each of {self._workers} process(es), {len(self._passes)} network(s) "
+            f"{networks:.2g} s/image, {cores}."
         )
         rate = self._degrade(rate, self._images, left, may_drop_tta=True)
         if self.degradation:
@@ -206,8 +207,8 @@ class DeadlineMonitor:
             seconds = rate * self._images
             late = f"; about {1 - left / seconds:.0%} of the images will be out of time"
             self._log(
-                f"That is too long. Dropped: {names}. Then it takes about {duration(seconds)}"
-                f"{late if seconds > left else ''}."
+                f"That is too long. Dropped: {names}. Then it takes about "
+                f"{format_duration(seconds)}{late if seconds > left else ''}."
             )
             self.timer.restart()
         self._since, self._done_before = now, done if self.degradation.tta else 0
@@ -268,10 +269,3 @@ class DeadlineMonitor:
             rate = faster
         self.degradation = Degradation(tta, tuple(dropped))
         return rate
-
-
-def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

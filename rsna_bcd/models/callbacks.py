@@ -27,6 +27,7 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from rsna_bcd.durations import seconds_left
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import atomic_file
 from rsna_bcd.models.prediction import Batch
@@ -409,10 +410,8 @@ def format_time_left(start: float, first: float, done: float, epochs: float) -> 
         done: that are done now, with fractions.
         epochs: of the run.
     """
-    if not first < done < epochs:
-        return ""
-    seconds = (time.monotonic() - start) * (epochs - done) / (done - first)
-    return str(timedelta(seconds=round(seconds)))
+    left = seconds_left(time.monotonic() - start, done, first, epochs)
+    return "" if left is None else str(timedelta(seconds=round(left)))
 
 
 def read_rows_before(file: Path, epoch: int) -> list[dict[str, Any]]:

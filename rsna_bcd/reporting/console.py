@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from rsna_bcd.reporting.study_picture import NO_DEVICE
-from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, views_text
+from rsna_bcd.durations import format_duration, seconds_left
+from rsna_bcd.tables.study_results import NO_DEVICE, QUALITY_FLAGS, BreastResult, views_text
 
 _PROGRESS_LINES = 10  # instead of the bar where there is no terminal
 _MAX_BREASTS = 40  # printed; breasts.csv has all
@@ -26,11 +26,22 @@ _FACTOR, _STANDARD_ERRORS = 2.0, 4.0
 _NOT_NETWORKS = ("predicting", "decoding", "waiting")  # keys of `SubmissionSummary.seconds`
 
 
+def make_console(**options: Any) -> Console:
+    """Make a console that prints text as it is: without markup, highlights and line breaks.
+
+    Tables, which are to fit into the terminal, are printed with `soft_wrap=False`.
+
+    Args:
+        options: others of rich's `Console`.
+    """
+    return Console(markup=False, highlight=False, soft_wrap=True, **options)
+
+
 class ProgressBar:
     """Progress with the time left, estimated from the speed so far.
 
     Args:
-        console: to draw on, or to write lines to where it is no terminal.
+        console: from `make_console`, to draw on, or to write lines to if it is no terminal.
         name: of the work.
         total: units of work.
     """
@@ -54,7 +65,7 @@ class ProgressBar:
 
     def log(self, text: str) -> None:
         """Write a line above the bar."""
-        self._progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._progress.console.print(text)
 
     def update(self, done: int, before: int) -> None:
         """Show how much is done.
@@ -74,22 +85,12 @@ class ProgressBar:
 
 
 def time_left(seconds: float, done: int, before: int, total: int) -> str:
-    """`84 s left`, `35 min left, ends at 14:32`; empty while unknown.
-
-    Args:
-        seconds: since the start of this process's work.
-        done: units of work, those of `before` included.
-        before: units done by an earlier process.
-        total: units of work.
-    """
-    if done <= before or done >= total:
+    """`84 s left`, `35 min left, ends at 14:32`; empty while unknown. Arguments: `durations`."""
+    left = seconds_left(seconds, done, before, total)
+    if left is None:
         return ""
-    left = seconds / (done - before) * (total - done)
-    if left < 120:
-        return f"{left:.0f} s left"
-    end = time.strftime("%H:%M", time.localtime(time.time() + left))
-    duration = f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
-    return f"{duration} left, ends at {end}"
+    end = time.strftime(", ends at %H:%M", time.localtime(time.time() + left))
+    return f"{format_duration(left)} left{end if left >= 120 else ''}"
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[str]:
@@ -126,7 +127,7 @@ def print_results(
     """Print the results as a table, then quality flags, notes and failures.
 
     Args:
-        console: to print on.
+        console: from `make_console`.
         folder: of the files that were written.
         name: of the ensemble.
         results: one per breast.
@@ -137,7 +138,7 @@ def print_results(
     ids = {result.prediction_id for result in by_score[:_MAX_BREASTS]}
     shown = [result for result in results if result.prediction_id in ids]
     flags = {flag for result in shown for flag in result.flags}
-    console.print(_results_table(shown, name, len(results)))
+    console.print(_results_table(shown, name, len(results)), soft_wrap=False)
     lines = [f"  {flag}: {text}." for flag, text in QUALITY_FLAGS.items() if flag in flags]
     lines += [f"  {line}" for line in _excluded_images(shown)]
     lines += [f"Note: {note}" for note in notes]
@@ -145,8 +146,8 @@ def print_results(
         lines.append(f"{len(failures)} file(s) were excluded ({folder / 'failures.csv'}):")
         lines += [f"  {line}" for line in count_reasons(failures)]
     for line in (*lines, f"Tables, and pictures with saliency maps: {folder}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(NO_DEVICE, style="bold", highlight=False, markup=False, soft_wrap=True)
+        console.print(line)
+    console.print(NO_DEVICE, style="bold")
 
 
 def _excluded_images(results: Sequence[BreastResult]) -> list[str]:

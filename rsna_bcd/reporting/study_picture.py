@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.reporting.contact_sheet import AMBER, MUTED, PAPER, RED, shorten, to_uint8
 from rsna_bcd.reporting.gallery import overlay_saliency
-from rsna_bcd.tables.study_results import QUALITY_FLAGS, BreastResult, ImageResult
-
-NO_DEVICE = "No medical device: for research only, not validated for the care of patients."
+from rsna_bcd.tables.study_results import NO_DEVICE, QUALITY_FLAGS, BreastResult, ImageResult
 
 _PANEL, _WIDEST, _MARGIN, _LINE = 5.6, 4.2, 0.25, 0.16  # inches
 _SMALL, _PLAIN, _LARGE = 7, 9, 13  # points

@@ -8,7 +8,6 @@ import pandas as pd
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.data.datamodule import CropDataModule
@@ -18,6 +17,7 @@ from rsna_bcd.models.callbacks import Ending
 from rsna_bcd.models.checkpoint import is_optimistic, read_checkpoint
 from rsna_bcd.models.classifier import Classifier, gather_logits, sigmoid
 from rsna_bcd.models.tracking import wandb_run
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.reporting.figures import learning_curves
 from rsna_bcd.scoring.metrics import logit
 from rsna_bcd.tables.predictions import (
@@ -104,7 +104,7 @@ def finish(run_dir: Path, metrics: dict[str, Any], end: Ending) -> None:
     table = Table("", "", title=title, show_header=False)
     for name, value in plain.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console = Console(markup=False)
-    console.print(table)
-    console.print(run_dir / "metrics.json", highlight=False, soft_wrap=True)
-    console.print(end.reason, highlight=False, soft_wrap=True)
+    console = make_console()
+    console.print(table, soft_wrap=False)
+    console.print(run_dir / "metrics.json")
+    console.print(end.reason)

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.bundling import notebook, wheels
@@ -17,6 +16,7 @@ from rsna_bcd.models.checkpoint import (
     save_safetensors,
     weights_sha256,
 )
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 
 _WHEELS = Path("dataset") / "wheels"  # in the bundle
@@ -59,12 +59,10 @@ def bundle(cfg: DictConfig) -> Path:
     unfinished.replace(folder)
     size = sum(f.stat().st_size for f in (folder / "dataset").rglob("*") if f.is_file())
     networks = sum(len(member.folds) for member in ensemble.members)
-    Console(markup=False).print(
+    make_console().print(
         f"{networks} network(s) and {len(collected)} wheels "
         f"({', '.join(wheel.name.split('-')[0] for wheel in collected)}), {size / 1e6:.0f} MB: "
-        f"{folder / 'dataset'}\nThe notebook: {folder / 'kernel'}",
-        highlight=False,
-        soft_wrap=True,
+        f"{folder / 'dataset'}\nThe notebook: {folder / 'kernel'}"
     )
     if cfg.push is not None:
         notebook.push(folder / "dataset", folder / "kernel", cfg.push)

@@ -8,12 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv, write_file
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.reporting.leaderboard import (
     Scoring,
     finished_runs,
@@ -63,12 +63,12 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
     ranking = rank(tables, scoring, cfg.reference or _BASELINE, _optimistic(runs, tables))
     for name, why in ranking.remarks.items():
         remarks[name] = f"{remarks[name]}; {why}" if name in remarks else why
-    console = Console(markup=False)
-    console.print(leaderboard_table(ranking, cfg.most))
+    console = make_console()
+    console.print(leaderboard_table(ranking, cfg.most), soft_wrap=False)
     if any(result.optimistic for result in ranking.results):
         console.print("* optimistic: kept the best epoch on the fold it is scored on (select=best)")
     for name, why in remarks.items():
-        console.print(f"{name}: {why}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name}: {why}")
     frame = leaderboard_frame(ranking)
     if cfg.csv is not None:
         write_csv(frame, Path(cfg.csv))
@@ -176,4 +176,4 @@ def _show(comparison: dict[str, Any]) -> None:
                 row += [str(difference), f"{difference.p_value:.3f}"]
             table.add_row(*row)
         table.add_section()
-    Console(markup=False).print(table)
+    make_console().print(table, soft_wrap=False)

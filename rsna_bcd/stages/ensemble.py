@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd import settings
 from rsna_bcd._records import check_same_config, recorded_keys, select_settings, write_record
 from rsna_bcd._stage import CONF
 from rsna_bcd.files import write_csv
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, write_ensemble
 from rsna_bcd.scoring.metrics import RANKING
 from rsna_bcd.stages._ensemble_fit import fit_ensemble, read_fitter, read_members, read_sites
@@ -59,12 +59,12 @@ def _command(cfg: DictConfig) -> str:
 
 def _show(fitted: Ensemble, folder: Path) -> None:
     """Print the members and the scores."""
-    console = Console(markup=False)
+    console = make_console()
     members = Table("member", "folds", "crop", "breast", "weight")
     for member in fitted.members:
         folds = ", ".join(map(str, member.folds))
         members.add_row(member.name, folds, member.crop, member.rule, f"{member.weight:.3g}")
-    console.print(members)
+    console.print(members, soft_wrap=False)
     title = f"{fitted.breasts} breasts out of fold, {fitted.positives} with cancer"
     scores = Table("", "cross-fitted", "in sample (optimistic)", title=title)
     ranking = {name: fitted.score[name] for name in RANKING}
@@ -77,7 +77,7 @@ def _show(fitted: Ensemble, folder: Path) -> None:
             for name, score in metrics.items():
                 scores.add_row(f"{name}, {kind}", str(score), "")
     scores.caption = "value (95 % interval over patients; cross-fitted: thresholds refitted)"
-    console.print(scores)
+    console.print(scores, soft_wrap=False)
     chosen = [member.name for member in fitted.members if member.select != "last"]
     if chosen:
         console.print(
@@ -88,21 +88,17 @@ def _show(fitted: Ensemble, folder: Path) -> None:
     if fitted.policy == "recall_rate":
         console.print(
             "The decisions of these scores are by the fitted threshold; on a large enough test "
-            "set, submit keeps the recall rate instead.",
-            soft_wrap=True,
+            "set, submit keeps the recall rate instead."
         )
     elif any(len(member.folds) > 1 for member in fitted.members):
         console.print(
             "A test set has the mean over the folds, which is less extreme than the single fold of "
             "these rows, so its recall rate is lower at this threshold; threshold=recall_rate "
-            "keeps the rate.",
-            soft_wrap=True,
+            "keeps the rate."
         )
     own = "".join(f", site {k} {v:.4f}" for k, v in fitted.thresholds.sites.items())
     console.print(
         f"threshold {fitted.threshold:.4f} (plateau {fitted.plateau.low:.4f} to "
         f"{fitted.plateau.high:.4f}){own}; pF1 in sample less "
-        f"cross-fitted: {fitted.score['optimism']:+.3f}. {folder / FILE_NAME}",
-        highlight=False,
-        soft_wrap=True,
+        f"cross-fitted: {fitted.score['optimism']:+.3f}. {folder / FILE_NAME}"
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import parts_sha256, write_file
 from rsna_bcd.inference.baselines import fit_tree, intensity_features, predict
 from rsna_bcd.inference.run import check_current
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.scoring.ensemble import FILE_NAME, read_ensemble
 from rsna_bcd.scoring.intervals import Interval, bootstrap_metrics
 from rsna_bcd.scoring.metrics import DECISION, RANKING, confusion_matrix
@@ -123,4 +123,4 @@ def _show(evaluation: dict[str, Any]) -> None:
     table.caption = "value (95 % interval over resampled patients); decisions: " + ", ".join(
         f"{n:.0f} {name}" for name, n in counts.items()
     )
-    Console(markup=False).print(table)
+    make_console().print(table, soft_wrap=False)

@@ -33,6 +33,7 @@ from rsna_bcd.models.exporting import (
     save_onnx,
     save_torch,
 )
+from rsna_bcd.reporting.console import make_console
 
 _FILES = {"onnx": ONNX_FILE, "torch": TORCH_FILE}
 _PACKAGES = ("rsna_bcd", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -68,13 +69,13 @@ def export(cfg: DictConfig) -> Path:
     """
     if cfg.format not in _FILES:
         raise InputError(f"format is {' or '.join(_FILES)}, not {cfg.format!r}.")
-    console = Console(markup=False)
+    console = make_console()
     run = load_run(Path(cfg.run_dir))
     file = Path(cfg.export_dir) / _FILES[cfg.format]
     card_file = file.with_name(f"{file.name}.json")
     settings = _settings(run, cfg.format)
     if _is_done(file, card_file, settings, overwrite=cfg.overwrite):
-        console.print(f"{file} exists already.", highlight=False, soft_wrap=True)
+        console.print(f"{file} exists already.")
         return file
     inputs = run_inputs(run)
     description = _describe(run, inputs, settings)
@@ -188,4 +189,4 @@ def _print(console: Console, file: Path, run: Run, parity: Parity) -> None:
         f"{parity.lowest:.3f} and {parity.highest:.3f}",
         f"inputs of {run.crop.height} x {run.crop.width} pixels; TTA: {_TTA[run.tta]}",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)

@@ -12,6 +12,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.quality import count_flags
 from rsna_bcd.preparation.dicom_folder import find_copies, list_files, read_headers
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.tables.from_headers import distinct
 from rsna_bcd.tables.study_results import QUALITY_FLAGS
 
@@ -32,7 +33,7 @@ def index(cfg: DictConfig) -> pd.DataFrame:
     root = Path(cfg.images)
     if not root.is_dir():
         raise InputError(f"images={root} is no folder. Point it at the DICOM files.")
-    console = Console(stderr=True, markup=False)
+    console = make_console(stderr=True)
     names, skipped = list_files(root)
     files = {name: root / name for name in names}
     headers, reasons = read_headers(
@@ -63,27 +64,24 @@ def index(cfg: DictConfig) -> pd.DataFrame:
 
 def _summarise(console: Console, folder: Path, table: pd.DataFrame, failures: pd.DataFrame) -> None:
     """Print counts of images, unknown values, quality flags and failures."""
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
-    say(f"{len(table)} images of {table['patient_id'].nunique()} patients. {folder / 'index.csv'}")
+    patients = table["patient_id"].nunique()
+    lines = [f"{len(table)} images of {patients} patients. {folder / 'index.csv'}"]
     for column in ("patient_id", "laterality", "view"):
         unknown = table[table[column].isna()]
         if len(unknown):
             said = ""
             if column == "view":
                 said = f" (the headers say {_counted(unknown['view_header'].fillna('nothing'))})"
-            say(f"  {column} unknown for {len(unknown)}{said}, the first is {unknown.iloc[0].file}")
+            first = f", the first is {unknown.iloc[0].file}"
+            lines.append(f"  {column} unknown for {len(unknown)}{said}{first}")
     for flag, count in count_flags(table["quality_flags"]).items():
-        say(f"  {flag}: {count} ({QUALITY_FLAGS[flag]})")
-    supplemental = int(table["supplemental"].sum())
-    if supplemental:
-        say(
-            f"  {supplemental} supplemental: predict leaves them out of breasts with standard views"
-        )
+        lines.append(f"  {flag}: {count} ({QUALITY_FLAGS[flag]})")
+    if n := int(table["supplemental"].sum()):
+        lines.append(f"  {n} supplemental: predict leaves them out of breasts with standard views")
     if len(failures):
-        say(f"{len(failures)} files left out: {_counted(failures['reason'])}. See failures.csv")
+        counts = _counted(failures["reason"])
+        lines.append(f"{len(failures)} files left out: {counts}. See failures.csv")
+    console.print(*lines, sep="\n")
 
 
 def _counted(values: pd.Series) -> str:

@@ -25,11 +25,12 @@ from rsna_bcd.inference.studies import (
 )
 from rsna_bcd.preparation.dicom_folder import find_unusable, list_files, read_headers
 from rsna_bcd.processes import usable_cores
-from rsna_bcd.reporting.console import ProgressBar, count_reasons, print_results
-from rsna_bcd.reporting.study_picture import NO_DEVICE, as_png, study_picture
+from rsna_bcd.reporting.console import ProgressBar, count_reasons, make_console, print_results
+from rsna_bcd.reporting.study_picture import as_png, study_picture
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
 from rsna_bcd.tables.from_headers import as_file_name, distinct, images_from_headers
 from rsna_bcd.tables.study_results import (
+    NO_DEVICE,
     QUALITY_FLAGS,
     BreastResult,
     as_record,
@@ -51,7 +52,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
             the folder holds predictions of other inputs. Other files beside mammograms are in
             `failures.csv` with the reason.
     """
-    console = Console(stderr=True, markup=False)
+    console = make_console(stderr=True)
     fitted = _ensemble(cfg)
     models, folder = Path(cfg.paths.models), Path(cfg.predictions_dir)
     check_current(fitted, models)
@@ -99,7 +100,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     results.sort(key=lambda result: order[result.prediction_id])
     failures |= {i.file: i.reason for r in results for i in r.images if i.reason is not None}
     _write(folder, ensemble, results, pictures, failures, notes)
-    print_results(Console(markup=False), folder, ensemble.name, results, failures, notes)
+    print_results(make_console(), folder, ensemble.name, results, failures, notes)
     return results
 
 

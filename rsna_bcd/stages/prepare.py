@@ -21,6 +21,7 @@ from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.preparation.source_files import expected_file, find_files
 from rsna_bcd.processes import usable_cores
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.reporting.contact_sheet import SampledImage, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import Split, read_images, table_files
@@ -43,7 +44,7 @@ def prepare(cfg: DictConfig) -> None:
     roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}
     files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}
     folder = PreparedFolder(Path(cfg.prepared_dir))
-    console = Console(stderr=True, markup=False)
+    console = make_console(stderr=True)
     with folder.held():
         _start_or_resume(cfg, folder)
         if "train" in images:
@@ -174,8 +175,8 @@ def _make_folds(cfg: DictConfig, images: pd.DataFrame, console: Console) -> None
     folds = instantiate(cfg.folds.assign)(images)
     check_folds(images, folds)
     save_folds(Path(cfg.folds_csv), folds, overwrite=cfg.overwrite_folds)
-    console.print(f"Folds in {cfg.folds_csv}:", highlight=False, soft_wrap=True)
-    console.print(fold_summary(images, folds).to_string(index=False), highlight=False)
+    console.print(f"Folds in {cfg.folds_csv}:")
+    console.print(fold_summary(images, folds).to_string(index=False))
 
 
 def _make_crops(
@@ -229,10 +230,6 @@ def _summarise(
     console: Console, folder: PreparedFolder, split: Split, images: int, done: _Done, already: int
 ) -> None:
     """Print counts, the first failures and the quality flags."""
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
     made, failures = len(done.finished), done.failures
     whole = sum(not found for found in done.finished.values())
     before = "all there already" if already == made else f"{already} there already"
@@ -243,15 +240,15 @@ def _summarise(
         parts.append(f"{len(failures)} unreadable")
     if images > made + len(failures):
         parts.append(f"{images - made - len(failures)} missing on disk")
-    say(f"{split}: {', '.join(parts)}. {folder.folder}")
+    console.print(f"{split}: {', '.join(parts)}. {folder.folder}")
     for key, reason in list(failures.items())[:_SHOWN]:
-        say(f"  {key}: {reason}")
+        console.print(f"  {key}: {reason}")
     if len(failures) > _SHOWN:
-        say(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
+        console.print(f"  and {len(failures) - _SHOWN} more: see {folder.folder / 'manifest.csv'}")
     flags = "; ".join(f"{flag} {n:,}" for flag, n in folder.flag_counts(split).items())
     if flags:
-        say(f"  quality flags: {flags}")
-    say(f"  to look at: {folder.folder / f'{split}_contact_sheet.png'}")
+        console.print(f"  quality flags: {flags}")
+    console.print(f"  to look at: {folder.folder / f'{split}_contact_sheet.png'}")
 
 
 def _check_failures(split: Split, done: _Done, allowed: float, folder: PreparedFolder) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
 
 from rsna_bcd.bundling.image import IMAGE, lay_out, make_image, run_offline
 from rsna_bcd.bundling.notebook import KERNEL, NOTEBOOK
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.export import TOLERANCE
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.tables.predictions import SUBMISSION_COLUMNS
 
 
@@ -41,7 +41,7 @@ def rehearse(cfg: DictConfig) -> float:
         raise InputError(
             f"There is no {data / 'test.csv'}: paths.data= is the competition's folder."
         )
-    console, root = Console(markup=False), bundle / "rehearsal"
+    console, root = make_console(), bundle / "rehearsal"
     shutil.rmtree(root, ignore_errors=True)
     kernel = json.loads((bundle / "kernel" / KERNEL).read_text(encoding="utf-8"))
     slug, competition = kernel["dataset_sources"][0].split("/")[1], kernel["competition_sources"][0]
@@ -56,9 +56,7 @@ def rehearse(cfg: DictConfig) -> float:
     difference = compare(root / "working" / "submission.csv", rehearsed, direct)
     console.print(
         f"The same submission as {direct / 'submission.csv'}; probabilities differ by at most "
-        f"{difference:.2g}.",
-        highlight=False,
-        soft_wrap=True,
+        f"{difference:.2g}."
     )
     return difference
 

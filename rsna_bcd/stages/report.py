@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_file
@@ -16,6 +15,7 @@ from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
 from rsna_bcd.inference.run import check_current
 from rsna_bcd.inference.saliency import Explainer
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.reporting.evaluation import (
     Evaluation,
     ReportInputs,
@@ -81,13 +81,13 @@ def report(cfg: DictConfig) -> Evaluation:
         f"{row.name} {row.value} ({row.range})".replace(THIN, " ")
         for row in score_rows(evaluation.scores, TILES)
     ]
-    console = Console(markup=False)
+    console = make_console()
     for line in (
         f"Out of fold, with 95 % intervals: {', '.join(scores)}",
         f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB)",
         f"Model card: {card}",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     return evaluation
 
 

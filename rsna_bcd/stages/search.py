@@ -22,14 +22,15 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from rsna_bcd._records import check_same_config, format_override, select_settings, write_record
 from rsna_bcd._stage import CONF
+from rsna_bcd._validation import to_plain
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import locked, write_csv
 from rsna_bcd.processes import die_with_parent
+from rsna_bcd.reporting.console import make_console
 from rsna_bcd.scoring.metrics import DECISION, RANKING
 
 _RECORDED = ("name", "train", "fold", "metric", "direction", "seed", "space")
@@ -300,15 +301,14 @@ def _show(frame: pd.DataFrame, study: Any, cfg: DictConfig) -> None:
         table.add_row(str(row["trial"]), value, *shown)
     if len(ranked) > _SHOWN:
         table.caption = f"and {len(ranked) - _SHOWN} more in trials.csv"
-    console = Console(markup=False)
-    console.print(table)
+    console = make_console()
+    console.print(table, soft_wrap=False)
     best = study.best_trial
     usual: Any = OmegaConf.load(Path(CONF) / "paths" / "local.yaml")
-    ours, theirs = (dict(paths.items_ex(resolve=False)) for paths in (cfg.paths, usual))
+    ours, theirs = (to_plain(paths, resolve=False) for paths in (cfg.paths, usual))
     places = [_place(cfg, key) for key, path in theirs.items() if ours[key] != path]
     command = shlex.join([*shlex.split(cfg.train), *_settings(best), *places])
     console.print(
         f"Best of {len(frame)}, so its value is optimistic: {frame['run'][best.number]}\n"
-        f"  python -m rsna_bcd.train {command} name=...\n{Path(cfg.search_dir) / 'trials.csv'}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"  python -m rsna_bcd.train {command} name=...\n{Path(cfg.search_dir) / 'trials.csv'}"
+    )

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import parts_sha256, write_file
@@ -31,7 +30,7 @@ from rsna_bcd.inference.test_set import (
     read_test_set,
 )
 from rsna_bcd.processes import usable_cores
-from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary
+from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary, make_console
 from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble
 from rsna_bcd.tables.predictions import read_submission
 from rsna_bcd.tables.test_set import failures_table
@@ -59,7 +58,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
             not fit the sample submission, which is not written.
     """
     started = time.monotonic() if started is None else started
-    console = Console(stderr=True, markup=False)
+    console = make_console(stderr=True)
     folder, models = Path(cfg.submission_dir), Path(cfg.paths.models)
     ensemble = read_ensemble(Path(cfg.ensemble_json))
     check_current(ensemble, models)
@@ -71,8 +70,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     test = add_missing_columns(test, ensemble, members)
     others = sorted({run.source for run in runs} - {cfg.source})
     if others:
-        _print(
-            console,
+        console.print(
             f"Note: networks were trained on source={', '.join(others)}, not {cfg.source}; "
             "probabilities, and the threshold above all, may not carry over.",
         )
@@ -93,11 +91,11 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     }
     with open_progress(folder / "journal.jsonl", inputs, overwrite=cfg.overwrite) as progress:
         if _is_finished(folder, progress, asked):
-            _print(console, f"{folder} is finished already; overwrite=true predicts again.")
+            console.print(f"{folder} is finished already; overwrite=true predicts again.")
             return read_submission(folder / "submission.csv")
         if progress.changed:
             changed = ", ".join(progress.changed)
-            _print(console, f"Begins again: these differ from before: {changed}.")
+            console.print(f"Begins again: these differ from before: {changed}.")
         for name in _OUTPUTS if progress.is_new else _OUTPUTS[-1:]:
             (folder / name).unlink(missing_ok=True)
         with ProgressBar(console, "Predicting", len(test.files)) as bar:
@@ -113,7 +111,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
         record = {**summary.as_dict(), "seconds_in_all": seconds, "asked": asked}
         write_file(folder / "summary.json", json.dumps(record, indent=1).encode() + b"\n")
     for line in (*summary.lines(result.failures), str(folder / "submission.csv")):
-        _print(console, line)
+        console.print(line)
     return result.submission
 
 
@@ -184,7 +182,3 @@ def _summary(
         seconds=outcome.seconds_by_stage(names),
         out_of_fold=rate if math.isfinite(rate := ensemble.thresholds.recall_rate) else None,
     )
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -15,6 +15,7 @@ from rsna_bcd.phantom.competition import competition_tables, sample_images
 from rsna_bcd.phantom.examination import LESION_COLUMNS, Appearance, Examination, examine
 from rsna_bcd.preparation import engine
 from rsna_bcd.processes import usable_cores
+from rsna_bcd.reporting.console import make_console
 
 
 def synthesize(cfg: DictConfig) -> None:
@@ -26,14 +27,14 @@ def synthesize(cfg: DictConfig) -> None:
         InputError: a folder that holds other data, or a competition made with other settings.
     """
     data = Path(cfg.paths.data)
-    console = Console(stderr=True, markup=False)
+    console = make_console(stderr=True)
     record_file = data / "synthesize.yaml"
     record = select_settings(cfg, "seed", "size", "appearance")
     if not record_file.exists() and (data / "train.csv").exists():
         raise InputError(f"{data} holds data that was not made here. Choose another paths.data=.")
     same = check_same_config(record_file, record, overwrite=cfg.overwrite, root="synthesize")
     if same and not cfg.overwrite and (data / "lesions.csv").exists():
-        console.print(f"{data} exists already, made with these settings.", highlight=False)
+        console.print(f"{data} exists already, made with these settings.")
         return
     images = sample_images(**cfg.size, seed=cfg.seed)
     if record_file.exists():
@@ -53,9 +54,7 @@ def synthesize(cfg: DictConfig) -> None:
         for split, rows in breasts.groupby("split", sort=False)
     ]
     console.print(
-        f"{len(images)} images ({'; '.join(parts)}), {len(lesions)} lesions drawn. {data}",
-        highlight=False,
-        soft_wrap=True,
+        f"{len(images)} images ({'; '.join(parts)}), {len(lesions)} lesions drawn. {data}"
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+NO_DEVICE = "No medical device: for research only, not validated for the care of patients."
+
 Decision = Literal["positive", "negative"]
 _KEYS = {"flags": "doubts"}  # of predictions.json, where they differ from the attributes
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from rsna_bcd.reporting.console import (
     ProgressBar,
     SubmissionSummary,
     count_reasons,
+    make_console,
     print_results,
     time_left,
 )
@@ -38,7 +38,7 @@ def test_time_left_follows_from_the_speed(
 
 
 def draw(terminal: bool) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    console = make_console(file=io.StringIO(), force_terminal=terminal, width=100)
     with ProgressBar(console, "Predicting", 40) as bar:
         for done in range(10, 41):
             bar.update(done, 10)
@@ -76,7 +76,7 @@ def test_print_results_shows_the_breasts_with_the_highest_scores(tmp_path: Path)
         )
         for n in range(60)
     ]  # fmt: skip
-    console = Console(file=io.StringIO(), width=120)
+    console = make_console(file=io.StringIO(), width=120)
     print_results(console, tmp_path, "pair", results, {"x": "CT"}, ["A note."])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert sum(f"{n}_L " in text for n in range(60)) >= 40
