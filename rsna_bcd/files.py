@@ -7,11 +7,12 @@ only where the operating system says that a part of the path is no folder.
 
 import fcntl
 import hashlib
+import json
 import os
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -83,6 +84,41 @@ def write_file(path: Path, content: bytes | str) -> None:
 def write_csv(frame: Any, csv: Path) -> None:
     """Write a pandas table without its index, as `write_file`. Floats keep all their digits."""
     write_file(csv, frame.to_csv(index=False))
+
+
+def read_json_lines(
+    file: Path, read_entry: Callable[[Any], None], *, cut_damage: bool = False
+) -> bool:
+    """Read a file of JSON lines, to which lines are appended, from the first to the last.
+
+    An incomplete last line, left by a process that was killed, is cut off.
+
+    Args:
+        file: that exists.
+        read_entry: gets each entry; a ValueError, KeyError or TypeError means a damaged line.
+        cut_damage: cut the file off at the first damaged line.
+
+    Returns:
+        Whether a damaged line was cut off.
+
+    Raises:
+        InputError: a line is damaged, and not `cut_damage`.
+    """
+    content, good, is_damaged = file.read_bytes(), 0, False
+    for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+        try:
+            read_entry(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            if not cut_damage:
+                raise InputError(
+                    f"{file} is damaged ({error}). Start from scratch with overwrite=true."
+                ) from error
+            is_damaged = True
+            break
+        good += len(line)
+    if good < len(content):
+        os.truncate(file, good)
+    return is_damaged
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

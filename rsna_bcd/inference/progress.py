@@ -26,7 +26,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_bcd.files import locked, parts_sha256, storage_error, version_stamp
+from rsna_bcd.files import (
+    locked,
+    parts_sha256,
+    read_json_lines,
+    storage_error,
+    version_stamp,
+)
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.models.checkpoint import weights_sha256
@@ -125,31 +131,25 @@ class Progress:
             Its fingerprint; None if it is empty, {} if it is not ours.
         """
         inputs: Fingerprint | None = None
-        content, good = self._file.read_bytes(), 0  # bytes
-        for line in content.splitlines(keepends=True):
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else {}
-                if inputs is None:
-                    inputs = entry["made_from"]
-                elif "plan" in entry:
-                    self.plan = entry["plan"]
-                else:
-                    values, reason = entry["probabilities"], entry["reason"]
-                    # None becomes NaN.
-                    array = None if values is None else np.array(values, dtype=np.float64)
-                    if "image" in entry:
-                        self.by_image[entry["image"]] = Prediction(entry["image"], array, reason)
-                    elif array is not None:
-                        breast = BreastPrediction(entry["breast"], array, reason)
-                        self.by_breast[entry["breast"]] = breast
-            except (ValueError, KeyError, TypeError):
-                if inputs is None and line.endswith(b"\n"):
-                    inputs = {}
-                break
-            good += len(line)
-        if good < len(content):
-            os.ftruncate(self._handle, good)
-        return inputs
+
+        def read_entry(entry: Any) -> None:
+            nonlocal inputs
+            if inputs is None:
+                inputs = entry["made_from"]
+            elif "plan" in entry:
+                self.plan = entry["plan"]
+            else:
+                values, reason = entry["probabilities"], entry["reason"]
+                # None becomes NaN.
+                array = None if values is None else np.array(values, dtype=np.float64)
+                if "image" in entry:
+                    self.by_image[entry["image"]] = Prediction(entry["image"], array, reason)
+                elif array is not None:
+                    breast = BreastPrediction(entry["breast"], array, reason)
+                    self.by_breast[entry["breast"]] = breast
+
+        is_damaged = read_json_lines(self._file, read_entry, cut_damage=True)
+        return {} if inputs is None and is_damaged else inputs
 
 
 @contextmanager

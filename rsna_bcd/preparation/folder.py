@@ -20,7 +20,6 @@ same files, however they were interrupted.
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
@@ -29,8 +28,15 @@ from typing import Any
 
 import pandas as pd
 
-from rsna_bcd.errors import InputError
-from rsna_bcd.files import UNFINISHED, locked, storage_error, version_stamp, write_csv, write_file
+from rsna_bcd.files import (
+    UNFINISHED,
+    locked,
+    read_json_lines,
+    storage_error,
+    version_stamp,
+    write_csv,
+    write_file,
+)
 from rsna_bcd.imaging.quality import QualityFlag, split_flags
 from rsna_bcd.preparation.crop import Record
 from rsna_bcd.tables.images import Split
@@ -215,27 +221,15 @@ class PreparedFolder:
         write_csv(images.join(added), self.folder / f"{split}.csv")
 
     def _journal(self) -> dict[_Key, tuple[Record, float | None]]:
-        """Records, and seconds where they are known; the last entry of an image is used.
-
-        A last line that a crash cut short is removed.
-        """
+        """Records, and seconds where they are known; the last entry of an image is used."""
         if not self._journal_file.exists():
             return {}
         journal: dict[_Key, tuple[Record, float | None]] = {}
-        with self._journal_file.open("rb+") as file:
-            for line in file:
-                if not line.endswith(b"\n"):  # the next entry starts on a line of its own
-                    file.truncate(file.seek(-len(line), os.SEEK_END))
-                    break
-                try:
-                    entry = json.loads(line)
-                    key = entry["split"], entry["image_id"]
-                    journal[key] = entry["record"], entry.get("seconds")
-                except (json.JSONDecodeError, KeyError) as error:
-                    raise InputError(
-                        f"{self._journal_file} is damaged ({error}). Start from scratch with "
-                        "overwrite=true."
-                    ) from error
+
+        def read_entry(entry: Any) -> None:
+            journal[entry["split"], entry["image_id"]] = entry["record"], entry.get("seconds")
+
+        read_json_lines(self._journal_file, read_entry)
         return journal
 
     def _read_csv(self, name: str) -> list[dict[str, str]]:
