@@ -133,7 +133,7 @@ def make_step(cfg: Any, classifier: Any, device: torch.device, *, compiled: bool
 def step_flops(cfg: Any, classifier: Any) -> float:
     """Floating-point operations of a forward and backward pass on one sample (no data needed)."""
     network = copy.deepcopy(classifier.network).cpu().to("meta").eval()
-    batch = {k: v.to("meta") for k, v in random_batch(cfg, classifier.unit, 1).items()}
+    batch = {k: v.to("meta") for k, v in random_batch(cfg, classifier.level, 1).items()}
     with FlopCounterMode(display=False) as counter:
         network_outputs(network, batch)["logit"].sum().backward()
     return float(counter.get_total_flops())
@@ -281,7 +281,7 @@ class _Loop:
         self._cfg = composed(*settings, *more, *quiet, f"paths.output={output}")
         self._device, self._compiled = device, way == COMPILED
         self._classifier = make_classifier(self._cfg)
-        self._batch = random_batch(self._cfg, self._classifier.unit, self._cfg.batch_size)
+        self._batch = random_batch(self._cfg, self._classifier.level, self._cfg.batch_size)
         if device.type == "cuda":
             self._batch = {key: value.pin_memory() for key, value in self._batch.items()}
         self._flops_per_sample = flops
@@ -324,7 +324,7 @@ class _Loop:
     def row(self, turns: list[tuple[float, float]]) -> Row:
         """Figures of all turns."""
         seconds = statistics.median(turn[0] for turn in turns)
-        images = self.batch_size * images_per_sample(self._cfg, self._classifier.unit)
+        images = self.batch_size * images_per_sample(self._cfg, self._classifier.level)
         rate = self._flops_per_sample * self.batch_size / seconds / 1e12
         cuda = self._device.type == "cuda"
         peak = peak_tflops(torch.cuda.get_device_name()) if cuda else None
@@ -424,7 +424,7 @@ def memory(context: Context) -> Iterator[Row]:
 def _memory_row(name: str, tried: bool, device: torch.device, total: float) -> Row:
     cfg = composed(*overrides(name, device.type == "cpu"))
     classifier = make_classifier(cfg)
-    level = classifier.unit
+    level = classifier.level
     step = make_step(cfg, classifier, device, compiled=False)
     used = {n: step_memory(step, random_batch(cfg, level, n), device) / 2**30 for n in (2, 4)}
     line = fitted_line(used)

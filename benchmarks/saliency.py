@@ -118,7 +118,7 @@ def make_maps(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[
     maps = {} if image.saliency is None else {OURS: image.saliency}
     run = explainer.held_out_run(breast)
     network: Any = run.network
-    if run.unit != "image" or run.metadata is not None or not hasattr(network, "backbone"):
+    if run.level != "image" or run.metadata is not None or not hasattr(network, "backbone"):
         return maps
     pixels = to_input(torch.from_numpy(as_training_input(image.crop)))[None, None]
 

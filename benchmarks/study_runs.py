@@ -125,13 +125,13 @@ def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None
 
     device = _device(cfg)
     run = load_run(folder, torch.device(device))
-    data = instantiate(cfg.data, workers=cfg.workers, level=run.unit)
+    data = instantiate(cfg.data, workers=cfg.workers, level=run.level)
     data.setup()
     if variant.flips:
         probability = _flipped(run.network, data, variant, device)
-        _write_oof(cfg, data, data.held_out, run.unit, probability, csv)
+        _write_oof(cfg, data, data.held_out, run.level, probability, csv)
         return
-    if run.unit != "image" or run.network.inputs:
+    if run.level != "image" or run.network.inputs:
         raise InputError(f"{variant.name} starts from {variant.of}, which must see images alone.")
     from study_heads import attention_head, extract_features
 

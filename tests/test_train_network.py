@@ -70,7 +70,7 @@ def test_an_own_network_trains_and_loads_with_the_arguments_that_it_takes(
     folder = run(output, settings=SETTINGS)
     assert len(pd.read_csv(folder / "oof_images.csv")) == 16
     loaded = load_run(folder)
-    assert loaded.unit == "image"
+    assert loaded.level == "image"
     assert not loaded.network.given
     state = saved(folder)["state_dict"]
     assert torch.equal(loaded.network.state_dict()["head.weight"], state["network.head.weight"])

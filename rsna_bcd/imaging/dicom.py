@@ -32,8 +32,8 @@ from rsna_bcd.imaging.mammogram import (
     EMPTY,
     MOST_PIXELS,
     ImageError,
-    Level,
     Mammogram,
+    ResolutionLevel,
     StoredPixels,
     averaged_overview,
     check_not_constant,
@@ -99,12 +99,12 @@ def read_dicom(path: Path, decoders: Sequence[str] = tuple(DECODERS)) -> Mammogr
     }
 
     @cache
-    def level(reduced: int) -> Level:
+    def level(reduced: int) -> ResolutionLevel:
         words, halvings, decoder = decode(frame, decoders, reduced)
         check_decoded(frame, words, decoder)
         pixels = samples.to_pixels(words)
         check_not_constant(pixels)
-        return Level(pixels, halvings, decoder)
+        return ResolutionLevel(pixels, halvings, decoder)
 
     can_reduce = frame.stream and samples.can_be_averaged and "openjpeg" in decoders
     most_reduced = frame.stream.levels if frame.stream and can_reduce else 0

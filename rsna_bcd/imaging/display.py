@@ -19,8 +19,8 @@ from pydicom.sequence import Sequence
 from rsna_bcd.imaging.breast import breast_mask, has_bright_background
 from rsna_bcd.imaging.mammogram import (
     ImageError,
-    Level,
     Mammogram,
+    ResolutionLevel,
     StoredPixels,
     reduce_to_overview,
 )
@@ -363,7 +363,7 @@ def blacken_padding(mammogram: Mammogram, dataset: Dataset) -> Mammogram:
     black = darkest[np.argmin(np.abs(darkest - int(np.median(overview))))]
 
     @cache
-    def decode(_: int) -> Level:
+    def decode(_: int) -> ResolutionLevel:
         whole = mammogram.decode(0)
         pixels = np.where(_is_padding(whole.pixels, ends), dtype.type(black), whole.pixels)
         return replace(whole, pixels=pixels)

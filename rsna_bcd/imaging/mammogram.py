@@ -31,7 +31,7 @@ class ImageError(InputError):
 
 
 @dataclass(frozen=True)
-class Level:
+class ResolutionLevel:
     """An image at one of its resolutions.
 
     Attributes:
@@ -65,11 +65,11 @@ class Mammogram:
 
     height: int
     width: int
-    overview: Level
+    overview: ResolutionLevel
     display: DisplayTransform
     facts: Mapping[str, str | int]
     most_reduced: int
-    decode: Callable[[int], Level]
+    decode: Callable[[int], ResolutionLevel]
     flags: tuple[QualityFlag, ...] = ()
     pixel_aspect: float = 1.0
 
@@ -107,7 +107,7 @@ def in_memory(
         ImageError: all pixels are equal.
     """
     check_not_constant(pixels)
-    whole = Level(pixels, 0, decoder)
+    whole = ResolutionLevel(pixels, 0, decoder)
     overview = reduce_to_overview(whole)
     height, width = pixels.shape
     display = display_transform(overview.pixels)
@@ -115,7 +115,7 @@ def in_memory(
     return Mammogram(height, width, overview, display, {}, 0, decode, display.flags)
 
 
-def reduce_to_overview(level: Level) -> Level:
+def reduce_to_overview(level: ResolutionLevel) -> ResolutionLevel:
     """Halve a level until its longer side is at most OVERVIEW: each pixel the mean of four."""
     pixels: NDArray[Any] = level.pixels
     halvings = 0
@@ -125,7 +125,7 @@ def reduce_to_overview(level: Level) -> Level:
         even = pixels[: height // 2 * 2, : width // 2 * 2]
         pixels = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         halvings += 1
-    return Level(pixels, level.reduced + halvings, level.decoder)
+    return ResolutionLevel(pixels, level.reduced + halvings, level.decoder)
 
 
 def centred(region: NDArray, reduced: int) -> NDArray:
@@ -145,7 +145,7 @@ def centred(region: NDArray, reduced: int) -> NDArray:
     )
 
 
-def averaged_overview(level: Level, height: int, width: int) -> StoredPixels:
+def averaged_overview(level: ResolutionLevel, height: int, width: int) -> StoredPixels:
     """The overview as averages over a level that the codec reduced.
 
     So its statistics do not depend on the transfer syntax: the codec's low band is displaced,

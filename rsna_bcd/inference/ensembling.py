@@ -85,10 +85,10 @@ def _blend(
     for member, folds in zip(ensemble.members, runs, strict=True):
         by_fold = []
         for run in folds:
-            values = (image_level if run.unit == "image" else breast_level)[:, column]
+            values = (image_level if run.level == "image" else breast_level)[:, column]
             is_used = np.isfinite(values) & (column not in dropped)
             table = rows[is_used].assign(probability=values[is_used])
-            own = to_breasts(table, member.rule if run.unit == "image" else "max")
+            own = to_breasts(table, member.rule if run.level == "image" else "max")
             by_id = own.set_index("prediction_id")["probability"]
             by_fold.append(by_id.reindex(breasts["prediction_id"]).to_numpy())
             column += 1

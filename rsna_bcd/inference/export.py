@@ -337,7 +337,7 @@ def _with_onnx(
     if seconds < _WORTH or not all(map(_is_installed, _EXPORTER)):
         return run
     log(f"Makes {own}: torch would take {seconds / 3600:.1g} h of {run.name} alone.")
-    description = {"unit": run.unit, "weights_sha256": weights_sha256(run.network.state_dict())}
+    description = {"unit": run.level, "weights_sha256": weights_sha256(run.network.state_dict())}
     own.parent.mkdir(parents=True, exist_ok=True)
     unfinished = own.with_name(f"unfinished_{own.name}")
     save_onnx(capture(run.network, inputs), inputs, unfinished, json.dumps(description))

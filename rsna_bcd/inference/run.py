@@ -20,7 +20,7 @@ from rsna_bcd.models.checkpoint import (
     read_checkpoint,
     weights_sha256,
 )
-from rsna_bcd.models.prediction import TTA, network_unit
+from rsna_bcd.models.prediction import TTA, network_level
 from rsna_bcd.preparation.crop import ALGORITHM, CropSettings
 from rsna_bcd.scoring.ensemble import Ensemble, Select
 from rsna_bcd.tables.metadata import (
@@ -65,9 +65,9 @@ class Run:
     seen: TrainingDomain = field(default_factory=dict)
 
     @property
-    def unit(self) -> Level:
+    def level(self) -> Level:
         """Image or breast level."""
-        return network_unit(self.network)
+        return network_level(self.network)
 
     @property
     def name(self) -> str:

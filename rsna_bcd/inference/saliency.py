@@ -277,7 +277,7 @@ class Explainer:
         readable = self._patients[str(rows["patient_id"].iloc[0])]
         is_other = readable["prediction_id"] != prediction_id
         needed = readable
-        if not (run.unit == "breast" and run.views.other_breast):
+        if not (run.level == "breast" and run.views.other_breast):
             needed = readable[~is_other]
         paths = zip(needed["image_id"], needed["path"], strict=True)
         crops = {image_id: self._crop(run, path) for image_id, path in paths}
@@ -335,7 +335,7 @@ def explain_breast(
     if own.empty:
         return []
     maps: list[NDArray[np.float32] | None] = [None] * len(own)
-    if run.unit == "image":  # one after the other: gradients of several need as much more memory
+    if run.level == "image":  # one after the other: gradients of several need as much more memory
         metadata = None if run.metadata is None else torch.from_numpy(run.metadata.encode(own))
         for row, image_id in enumerate(own["image_id"]):
             batch = {"image": torch.from_numpy(as_training_input(crops[image_id]))[None, None]}

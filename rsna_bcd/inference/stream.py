@@ -202,7 +202,7 @@ class _Batches:
         self._metadata = {
             column: torch.from_numpy(run.metadata.encode(images))
             for column, run in enumerate(runs)
-            if run.unit == "image" and run.metadata is not None
+            if run.level == "image" and run.metadata is not None
         }
         self.restart()
 
@@ -252,7 +252,7 @@ class _Batches:
         reasons: dict[int, str] = {}
         shared: dict[tuple[int, torch.device], torch.Tensor] = {}  # by runs with the same crops
         for column, (run, predictor) in enumerate(zip(self._runs, self._predictors, strict=True)):
-            if column in dropped or run.unit != "image":
+            if column in dropped or run.level != "image":
                 continue
             with self._monitor.timer.time_network(column, len(self._ready)):
                 key = self._which_crop[column], predictor.device
@@ -308,7 +308,7 @@ class PatientBuffer:
         self._runs = [
             (column, run, which)
             for column, (run, which) in enumerate(zip(runs, which_crop, strict=True))
-            if run.unit == "breast"
+            if run.level == "breast"
         ]
         self._metadata = {
             column: torch.from_numpy(run.metadata.encode_breasts(images))

@@ -74,7 +74,7 @@ def predict_studies(
         InputError: the table lacks a column that a run takes.
     """
     rows = {str(study): own for study, own in images.groupby("patient_id")}
-    has_breast_level = any(run.unit == "breast" for run in runs)
+    has_breast_level = any(run.level == "breast" for run in runs)
     study_of_image = dict(zip(images["image_id"], images["patient_id"], strict=True))
     study_of_breast = dict(zip(images["prediction_id"], images["patient_id"], strict=True))
     by_image: dict[str, dict[str, Prediction]] = {}
@@ -115,7 +115,7 @@ def mean_saliency(runs: Sequence[Run], study: Study) -> dict[str, NDArray[np.flo
     for breast in images["prediction_id"].unique():
         maps: dict[str, list[NDArray[np.floating[Any]]]] = {}
         for run in runs:
-            taken = crops if run.unit == "image" else deciding
+            taken = crops if run.level == "image" else deciding
             for image in explain_breast(run, images, breast, taken):
                 if image.saliency is not None:
                     maps.setdefault(image.image_id, []).append(image.saliency)

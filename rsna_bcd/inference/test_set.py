@@ -159,7 +159,7 @@ def predict_test_set(
     if progress.plan and _degradation(progress) and settings.until == float("inf"):
         log("Begins again: an earlier budget dropped networks, and now there is none.")
         progress.clear()
-    by_patient = any(run.unit == "breast" for run in runs)
+    by_patient = any(run.level == "breast" for run in runs)
     left = progress.remaining(images, test.files, by_patient=by_patient)
     resumed = len(test.files) - len(left)
     if resumed and left:
@@ -295,7 +295,7 @@ def _unfamiliar_images(runs: Sequence[Run], images: pd.DataFrame) -> Iterator[Fa
         for row, name in zip(images[is_new].itertuples(), machine[is_new], strict=True):
             reason = f"no network has seen machine {name} in training"
             yield Failure(*_ids(row), "new machine", reason)
-    most = [run.views.most for run in runs if run.unit == "breast" and run.views.policy == "all"]
+    most = [run.views.most for run in runs if run.level == "breast" and run.views.policy == "all"]
     if most:
         counts = images.groupby("prediction_id", sort=False)["image_id"].size()
         for row in images.drop_duplicates("prediction_id").itertuples():

@@ -18,20 +18,20 @@ from rsna_bcd.models.optim import MakeOptimizer, MakeScheduler, ParameterGroups
 from rsna_bcd.models.prediction import (
     TTA,
     Batch,
-    Level,
+    network_level,
     network_outputs,
-    network_unit,
     predict_logits,
 )
 from rsna_bcd.scoring.metrics import DECISION, RANKING, Aggregation
 from rsna_bcd.tables.predictions import to_breasts
+from rsna_bcd.tables.views import Level
 
 
 class TrainingData(Protocol):
     """What the module must know of its data.
 
     Attributes:
-        held_out: samples of validation, images or breasts as the network's `unit`; a batch's
+        held_out: samples of validation, images or breasts as the network's level; a batch's
             `index` is the row.
     """
 
@@ -100,12 +100,12 @@ class Classifier(pl.LightningModule):
         self._validated: list[dict[str, Tensor]] = []
         self._memory_limit = MemoryLimit()
         self.data: TrainingData | None = None
-        mix.check(self.unit)
+        mix.check(self.level)
 
     @property
-    def unit(self) -> Level:
+    def level(self) -> Level:
         """What a sample is, as the network looks at it."""
-        return network_unit(self.network)
+        return network_level(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from the step, so that a resumed run equals a straight one."""
@@ -158,7 +158,7 @@ class Classifier(pl.LightningModule):
         labels = torch.from_numpy(samples["label"].to_numpy(np.float32))
         loss = self.criterion.loss(torch.from_numpy(logits), labels)
         breasts = samples.assign(probability=sigmoid(logits))
-        if self.unit == "image":
+        if self.level == "image":
             breasts = to_breasts(breasts, self._rule)
         self.log_dict({"valid_loss": loss, **breast_metrics(breasts)}, prog_bar=False)
 
@@ -178,7 +178,7 @@ class Classifier(pl.LightningModule):
         parts = [logits for _, logits in self._memory_limit.split(predict, batch)]
         if any(logits is None for logits in parts):
             raise InputError(
-                f"Not even one {self.unit} fits into memory for prediction in float32. Choose a "
+                f"Not even one {self.level} fits into memory for prediction in float32. Choose a "
                 "smaller crop= or network.backbone=, or predict elsewhere."
             )
         return torch.cat([logits for logits in parts if logits is not None])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.prediction import Batch, extra_inputs, network_unit
+from rsna_bcd.models.prediction import Batch, extra_inputs, network_level
 
 DESCRIPTION = "rsna_bcd"  # the metadata entry of an exported file
 OPSET = 18  # of ONNX: the default of torch's exporter; ONNX Runtime knows it since 1.14
@@ -66,7 +66,7 @@ def network_inputs(
     Raises:
         InputError: it looks at something that no batch of ours holds.
     """
-    by_breast = network_unit(network) == "breast"
+    by_breast = network_level(network) == "breast"
     sample: tuple[str, ...] = ("batch", "views") if by_breast else ("batch",)
     known = [
         Input("image", (*sample, 1, height, width), "float32", 0, 1,

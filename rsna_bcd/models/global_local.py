@@ -17,8 +17,8 @@ from rsna_bcd.models.aggregators import GatedAttention
 from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling, backbone_groups, the_rest
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
-from rsna_bcd.models.prediction import Level
 from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.views import Level
 
 
 class GlobalLocal(nn.Module):

@@ -168,12 +168,12 @@ def out_of_memory(classifier: Any, trainer: pl.Trainer, loader: Any, batch_size:
         largest = _measured(classifier, trainer, loader, batch_size)
         measured = f"{largest} (measured, without compile)"
     problem = (
-        f"A training step with a micro-batch of {batch_size // ranks} {classifier.unit}s needs "
+        f"A training step with a micro-batch of {batch_size // ranks} {classifier.level}s needs "
         f"more memory than {_device_name(device)} has."
     )
     if largest < 1:
         return InputError(
-            f"{problem} Not even one {classifier.unit} fits. Set network.grad_checkpointing=true, "
+            f"{problem} Not even one {classifier.level} fits. Set network.grad_checkpointing=true, "
             "or choose a smaller crop= or network.backbone=."
         )
     micro = max(n for n in range(1, largest + 1) if batch_size // ranks % n == 0)
@@ -181,7 +181,7 @@ def out_of_memory(classifier: Any, trainer: pl.Trainer, loader: Any, batch_size:
     return InputError(
         f"{problem} The largest micro-batch that fits is {measured}. Set batch_size="
         f"{micro * ranks} trainer.accumulate_grad_batches={parts * accumulated}: as many "
-        f"{classifier.unit}s per optimizer step, in {parts * accumulated} micro-batches of "
+        f"{classifier.level}s per optimizer step, in {parts * accumulated} micro-batches of "
         f"{micro}. This is not the same training (and another run in its record): BatchNorm, mix "
         "and losses that compare samples see one micro-batch at a time. "
         "network.grad_checkpointing=true keeps the batch and takes about a third more time."

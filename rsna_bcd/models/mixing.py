@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.models.prediction import Batch, Level, to_input
+from rsna_bcd.models.prediction import Batch, to_input
 from rsna_bcd.tables.metadata import TARGETS
+from rsna_bcd.tables.views import Level
 
 Kind = Literal["mixup", "cutmix"]
 
@@ -52,13 +53,13 @@ class Mix:
         self._alpha = alpha
         self.probability = probability
 
-    def check(self, unit: Level) -> None:
+    def check(self, level: Level) -> None:
         """Refuse what makes no sense for a kind of sample.
 
         Raises:
             InputError: breasts are to be cut.
         """
-        if self.probability and self._kind == "cutmix" and unit == "breast":
+        if self.probability and self._kind == "cutmix" and level == "breast":
             raise InputError(
                 "mix.kind=cutmix pastes a box of one image into another, which is another place "
                 "in each view of a breast. Choose mix.kind=mixup or mix.probability=0."

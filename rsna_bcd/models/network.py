@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rsna_bcd.models.checkpoint import start_from
 from rsna_bcd.models.encoder import Encoder, Pooling
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
-from rsna_bcd.models.prediction import Level
 from rsna_bcd.tables.metadata import Metadata
+from rsna_bcd.tables.views import Level
 
 
 class ImageClassifier(Encoder):

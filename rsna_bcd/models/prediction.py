@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.tables.views import Level as Level  # networks are annotated with it
+from rsna_bcd.tables.views import Level
 
 TTA = Literal["none", "hflip"]  # test-time augmentation
 PASSES: dict[TTA, int] = {"none": 1, "hflip": 2}  # how often a network sees an image
 Batch = dict[str, Tensor]
 
 
-def network_unit(network: Any) -> Level:
+def network_level(network: Any) -> Level:
     """Whether a sample of a network is an image or a breast."""
-    unit: Level = getattr(network, "unit", "image")
-    return unit
+    level: Level = getattr(network, "unit", "image")
+    return level
 
 
 def extra_inputs(network: Any) -> tuple[str, ...]:

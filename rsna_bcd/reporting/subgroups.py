@@ -68,7 +68,7 @@ class ScoredBreasts:
         return ScoredBreasts(*(values[rows] for values in vars(self).values()))
 
 
-class Level(NamedTuple):
+class FactorLevel(NamedTuple):
     """A value of a factor, with its counts."""
 
     name: str
@@ -80,7 +80,7 @@ class Factor(NamedTuple):
     """A property of breasts: `Site`; `not recorded` is the last level."""
 
     name: str
-    levels: tuple[Level, ...]
+    levels: tuple[FactorLevel, ...]
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,11 @@ def describe_cohort(images: pd.DataFrame, oof: pd.DataFrame, facts: pd.DataFrame
     years = facts["years"].to_numpy(dtype=np.float64)
     known = np.isfinite(years)
     shares = own[[c for c in TRAIN_COLUMNS if c in own]].isna().mean()
-    factors: dict[str, list[Level]] = {}
+    factors: dict[str, list[FactorLevel]] = {}
     for part in split(facts, labels):
         if part.label is None:
             counts = int(part.inside.sum()), int(labels[part.inside].sum())
-            factors.setdefault(part.factor, []).append(Level(part.name, *counts))
+            factors.setdefault(part.factor, []).append(FactorLevel(part.name, *counts))
     return Cohort(
         patients=int(oof["patient_id"].nunique()),
         breasts=len(oof),

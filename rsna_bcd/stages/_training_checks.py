@@ -25,7 +25,7 @@ from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import check_unseen, starts_from
 from rsna_bcd.models.launch import n_ranks_to_start, started_outside
-from rsna_bcd.models.prediction import network_unit
+from rsna_bcd.models.prediction import network_level
 from rsna_bcd.settings import Train
 from rsna_bcd.targets import read_record
 
@@ -222,7 +222,7 @@ def _oof_tables(cfg: DictConfig) -> tuple[str, ...]:
     if cfg.fold == "all":
         return ()
     kind = get_object(cfg.network._target_)
-    by_image = isinstance(kind, type) and network_unit(kind) == "image"
+    by_image = isinstance(kind, type) and network_level(kind) == "image"
     return ("oof.csv", "oof_images.csv") if by_image else ("oof.csv",)
 
 

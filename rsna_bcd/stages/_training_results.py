@@ -43,7 +43,7 @@ def predict_held_out(
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))
     samples = data.held_out.assign(probability=probability, logit=logit(pd.Series(probability)))
     breasts = samples.assign(unread=0)
-    if classifier.unit == "image":
+    if classifier.level == "image":
         breasts = to_breasts(samples, cfg.breast_rule)
         images = samples[list(OOF_IMAGE_COLUMNS)]
         rank_zero_only(write_csv)(images, Path(cfg.run_dir) / "oof_images.csv")

@@ -133,13 +133,13 @@ def _is_done(file: Path, card_file: Path, settings: dict[str, Any], *, overwrite
 def _describe(run: Run, inputs: tuple[Input, ...], settings: dict[str, Any]) -> dict[str, Any]:
     """The description beside the file and inside it."""
     record = run.record
-    seen = _SEEN[run.unit].format(rule=record["breast_rule"])
+    seen = _SEEN[run.level].format(rule=record["breast_rule"])
     ratio = record["negatives_per_positive"]
     probability = _PROBABILITY.format(seen=seen, ratio="null" if ratio is None else ratio)
     return {
         **settings,
         "dataset": record["dataset"]["name"],
-        "unit": run.unit,
+        "unit": run.level,
         "inputs": [asdict(entry) for entry in inputs],
         "outputs": [
             {"name": "logit", "shape": ["batch"], "dtype": "float32", "meaning": _LOGIT},
@@ -149,7 +149,7 @@ def _describe(run: Run, inputs: tuple[Input, ...], settings: dict[str, Any]) -> 
             },
         ],
         "source": run.source,
-        "views": _plain(record.get("views")) if run.unit == "breast" else None,
+        "views": _plain(record.get("views")) if run.level == "breast" else None,
         "metadata": _plain(record.get("metadata")),
         "tta": _TTA[run.tta],
         "versions": {package: _version(package) for package in _PACKAGES},

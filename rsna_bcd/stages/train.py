@@ -144,7 +144,7 @@ def _make_classifier_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModu
         on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
         classifier.network = synchronise_norms(classifier.network, on_cpu=on_cpu)
     workers = min(8, len(os.sched_getaffinity(0))) if cfg.workers is None else cfg.workers
-    data: CropDataModule = instantiate(cfg.data, workers=workers, level=classifier.unit)
+    data: CropDataModule = instantiate(cfg.data, workers=workers, level=classifier.level)
     data.setup()
     classifier.data = data
     check_network(classifier.network, data.sample_batch())

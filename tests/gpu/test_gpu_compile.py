@@ -28,7 +28,7 @@ def test_a_compiled_step(
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     cfg = composed(*overrides(name, small), "compile=true")
     classifier = make_classifier(cfg)
-    batch = random_batch(cfg, classifier.unit, cfg.batch_size)
+    batch = random_batch(cfg, classifier.level, cfg.batch_size)
     step = make_step(cfg, classifier, device, compiled=True)
     there = {key: value.to(device) for key, value in batch.items()}
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):

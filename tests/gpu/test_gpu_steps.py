@@ -24,7 +24,7 @@ def test_a_step_in_bf16(name: str, device: torch.device, small: bool) -> None:
     step = make_step(cfg, classifier, device, compiled=False)
     before = {n: p.detach().clone() for n, p in classifier.network.named_parameters()}
     for _ in range(2):  # a warm-up may begin at a rate of 0
-        loss = step(random_batch(cfg, classifier.unit, 2))
+        loss = step(random_batch(cfg, classifier.level, 2))
     assert loss.isfinite()
     learnt = [(n, p) for n, p in classifier.network.named_parameters() if p.requires_grad]
     without = [n for n, p in learnt if p.grad is None or not p.grad.isfinite().all()]
@@ -47,7 +47,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_less_memory(
         classifier = make_classifier(cfg)
         step = make_step(cfg, classifier, device, compiled=False)
         step.optimizer.param_groups[0]["lr"] = 0.0
-        batch = random_batch(cfg, classifier.unit, 4 if small else 16)
+        batch = random_batch(cfg, classifier.level, 4 if small else 16)
         step(batch)
         gradients = {
             n: p.grad.cpu() for n, p in classifier.network.named_parameters() if p.grad is not None

@@ -127,7 +127,7 @@ def test_onnx_network_agrees_with_torch(run: Run) -> None:
     batch = {"image": (255 * image).byte()}
     other = with_engine(run, "onnx", run.folder / "model.onnx", threads=1)
     assert isinstance(other.network, OnnxNetwork)
-    assert other.unit == "image"
+    assert other.level == "image"
     expected, _ = Predictor(run, "float32").predict(batch)
     assert Predictor(other, "float32").predict(batch)[0] == pytest.approx(expected, abs=1e-6)
     assert np.ptp(expected) > 0.1

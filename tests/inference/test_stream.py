@@ -123,12 +123,12 @@ def out_of_fold(data: Path, run: Run, output: Path) -> pd.Series:
     module = CropDataModule(
         output, output / "folds.csv", 0, Augmentation([]), batch_size=2,
         negatives_per_positive=None, workers=0, seed=0,
-        level=run.unit, views=run.views, metadata=run.metadata,
+        level=run.level, views=run.views, metadata=run.metadata,
     )  # fmt: skip
     module.setup()
     batches: Any = module.val_dataloader()
     logits = torch.cat([predict_logits(run.network, batch, run.tta) for batch in batches])
-    key = "image_id" if run.unit == "image" else "prediction_id"
+    key = "image_id" if run.level == "image" else "prediction_id"
     return pd.Series(logits.sigmoid().double().numpy(), module.held_out[key])
 
 
@@ -161,7 +161,7 @@ def test_predict_agrees_with_the_out_of_fold_predictions_of_breasts(
     views: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     run = save_breast_run(tmp_path / "run" / "fold0", **views)
-    assert run.unit == "breast"
+    assert run.level == "breast"
     assert run.views == Views(**views)
     expected = out_of_fold(data, run, tmp_path)
     assert set(expected.index) == set(BREASTS) - {"4_L"}  # its only image cannot be read
@@ -256,6 +256,6 @@ def test_older_records_get_the_defaults(tmp_path: Path) -> None:
     network = ImageClassifier("test_efficientnet", pretrained=False)
     backbone = {"backbone": "test_efficientnet"}
     run = load_run(save_run(tmp_path / "old" / "fold0", network, network=backbone))
-    assert run.unit == "image"
+    assert run.level == "image"
     assert run.views == Views()
     assert run.metadata is None
