@@ -65,7 +65,7 @@ def make_pipelines(
 def _with_threads(network: Any, threads: int) -> Pipeline:
     def pipeline(batch: Batch) -> torch.Tensor:
         torch.set_num_threads(threads)
-        return predict_logits(network, batch, "none")
+        return predict_logits(network, batch, ())
 
     return pipeline
 

@@ -151,18 +151,13 @@ def _device(cfg: DictConfig) -> str:
 
 def _flipped(network: Any, data: Any, variant: Variant, device: str) -> NDArray[np.float64]:
     """Probabilities of the held-out samples: logits of an image and its flips, averaged."""
-    import torch
-
     from rsna_bcd.models.prediction import predict_logits
 
-    axes = {"hflip": (-1,), "vflip": (-2,), "both": (-1, -2)}
     probabilities = []
     for batch in data.val_dataloader():
         there = {name: tensor.to(device) for name, tensor in batch.items()}
-        images = [there["image"], *(there["image"].flip(axes[flip]) for flip in variant.flips)]
-        passes = [predict_logits(network, {**there, "image": image}, "none") for image in images]
-        mean = torch.stack(passes).mean(dim=0)
-        probabilities.append(mean.double().sigmoid().cpu().numpy())
+        logits = predict_logits(network, there, variant.flips)
+        probabilities.append(logits.double().sigmoid().cpu().numpy())
     return np.concatenate(probabilities)
 
 

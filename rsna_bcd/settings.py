@@ -5,10 +5,11 @@ dataclass has the kind and the range of each. Keys of a section with a `_target_
 of its constructor.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from rsna_bcd._validation import Name, Strict, missing
 
@@ -22,6 +23,41 @@ Above = Annotated[float, Field(gt=0)]
 Source = Literal["dicom", "image"]
 Fold = Count | Literal["all"]
 Section = dict[str, Any]
+
+_NUMBER = r"-?\d*\.?\d+"
+_TRANSFORM = re.compile(rf"hflip|vflip|both|scale_{_NUMBER}|shift_{_NUMBER}_{_NUMBER}")
+_TRANSFORMS = (
+    "should be a list of hflip, vflip, both, scale_1.1 (0.5 to 2, not 1) and shift_0.05_-0.02 "
+    "(shares of the width and the height, 0.5 at most)"
+)
+
+
+def tta_transforms(tta: Any) -> list[str]:
+    """The transforms of `tta` (`models.prediction.transform`).
+
+    `none` and null are an empty list, a name alone is a list of it.
+
+    Raises:
+        ValueError: no such list, an unknown transform, or one twice.
+    """
+    names = [] if tta in (None, "none") else [tta] if isinstance(tta, str) else tta
+    if not isinstance(names, list):
+        raise ValueError(_TRANSFORMS)
+    found: set[tuple[str | float, ...]] = set()
+    for name in map(str, names):
+        kind, *numbers = name.split("_") if _TRANSFORM.fullmatch(name) else ("",)
+        values = tuple(map(float, numbers))
+        if (
+            not kind
+            or (kind == "scale" and not (0.5 <= values[0] <= 2 and values[0] != 1))
+            or (kind == "shift" and not 0 < max(map(abs, values)) <= 0.5)
+        ):
+            raise ValueError(f"{_TRANSFORMS}, not {name}")
+        if (kind, *values) in found:
+            raise ValueError(f"should have {name} once")
+        found.add((kind, *values))
+    return names
+
 
 _RUNS = "output/runs/*/fold*"
 _ENSEMBLES = "models/ensembles/*/ensemble.json"
@@ -154,7 +190,7 @@ class Train(Command):
     auxiliary: dict[str, float]
     metadata: Section | None
     breast_rule: Literal["mean", "max"]
-    tta: Literal["none", "hflip"]
+    tta: Annotated[Any, AfterValidator(tta_transforms)]
     select: Literal["last", "best"]
     patience: Positive | None
     workers: Count | None = unrecorded()

@@ -1,4 +1,4 @@
-"""Dotted paths in `_target_` that saved records may hold, although their objects have moved."""
+"""Saved records of earlier versions: where the objects of `_target_` are now, and TTA as a list."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,20 @@ OLD_TARGETS: dict[str, str] = {
     "rsna_bcd.models.schedules.warmup_cosine": "rsna_bcd.models.optim.warmup_cosine",
 }
 
+OLD_TTA: dict[str, list[str]] = {"none": [], "hflip": ["hflip"]}  # it was one of two names
+
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Read a saved `config.yaml` as plain values, each `_target_` where its object is now."""
+    """Read a saved `config.yaml` as plain values, as this version would write it."""
     record: dict[str, Any] = with_current_targets(OmegaConf.to_container(OmegaConf.load(file)))
     return record
 
 
 def with_current_targets(record: Any) -> Any:
-    """Copy a saved record; each `_target_` in it, at any depth, is where the object is now."""
+    """Copy a saved record.
+
+    Each `_target_` in it, at any depth, is where the object is now; `tta` is a list.
+    """
     if isinstance(record, list):
         return [with_current_targets(value) for value in record]
     if not isinstance(record, dict):
@@ -31,4 +36,6 @@ def with_current_targets(record: Any) -> Any:
     target = current.get("_target_")
     if isinstance(target, str):
         current["_target_"] = OLD_TARGETS.get(target, target)
+    if isinstance(current.get("tta"), str):
+        current["tta"] = OLD_TTA.get(current["tta"], current["tta"])
     return current

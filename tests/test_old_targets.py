@@ -69,6 +69,13 @@ def test_with_current_targets_rewrites_at_any_depth() -> None:
     assert with_current_targets(record) == current
 
 
+@pytest.mark.parametrize(
+    ("tta", "now"), [("none", []), ("hflip", ["hflip"]), (["vflip"], ["vflip"])]
+)
+def test_with_current_targets_makes_tta_a_list(tta: Any, now: list[str]) -> None:
+    assert with_current_targets({"tta": tta}) == {"tta": now}
+
+
 def test_old_targets_lead_to_something() -> None:
     for old, new in OLD_TARGETS.items():
         assert new not in OLD_TARGETS, f"{old} -> {new}, which has moved as well"

@@ -89,7 +89,6 @@ def test_schema_has_the_choices_of_the_code() -> None:
     from rsna_bcd.inference.export import Engine
     from rsna_bcd.inference.predictor import Precision
     from rsna_bcd.inference.test_set import Unread
-    from rsna_bcd.models.prediction import TTA
     from rsna_bcd.preparation.crop import Filter, Strategy
     from rsna_bcd.scoring.blend import BlendMethod
     from rsna_bcd.scoring.calibration import CalibrationMethod
@@ -97,7 +96,6 @@ def test_schema_has_the_choices_of_the_code() -> None:
     from rsna_bcd.scoring.metrics import Aggregation
 
     for command, key, choices in (
-        (settings.Train, "tta", get_args(TTA)),
         (settings.Train, "breast_rule", get_args(Aggregation)),
         (settings.Submit, "unread", get_args(Unread)),
         (settings.Submit, "precision", get_args(Precision)),
@@ -142,7 +140,7 @@ def test_typo_is_refused_with_the_key_that_is_meant(name: str, refused: Call) ->
          "seed=-1"]),
         ("ensemble", ["recall_rate=true", "by_site=abc", "groups=null"]),
         ("train", ["epochs=1.5", "learning_rate=abc", "seed=null", "batch_size=0", "patience=0",
-         "fold=first", "select=worst", "tta=vflip", "scheduler=null", "ema.decay=2", "workers=-1",
+         "fold=first", "select=worst", "tta=rot90", "scheduler=null", "ema.decay=2", "workers=-1",
          "deep_weight=high", "negatives_per_positive=0", "paths.output=null"]),
         ("train", ["epochs=0", "learning_rate=-1", "seed=true", "fold=-1", "optimizer=null",
          "views=null", "ema=null", "positives_per_batch=0.5", "resume=null", "overwrite=None"]),

@@ -66,7 +66,12 @@ def test_settings_that_no_run_can_have_are_refused(
         ("fold=9", "folds 0, 1"),
         ("fold=first", "fold=first: should be"),
         ("select=median", "should be last or best"),
-        ("tta=rot90", "should be none or hflip"),
+        ("tta=rot90", "tta=rot90: should be a list of hflip"),
+        ("tta=[hflip,vflip,hflip]", "should have hflip once"),
+        ("tta=[scale_1.1,scale_1.10]", "should have scale_1.10 once"),
+        ("tta=[scale_1]", "not scale_1"),
+        ("tta=[shift_0.05_0.6]", "not shift_0.05_0.6"),
+        ("tta=1.1", "should be a list"),
         ("breast_rule=median", "should be mean or max"),
         ("network.backbone=no_such_net", "timm has no network 'no_such_net'"),
         ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
@@ -170,7 +175,10 @@ def test_a_key_that_an_older_record_lacks_means_its_default(
     try:
         assert run_command(trained, "epochs=1") == ""
         assert "finished already" in capsys.readouterr().out
-        assert load_run(file.parent).tta == "none"
+        assert load_run(file.parent).tta == []
+        file.write_text(f"{OmegaConf.to_yaml(record)}tta: none\n")  # of an earlier version
+        for same in ("tta=none", "tta=null"):
+            assert run_command(trained, "epochs=1", same) == ""
         for other in ("tta=hflip", "ema.decay=0.5", "network.pooling=max", "crop.bits=16"):
             assert "made with other settings" in run_command(trained, "epochs=1", other)
     finally:

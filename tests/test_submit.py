@@ -123,6 +123,33 @@ def test_submit_resumes_from_any_part_of_the_journal(
     check_same(output, straight)
 
 
+@pytest.mark.parametrize(
+    ("plan", "tta", "kept"),
+    [(True, "hflip", "hflip"), (False, "hflip", "none"), (1, "[hflip, vflip]", "[hflip]")],
+    ids=["earlier version", "earlier version, dropped", "one of two"],
+)
+def test_submit_resumes_with_the_transforms_of_the_journal(
+    data: Path, tmp_path: Path, plan: bool | int, tta: str, kept: str
+) -> None:
+    def submit_with(output: Path, tta: str) -> Path:
+        save_members(output)
+        for file in output.glob("runs/*/*/config.yaml"):
+            file.write_text(file.read_text().replace("tta: hflip", f"tta: {tta}"))
+        submit(configure(data, output, ["batch_size=3"]))
+        return output
+
+    output = submit_with(tmp_path / "output", tta)
+    journal = folder_in(output) / "journal.jsonl"
+    lines = [journal.read_text().split("\n")[0], json.dumps({"plan": {"tta": plan, "dropped": []}})]
+    journal.write_text("".join(f"{line}\n" for line in lines))
+    submit(configure(data, output, ["batch_size=3", "budget.hours=1"]))
+    assert journal.read_text().split("\n")[:2] == lines
+    assert summary_in(output)["shed"].startswith("" if plan is True else "test-time augmentation")
+    found = table_in(output, "predictions.csv")
+    expected = table_in(submit_with(tmp_path / "kept", kept), "predictions.csv")
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
 @pytest.mark.parametrize("straight", [(2, 0)], indirect=True, ids=["images"])
 def test_submit_at_image_level_predicts_no_image_twice(
     straight: Path, data: Path, tmp_path: Path
@@ -276,7 +303,7 @@ def test_submit_with_a_short_budget_drops_tta_and_folds(
     submission = submit_within(5.5, many, output)
     summary, printed = summary_in(output), capsys.readouterr().err
     plans = [line["plan"] for line in journal_lines(output) if "plan" in line]
-    assert not plans[0]["tta"]
+    assert plans[0]["tta"] == 0
     assert plans[-1]["dropped"] in ([2], [2, 1])
     assert summary["shed"].startswith("test-time augmentation, images fold2")
     assert f"Dropped for the time budget: {summary['shed']}." in printed

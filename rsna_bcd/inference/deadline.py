@@ -1,8 +1,9 @@
 """Time budget: drop TTA and folds so that every image is predicted.
 
-First goes the test-time augmentation of all members, before any prediction is kept; then folds, one
-at a time, the last one of the member with most folds left (of several, the last member); each
-member keeps one fold. Nothing is dropped that saves no time because decoding limits the rate.
+First goes test-time augmentation, before any prediction is kept: one transform after the other, the
+last of the longest lists of all runs first. Then folds, one at a time, the last one of the member
+with most folds left (of several, the last member); each member keeps one fold. Nothing is dropped
+that saves no time because decoding limits the rate.
 Images that are out of time even then are not predicted.
 """
 
@@ -15,7 +16,6 @@ from itertools import accumulate
 
 from rsna_bcd.durations import format_duration
 from rsna_bcd.inference.run import Run
-from rsna_bcd.models.prediction import PASSES
 
 _WORTH = 0.01  # neither a smaller part of the images nor a smaller gain in time is worth a fold
 _FIRST_BATCHES = 3  # before the first estimate, or fewer:
@@ -90,21 +90,26 @@ class Degradation:
     """What was dropped for the budget.
 
     Attributes:
-        tta: whether runs keep their test-time augmentation.
+        tta: at most so many transforms of test-time augmentation are kept of each run, the first of
+            its list; None keeps all.
         dropped: positions of dropped runs, in the order in which they were dropped.
     """
 
-    tta: bool = True
+    tta: int | None = None
     dropped: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything was dropped."""
-        return not self.tta or bool(self.dropped)
+        return self.tta is not None or bool(self.dropped)
 
     def describe(self, names: Sequence[str]) -> str:
         """What was dropped, by the names of the runs: `test-time augmentation, b5 fold3`."""
-        tta = [] if self.tta else ["test-time augmentation"]
-        return ", ".join([*tta, *(names[run] for run in self.dropped)])
+        what = [] if self.tta is None else ["test-time augmentation"]
+        if self.tta:
+            what[0] += (
+                f" after the first {'transform' if self.tta == 1 else f'{self.tta} transforms'}"
+            )
+        return ", ".join([*what, *(names[run] for run in self.dropped)])
 
 
 def deadline(started: float, hours: float | None) -> float:
@@ -138,7 +143,8 @@ class DeadlineMonitor:
         images: number of images to predict.
         until: deadline, on the clock of `time.monotonic`; infinite without a budget.
         workers: processes that decode; 0 decodes in this one.
-        degradation: of an earlier process, which stays; None if there is none: TTA may be dropped.
+        degradation: of an earlier process, whose TTA stays; None if there is none: it may be
+            dropped.
         log: called with messages for the user.
         clock: for tests.
 
@@ -165,7 +171,7 @@ class DeadlineMonitor:
         self.needs_estimate = degradation is None and math.isfinite(until)
         self._folds = [len(member) for member in members]
         self._names = [run.name for run in runs]
-        self._passes = [PASSES[run.tta] for run in runs]
+        self._transforms = [len(run.tta) for run in runs]
         self._shares_cores = workers == 0 or any(run.device.type == "cpu" for run in runs)
         self._images, self._workers, self._log, self._clock = images, max(1, workers), log, clock
         self._started = self._since = clock()
@@ -187,7 +193,7 @@ class DeadlineMonitor:
         dropped, these images are predicted again.
         """
         self.needs_estimate = False
-        networks = sum(self.timer.seconds_per_image(run) for run in range(len(self._passes)))
+        networks = sum(self._network_seconds())
         if not networks:
             return
         decoding = self._decoding()
@@ -198,7 +204,7 @@ class DeadlineMonitor:
         self._log(
             f"Estimate for {self._images:,} images: {format_duration(rate * self._images)}; there "
             f"are {format_duration(left)}. Decoding takes {decoding * self._workers:.2g} s/image "
-            f"in each of {self._workers} process(es), {len(self._passes)} network(s) "
+            f"in each of {self._workers} process(es), {len(self._names)} network(s) "
             f"{networks:.2g} s/image, {cores}."
         )
         rate = self._degrade(rate, self._images, left, may_drop_tta=True)
@@ -211,7 +217,7 @@ class DeadlineMonitor:
                 f"{format_duration(seconds)}{late if seconds > left else ''}."
             )
             self.timer.restart()
-        self._since, self._done_before = now, done if self.degradation.tta else 0
+        self._since, self._done_before = now, done if self.degradation.tta is None else 0
 
     def update(self, done: int) -> None:
         """Drop folds if the rate is too slow, with so many images done."""
@@ -238,13 +244,17 @@ class DeadlineMonitor:
         """Seconds per image that decoding takes on the clock."""
         return self.timer.decoding / max(1, self.timer.images * self._workers)
 
+    def _network_seconds(self) -> list[float]:
+        """Seconds per image of each run's network."""
+        return [self.timer.seconds_per_image(run) for run in range(len(self._names))]
+
     def _degrade(self, rate: float, left: int, seconds: float, *, may_drop_tta: bool) -> float:
         """Drop no more than necessary to predict so many images in so many seconds.
 
         Returns:
             The new rate in seconds per image.
         """
-        network = [self.timer.seconds_per_image(run) for run in range(len(self._passes))]
+        network = measured = self._network_seconds()
         decoding = self._decoding()
         tta, dropped = self.degradation.tta, list(self.degradation.dropped)
 
@@ -256,11 +266,16 @@ class DeadlineMonitor:
             faster = max(decoding, rate - saved)
             return faster if faster < (1 - _WORTH) * rate else None
 
-        if may_drop_tta and is_late():
-            plain = [s / passes for s, passes in zip(network, self._passes, strict=True)]
-            faster = rate_without(sum(network) - sum(plain))
+        for kept in reversed(range(max(self._transforms) if may_drop_tta else 0)):
+            if not is_late():
+                break
+            fewer = [
+                seconds * (1 + min(kept, transforms)) / (1 + transforms)
+                for seconds, transforms in zip(measured, self._transforms, strict=True)
+            ]
+            faster = rate_without(sum(network) - sum(fewer))
             if faster is not None:
-                tta, network, rate = False, plain, faster
+                tta, network, rate = kept, fewer, faster
         while is_late() and (run := next_to_drop(self._folds, dropped)) is not None:
             faster = rate_without(network[run])
             if faster is None:

@@ -28,7 +28,7 @@ from rsna_bcd.models.exporting import (
     random_batch,
     save_onnx,
 )
-from rsna_bcd.models.prediction import PASSES, Batch, predict_logits, to_input
+from rsna_bcd.models.prediction import Batch, predict_logits, to_input
 from rsna_bcd.tables.views import Level
 
 Engine = Literal["torch", "onnx", "auto"]
@@ -231,7 +231,7 @@ def measure_parity(
     for size, views in _SIZES:
         batch = random_batch(inputs, size, views, generator, crops)
         with torch.inference_mode():
-            expected.append(predict_logits(network, batch, "none"))
+            expected.append(predict_logits(network, batch, ()))
             outputs = exported(**{entry.name: batch[entry.name] for entry in inputs})
         logits.append(outputs["logit"])
         probabilities.append(outputs["probability"])
@@ -333,7 +333,7 @@ def _with_onnx(
             return other
     inputs = run_inputs(run)
     batch = random_batch(inputs, _SAMPLES, 2, torch.Generator().manual_seed(0))
-    seconds = images * PASSES[run.tta] * _timed(run, batch)[1] / _SAMPLES
+    seconds = images * (1 + len(run.tta)) * _timed(run, batch)[1] / _SAMPLES
     if seconds < _WORTH or not all(map(_is_installed, _EXPORTER)):
         return run
     log(f"Makes {own}: torch would take {seconds / 3600:.1g} h of {run.name} alone.")
@@ -355,9 +355,9 @@ def _faster(run: Run, other: Run) -> Run:
 
 def _timed(run: Run, batch: Batch) -> tuple[torch.Tensor, float]:
     """Probabilities, and the seconds of the second of two passes."""
-    predict_logits(run.network, batch, "none")
+    predict_logits(run.network, batch, ())
     started = time.perf_counter()
-    logits = predict_logits(run.network, batch, "none")
+    logits = predict_logits(run.network, batch, ())
     return logits.sigmoid(), time.perf_counter() - started
 
 

@@ -5,7 +5,7 @@ others are one per image or breast, with null for NaN.
 
 ```
 {"made_from": {"networks": "1f3a...", ...}}
-{"plan": {"tta": true, "dropped": []}}
+{"plan": {"tta": null, "dropped": []}}
 {"image": "1", "probabilities": [0.1, null], "reason": null}
 {"breast": "1_L", "probabilities": [null, 0.2], "reason": null}
 ```
@@ -36,6 +36,7 @@ from rsna_bcd.files import (
 from rsna_bcd.inference.run import Run
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
 from rsna_bcd.models.checkpoint import weights_sha256
+from rsna_bcd.targets import OLD_TTA
 
 Fingerprint = dict[str, str]
 Plan = dict[str, Any]
@@ -179,7 +180,13 @@ def inputs_fingerprint(
         except OSError as error:  # a dangling link: its reader reports it
             stamps.append(f"{image_id} {error.errno}")
     weights = [weights_sha256(run.network.state_dict()) for run in runs]
-    records = [json.dumps(run.record, sort_keys=True, default=str) for run in runs]
+    former = {tuple(tta): name for name, tta in OLD_TTA.items()}  # files of earlier versions hold
+    records = [
+        json.dumps(
+            {**run.record, "tta": former.get(tuple(run.tta), run.tta)}, sort_keys=True, default=str
+        )
+        for run in runs
+    ]
     return {
         "ensemble": parts_sha256(ensemble_json.read_bytes()),
         "networks": parts_sha256(*(one.encode() for one in weights)),

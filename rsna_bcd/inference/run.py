@@ -33,7 +33,7 @@ from rsna_bcd.tables.views import Level, Views
 from rsna_bcd.targets import read_record, with_current_targets
 
 # Of records that are older than these keys.
-_DEFAULTS = {"select": "last", "tta": "none", "source": "dicom"}
+_DEFAULTS = {"select": "last", "tta": [], "source": "dicom"}
 _TABLES = {"oof.csv": "predictions", "oof_images.csv": "predictions by image"}
 
 

@@ -41,7 +41,14 @@ from rsna_bcd.models.aggregators import Aggregator
 from rsna_bcd.models.breast import BreastClassifier, SideBySide, side_by_side
 from rsna_bcd.models.encoder import Encoder
 from rsna_bcd.models.global_local import GlobalLocal
-from rsna_bcd.models.prediction import TTA, Batch, network_outputs, plain_float32, to_input
+from rsna_bcd.models.prediction import (
+    TTA,
+    Batch,
+    network_outputs,
+    plain_float32,
+    to_input,
+    transform,
+)
 from rsna_bcd.scoring.ensemble import Ensemble
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import read_run
@@ -49,7 +56,7 @@ from rsna_bcd.tables.predictions import read_run
 STRIDE = 16  # pixels of the picture a cell has, for the deepest layer that has as few
 
 
-def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
+def saliency_maps(network: Any, batch: Batch, tta: TTA = ()) -> Tensor:
     """Compute maps of a batch.
 
     - Networks of image level: a map of each image. `GlobalLocal` has one of its own, the
@@ -65,7 +72,8 @@ def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
         network: in eval mode, on the device of the batch; keeps the contract of
             `models.prediction`. Its parameters and their gradients stay as they are.
         batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
-        tta: with `hflip`, as with predictions, the mean over the images and their mirror images.
+        tta: the mean over the images and these transforms of them, as with predictions: the maps
+            of these are transformed back.
 
     Returns:
         Float32 on the CPU, not negative, over the whole image: (B, h, w), of breasts (B, V, h, w).
@@ -79,8 +87,11 @@ def saliency_maps(network: Any, batch: Batch, tta: TTA = "none") -> Tensor:
         image = to_input(batch["image"])
         with plain_float32(image.device.type):
             maps = _maps(network, batch, image)
-            if tta == "hflip":
-                maps = (maps + _maps(network, batch, image.flip(-1)).flip(-1)) / 2
+            for name in tta:
+                own = _maps(network, batch, transform(image, name))
+                maps = maps + transform(own, name, back=True)
+            if tta:
+                maps = maps / (1 + len(tta))
     return maps.detach().float().cpu()
 
 

@@ -165,7 +165,7 @@ def _first_batches(
 ) -> Sequence[Prediction | BreastPrediction]:
     """Predict the images that the first estimate is made from.
 
-    They are predicted again if it drops the test-time augmentation: all images are on one scale.
+    They are predicted again if it drops test-time augmentation: all images are on one scale.
     """
     first: list[Decoded] = []
     predictions: list[Prediction | BreastPrediction] = []
@@ -176,7 +176,7 @@ def _first_batches(
             break
     predictions += batches.predict(1)
     monitor.estimate(batches.done)
-    if monitor.degradation.tta:
+    if monitor.degradation.tta is None:
         return predictions
     batches.restart()
     return [prediction for result in first for prediction in batches.add(result)]
@@ -208,9 +208,8 @@ class _Batches:
 
     def restart(self) -> None:
         """Drop the added batches, and predict with the remaining test-time augmentation."""
-        runs = self._runs
-        if not self._monitor.degradation.tta:
-            runs = [replace(run, tta="none") for run in runs]
+        kept = self._monitor.degradation.tta
+        runs = [replace(run, tta=run.tta[:kept]) for run in self._runs]
         self._predictors = [Predictor(run, self._settings.precision) for run in runs]
         self._patients = PatientBuffer(self._images, self._files, runs, self._which_crop)
         self._ready: list[tuple[str, list[PreparedImage]]] = []

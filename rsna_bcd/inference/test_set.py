@@ -207,7 +207,10 @@ def _flat(members: Members) -> list[Run]:
 
 
 def _degradation(progress: Progress) -> Degradation:
-    return Degradation(bool(progress.plan["tta"]), tuple(progress.plan["dropped"]))
+    tta = progress.plan["tta"]  # true or false in files of earlier versions
+    if isinstance(tta, bool):
+        tta = None if tta else 0
+    return Degradation(tta, tuple(progress.plan["dropped"]))
 
 
 def _non_finite(progress: Progress, n_runs: int, degradation: Degradation) -> tuple[int, ...]:

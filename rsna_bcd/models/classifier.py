@@ -59,7 +59,7 @@ class Classifier(pl.LightningModule):
         mix: blends batches.
         rule: from the probabilities of a breast's images to its own; for a network that looks at
             breasts there is nothing to do.
-        tta: test-time augmentation of out-of-fold and test predictions (not of validation).
+        tta: transforms of out-of-fold and test predictions (not of validation).
         seed: of dropout, stochastic depth and blends (of which all ranks draw the same).
         batch_size: over all ranks.
         compile: train through torch.compile. Predictions never are compiled: those of test images
@@ -143,7 +143,7 @@ class Classifier(pl.LightningModule):
         In the precision of the training, which is faster on a GPU: in mixed precision `metrics.csv`
         may differ from the scores of the out-of-fold predictions in the third digit.
         """
-        logits = self._predict(batch, "none", in_float32=False)
+        logits = self._predict(batch, (), in_float32=False)
         self._validated.append({"index": batch["index"], "logit": logits})
 
     def on_validation_epoch_end(self) -> None:

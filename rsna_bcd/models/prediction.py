@@ -10,19 +10,20 @@ sample is an "image" (without it) or a "breast":
 have names of their own, for auxiliary losses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.views import Level
 
-TTA = Literal["none", "hflip"]  # test-time augmentation
-PASSES: dict[TTA, int] = {"none": 1, "hflip": 2}  # how often a network sees an image
+TTA = Sequence[str]  # test-time augmentation: names of transforms
 Batch = dict[str, Tensor]
+_FLIPS = {"hflip": (-1,), "vflip": (-2,), "both": (-2, -1)}
 
 
 def network_level(network: Any) -> Level:
@@ -122,21 +123,62 @@ def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = T
     Args:
         network: in eval mode, on the device of the batch; keeps the contract above.
         batch: `image`, uint8 or float32 in [0, 1], and what `extra_inputs` names.
-        tta: `hflip` averages the logits of the images and of their mirror images.
+        tta: the mean of the logits of the images and of each of these transforms of them.
         in_float32: whatever precision trained the network, so that predictions do not depend on who
             asks. False leaves it to the caller's autocast: faster on a GPU, and not to be kept.
 
     Returns:
         (B,) float32.
     """
-    if tta not in get_args(TTA):
-        raise InputError(f"tta is {' or '.join(get_args(TTA))}, not {tta!r}.")
     image = to_input(batch["image"])
     with plain_float32(image.device.type) if in_float32 else nullcontext():
         logits = network_outputs(network, batch, image)["logit"]
-        if tta == "hflip":
-            logits = (logits + network_outputs(network, batch, image.flip(-1))["logit"]) / 2
+        for name in tta:
+            logits = logits + network_outputs(network, batch, transform(image, name))["logit"]
+        if tta:
+            logits = logits / (1 + len(tta))
     return logits.float()
+
+
+def transform(images: Tensor, name: str, *, back: bool = False) -> Tensor:
+    """Transform images for test-time augmentation.
+
+    - `hflip`, `vflip`, `both`: mirrored from left to right, upside down, or rotated by 180 degrees.
+    - `scale_1.1`: enlarged 1.1 times about the middle of the left side, where the chest wall is.
+    - `shift_0.05_-0.02`: shifted by 5 % of the width to the right and 2 % of the height upwards.
+
+    The size stays; scales and shifts are bilinear, and what comes from outside is 0.
+
+    Args:
+        images: floating point (..., H, W).
+        name: of the transform.
+        back: the inverse: a map of the transformed image to one of the image.
+
+    Raises:
+        InputError: an unknown transform.
+    """
+    kind, *numbers = name.split("_")
+    if kind in _FLIPS:
+        return images.flip(_FLIPS[kind])
+    try:
+        values = [float(number) for number in numbers]
+        # Where each pixel comes from; width and height go from -1 to 1.
+        if kind == "scale":
+            (scale,) = values
+            factor = scale if back else 1 / scale
+            theta = [[factor, 0, factor - 1], [0, factor, 0]]
+        elif kind == "shift":
+            x, y = (2 * share if back else -2 * share for share in values)
+            theta = [[1, 0, x], [0, 1, y]]
+        else:
+            raise ValueError(name)
+    except ValueError as error:
+        raise InputError(f"tta: this version has no transform {name}.") from error
+    flat = images.reshape(-1, 1, *images.shape[-2:])
+    matrix = torch.tensor([theta], dtype=images.dtype, device=images.device)
+    grid = F.affine_grid(matrix, [1, *flat.shape[1:]], align_corners=False)
+    moved = F.grid_sample(flat, grid.expand(len(flat), -1, -1, -1), align_corners=False)
+    return moved.reshape(images.shape)
 
 
 @contextmanager

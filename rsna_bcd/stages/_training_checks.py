@@ -21,12 +21,13 @@ from rsna_bcd._records import (
     with_defaults,
 )
 from rsna_bcd._stage import CONF
+from rsna_bcd._validation import to_plain
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import check_unseen, starts_from
 from rsna_bcd.models.launch import n_ranks_to_start, started_outside
 from rsna_bcd.models.prediction import network_level
-from rsna_bcd.settings import Train
+from rsna_bcd.settings import Train, tta_transforms
 from rsna_bcd.targets import read_record
 
 # What takes its settings from keys of the root, and must not have others.
@@ -55,7 +56,7 @@ def check_training(cfg: DictConfig) -> None:
     """Check the settings of training, and that there are crops and folds made with them.
 
     Args:
-        cfg: of `train`, composed.
+        cfg: of `train`, composed; its `tta` becomes a list.
 
     Raises:
         InputError: settings that do not go together, or that a run cannot be resumed or scored
@@ -69,6 +70,7 @@ def check_training(cfg: DictConfig) -> None:
         )
     if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
         raise InputError("fold=all holds out nothing, which select=best and patience= need.")
+    cfg.tta = tta_transforms(to_plain(cfg.tta))
     refuse_unrecorded(cfg, "train", _WIRED)
     _check_callbacks(cfg)
     _check_trainer(cfg)

@@ -49,11 +49,10 @@ _SEEN = {
     "image": "this image (by breast: the {rule} over its images)",
     "breast": "the given images of the breast",
 }
-_TTA = {
-    "none": "none, in the run either",
-    "hflip": "not exported: for the run's own probability (tta=hflip), give the images mirrored "
-    "from left to right as well, and take the mean of both logits",
-}
+_TTA = (
+    "not exported: for the run's own probability, take the mean of the logits of the images and of "
+    "these transforms of them (rsna_bcd.models.prediction.transform): {transforms}"
+)
 
 
 def export(cfg: DictConfig) -> Path:
@@ -151,9 +150,16 @@ def _describe(run: Run, inputs: tuple[Input, ...], settings: dict[str, Any]) -> 
         "source": run.source,
         "views": _plain(record.get("views")) if run.level == "breast" else None,
         "metadata": _plain(record.get("metadata")),
-        "tta": _TTA[run.tta],
+        "tta": _tta(run),
         "versions": {package: _version(package) for package in _PACKAGES},
     }  # fmt: skip
+
+
+def _tta(run: Run) -> str:
+    """How the run's test-time augmentation is done with the file."""
+    if not run.tta:
+        return "none, in the run either"
+    return _TTA.format(transforms=", ".join(run.tta))
 
 
 def _plain(settings: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -187,6 +193,6 @@ def _print(console: Console, file: Path, run: Run, parity: Parity) -> None:
         f"differs from the network by at most {parity.probability:.1e} in probability on {on}, "
         f"in batches of {', '.join(map(str, parity.batches))}; the probabilities lay between "
         f"{parity.lowest:.3f} and {parity.highest:.3f}",
-        f"inputs of {run.crop.height} x {run.crop.width} pixels; TTA: {_TTA[run.tta]}",
+        f"inputs of {run.crop.height} x {run.crop.width} pixels; TTA: {_tta(run)}",
     ):
         console.print(line)

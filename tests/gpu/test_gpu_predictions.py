@@ -27,7 +27,7 @@ NETWORKS = ("lite0", "effnet_b5", "convnext_small")
 
 def make_run(network: nn.Module) -> Run:
     crop: Any = None
-    return Run(Path("runs/x/fold0"), {}, crop, "dicom", "hflip", network.eval(), Views(), None)
+    return Run(Path("runs/x/fold0"), {}, crop, "dicom", ["hflip"], network.eval(), Views(), None)
 
 
 def made_network(name: str, device: torch.device, small: bool) -> tuple[Any, dict[str, Tensor]]:
@@ -114,8 +114,8 @@ def test_maps_are_those_of_the_processor(device: torch.device, small: bool) -> N
 
     network, batch = made_network("lite0", device, small)
     batch = {"image": batch["image"][:2]}
-    maps = saliency_maps(network, {"image": batch["image"].to(device)}, "hflip")
-    expected = saliency_maps(network.cpu(), batch, "hflip")
+    maps = saliency_maps(network, {"image": batch["image"].to(device)}, ["hflip"])
+    expected = saliency_maps(network.cpu(), batch, ["hflip"])
     assert maps.device.type == "cpu"
     torch.testing.assert_close(maps, expected, rtol=1e-2, atol=1e-3 * float(expected.max()))
 

@@ -1,6 +1,8 @@
 """The order of degradation, the reserve, and the rates that decide."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,15 @@ def make_monitor(
     images: int,
     seconds: float,
     *,
-    tta: Any = "hflip",
+    tta: Sequence[Sequence[str]] = (["hflip"],),
     device: str = "cpu",
     degradation: Degradation | None = None,
 ) -> tuple[DeadlineMonitor, Clock, list[str]]:
     crop: Any = None
     network = nn.Linear(1, 1, device=device)
+    own = itertools.cycle(tta)
     members = [
-        [Run(Path(f"m{m}/fold{k}"), {}, crop, "dicom", tta, network, Views(), None)
+        [Run(Path(f"m{m}/fold{k}"), {}, crop, "dicom", next(own), network, Views(), None)
          for k in range(number)]
         for m, number in enumerate(folds)
     ]  # fmt: skip
@@ -76,14 +79,14 @@ def work(monitor: DeadlineMonitor, images: int, decoding: float, network: float)
     ("device", "seconds", "expected"),
     [  # 100 images; decoding .1 s/image on the clock, nine networks of .1 s, half of it TTA
         ("cpu", 100, Degradation()),
-        ("cpu", 98, Degradation(tta=False)),
-        ("cpu", 55, Degradation(tta=False)),
-        ("cpu", 53, Degradation(False, (5,))),
-        ("cpu", 46, Degradation(False, (5, 8))),
-        ("cpu", 1, Degradation(False, (5, 8, 4, 7, 3, 1))),
+        ("cpu", 98, Degradation(tta=0)),
+        ("cpu", 55, Degradation(tta=0)),
+        ("cpu", 53, Degradation(0, (5,))),
+        ("cpu", 46, Degradation(0, (5, 8))),
+        ("cpu", 1, Degradation(0, (5, 8, 4, 7, 3, 1))),
         ("meta", 90, Degradation()),  # a device of its own: the slower stage counts
-        ("meta", 45, Degradation(tta=False)),
-        ("meta", 5, Degradation(False, (5, 8, 4, 7, 3, 1))),
+        ("meta", 45, Degradation(tta=0)),
+        ("meta", 5, Degradation(0, (5, 8, 4, 7, 3, 1))),
     ],
 )
 def test_estimate_drops_tta_first_and_no_more_than_necessary(
@@ -98,8 +101,42 @@ def test_estimate_drops_tta_first_and_no_more_than_necessary(
     assert len(log) == 1 + bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected", "said"),
+    [  # 100 images; decoding .1 s/image, networks of 4, 2 and 1 passes of .1 s: .8 s/image
+        (80, Degradation(), ""),
+        (75, Degradation(2), "test-time augmentation after the first 2 transforms."),
+        (65, Degradation(1), "test-time augmentation after the first transform."),
+        (45, Degradation(0), "test-time augmentation."),
+        (33, Degradation(0, (1,)), "test-time augmentation, m0 fold1."),
+    ],
+)
+def test_estimate_drops_the_last_transforms_first(
+    seconds: float, expected: Degradation, said: str
+) -> None:
+    monitor, _, log = make_monitor((2, 1), 100, seconds, tta=[("a", "b", "c"), ("a",), ()])
+    for _ in range(10):
+        monitor.timer.add_image(0.2, 0.0)
+    for run, passes in enumerate((4, 2, 1)):
+        monitor.timer._network[run] = [(5, 0.1 * passes * 5)] * 2
+    monitor.estimate()
+    assert monitor.degradation == expected
+    assert said in log[-1]
+
+
+def test_estimate_drops_transforms_that_save_little_one_by_one() -> None:
+    """Each saves less than is worth a fold, all of them together more."""
+    monitor, _, _ = make_monitor((99, 1), 1000, 1015, tta=[*[()] * 99, ("a", "b", "c")])
+    for _ in range(10):
+        monitor.timer.add_image(0.0, 0.0)
+    for run in range(100):
+        monitor.timer._network[run] = [(5, 0.05 * (4 if run == 99 else 1))] * 2  # 1.03 s/image
+    monitor.estimate()
+    assert monitor.degradation == Degradation(1)
+
+
 def test_estimate_without_tta_drops_folds() -> None:
-    monitor, _, _ = make_monitor((2,), 10, 15, tta="none")
+    monitor, _, _ = make_monitor((2,), 10, 15, tta=[()])
     work(monitor, 10, decoding=0.1, network=1.0)
     monitor.estimate()
     assert monitor.degradation == Degradation(dropped=(1,))

@@ -131,7 +131,7 @@ def test_onnx_network_agrees_with_torch(run: Run) -> None:
     expected, _ = Predictor(run, "float32").predict(batch)
     assert Predictor(other, "float32").predict(batch)[0] == pytest.approx(expected, abs=1e-6)
     assert np.ptp(expected) > 0.1
-    without, _ = Predictor(dataclasses.replace(run, tta="none"), "float32").predict(batch)
+    without, _ = Predictor(dataclasses.replace(run, tta=()), "float32").predict(batch)
     assert np.abs(without - expected).max() > 1e-4  # TTA was used
     assert with_engine(run, "torch", run.folder / "model.onnx") is run
 

@@ -43,7 +43,7 @@ class Fragile(nn.Module):
         return {"logit": torch.where(brightness > most, torch.inf, self.weight * brightness)}
 
 
-def make_run(network: nn.Module, tta: Any = "none") -> Run:
+def make_run(network: nn.Module, tta: Any = ()) -> Run:
     crop: Any = None
     return Run(Path("runs/b5/fold3"), {}, crop, "dicom", tta, network, Views(), None)
 
@@ -68,7 +68,7 @@ def test_resolve_precision() -> None:
 @pytest.mark.parametrize(("precision", "is_half"), [("float32", False), ("bf16", True)])
 def test_predictor_autocasts_half_precision_only(precision: Precision, is_half: bool) -> None:
     network = Fragile()
-    values, reason = Predictor(make_run(network, "hflip"), precision).predict(make_batch(3))
+    values, reason = Predictor(make_run(network, ["hflip"]), precision).predict(make_batch(3))
     assert network.seen == [(3, is_half)] * 2
     assert values == pytest.approx(expected(3), abs=1e-2 if is_half else 1e-6)
     assert reason is None

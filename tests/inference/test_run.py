@@ -72,7 +72,7 @@ def test_load_run_repeats_the_out_of_fold_predictions(folder: Path) -> None:
 def test_load_run_reads_record_and_training_domain(folder: Path) -> None:
     run = load_run(folder)
     assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
-    assert (run.source, run.tta, run.record["fold"]) == ("dicom", "hflip", 0)
+    assert (run.source, run.tta, run.record["fold"]) == ("dicom", ["hflip"], 0)
     assert not run.network.training
     folds = pd.read_csv(folder.parents[2] / "folds" / "rsna-stratified.csv", dtype=str)
     machines = sorted("m" + folds.loc[folds["fold"] != "0", "patient_id"])
@@ -110,7 +110,7 @@ def test_load_run_refuses_an_incomplete_run(folder: Path, file: str, message: st
     [
         (BACKBONE, "test_resnet", f"network.backbone: {BACKBONE} -> test_resnet"),
         ("fit: pad", "fit: stretch", "crop.fit: pad -> stretch"),
-        ("tta: hflip", "tta: none", "tta: hflip -> none"),
+        ("tta:\n- hflip\n", "tta: none\n", r"tta: \['hflip'\] -> \[\]"),
     ],
 )
 def test_load_run_refuses_a_changed_record(
@@ -124,8 +124,10 @@ def test_load_run_refuses_a_changed_record(
 
 
 def test_load_run_completes_the_record_from_the_checkpoint(folder: Path, record: Path) -> None:
-    record.write_text(record.read_text().replace("tta: hflip\n", ""))
-    assert load_run(folder).tta == "hflip"
+    record.write_text(record.read_text().replace("tta:\n- hflip\n", ""))
+    assert load_run(folder).tta == ["hflip"]
+    record.write_text(f"{record.read_text()}tta: hflip\n")  # of an earlier version
+    assert load_run(folder).tta == ["hflip"]
 
 
 def test_load_run_of_a_checkpoint_without_a_record(folder: Path, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_load_run_of_a_checkpoint_without_a_record(folder: Path, tmp_path: Path)
     checkpoint = torch.load(weights)
     del checkpoint["config"]
     torch.save(checkpoint, weights)
-    assert load_run(copied).tta == "hflip"
+    assert load_run(copied).tta == ["hflip"]
     record = copied / "config.yaml"
     record.write_text(record.read_text().replace(BACKBONE, "test_resnet"))
     with pytest.raises(InputError, match="does not fit the network"):

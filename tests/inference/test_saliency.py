@@ -35,7 +35,7 @@ from rsna_bcd.models.breast import BreastClassifier, SideBySide
 from rsna_bcd.models.encoder import Pooling
 from rsna_bcd.models.global_local import GlobalLocal
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.models.prediction import Batch, network_outputs
+from rsna_bcd.models.prediction import Batch, network_outputs, to_input, transform
 from rsna_bcd.scoring.ensemble import Member
 from rsna_bcd.tables.predictions import OOF_COLUMNS
 
@@ -232,12 +232,23 @@ def test_saliency_maps_of_other_networks_are_gradient_times_pixel() -> None:
 
 
 @pytest.mark.parametrize("network", [untrained, lambda: TinyImages(0).eval()])
-def test_saliency_maps_with_tta_are_the_mean(network: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("tta", [["hflip"], ["scale_1.25", "both"]], ids=str)
+def test_saliency_maps_with_tta_are_the_mean(network: Callable[[], Any], tta: list[str]) -> None:
     made = network()
-    batch = {"image": with_patch(dim_images(1)), "metadata": torch.zeros(1, 0)}
-    mirrored = saliency_maps(made, {**batch, "image": batch["image"].flip(-1)})
-    expected = (saliency_maps(made, batch) + mirrored.flip(-1)) / 2
-    assert torch.allclose(saliency_maps(made, batch, "hflip"), expected, atol=1e-7)
+    batch = {"image": to_input(with_patch(dim_images(1))), "metadata": torch.zeros(1, 0)}
+    maps = [saliency_maps(made, batch)]
+    for name in tta:
+        transformed = saliency_maps(made, {**batch, "image": transform(batch["image"], name)})
+        maps.append(transform(transformed, name, back=True))
+    expected = torch.stack(maps).mean(dim=0)
+    assert torch.allclose(saliency_maps(made, batch, tta), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["vflip", "shift_0.25_0.125", "shift_-0.25_0", "scale_0.75"])
+def test_saliency_maps_of_transforms_are_transformed_back(name: str) -> None:
+    network, image = brightness_network(ImageClassifier), with_patch(dim_images(1))
+    (one,) = saliency_maps(network, {"image": image}, [name])
+    assert largest_cell(one) == (ROW, COLUMN)
 
 
 def test_saliency_maps_leave_the_network_unchanged() -> None:
@@ -245,7 +256,7 @@ def test_saliency_maps_leave_the_network_unchanged() -> None:
     parameter = next(network.parameters())
     parameter.grad = torch.ones_like(parameter)
     before = copy.deepcopy(network.state_dict())
-    saliency_maps(network, {"image": dim_images(2)}, "hflip")
+    saliency_maps(network, {"image": dim_images(2)}, ["hflip"])
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert torch.equal(parameter.grad, torch.ones_like(parameter))
     assert all(p.grad is None for p in network.parameters() if p is not parameter)
@@ -335,7 +346,7 @@ def test_explainer_uses_the_fold_that_held_a_breast_out(
         assert np.array_equal(image.crop, crop)
         batch = {"image": torch.from_numpy(crop)[None, None]}
         assert image.saliency is not None
-        assert np.array_equal(image.saliency, saliency_maps(network, batch, "hflip")[0].numpy())
+        assert np.array_equal(image.saliency, saliency_maps(network, batch, ["hflip"])[0].numpy())
 
 
 def test_explainer_leaves_out_unreadable_images(run: Path, prepared: Path) -> None:
@@ -363,7 +374,7 @@ def test_explainer_takes_a_breast_as_a_whole(
         "view": torch.ones(1, len(shown), dtype=torch.int64),
         "other": torch.tensor([[False, True]])[:, : len(shown)],
     }
-    expected = saliency_maps(explainer.held_out_run("3_L").network, batch, "hflip")[0, 0].numpy()
+    expected = saliency_maps(explainer.held_out_run("3_L").network, batch, ["hflip"])[0, 0].numpy()
     assert mlo.saliency is not None
     assert np.array_equal(mlo.saliency, expected)
 

@@ -32,7 +32,7 @@ ENSEMBLE = replace(
 
 def fake_run(seen: TrainingDomain | None = None, **changes: Any) -> Run:
     crop = CropSettings("demo", 64, 32, "breast", 0.02, True, "pad")
-    run = Run(Path("fold0"), {}, crop, "dicom", "none", nn.Identity(), Views(), None, seen or {})
+    run = Run(Path("fold0"), {}, crop, "dicom", (), nn.Identity(), Views(), None, seen or {})
     return replace(run, **changes)
 
 
