@@ -241,13 +241,8 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
     Raises:
         InputError: the table of images lacks breasts of the predictions.
     """
+    _check_inputs(inputs)
     oof, ensemble = inputs.oof, inputs.ensemble
-    missing = oof["prediction_id"][~oof["prediction_id"].isin(inputs.images["prediction_id"])]
-    if len(missing):
-        raise InputError(
-            f"The table of prepared images lacks {len(missing)} of the predicted breasts, such as "
-            f"{missing.iloc[0]}. Prepare from the table that the members were trained on."
-        )
     breasts = ScoredBreasts.from_table(oof.assign(probability=oof["ranking"]), oof["decision"])
     blended = oof["probability"].to_numpy(np.float64)
     labels, patients = breasts.labels, breasts.patients
@@ -257,14 +252,6 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
     sites = oof["prediction_id"].map(breast_sites(inputs.images)).fillna("").to_numpy(dtype=str)
     decisions = np.where(oof["unread"] == 1, 0, ensemble.thresholds.decide(blended, sites))
     in_sample_breasts = ScoredBreasts.from_table(oof, decisions)
-
-    absent = [name for name in RANKING if name not in ensemble.score]
-    absent += [name for name in OPERATING if name not in ensemble.score["cross_fitted"]]
-    if absent:
-        raise InputError(
-            f"Ensemble {ensemble.name} was fitted without {', '.join(absent)}. Fit it again:\n"
-            f"  {ensemble.command}"
-        )
     scores = {name: nan_if_degenerate(ensemble.score[name]) for name in RANKING}
     scores |= _intervals(ensemble.score["cross_fitted"], breasts)
     in_sample = bootstrap_metrics(OPERATING, labels, decisions, patients, inputs.resamples, seed)
@@ -300,6 +287,24 @@ def evaluate(inputs: ReportInputs) -> Evaluation:
         comparisons=_compare(inputs, breasts, sites),
         notices=_notices(inputs, cohort),
     )
+
+
+def _check_inputs(inputs: ReportInputs) -> None:
+    """Refuse predictions without images, and an ensemble without scores of this version."""
+    oof, ensemble = inputs.oof, inputs.ensemble
+    missing = oof["prediction_id"][~oof["prediction_id"].isin(inputs.images["prediction_id"])]
+    if len(missing):
+        raise InputError(
+            f"The table of prepared images lacks {len(missing)} of the predicted breasts, such as "
+            f"{missing.iloc[0]}. Prepare from the table that the members were trained on."
+        )
+    absent = [name for name in RANKING if name not in ensemble.score]
+    absent += [name for name in OPERATING if name not in ensemble.score["cross_fitted"]]
+    if absent:
+        raise InputError(
+            f"Ensemble {ensemble.name} was fitted without {', '.join(absent)}. Fit it again:\n"
+            f"  {ensemble.command}"
+        )
 
 
 def _calibrated_and_not(inputs: ReportInputs) -> dict[str, NDArray[np.float64]]:

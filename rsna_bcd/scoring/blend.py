@@ -1,6 +1,6 @@
 """Blend several models' probabilities of the same breasts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -189,22 +189,22 @@ def fit_weights(
         gradient = np.sum(residual * x, axis=1) + shrinkage * excess
         return float(value), np.append(gradient, residual.sum())
 
-    fitted = scipy.optimize.minimize(
-        loss,
-        np.append(np.zeros(n_models), logit(y.mean())),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, None)] * n_models + [(None, None)],
-    ).x
+    coefficients = _minimise(loss, np.append(np.zeros(n_models), logit(y.mean())))[:-1]
+    total = coefficients.sum()
+    return coefficients / total if total > 0 else np.full(n_models, 1 / n_models)
+
+
+def _minimise(loss: Callable[[Floats], tuple[float, Floats]], start: Floats) -> Floats:
+    """Minimise a loss (with its gradient) over parameters of which the last alone may be < 0."""
+    bounds = [(0, None)] * (len(start) - 1) + [(None, None)]
+    fitted = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     # To the last digits, which differences of the loss cannot resolve but its gradient can.
     free = np.append(fitted[:-1] > 0, True)
 
     def free_gradient(parameters: Floats) -> Floats:
-        full = np.zeros(n_models + 1)
+        full = np.zeros(len(start))
         full[free] = parameters
         return loss(full)[1][free]
 
     fitted[free] = scipy.optimize.root(free_gradient, fitted[free], tol=1e-12).x
-    coefficients = np.maximum(fitted[:-1], 0)
-    total = coefficients.sum()
-    return coefficients / total if total > 0 else np.full(n_models, 1 / n_models)
+    return np.append(np.maximum(fitted[:-1], 0), fitted[-1])

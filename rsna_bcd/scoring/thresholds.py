@@ -12,11 +12,9 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.intervals import Interval, Score, bootstrap_scores, patient_indices
 from rsna_bcd.scoring.metrics import (
     OPERATING,
-    ConfusionMatrix,
     Floats,
     ThresholdCounts,
     check_inputs,
-    confusion_matrix,
     decide,
     pf1_from_counts,
     threshold_counts,
@@ -355,16 +353,14 @@ def _index_at_recall_rate(counts: ThresholdCounts, rate: float) -> int:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Decisions, and their scores.
+    """Decisions at a threshold, and their scores.
 
     Attributes:
-        threshold: Of the decisions; NaN where several made them.
-        counts: Of rows.
+        threshold: Of the decisions.
         scores: With intervals, by the names of `metrics.OPERATING`.
     """
 
     threshold: float
-    counts: ConfusionMatrix
     scores: Mapping[str, Interval]
 
 
@@ -375,11 +371,10 @@ def operating_points(
     *,
     recall_rates: Sequence[float] = (0.015, 0.035, 0.10),
     specificities: Sequence[float] = (0.90, 0.95),
-    thresholds: Mapping[str, float] | None = None,
     n: int = 2000,
     seed: int = 0,
 ) -> dict[str, OperatingPoint]:
-    """Scores at fixed recall rates, at fixed specificities and at given thresholds.
+    """Scores at fixed recall rates and at fixed specificities.
 
     Each threshold is chosen on these rows and then the same in all resamples, so that the
     fixed rate has an interval as well: another screening round would not meet it exactly.
@@ -389,14 +384,29 @@ def operating_points(
     no point.
 
     Returns:
-        By name: the given `thresholds` first, then `recall rate 1.5 %` and so on, then
-        `specificity 90 %` and so on.
+        By name: `recall rate 1.5 %` and so on, then `specificity 90 %` and so on.
 
     Raises:
         InputError: one class only, or a rate that is not between 0 and 1.
     """
     y, p, _ = check_inputs(labels, probabilities)
-    counts = threshold_counts(y, p)
+    thresholds = _thresholds_at_rates(threshold_counts(y, p), recall_rates, specificities)
+    scores = {
+        f"{metric} at {name}": Score(function, decisions)
+        for name, decisions in ((name, decide(p, value)) for name, value in thresholds.items())
+        for metric, function in OPERATING.items()
+    }
+    intervals = bootstrap_scores(scores, y, patients, n, seed)
+    return {
+        name: OperatingPoint(value, {one: intervals[f"{one} at {name}"] for one in OPERATING})
+        for name, value in thresholds.items()
+    }
+
+
+def _thresholds_at_rates(
+    counts: ThresholdCounts, recall_rates: Sequence[float], specificities: Sequence[float]
+) -> dict[str, float]:
+    """The thresholds of `operating_points`, by name."""
     if counts.positives == 0 or counts.negatives == 0:
         raise InputError(
             f"Operating points need breasts of both classes, but there are {counts.positives:.0f} "
@@ -405,7 +415,7 @@ def operating_points(
     specificity = 1 - counts.fp / counts.negatives
     nominal = [("recall rate", rate, rate, counts.predicted_positive) for rate in recall_rates]
     nominal += [("specificity", rate, 1 - rate, counts.fp) for rate in specificities]
-    named = dict(thresholds or {})
+    thresholds = {}
     for kind, rate, share, rows in nominal:
         if not 0 < rate < 1:
             raise InputError(f"A {kind} of {rate} is not between 0 and 1.")
@@ -416,24 +426,5 @@ def operating_points(
         target = share * float(rows[-1])
         near = abs(float(rows[index]) - target) <= _RATE_TOLERANCE * target
         if index >= 0 and target >= 1 - 1e-9 and near:
-            named[f"{kind} {100 * rate:g} %"] = float(midpoints(counts.scores)[index])
-    decisions = {name: decide(p, threshold) for name, threshold in named.items()}
-    scores = bootstrap_scores(
-        {
-            f"{metric} at {name}": Score(function, made)
-            for name, made in decisions.items()
-            for metric, function in OPERATING.items()
-        },
-        y,
-        patients,
-        n,
-        seed,
-    )
-    return {
-        name: OperatingPoint(
-            named[name],
-            confusion_matrix(y, made),
-            {metric: scores[f"{metric} at {name}"] for metric in OPERATING},
-        )
-        for name, made in decisions.items()
-    }
+            thresholds[f"{kind} {100 * rate:g} %"] = float(midpoints(counts.scores)[index])
+    return thresholds

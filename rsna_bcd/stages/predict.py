@@ -71,14 +71,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     # The decision for a breast does not depend on the other files in the folder.
     ensemble = replace(fitted, policy="pf1")
     leading = members[max(range(len(members)), key=lambda i: ensemble.members[i].weight)]
-    settings = InferenceSettings(
-        source="dicom",
-        batch_size=cfg.batch_size,
-        workers=usable_cores() if cfg.workers is None else cfg.workers,
-        ahead=cfg.ahead,
-        precision="float32",
-        kept_crop=leading[0].crop,
-    )
+    settings = _settings(cfg, leading[0])
     # No earlier result must be taken for one of these.
     for file in [*folder.glob("pictures/*.png"), *folder.glob("*.csv"), *folder.glob("*.json")]:
         file.unlink()
@@ -124,6 +117,18 @@ def _ensemble(cfg: DictConfig) -> Ensemble:
         "    python -m rsna_bcd.train experiment=effnet_b5 -m fold=0,1,2,3\n"
         "    python -m rsna_bcd.ensemble name=best members=[effnet_b5]\n"
         "One that is elsewhere is found with paths.models=FOLDER, which has ensembles/ and runs/."
+    )
+
+
+def _settings(cfg: DictConfig, leading: Run) -> InferenceSettings:
+    """How images are predicted; crops of `leading` are kept for the pictures."""
+    return InferenceSettings(
+        source="dicom",
+        batch_size=cfg.batch_size,
+        workers=usable_cores() if cfg.workers is None else cfg.workers,
+        ahead=cfg.ahead,
+        precision="float32",
+        kept_crop=leading.crop,
     )
 
 

@@ -69,7 +69,11 @@ def images_from_headers(headers: Mapping[str, _Header], folders: Mapping[str, st
                 "examination": number,
             }
         )
-    table = pd.DataFrame(rows)
+    return _with_breasts(pd.DataFrame(rows))
+
+
+def _with_breasts(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `prediction_id`; an image of unknown side is a breast, and a patient, of its own."""
     for column in ("age", "implant"):
         table[column] = pd.to_numeric(table[column]).astype("float64")
     table = table.astype({"machine_id": "string", "site_id": "string"})
