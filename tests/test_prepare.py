@@ -286,10 +286,7 @@ def test_prepare_reads_dicom_and_counts_failures_and_quality_flags(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("splits=[train,valid]", "splits=.* choose one or both"),
-        ("splits=[]", "choose one or both"),
-        ("source=video", "source=video: choose dicom or image"),
-        ("crop.fit=shrink", "fit=shrink"),
+        ("crop.margin=2", "margin=2"),
         ("workers=-2", "workers=-2"),
         ("dataset.test_csv=nowhere.csv", r"nowhere.csv does not exist.*splits=\[train\]"),
         ("prepared_dir=${paths.data}", r"images in .* are within .*paths\.output="),

@@ -147,7 +147,11 @@ def test_typo_is_refused_with_the_key_that_is_meant(name: str, refused: Call) ->
         ("train", ["network.dropout=abc", "network.pooling=median", "optimizer.weight_decay=abc",
          "loss.positive_target=x", "augment.transforms.0.p=often", "views.most=0.5",
          "trainer.gradient_clip_val=abc", "folds.assign.n_folds=abc", "crop.height=tall",
-         "crop.bits=12", "mix.probability=null"]),
+         "crop.bits=12", "crop.fit=shrink", "crop.box=half", "mix.kind=mixdown"]),
+        ("train", ["mix.probability=null"]),
+        ("prepare", ["source=video", "png.level=10", "png.strategy=best",
+         "png.filter=all", "max_failed_fraction=2"]),
+        ("export", ["format=tflite"]),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_refused(
@@ -179,6 +183,7 @@ def test_values_of_another_kind_are_refused(
         ("prepare", "dataset=generic", "dataset.name is missing"),
         ("prepare", "splits=train", "splits=[...]"),
         ("prepare", "splits=[dev]", "should be train or test"),
+        ("prepare", "splits=[]", "should not be empty"),
         ("prepare", "paths=mars", "paths/mars"),
         ("submit", "budget.hours=0", "greater than 0"),
         ("predict", "inputs=/x/a (1)", "\"inputs='/x/a (1)'\""),

@@ -20,7 +20,6 @@ same files, however they were interrupted.
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,9 +36,9 @@ from rsna_bcd.files import (
     write_csv,
     write_file,
 )
-from rsna_bcd.imaging.quality import QualityFlag, split_flags
+from rsna_bcd.imaging.quality import QualityFlag, count_flags
 from rsna_bcd.preparation.crop import Record
-from rsna_bcd.tables.images import Split
+from rsna_bcd.tables.images import SPLITS, Split
 
 GEOMETRY = ("box_left", "box_top", "box_width", "box_height", "flipped", "rotated", "scale")
 MANIFEST_COLUMNS = (
@@ -48,7 +47,6 @@ MANIFEST_COLUMNS = (
     "breast_found",
     *GEOMETRY, "source_sha256", "crop_sha256",
 )  # fmt: skip
-_SPLITS: tuple[Split, ...] = ("train", "test")
 
 _Key = tuple[str, str]  # split, image_id
 
@@ -151,7 +149,7 @@ class PreparedFolder:
                 identity = {"split": split, "patient_id": patient_id, "image_id": image_id}
                 row = identity | {"status": status.get(image_id, "missing")}
                 manifest.append(row | records.get(image_id, {}))
-        manifest.sort(key=lambda row: _SPLITS.index(row["split"]))
+        manifest.sort(key=lambda row: SPLITS.index(row["split"]))
         self._write_csv("manifest.csv", MANIFEST_COLUMNS, manifest)
         # Last and one after the other: a run that is killed in between finds all it needs.
         rows = [
@@ -168,14 +166,13 @@ class PreparedFolder:
     def flag_counts(self, split: Split) -> dict[QualityFlag, int]:
         """The number of images of a split with each quality flag, as the manifest has them."""
         rows = (row for row in self._read_csv("manifest.csv") if row["split"] == split)
-        counts = Counter(flag for row in rows for flag in split_flags(row["quality_flags"]))
-        return {flag: counts[flag] for flag in QualityFlag if counts[flag]}
+        return count_flags(row["quality_flags"] for row in rows)
 
     def clear(self) -> None:
         """Delete everything that runs made."""
         # First, should this be interrupted: only crops in the journal count as finished.
         self._journal_file.unlink(missing_ok=True)
-        for split in _SPLITS:
+        for split in SPLITS:
             self._delete_crops(split, set())
             for name in (f"{split}.csv", f"{split}_contact_sheet.png"):
                 (self.folder / name).unlink(missing_ok=True)

@@ -62,12 +62,10 @@ def export(cfg: DictConfig) -> Path:
         The file; its JSON has the same name and `.json`.
 
     Raises:
-        InputError: an unknown format, no such run, packages that are not installed, a file of other
+        InputError: no such run, packages that are not installed, a file of other
             weights in its place without `overwrite`, or a file that disagrees with the network,
             which is deleted.
     """
-    if cfg.format not in _FILES:
-        raise InputError(f"format is {' or '.join(_FILES)}, not {cfg.format!r}.")
     console = make_console()
     run = load_run(Path(cfg.run_dir))
     file = Path(cfg.export_dir) / _FILES[cfg.format]

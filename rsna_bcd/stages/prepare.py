@@ -24,7 +24,7 @@ from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import make_console
 from rsna_bcd.reporting.contact_sheet import SampledImage, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
-from rsna_bcd.tables.images import Split, read_images, table_files
+from rsna_bcd.tables.images import SPLITS, Split, read_images, table_files
 
 _SHOWN = 5  # failed files named in the summary; the manifest has all
 
@@ -40,7 +40,7 @@ def prepare(cfg: DictConfig) -> None:
     settings: CropSettings = instantiate(cfg.crop)
     settings.check_algorithm()
     check_decoders(cfg.decoders)
-    images = {split: _read(cfg, split) for split in _splits(cfg)}
+    images = {split: _read(cfg, split) for split in SPLITS if split in cfg.splits}
     roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}
     files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}
     folder = PreparedFolder(Path(cfg.prepared_dir))
@@ -110,16 +110,6 @@ def _start_or_resume(cfg: DictConfig, folder: PreparedFolder) -> None:
         folder.clear()
         folder.overwriting_file.touch()
     write_record(folder.config_file, record)
-
-
-def _splits(cfg: DictConfig) -> list[Split]:
-    """The chosen splits."""
-    known: tuple[Split, ...] = ("train", "test")
-    if not cfg.splits or not set(cfg.splits) <= set(known):
-        raise InputError(f"splits={list(cfg.splits)}: choose one or both of train, test.")
-    if cfg.source not in ("dicom", "image"):
-        raise InputError(f"source={cfg.source}: choose dicom or image.")
-    return [split for split in known if split in cfg.splits]
 
 
 def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from rsna_bcd.phantom.examination import LESION_COLUMNS, Appearance, Examination
 from rsna_bcd.preparation import engine
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import make_console
+from rsna_bcd.tables.images import SPLITS
 
 
 def synthesize(cfg: DictConfig) -> None:
@@ -39,7 +40,7 @@ def synthesize(cfg: DictConfig) -> None:
     images = sample_images(**cfg.size, seed=cfg.seed)
     if record_file.exists():
         (data / "lesions.csv").unlink(missing_ok=True)  # first: no longer complete
-        for split in ("train", "test"):
+        for split in SPLITS:
             shutil.rmtree(data / f"{split}_images", ignore_errors=True)
     write_record(record_file, record)
 

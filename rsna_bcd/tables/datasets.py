@@ -8,6 +8,7 @@ images of a breast get its label.
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pandas as pd
 
@@ -141,7 +142,9 @@ def map_cbis_ddsm(
     return _with_breast_ids(mine.drop_duplicates("image_id"))
 
 
-def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str) -> pd.DataFrame:
+def map_cmmd(
+    tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: Literal["drop", "negative"]
+) -> pd.DataFrame:
     """Map CMMD (Cui et al., 2021, doi:10.7937/tcia.eqde-4b16), whose files only headers tell apart.
 
     A breast counts as cancer if one of its rows in the clinical table has `classification`
@@ -160,8 +163,6 @@ def map_cmmd(tables: Sequence[pd.DataFrame], split: Split, *, other_breasts: str
     """
     if split != "train":
         raise InputError("CMMD has no published test split. Leave it out with splits=[train].")
-    if other_breasts not in ("drop", "negative"):
-        raise InputError(f"dataset.rows.other_breasts={other_breasts}: choose drop or negative.")
     index = _table_with(tables, "image_id", "patient_id", "laterality", "view", "file", "machine")
     clinical = _table_with(tables, "LeftRight", "ID1", "Age", "classification")
     known = clinical["classification"].isin(["Benign", "Malignant"])
@@ -270,7 +271,7 @@ def map_generic(
     columns: Mapping[str, str | None],
     values: Mapping[str, Mapping[object, object] | None],
     join: Sequence[str],
-    unlabelled: str,
+    unlabelled: Literal["refuse", "drop"],
 ) -> pd.DataFrame:
     """Map the user's own table, or an index of files and a table of labels.
 
@@ -294,8 +295,6 @@ def map_generic(
             further table has several rows for one key, tables contradict each other, or no image
             has a label.
     """
-    if unlabelled not in ("refuse", "drop"):
-        raise InputError(f"dataset.rows.unlabelled={unlabelled}: choose refuse or drop.")
     named = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
     for ours, theirs in named.items():
         if ours in _TAKEN:

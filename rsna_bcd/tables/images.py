@@ -14,6 +14,7 @@ from rsna_bcd.files import is_file, read_bytes
 from rsna_bcd.tables.delimited import MISSING, read_cells, read_own_csv
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 # Maps a dataset's own tables, every cell a string, to one table with our columns.
 Rows = Callable[[Sequence[pd.DataFrame], Split], pd.DataFrame]
 

@@ -203,9 +203,3 @@ def test_png_is_lossless(level: int, strategy: str, rows: str, bits: int) -> Non
     encoded = Png(level, strategy, rows).encode(pixels)  # type: ignore[arg-type]
     decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(decoded, pixels)
-
-
-@pytest.mark.parametrize(("level", "rows"), [(10, "avg"), (1, "all")])
-def test_png_refuses_unknown_settings(level: int, rows: str) -> None:
-    with pytest.raises(InputError, match=rf"png\.level={level}, .*png\.filter={rows}:"):
-        Png(level, "rle", rows)  # type: ignore[arg-type]
