@@ -38,7 +38,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # Beside the package in the working tree, inside it once installed from a wheel.
 CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
 
-# Failures of the file system that the user mends, not bugs: their own text names the path.
+# Failures of the file system that the user can correct, not bugs: their own text names the path.
 _MENDABLE = {
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
     errno.ENOTDIR, errno.EEXIST,
@@ -169,7 +169,7 @@ def _collision(written: Sequence[str], one: Sequence[str], other: Sequence[str])
 
 @contextlib.contextmanager
 def errors_as_messages(name: str, resume_hint: str = "") -> Iterator[None]:
-    """End the process with one message if the user can mend the error; else raise it."""
+    """End the process with one message if the user can correct the error; else raise it."""
     try:
         yield
     except Exception as error:
@@ -180,7 +180,7 @@ def errors_as_messages(name: str, resume_hint: str = "") -> Iterator[None]:
 
 
 def _message(error: Exception, name: str, resume_hint: str) -> str | None:
-    """The message for an error that the user can mend, with the remedy; None for other errors."""
+    """The message for an error that the user can correct, with the remedy; None for other errors."""
     if isinstance(error, OverrideParseException):
         key, is_setting, value = error.override.partition("=")
         if not is_setting:

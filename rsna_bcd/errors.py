@@ -1,11 +1,11 @@
-"""The one exception that means: the input is wrong, and this is how to mend it."""
+"""Errors that the user can correct, and differences of records."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 class InputError(Exception):
-    """Bad input that the user can mend.
+    """Bad input that the user can correct.
 
     The message names the thing (file, row, column or configuration key) and the remedy. Stages
     print it without a traceback and exit with 1.

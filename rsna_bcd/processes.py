@@ -31,7 +31,7 @@ def usable_cores() -> int:
 def die_with_parent() -> None:
     """Have the kernel kill this process, even one that hangs in C, when its parent thread ends.
 
-    Call it in the child; also a `preexec_fn`. A parent that has ended before this call goes
-    unnoticed.
+    Call it in the child; also a `preexec_fn`. A parent that has ended before this call is
+    not noticed.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

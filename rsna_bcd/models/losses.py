@@ -22,7 +22,7 @@ _DEEP, _PENALTY = "logit_", "penalty_"  # how outputs of the contract begin
 
 
 class BinaryCrossEntropy(nn.Module):
-    """Binary cross-entropy, with positives optionally taught as less than certain, or weighted.
+    """Binary cross-entropy, with positives optionally weighted, or as targets below 1.
 
     Args:
         positive_target: target for a label of 1. The competition's winner used .8 to .9:

@@ -45,7 +45,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """Train trial after trial, and rank them.
 
     Writes `config.yaml`, `journal.jsonl` (Optuna's) and `trials.csv`. A trial that fails is marked
-    so, and the others go on; but the first must succeed. Settings that were proposed again are not
+    so, and the others are trained; but the first must succeed. Settings that were proposed again are not
     trained again.
 
     Returns:
@@ -90,7 +90,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
             if value is None and not any(t.state.name == "COMPLETE" for t in study.trials):
                 raise InputError(
                     f"Trial {trial.number} failed, and none has succeeded before: see above. "
-                    "Mend it and start the search again; it begins with the same trial, "
+                    "Correct it and start the search again; it begins with the same trial, "
                     f"or begin with others: seed={cfg.seed + 1} overwrite=true."
                 )
             failed = optuna.trial.TrialState.FAIL if value is None else None

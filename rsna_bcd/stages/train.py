@@ -1,6 +1,5 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from rsna_bcd.models.launch import (
 from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
 from rsna_bcd.models.prediction import check_network
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
+from rsna_bcd.processes import usable_cores
 from rsna_bcd.stages._training_checks import check_training, is_finished, make_record, n_ranks_for
 from rsna_bcd.stages._training_results import (
     describe_run,
@@ -143,7 +143,7 @@ def _make_classifier_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModu
     if cfg.trainer.get("sync_batchnorm", False):
         on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
         classifier.network = synchronise_norms(classifier.network, on_cpu=on_cpu)
-    workers = min(8, len(os.sched_getaffinity(0))) if cfg.workers is None else cfg.workers
+    workers = min(8, usable_cores()) if cfg.workers is None else cfg.workers
     data: CropDataModule = instantiate(cfg.data, workers=workers, level=classifier.level)
     data.setup()
     classifier.data = data
