@@ -180,7 +180,7 @@ def errors_as_messages(name: str, resume_hint: str = "") -> Iterator[None]:
 
 
 def _message(error: Exception, name: str, resume_hint: str) -> str | None:
-    """The message for an error that the user can correct, with the remedy; None for other errors."""
+    """The message and remedy for an error that the user can correct; None for other errors."""
     if isinstance(error, OverrideParseException):
         key, is_setting, value = error.override.partition("=")
         if not is_setting:

@@ -67,16 +67,18 @@ class ProgressBar:
         """Write a line above the bar."""
         self._progress.console.print(text)
 
-    def update(self, done: int, before: int) -> None:
+    def update(self, done: int, before: int = 0, remark: str = "") -> None:
         """Show how much is done.
 
         Args:
             done: units of work, those of `before` included.
             before: units done by an earlier process; the clock starts when `done` equals it.
+            remark: shown behind the time left.
         """
         if done == before:
             self._started = time.monotonic()
-        end = time_left(time.monotonic() - self._started, done, before, self._total)
+        left = time_left(time.monotonic() - self._started, done, before, self._total)
+        end = ", ".join(filter(None, (left, remark)))
         self._progress.update(self._task, completed=done, end=end)
         line = done * _PROGRESS_LINES // max(1, self._total)
         if not self._console.is_terminal and line > self._lines and done > before:

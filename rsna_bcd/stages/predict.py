@@ -80,7 +80,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     pictures: dict[str, str] = {}
     taken: set[str] = set()  # names of pictures
     with ProgressBar(console, "Predicting", len(images)) as bar:
-        bar.update(0, 0)
+        bar.update(0)
         done = 0
         for study in predict_studies(images, files, runs, settings):
             own = study_results(study, headers, ensemble, members, is_synthetic=is_synthetic)
@@ -88,7 +88,7 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
             if cfg.pictures:
                 pictures |= _draw(folder, study, own, leading, notes, taken)
             done += len(study.images)
-            bar.update(done, 0)
+            bar.update(done)
     order = {name: number for number, name in enumerate(images["prediction_id"].unique())}
     results.sort(key=lambda result: order[result.prediction_id])
     failures |= {i.file: i.reason for r in results for i in r.images if i.reason is not None}

@@ -3,13 +3,11 @@
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rsna_bcd._records import check_same_config, select_settings, write_record
 from rsna_bcd.errors import InputError
@@ -21,7 +19,7 @@ from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
 from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.preparation.source_files import expected_file, find_files
 from rsna_bcd.processes import usable_cores
-from rsna_bcd.reporting.console import make_console
+from rsna_bcd.reporting.console import ProgressBar, make_console
 from rsna_bcd.reporting.contact_sheet import SampledImage, contact_sheet, sample_crops
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import SPLITS, Split, read_images, table_files
@@ -180,26 +178,20 @@ def _make_crops(
     if not pending:
         return
     workers = min(usable_cores() if cfg.workers is None else cfg.workers, len(pending))
-    columns: list[Any] = [
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
-    ]  # fmt: skip
     results = engine.run(make_crop, pending.items(), workers=workers, **cfg.cluster)
-    with closing(results), Progress(*columns, console=console) as shown:
-        bar = shown.add_task("Preparing", total=len(pending), failed="")
+    with closing(results), ProgressBar(console, "Preparing", len(pending)) as bar:
         failed = 0
-        for result in results:
+        for done, result in enumerate(results, 1):
             split, image_id = result.key
             if result.value is None:
                 progress[split].failures[image_id] = result.reason or ""
                 # The crop of an earlier version of the file:
                 pending[split, image_id].crop_file.unlink(missing_ok=True)
                 failed += 1
-                shown.update(bar, failed=f"{failed} unreadable")
             else:
                 folder.note(split, image_id, result.value, result.seconds)
                 progress[split].finished[image_id] = bool(result.value["breast_found"])
-            shown.advance(bar)
+            bar.update(done, remark=f"{failed} unreadable" if failed else "")
 
 
 def _draw_contact_sheet(

@@ -45,8 +45,8 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """Train trial after trial, and rank them.
 
     Writes `config.yaml`, `journal.jsonl` (Optuna's) and `trials.csv`. A trial that fails is marked
-    so, and the others are trained; but the first must succeed. Settings that were proposed again are not
-    trained again.
+    so, and the search continues; but the first must succeed. Settings that were proposed again are
+    not trained again.
 
     Returns:
         `trial, run, state, value` and one column per key of the space, in the order of the trials.

@@ -41,7 +41,7 @@ def draw(terminal: bool) -> str:
     console = make_console(file=io.StringIO(), force_terminal=terminal, width=100)
     with ProgressBar(console, "Predicting", 40) as bar:
         for done in range(10, 41):
-            bar.update(done, 10)
+            bar.update(done, 10, "3 unreadable" if done == 40 else "")
         bar.log("[a note]")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -53,6 +53,7 @@ def test_progress_bar_writes_a_few_lines_without_a_terminal() -> None:
         *(f"Predicting: {done} of 40" for done in (12, 16, 20, 24, 28, 32, 36, 40)), "[a note]",
     ]  # fmt: skip
     assert all("left" in line for line in lines[:7])
+    assert lines[7].endswith("40 of 40, 3 unreadable")
     shown = draw(terminal=True)
     assert "40/40" in shown
     assert "[a note]" in shown
