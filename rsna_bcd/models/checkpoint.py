@@ -95,10 +95,13 @@ def find_checkpoint(run: Path, select: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path, *, checksums: bool = False) -> dict[str, Any]:
     """Read a checkpoint of a run, on the processor: its `state_dict`, and `config` if it has it.
 
-    Checksums are compared, which torch does not.
+    Args:
+        file: `.ckpt` or `.safetensors`.
+        checksums: compare those of a `.ckpt`, which torch does not. This reads the whole file, most
+            of which is the state of the optimizer.
 
     Raises:
         InputError: the file is absent, damaged, or of something else.
@@ -107,7 +110,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{file} is absent. {remedy}")
     try:
-        if zipfile.is_zipfile(file):
+        if checksums:
             with zipfile.ZipFile(file) as parts:
                 damaged = parts.testzip()
             if damaged is not None:

@@ -37,7 +37,7 @@ def predict_held_out(
     where nothing was left to train (a run killed just now) and the average is kept.
     """
     file = Path(cfg.run_dir) / "checkpoints" / f"{cfg.select}.ckpt"
-    classifier.load_state_dict(read_checkpoint(file)["state_dict"])
+    classifier.load_state_dict(read_checkpoint(file, checksums=True)["state_dict"])
     loader = data.val_dataloader()
     predicted: Any = trainer.predict(classifier, loader) if loader else []
     probability = sigmoid(gather_logits(predicted, len(data.held_out)))

@@ -186,7 +186,7 @@ def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
     is_wanted = cfg.resume or (run_dir / "metrics.json").exists()  # finished: a table was lost
     if not is_wanted or cfg.overwrite or not last.exists():
         return None
-    read_checkpoint(last)
+    read_checkpoint(last, checksums=True)
     return last
 
 
