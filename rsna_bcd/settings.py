@@ -230,6 +230,7 @@ class Ensemble(Command):
     recall_rate: Annotated[float, Field(gt=0, lt=1)] | None
     by_site: Positive | None
     calibration: Literal["none", "temperature", "platt", "isotonic"]
+    networks: Literal["folds", "all"]
     groups: Groups
     resamples: Positive
     seed: Seed

@@ -18,7 +18,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def oof(patients: range, fold: int, seed: int = 0, skill: float = 0.3) -> pd.DataFrame:
+def oof(patients: range, fold: int | str, seed: int = 0, skill: float = 0.3) -> pd.DataFrame:
     """Left breasts of patients numbered `patients`; every fifth has cancer and scores higher."""
     rng = np.random.default_rng([seed, patients.start])
     ids = [str(patient) for patient in patients]

@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ from saved_runs import save_trained, spread_network
 from rsna_bcd._stage import CONF
 from rsna_bcd.bundling.wheels import read_lock
 from rsna_bcd.errors import InputError
-from rsna_bcd.inference.run import load_run
+from rsna_bcd.inference.run import load_members, load_run
 from rsna_bcd.models.checkpoint import read_checkpoint
 from rsna_bcd.scoring.ensemble import Member, read_ensemble, write_ensemble
 from rsna_bcd.stages.bundle import bundle
@@ -130,6 +131,22 @@ def test_bundle_has_the_networks_and_records_of_the_runs(made: Path, output: Pat
         assert all(torch.equal(values, expected[key]) for key, values in actual.items())
         checkpoint = read_checkpoint(models / place / "checkpoints" / "last.safetensors")
         assert checkpoint["config"] == before.record
+
+
+def test_bundle_has_the_networks_of_all_patients_alone(
+    run: Bundle, output: Path, tmp_path: Path
+) -> None:
+    fitted = read_ensemble(output / ENSEMBLE)
+    shutil.copytree(output / "runs", tmp_path / "runs")
+    for name, fold in RUNS:
+        folder = tmp_path / "runs" / name
+        (folder / f"fold{fold}").rename(folder / "foldall")
+    write_ensemble(replace(fitted, networks="all"), tmp_path / ENSEMBLE)
+    bundle = run(f"paths.output={tmp_path}")
+    assert {f.parent.name for f in bundle.rglob("config.yaml")} == {"foldall"}
+    (dataset,) = bundle.glob("dataset")
+    loaded = load_members(read_ensemble(dataset / ENSEMBLE), dataset)
+    assert [run.name for member in loaded for run in member] == ["tiny foldall", "pair foldall"]
 
 
 def test_load_run_checks_the_record_of_a_bundle(made: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The ensemble stage on runs of a few hundred rows."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +268,44 @@ def test_folds_may_start_from_the_same_fold_of_another_run(output: Path, fit: Fi
     save_run(output / "runs" / "c", oof(range(100), 0, 5), **{**settings, "fold": 0})
     with pytest.raises(InputError, match=r"(?s)Folds of c were trained.*checkpoint_path"):
         fit("members=[c]", "name=mixed")
+
+
+@pytest.mark.parametrize("start", ["the same fold", "all patients"])
+def test_networks_of_all_patients_need_the_settings_of_the_folds(
+    output: Path, fit: Fit, start: str
+) -> None:
+    run = output / "runs" / "c"
+    for fold, patients in ((0, range(100)), (1, range(100, 240)), ("all", range(1))):
+        first = "all" if start == "all patients" else fold
+        settings = {
+            "fold": fold,
+            "checkpoint_path": f"runs/b5/fold{first}/checkpoints/last.ckpt",
+            "starts_from": [{"name": "b5", "fold": first}],
+        }
+        save_run(run, oof(patients, fold, 5), **settings)
+    (run / "foldall" / "oof.csv").unlink()
+    fitted = fit("members=[c]", "name=all", "networks=all")
+    folds = fit("members=[c]", "name=folds")
+    assert fitted.members[0].hashes == {**folds.members[0].hashes, "all": {}}
+    assert "networks=all" in fitted.command
+    same = replace(fitted, name="folds", members=folds.members, command=folds.command)
+    assert replace(same, networks="folds") == folds
+    save_run(run, oof(range(1), "all"), **settings, epochs=12)
+    with pytest.raises(InputError, match=r"(?s)fold0 -> foldall.*epochs: .absent. -> 12"):
+        fit("members=[c]", "name=all", "networks=all")
+    shutil.rmtree(run / "foldall")
+    with pytest.raises(InputError, match=r"needs .*foldall, .*train .*name=c fold=all"):
+        fit("members=[c]", "name=all", "networks=all")
+
+
+def test_networks_of_all_patients_need_the_folds(output: Path, fit: Fit) -> None:
+    (output / "runs" / "c").mkdir()
+    (output / "runs" / "b5" / "fold0").rename(output / "runs" / "c" / "foldall")
+    with pytest.raises(InputError, match=r"holds no trained fold. Run .*name=c fold=0"):
+        fit("members=[c]", "name=c", "networks=all")
+
+
+@pytest.mark.parametrize("setting", ["by_site=100", "calibration=platt"])
+def test_networks_of_all_patients_have_nothing_out_of_fold(fit: Fit, setting: str) -> None:
+    with pytest.raises(InputError, match="networks=all have none.*Leave them out"):
+        fit("networks=all", setting)

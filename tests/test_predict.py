@@ -27,7 +27,7 @@ from saved_runs import save_run
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
-from rsna_bcd.scoring.ensemble import Member, write_ensemble
+from rsna_bcd.scoring.ensemble import FILE_NAME, Member, read_ensemble, write_ensemble
 from rsna_bcd.stages.predict import predict
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
@@ -354,6 +354,13 @@ def test_predict_refuses_absent_and_empty_inputs(models: Path, tmp_path: Path) -
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="no mammogram in .*no file at all"):
         run(models, tmp_path, tmp_path / "in")
+
+
+def test_predict_refuses_networks_of_all_patients(models: Path, tmp_path: Path) -> None:
+    fitted = read_ensemble(models / "ensembles" / "images" / "ensemble.json")
+    write_ensemble(replace(fitted, networks="all"), tmp_path / "ensembles" / "images" / FILE_NAME)
+    with pytest.raises(InputError, match="neither a threshold for a single patient nor a calibr"):
+        run(tmp_path, tmp_path, tmp_path)
 
 
 def test_predict_without_a_model_says_how_to_get_one(

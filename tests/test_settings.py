@@ -92,7 +92,7 @@ def test_schema_has_the_choices_of_the_code() -> None:
     from rsna_bcd.preparation.crop import Filter, Strategy
     from rsna_bcd.scoring.blend import BlendMethod
     from rsna_bcd.scoring.calibration import CalibrationMethod
-    from rsna_bcd.scoring.ensemble import PolicyName
+    from rsna_bcd.scoring.ensemble import Networks, PolicyName
     from rsna_bcd.scoring.metrics import Aggregation
 
     for command, key, choices in (
@@ -102,6 +102,7 @@ def test_schema_has_the_choices_of_the_code() -> None:
         (settings.Submit, "engine", get_args(Engine)),
         (settings.Ensemble, "blend", get_args(BlendMethod)),
         (settings.Ensemble, "threshold", get_args(PolicyName)),
+        (settings.Ensemble, "networks", get_args(Networks)),
         (settings.Ensemble, "calibration", ("none", *get_args(CalibrationMethod))),
         (settings.Png, "strategy", get_args(Strategy)),
         (settings.Png, "filter", get_args(Filter)),

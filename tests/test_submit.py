@@ -23,6 +23,7 @@ from submission_inputs import NAME, configure, overrides, save_members, save_tes
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.ensemble import write_ensemble
+from rsna_bcd.scoring.thresholds import Threshold
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.predictions import check_submission
 
@@ -348,6 +349,31 @@ def test_submit_out_of_time_names_the_images_and_resumes_with_more_time(
     submit(configure(many, output))
     assert "Begins again" in capsys.readouterr().err
     assert (summary_in(output)["shed"], summary_in(output)["resumed"]) == ("", 0)
+
+
+@pytest.mark.parametrize("patients", [16, 1])
+def test_submit_with_networks_of_all_patients_keeps_the_recall_rate(
+    tmp_path: Path, patients: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, data = tmp_path / "output", tmp_path / "data"
+    data.mkdir()
+    save_test_set(data, patients)
+    fitted = save_members(output, images=1, breasts=1)
+    file = output / "ensembles" / NAME / "ensemble.json"
+    submit(configure(data, output))
+    expected = table_in(output, "predictions.csv")
+    # The networks of the folds, which are not needed any more, under another name and threshold.
+    for name in ("images", "breasts"):
+        (output / "runs" / name / "fold0").rename(output / "runs" / name / "foldall")
+    thresholds = Threshold(0.9, {"1": 0.95}, recall_rate=0.3)
+    write_ensemble(replace(fitted, networks="all", threshold=0.9, thresholds=thresholds), file)
+    submission = submit(configure(data, output))
+    pd.testing.assert_frame_equal(table_in(output, "predictions.csv"), expected)
+    assert submission["cancer"].sum() == round(0.3 * 2 * patients)
+    lowest = expected["probability"][submission["cancer"] == 1].min()
+    assert lowest > expected["probability"][submission["cancer"] == 0].max()
+    assert summary_in(output)["recall_rate"] == 0.3
+    assert "which keeps a recall rate of 30.0%" in capsys.readouterr().err
 
 
 def make_non_finite(output: Path, name: str, fold: int) -> None:

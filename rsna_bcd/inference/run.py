@@ -2,7 +2,7 @@
 
 import inspect
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,16 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
 def load_members(
     ensemble: Ensemble, models: Path, device: torch.device | str = "cpu"
 ) -> list[list[Run]]:
-    """Load the folds of each member of an ensemble; `models` has `runs/` and `ensembles/`.
+    """Load the networks of each member that predict new images; `models` has `runs/`.
 
     Raises:
         InputError: as `load_run`; or another version of this package made the crops of a run.
     """
     members = [
-        [load_run(models / "runs" / member.name / f"fold{k}", device) for k in member.folds]
+        [
+            load_run(models / "runs" / member.name / f"fold{fold}", device)
+            for fold in ensemble.predicting_folds(member)
+        ]
         for member in ensemble.members
     ]
     check_crop_algorithm(run for member in members for run in member)
@@ -201,7 +204,7 @@ def _check_record(
     return merged
 
 
-def fold_hashes(run: Path, folds: Sequence[int], select: Select) -> dict[str, dict[str, str]]:
+def fold_hashes(run: Path, folds: Iterable[int | str], select: Select) -> dict[str, dict[str, str]]:
     """SHA-256 of `oof.csv`, `oof_images.csv` and `weights` that exist, by fold of a run."""
     hashes: dict[str, dict[str, str]] = {}
     for fold in folds:
@@ -229,7 +232,7 @@ def check_current(ensemble: Ensemble, models: Path) -> None:
     for member in ensemble.members:
         if not member.hashes:
             continue
-        now = fold_hashes(models / "runs" / member.name, member.folds, member.select)
+        now = fold_hashes(models / "runs" / member.name, member.hashes, member.select)
         for fold, fitted in member.hashes.items():
             here = now.get(fold, {})
             names = [n for n, value in fitted.items() if n in here and here[n] != value]

@@ -263,10 +263,11 @@ class SubmissionSummary:
                 return []
             share = f"{rate:.1%} of the breasts are"
         usual = "" if expected is None else f", {expected:.1%} were out of fold"
+        remedy = ", or fix the recall rate: fit the ensemble with threshold=recall_rate"
         return [
             f"WARNING: {share} predicted positive{usual}. Check that the images are like those of "
-            "the training (source=, views and machines in failures.csv), or fix the recall rate: "
-            "fit the ensemble with threshold=recall_rate."
+            "the training (source=, views and machines in failures.csv)"
+            f"{remedy if self.recall_rate is None else ''}."
         ]
 
     def _failure_lines(self, failures: pd.DataFrame) -> list[str]:

@@ -27,6 +27,7 @@ from rsna_bcd.scoring.thresholds import Plateau, Threshold
 FILE_NAME = "ensemble.json"
 PolicyName = Literal["pf1", "recall_rate"]
 Select = Literal["last", "best"]
+Networks = Literal["folds", "all"]
 
 _MIN_POSITIVE_DECISIONS = 20  # a recall rate of fewer rows than give this many is left to chance
 _REFIT = (
@@ -50,7 +51,8 @@ class Member:
         weight: In the blend.
         ranks: The member's out-of-fold distribution; None but under `rank_mean`.
         hashes: By fold, SHA-256 of the predictions and of the weights that it was fitted to
-            (`inference.run`); empty in ensembles that were fitted before they were kept.
+            (`inference.run`), and under "all" of the network trained on all patients; empty in
+            ensembles that were fitted before they were kept.
     """
 
     name: str
@@ -92,6 +94,9 @@ class Ensemble:
             share on new rows. Under `calibration` `brier` and `ece` (a `CalibrationError`), of
             the `blended` probabilities (not of ranks) and, cross-fitted, of the `calibrated` ones.
         command: That fits it again; without `paths.output`.
+        networks: Which predict new images: those of the members' `folds`, or of each member the one
+            that was trained on `all` patients. Of the latter nothing is out of fold: on new rows
+            they keep the share of positive decisions, whatever the policy.
     """
 
     name: str
@@ -108,6 +113,11 @@ class Ensemble:
     positives: int
     score: Mapping[str, Any]
     command: str = ""
+    networks: Networks = "folds"
+
+    def predicting_folds(self, member: Member) -> tuple[int | str, ...]:
+        """The folds of a member whose networks predict new images; `all` holds out nothing."""
+        return ("all",) if self.networks == "all" else member.folds
 
     def combine(self, probabilities: ArrayLike, available: ArrayLike | None = None) -> Floats:
         """Blend breast-level probabilities: (members, N) to (N,).
@@ -131,6 +141,8 @@ class Ensemble:
 
     def keeps_recall_rate(self, n_rows: int) -> bool:
         """Whether a recall rate is kept on so many new rows, rather than the fitted threshold."""
+        if self.networks == "all":
+            return n_rows > 0
         expected = self.thresholds.recall_rate * n_rows
         return self.policy == "recall_rate" and expected >= _MIN_POSITIVE_DECISIONS
 
@@ -139,8 +151,8 @@ class Ensemble:
 
         Under `recall_rate`, with enough rows (`keeps_recall_rate`), the one that predicts the same
         share of them positive as of the out-of-fold rows, because a mean over folds is distributed
-        differently from one fold's predictions. Else, and under `pf1`, the fitted one. The
-        probabilities are of the blend, of all readable new rows.
+        differently from one fold's predictions; so are those of other `networks`. Else, and under
+        `pf1`, the fitted one. The probabilities are of the blend, of all readable new rows.
         """
         p = np.asarray(probabilities, dtype=np.float64)
         if self.keeps_recall_rate(len(p)):
@@ -189,6 +201,8 @@ def write_ensemble(ensemble: Ensemble, file: Path) -> None:
     """
     record = asdict(ensemble) | {"calibration": calibration_to_json(ensemble.calibration)}
     record["score"] = _nan_to_none(record["score"])
+    if ensemble.networks == "folds":
+        del record["networks"]  # earlier versions read the file as well
     try:
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     except ValueError as error:
@@ -278,6 +292,7 @@ def _check(ensemble: Ensemble) -> None:
     choices: list[tuple[str, Any, Any]] = [
         ("policy", ensemble.policy, PolicyName),
         ("blend", ensemble.blend, BlendMethod),
+        ("networks", ensemble.networks, Networks),
         *((f"rule of {m.name}", m.rule, Aggregation) for m in ensemble.members),
         *((f"select of {m.name}", m.select, Select) for m in ensemble.members),
     ]

@@ -21,7 +21,7 @@ from rsna_bcd.scoring.cross_fitting import (
     optimism,
     patient_groups,
 )
-from rsna_bcd.scoring.ensemble import Ensemble, Member
+from rsna_bcd.scoring.ensemble import Ensemble, Member, Networks
 from rsna_bcd.scoring.intervals import bootstrap_metrics, delong
 from rsna_bcd.scoring.metrics import OPERATING, RANKING, logit
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
@@ -53,6 +53,11 @@ def read_fitter(cfg: DictConfig) -> EnsembleFitter:
         raise InputError(
             "by_site= is for threshold=pf1: a recall rate is kept over the whole test set, whatever"
             " the sites in it. Set one of them."
+        )
+    if cfg.networks == "all" and (cfg.by_site is not None or cfg.calibration != "none"):
+        raise InputError(
+            "by_site= and calibration= are fitted to probabilities out of fold, and networks=all "
+            "have none: a test set is decided by the share of positives. Leave them out."
         )
     weights: Any = None  # fitted
     if cfg.weights != "fitted":
@@ -92,7 +97,12 @@ class OutOfFold:
 
 
 def read_members(
-    output: Path, names: Sequence[str], *, every_rule: bool = False, allow_constant: bool = False
+    output: Path,
+    names: Sequence[str],
+    *,
+    every_rule: bool = False,
+    allow_constant: bool = False,
+    networks: Networks = "folds",
 ) -> OutOfFold:
     """Read runs, `<output>/runs/<name>`, that hold the same breasts.
 
@@ -101,16 +111,19 @@ def read_members(
         names: of the runs.
         every_rule: read them also under the other rule from images to a breast than a run's own.
         allow_constant: take a run with a fold that nothing can be fitted to (`check_informative`).
+        networks: of the ensemble.
 
     Raises:
         InputError: a run is absent, unfinished, constant, lacks breasts that another has, or has
-            folds with different settings.
+            folds with different settings; or of `all` networks one is.
     """
     tables = {name: read_run(output / "runs" / name) for name in names}
     for name, table in () if allow_constant else tables.items():
         check_informative(name, table)
     rows, _ = align(tables)
-    runs = tuple(_read_member(output / "runs" / name, table) for name, table in tables.items())
+    runs = tuple(
+        _read_member(output / "runs" / name, table, networks) for name, table in tables.items()
+    )
     members = []
     for run in runs:
         table = tables[run.name]
@@ -225,10 +238,16 @@ def _scores(
     }
 
 
-def _read_member(run: Path, oof: pd.DataFrame) -> Member:
+def _read_member(run: Path, oof: pd.DataFrame, networks: Networks) -> Member:
     """A run from the records of its folds; rule and weight are yet to be fitted."""
     folds = tuple(sorted(int(fold) for fold in oof["fold"].unique()))
-    files = [run / f"fold{fold}" / "config.yaml" for fold in folds]
+    trained: list[int | str] = [*folds, *(["all"] if networks == "all" else [])]
+    if networks == "all" and not (run / "foldall" / "metrics.json").is_file():
+        raise InputError(
+            f"networks=all needs {run / 'foldall'}, trained to its end on all patients: "
+            f"`python -m rsna_bcd.train experiment=... name={run.name} fold=all`."
+        )
+    files = [run / f"fold{fold}" / "config.yaml" for fold in trained]
     for file in files:
         differing = "\n".join(f"  {x}" for x in difference(_record(files[0]), _record(file)))
         if differing:
@@ -244,22 +263,27 @@ def _read_member(run: Path, oof: pd.DataFrame) -> Member:
     absent = [keys.get(name, name) for name, value in settings.items() if value is None]
     if absent:
         raise InputError(f"{files[0]} lacks {', '.join(absent)}. Train this fold again.")
-    hashes = fold_hashes(run, folds, settings["select"])
+    hashes = fold_hashes(run, trained, settings["select"])
     return Member(name=run.name, folds=folds, weight=1.0, hashes=hashes, **settings)
 
 
 def _record(record_file: Path) -> dict[Any, Any]:
-    """All settings of a run but its fold, also where it starts from the same fold of another."""
+    """All settings of a run but its fold, also where it starts from the same fold of another.
+
+    A start from all patients, which all folds may have in common, counts as the same.
+    """
     if not record_file.is_file():
         raise InputError(f"{record_file} does not exist. Train this fold again.")
     record = read_record(record_file)
     record.pop("rsna_bcd", None)  # the version
     fold = record.pop("fold", None)
     for run in record.get("starts_from", []):
-        if run["fold"] == fold:
+        if run["fold"] in (fold, "all"):
             run["fold"] = "the same"
     for settings in (record, record.get("network", {})):
         file = settings.get("checkpoint_path")
         if file is not None:
-            settings["checkpoint_path"] = file.replace(f"/fold{fold}/", "/fold*/")
+            for one in (fold, "all"):
+                file = file.replace(f"/fold{one}/", "/fold*/")
+            settings["checkpoint_path"] = file
     return record

@@ -58,7 +58,7 @@ def bundle(cfg: DictConfig) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.replace(folder)
     size = sum(f.stat().st_size for f in (folder / "dataset").rglob("*") if f.is_file())
-    networks = sum(len(member.folds) for member in ensemble.members)
+    networks = sum(len(ensemble.predicting_folds(member)) for member in ensemble.members)
     make_console().print(
         f"{networks} network(s) and {len(collected)} wheels "
         f"({', '.join(wheel.name.split('-')[0] for wheel in collected)}), {size / 1e6:.0f} MB: "
@@ -72,8 +72,8 @@ def bundle(cfg: DictConfig) -> Path:
 def _copy_models(ensemble: Ensemble, models: Path, dataset: Path) -> None:
     """Copy the files of each run that inference reads; checkpoints become safetensors."""
     for member in ensemble.members:
-        for k in member.folds:
-            place = Path("runs") / member.name / f"fold{k}"
+        for fold in ensemble.predicting_folds(member):
+            place = Path("runs") / member.name / f"fold{fold}"
             run = runs.load_run(models / place)
             runs.check_crop_algorithm([run])
             (dataset / place).mkdir(parents=True)

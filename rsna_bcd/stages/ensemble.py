@@ -33,10 +33,10 @@ def ensemble(cfg: DictConfig) -> Ensemble:
     folder, output = Path(cfg.ensemble_dir), Path(cfg.paths.output)
     record = select_settings(cfg, *_RECORDED)
     check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="ensemble")
-    oof = read_members(output, fitter.names, every_rule=cfg.rule == "auto")
+    oof = read_members(output, fitter.names, every_rule=cfg.rule == "auto", networks=cfg.networks)
     sites = None if cfg.by_site is None else read_sites(output, oof.runs[0], oof.rows)
     fitted, table = fit_ensemble(cfg.name, fitter, oof, cfg, sites)
-    result = replace(fitted, command=_command(cfg))
+    result = replace(fitted, command=_command(cfg), networks=cfg.networks)
     # An old threshold must not remain beside new rows if writing fails in between.
     (folder / FILE_NAME).unlink(missing_ok=True)
     write_csv(table, folder / "oof.csv")
@@ -85,7 +85,12 @@ def _show(fitted: Ensemble, folder: Path) -> None:
             "the fold it is scored on (select=best).",
             style="bold",
         )
-    if fitted.policy == "recall_rate":
+    if fitted.networks == "all":
+        console.print(
+            "All this is of the networks of the folds. submit predicts by those that were trained "
+            f"on all patients, and predicts {fitted.thresholds.recall_rate:.1%} positive, as here."
+        )
+    elif fitted.policy == "recall_rate":
         console.print(
             "The decisions of these scores are by the fitted threshold; on a large enough test "
             "set, submit keeps the recall rate instead."

@@ -54,6 +54,13 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     """
     console = make_console(stderr=True)
     fitted = _ensemble(cfg)
+    if fitted.networks == "all":
+        raise InputError(
+            f"name={fitted.name}: its networks were trained on all patients, so nothing that they "
+            "predict is out of fold, and there is neither a threshold for a single patient nor a "
+            "calibration. submit decides a whole test set by them; here choose an ensemble of the "
+            "folds' networks (networks=folds)."
+        )
     models, folder = Path(cfg.paths.models), Path(cfg.predictions_dir)
     check_current(fitted, models)
     inputs = _inputs(cfg)

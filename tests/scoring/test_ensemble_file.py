@@ -61,6 +61,7 @@ BY_RATE = replace(FITTED, policy="recall_rate", thresholds=Threshold(0.31, {}, 0
         replace(FITTED, calibration=Isotonic((0.1, 0.2, 1 / 3), (0.0, 0.1, 1.0))),
         # Of `recall_rate` where no row is predicted positive.
         replace(FITTED, threshold=ABOVE, thresholds=Threshold(ABOVE, {}, 0.0)),
+        replace(FITTED, networks="all"),
     ],
 )
 def test_read_ensemble_returns_what_was_written(tmp_path: Path, fitted: Ensemble) -> None:
@@ -125,6 +126,20 @@ def test_decide_keeps_the_recall_rate_of_enough_readable_rows() -> None:
     decided = BY_RATE.decide(both, unreadable=unreadable)
     np.testing.assert_array_equal(decided, np.append(BY_RATE.decide(p), np.zeros(2000)))
     assert BY_RATE.decide(p[:4], unreadable=[1, 1, 1, 1]).tolist() == [0, 0, 0, 0]
+
+
+def test_decide_keeps_the_recall_rate_of_networks_of_all_patients() -> None:
+    """Of few rows, too: the fitted threshold is of other networks."""
+    ensemble = replace(FITTED, networks="all", thresholds=Threshold(0.31, {"2": 0.4}, 0.1))
+    p = np.random.default_rng(0).random(50) / 10  # all below the fitted threshold
+    decided = ensemble.decide(p, np.full(50, "2"))
+    assert decided.sum() == 5
+    assert p[decided == 1].min() > p[decided == 0].max()
+    tied = np.repeat([0.9, 0.3, 0.1], [3, 7, 40])  # 3 is nearer to 5 than 10 is
+    assert ensemble.decide(tied).sum() == 3
+    assert ensemble.decide(p[:4]).sum() == 0
+    assert ensemble.decide([]).tolist() == ensemble.decide(p[:2], unreadable=[1, 1]).tolist()[2:]
+    assert [*map(ensemble.predicting_folds, ensemble.members)] == [("all",)] * 2
 
 
 @pytest.mark.parametrize("fitted", [FITTED, RANKED], ids=["mean", "rank_mean"])
