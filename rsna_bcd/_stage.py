@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,51 +53,45 @@ _FLAGS_WITH_A_VALUE = {
 OmegaConf.register_new_resolver("joined", lambda parts: "+".join(map(str, parts)), replace=True)
 
 
-def stage(
-    name: str, resume_hint: str = "", run: Callable[[DictConfig], object] | None = None
-) -> Callable[[], None]:
-    """Make the `main()` of the command whose settings are in `conf/<name>.yaml`.
+def main(name: str) -> None:
+    """Run the command whose settings are in `conf/<name>.yaml` and on the command line.
 
-    The settings are checked before the modules that do the work are imported, which takes seconds.
-    Input errors, including Hydra's, become one message on stderr and exit code 1; others keep their
-    traceback. A job of a multirun that fails is reported when the others are done. After Ctrl-C or
-    SIGTERM the exit code is 130 or 143.
-
-    Args:
-        name: of the command.
-        resume_hint: how to resume an interrupted run, printed when it is stopped.
-        run: does the work; by default the function `name` of the module `rsna_bcd.stages.<name>`.
+    The settings are checked before `rsna_bcd.stages.<name>`, which does the work, is imported; that
+    takes seconds. Input errors, including Hydra's, become one message on stderr and exit code 1;
+    others keep their traceback. A job of a multirun that fails is reported when the others are
+    done. After Ctrl-C or SIGTERM the exit code is 130 or 143.
     """
 
     def checked(cfg: DictConfig) -> None:
         check(name, cfg)  # again: a job of a sweep may run in another process
-        (run or pkgutil.resolve_name(f"rsna_bcd.stages.{name}:{name}"))(cfg)
+        run = pkgutil.resolve_name(f"rsna_bcd.stages.{name}:{name}")
+        if name == "submit":
+            run(cfg, process_start())  # the time budget includes the start of Python
+        else:
+            run(cfg)
 
     checked.__module__ = f"rsna_bcd.{name}"  # Hydra names the job and its log after it
-
-    def main() -> None:
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            print(_usage(name))
-            return
-        configure_process(passive=name == "submit")
-        # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
-        sys.argv[1:] = _flags_first(sys.argv[1:])
-        # Hydra would continue after a check that failed by a bug.
-        warnings.filterwarnings("error", "Callback .* raised", UserWarning)
-        command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
-        received: list[signal.Signals] = []
-        try:
-            with _exit_on_signals(received), errors_as_messages(name, resume_hint):
-                command()
-        except (KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, SystemExit) and not received:
-                raise
-            number = received[0] if received else signal.SIGINT
-            if _RANK not in os.environ:  # its parent prints this
-                sys.stderr.write(f"Stopped by {number.name}. {resume_hint}".rstrip() + "\n")
-            sys.exit(128 + number)
-
-    return main
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(_usage(name))
+        return
+    configure_process(passive=name == "submit")
+    # argparse refuses overrides on both sides of a flag: `experiment=demo -m fold=0,1`.
+    sys.argv[1:] = _flags_first(sys.argv[1:])
+    # Hydra would continue after a check that failed by a bug.
+    warnings.filterwarnings("error", "Callback .* raised", UserWarning)
+    command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(checked)
+    received: list[signal.Signals] = []
+    try:
+        with _exit_on_signals(received), errors_as_messages(name):
+            command()
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not received:
+            raise
+        number = received[0] if received else signal.SIGINT
+        if _RANK not in os.environ:  # its parent prints this
+            stopped = f"Stopped by {number.name}. {COMMANDS[name].resume_hint}"
+            sys.stderr.write(stopped.rstrip() + "\n")
+        sys.exit(128 + number)
 
 
 def configure_process(*, passive: bool = False) -> None:
@@ -168,18 +162,18 @@ def _collision(written: Sequence[str], one: Sequence[str], other: Sequence[str])
 
 
 @contextlib.contextmanager
-def errors_as_messages(name: str, resume_hint: str = "") -> Iterator[None]:
+def errors_as_messages(name: str) -> Iterator[None]:
     """End the process with one message if the user can correct the error; else raise it."""
     try:
         yield
     except Exception as error:
-        message = _message(error, name, resume_hint)
+        message = _message(error, name)
         if message is None:
             raise
         sys.exit(f"error: {message}")
 
 
-def _message(error: Exception, name: str, resume_hint: str) -> str | None:
+def _message(error: Exception, name: str) -> str | None:
     """The message and remedy for an error that the user can correct; None for other errors."""
     if isinstance(error, OverrideParseException):
         key, is_setting, value = error.override.partition("=")
@@ -219,7 +213,8 @@ def _message(error: Exception, name: str, resume_hint: str) -> str | None:
     if isinstance(error, OSError) and error.errno in _MENDABLE:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Free some space" if full else "Check paths.data=..."
-        return f"{error}. {remedy}, or choose another paths.output=... {resume_hint}".rstrip()
+        hint = COMMANDS[name].resume_hint
+        return f"{error}. {remedy}, or choose another paths.output=... {hint}".rstrip()
     return None
 
 

@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.bundle`: an ensemble -> the folders of an offline submission to Kaggle."""
 
-from rsna_bcd._stage import stage
-
-main = stage("bundle")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("bundle")

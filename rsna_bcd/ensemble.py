@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.ensemble`: out-of-fold predictions -> a blend and its threshold."""
 
-from rsna_bcd._stage import stage
-
-main = stage("ensemble")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("ensemble")

@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.evaluate`: a submission against the true labels, and a plain baseline."""
 
-from rsna_bcd._stage import stage
-
-main = stage("evaluate")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("evaluate")

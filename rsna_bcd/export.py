@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.export`: a trained fold -> ONNX or `torch.export`, for other software."""
 
-from rsna_bcd._stage import stage
-
-main = stage("export")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("export")

@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.predict`: predict any mammograms, with a picture of each study."""
 
-from rsna_bcd._stage import stage
-
-main = stage("predict")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("predict")

@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.rehearse`: run a bundle's notebook as Kaggle would, without a network."""
 
-from rsna_bcd._stage import stage
-
-main = stage("rehearse")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("rehearse")

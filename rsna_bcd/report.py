@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.report`: out-of-fold predictions to one page, and to a model card."""
 
-from rsna_bcd._stage import stage
-
-main = stage("report")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("report")

@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above = Annotated[float, Field(gt=0)]
 Source = Literal["dicom", "image"]
+Decoder = Literal["pydicom", "dicomsdl", "gdcm", "openjpeg", "pillow"]
 Fold = Count | Literal["all"]
 Section = dict[str, Any]
 
@@ -107,9 +108,11 @@ class Command(Strict):
     Attributes:
         written: the keys that together decide where a command writes: two jobs of a sweep in which
             all of them are equal would overwrite each other.
+        resume_hint: how to resume an interrupted run, printed when it is stopped.
     """
 
     written: ClassVar[tuple[str, ...]]
+    resume_hint: ClassVar[str] = ""
     paths: Paths = unrecorded()
 
 
@@ -136,6 +139,7 @@ class Prepare(Command):
     """`conf/prepare.yaml`."""
 
     written = ("prepared_dir", "folds_csv", "splits")
+    resume_hint = "What is done is kept: run the same command to resume."
     dataset: Dataset
     crop: Section
     folds: Folds
@@ -145,7 +149,7 @@ class Prepare(Command):
     max_failed_fraction: Share
     overwrite: bool
     overwrite_folds: bool
-    decoders: Annotated[list[Text], Field(min_length=1)]
+    decoders: Annotated[list[Decoder], Field(min_length=1)]
     png: Png
     workers: Count | None
     cluster: Cluster
@@ -170,6 +174,7 @@ class Train(Command):
     """
 
     written = ("run_dir",)
+    resume_hint = "Finished epochs are kept: run the same command to resume."
     dataset: Dataset = unrecorded()
     crop: Section
     folds: Folds = unrecorded()
@@ -250,6 +255,7 @@ class Submit(Command):
     """`conf/submit.yaml`."""
 
     written = ("submission_dir",)
+    resume_hint = "What is predicted is kept: run the same command to resume."
     dataset: Section  # whose name, which may be missing, names nothing here
     name: Name = missing("give name= of an ensemble", _ENSEMBLES)
     source: Source
@@ -361,6 +367,7 @@ class Search(Command):
     """`conf/search.yaml`."""
 
     written = ("search_dir",)
+    resume_hint = "Finished trials are kept: run the same command to resume."
     space: Section
     name: Name = missing("give name=... for the search")
     train: str

@@ -1,8 +1,6 @@
 """`python -m rsna_bcd.synthesize`: a synthetic competition, in the layout of Kaggle's folder."""
 
-from rsna_bcd._stage import stage
-
-main = stage("synthesize")
-
 if __name__ == "__main__":
-    main()
+    from rsna_bcd._stage import main  # not above: worker processes import this module, too
+
+    main("synthesize")

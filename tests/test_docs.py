@@ -1,6 +1,5 @@
 """README and docs: links, commands, examples, and the tests that keep the promises."""
 
-import importlib
 import re
 import shlex
 import subprocess
@@ -21,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsna_bcd._stage import CONF, check
+from rsna_bcd._stage import CONF, check, main
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.models import losses
 from rsna_bcd.models.prediction import check_network
@@ -134,7 +133,7 @@ def test_the_five_commands_of_the_readme_run(
         paths = [f"paths.data={competition}", f"paths.output={output}"]
         short = ["workers=0"] if name in ("prepare", "train", "submit") else ["resamples=100"]
         monkeypatch.setattr(sys, "argv", [name, *paths, *short, *arguments])
-        importlib.import_module(f"rsna_bcd.{name}").main()
+        main(name)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = readme.partition("| command | reads |")[2].partition("\n\n")[0]
     written = re.findall(r"`([\w/<>.]+/)`: ", table)

@@ -1,11 +1,12 @@
 """Inputs and targets of a network that the command refuses."""
 
-import importlib
 import sys
 from pathlib import Path
 
 import pytest
 from fabricated_crops import HEIGHT, WIDTH, save_crops
+
+from rsna_bcd._stage import main
 
 METADATA = "_target_: rsna_bcd.tables.metadata.Metadata"
 
@@ -29,7 +30,7 @@ def test_train_refuses_inputs_before_training(
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train", *settings])
     with pytest.raises(SystemExit) as stop:
-        importlib.import_module("rsna_bcd.train").main()
+        main("train")
     text = str(stop.value.code)
     assert text.startswith("error: ")
     assert message in text

@@ -1,11 +1,12 @@
 """From DICOM files to `submission.csv`, by the commands that a user types."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from rsna_bcd._stage import main
 
 MEMBER = "tiny"
 # A network small enough for seconds; everything else is what `make demo` does.
@@ -17,7 +18,7 @@ def run(stage: str, *overrides: str, data: Path, output: Path) -> None:
     argv = [stage, f"paths.data={data}", f"paths.output={output}", *overrides]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", argv)
-        importlib.import_module(f"rsna_bcd.{stage}").main()
+        main(stage)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The stage `predict` on folders of DICOM files."""
 
-import importlib
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from saved_runs import save_run
 
-from rsna_bcd._stage import CONF
+from rsna_bcd._stage import CONF, main
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.scoring.ensemble import FILE_NAME, Member, read_ensemble, write_ensemble
@@ -400,4 +399,4 @@ def test_predict_command_prints_one_message(
     monkeypatch.setattr(sys, "argv", ["predict", f"paths.models={models}", "inputs=absent",
                                       f"paths.output={tmp_path}", "name=images"])  # fmt: skip
     with pytest.raises(SystemExit, match="error: There is no file or folder absent"):
-        importlib.import_module("rsna_bcd.predict").main()
+        main("predict")

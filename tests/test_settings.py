@@ -1,7 +1,6 @@
 """Settings through the command: refused in one line before anything is read or written."""
 
 import dataclasses
-import importlib
 import resource
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from rsna_bcd import settings
-from rsna_bcd._stage import CONF, check, process_start
+from rsna_bcd._stage import CONF, check, main, process_start
 from rsna_bcd.settings import COMMANDS
 from rsna_bcd.stages.search import _space
 
@@ -45,7 +44,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
         monkeypatch.setattr(sys, "argv", [name, *more, *overrides])
         GlobalHydra.instance().clear()
         try:
-            importlib.import_module(f"rsna_bcd.{name}").main()
+            main(name)
         except SystemExit as stop:
             return str(stop.code)
         return ""
@@ -86,6 +85,7 @@ def test_schema_has_the_keys_and_kinds_of_the_yaml(name: str) -> None:
 
 
 def test_schema_has_the_choices_of_the_code() -> None:
+    from rsna_bcd.imaging.codecs import DECODERS
     from rsna_bcd.inference.export import Engine
     from rsna_bcd.inference.predictor import Precision
     from rsna_bcd.inference.test_set import Unread
@@ -108,6 +108,7 @@ def test_schema_has_the_choices_of_the_code() -> None:
         (settings.Png, "filter", get_args(Filter)),
     ):
         assert set(get_args(typing.get_type_hints(command)[key])) == set(choices)
+    assert set(get_args(settings.Decoder)) == set(DECODERS)
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -185,6 +186,8 @@ def test_values_of_another_kind_are_refused(
         ("prepare", "splits=train", "splits=[...]"),
         ("prepare", "splits=[dev]", "should be train or test"),
         ("prepare", "splits=[]", "should not be empty"),
+        ("prepare", "source=video", "should be dicom or image"),
+        ("prepare", "decoders=[gdmc]", "should be pydicom, dicomsdl, gdcm, openjpeg or pillow"),
         ("prepare", "paths=mars", "paths/mars"),
         ("submit", "budget.hours=0", "greater than 0"),
         ("predict", "inputs=/x/a (1)", "\"inputs='/x/a (1)'\""),

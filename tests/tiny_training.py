@@ -13,8 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-import rsna_bcd.train  # the command
-from rsna_bcd._stage import CONF
+from rsna_bcd._stage import CONF, main
 from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.stages.train import train
 
@@ -47,7 +46,7 @@ def run_command(output: Path, *overrides: str, settings: tuple[str, ...] = TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", f"paths.output={output}", *settings, *overrides])
         try:
-            rsna_bcd.train.main()
+            main("train")
         except SystemExit as stop:
             return str(stop.code)
     return ""

@@ -22,7 +22,6 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.codestream import (
     FURTHER_BITS,
     Codestream,
@@ -350,14 +349,3 @@ SUPPORTED = frozenset().union(*(decoder.reads for decoder in DECODERS.values()))
 
 # Exceptions of the decoders; anything else is a bug and stays visible.
 _REFUSALS = (RuntimeError, ValueError, OSError, SyntaxError, dicomsdl.DicomException)
-
-
-def check_decoders(names: Sequence[str]) -> None:
-    """Check the names of decoders in a configuration.
-
-    Raises:
-        InputError: an unknown name, or none at all.
-    """
-    unknown = [name for name in names if name not in DECODERS]
-    if unknown or not names:
-        raise InputError(f"decoders={list(names)}: choose from {', '.join(DECODERS)}.")

@@ -12,7 +12,6 @@ from rich.console import Console
 from rsna_bcd._records import check_same_config, select_settings, write_record
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import is_file, write_file
-from rsna_bcd.imaging.codecs import check_decoders
 from rsna_bcd.imaging.crops import Crop, read_crop
 from rsna_bcd.preparation import engine
 from rsna_bcd.preparation.crop import CropSettings, CropTask, Png, make_crop
@@ -37,7 +36,6 @@ def prepare(cfg: DictConfig) -> None:
     """
     settings: CropSettings = instantiate(cfg.crop)
     settings.check_algorithm()
-    check_decoders(cfg.decoders)
     images = {split: _read(cfg, split) for split in SPLITS if split in cfg.splits}
     roots = {split: Path(cfg.dataset[f"{split}_images"]) for split in images}
     files = {split: _find_files(cfg, split, roots[split], images[split]) for split in images}

@@ -1,7 +1,9 @@
 """The engine: every task has a result, whatever becomes of the processes."""
 
 import ctypes
+import importlib.util
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -113,6 +115,28 @@ def test_run_in_this_process_has_the_same_reasons(results: Results, tmp_path: Pa
         k: (results[k].value, results[k].reason) for k in here
     }
     assert all(r.seconds > 0 for r in here.values())
+
+
+def heavy_modules(target: str) -> set[str]:
+    pkgutil.resolve_name(target)
+    return {"hydra", "matplotlib", "pandas", "pydantic", "sklearn", "torch"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("command", "target"),
+    [
+        ("prepare", "rsna_bcd.preparation.crop:make_crop"),
+        ("submit", "rsna_bcd.preparation.crop:prepare_images"),
+        ("index", "rsna_bcd.imaging.headers:read_header"),
+    ],
+)
+def test_workers_of_a_command_import_only_the_function(
+    command: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec(f"rsna_bcd.{command}")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)  # as python -m does
+    (result,) = run(heavy_modules, [("", target)], workers=1)
+    assert (result.reason, result.value) == (None, set())
 
 
 def numbered(*numbers: int) -> list[tuple[int, int]]:
