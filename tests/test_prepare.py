@@ -1,5 +1,6 @@
 """The stage `prepare` on small folders of pictures and DICOM files."""
 
+import multiprocessing
 import os
 import shutil
 import zipfile
@@ -18,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.errors import InputError
+from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.preparation.crop import CropSettings
 from rsna_bcd.preparation.folder import PreparedFolder
 from rsna_bcd.stages import prepare as stage
@@ -297,6 +298,15 @@ def test_prepare_refuses_settings_that_make_no_sense(
 ) -> None:
     with pytest.raises((InputError, InstantiationException), match=message):
         run(data, override)
+
+
+def test_prepare_leaves_no_process_if_the_journal_cannot_be_written(data: Path) -> None:
+    journal = data / "output/prepared/rsna/demo/journal.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.symlink_to("/nowhere/journal.jsonl")
+    with pytest.raises(StorageError, match=r"journal\.jsonl"):
+        run(data, "workers=2")
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("file", sorted(Path(CONF, "crop").glob("*.yaml")), ids=lambda f: f.stem)

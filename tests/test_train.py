@@ -104,10 +104,14 @@ def test_a_resumed_run_equals_a_straight_one_in_a_folder_that_was_moved(
 
 def test_overwrite_trains_again_with_another_seed(straight: Path, tmp_path: Path) -> None:
     shutil.copytree(straight.parents[2], tmp_path, dirs_exist_ok=True)
-    folder = run(tmp_path, "epochs=1", "seed=1", "overwrite=true")
-    assert len(pd.read_csv(folder / "metrics.csv")) == 1
+    folder = run(tmp_path, "seed=1", "overwrite=true")
+    assert len(pd.read_csv(folder / "metrics.csv")) == 2
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert "seed: 1" in (folder / "config.yaml").read_text()
+    weights, before = (saved(run_folder)["state_dict"] for run_folder in (folder, straight))
+    names = [name for name in weights if name.endswith("conv_pw.weight")]
+    assert names
+    assert not any(torch.allclose(weights[name], before[name], atol=1e-3) for name in names)
 
 
 def test_fold_all_leaves_weights_and_no_predictions(output: Path) -> None:

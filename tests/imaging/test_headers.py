@@ -433,6 +433,26 @@ def test_header_flags_ignore_elements_that_cannot_be_parsed(
     assert_flags(path, "", supplemental=0)
 
 
+def test_read_header_of_flipped_bits_is_a_header_or_an_error(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, **view(code("399055006", "spot")), **image_type("POST_CONTRAST"),
+        PatientAge="061Y", ImageLaterality="L", ManufacturerModelName="Senographe", Modality="MG",
+    )  # fmt: skip
+    sound, content = read_header(path), path.read_bytes()
+    rng, n_read = np.random.default_rng(0), 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for bit in rng.integers(8 * content.index(PIXELS.tobytes()), size=rng.integers(1, 5)):
+            damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert read_header(path).keys() == sound.keys()
+            n_read += 1
+        except ImageError:
+            continue
+    assert 0 < n_read < 200
+
+
 def test_quality_flags_as_text() -> None:
     flags = [QualityFlag.SPECIMEN, QualityFlag.NO_WINDOW, QualityFlag.SPECIMEN]
     assert join_flags(flags) == "no window; specimen"
