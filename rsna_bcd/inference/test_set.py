@@ -1,5 +1,6 @@
 """Predict a test set: resumable and within a time budget; a valid submission in any case."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -156,7 +157,7 @@ def predict_test_set(
     """
     started = time.monotonic()
     runs, images = _flat(members), test.tables.images
-    if progress.plan and _degradation(progress) and settings.until == float("inf"):
+    if _degradation(progress) and math.isinf(settings.until):
         log("Begins again: an earlier budget dropped networks, and now there is none.")
         progress.clear()
     by_patient = any(run.level == "breast" for run in runs)
@@ -171,29 +172,17 @@ def predict_test_set(
             images=len(left), before=engines, log=log,
         )  # fmt: skip
         engines = engine_names(runs)
-    monitor = DeadlineMonitor(
-        members,
-        len(left),
-        settings.until,
-        settings.workers,
-        _degradation(progress) if progress.plan else None,
-        log,
-    )
-
-    def note_plan() -> None:
-        """Record a degradation before the first prediction under it."""
-        if not progress.plan or _degradation(progress) != monitor.degradation:
-            progress.set_plan({**asdict(monitor.degradation), "engines": engines})
-
+    earlier = _degradation(progress)
+    monitor = DeadlineMonitor(members, len(left), settings.until, settings.workers, earlier, log)
     done = 0
     on_progress(resumed, resumed)
     for prediction in predict(images, left, runs, settings, monitor):
-        note_plan()
+        _note_plan(progress, monitor.degradation, engines)
         progress.add(prediction)
         if isinstance(prediction, Prediction):
             done += 1
             on_progress(resumed + done, resumed)
-    note_plan()
+    _note_plan(progress, monitor.degradation, engines)
     if done < len(left):
         log(f"Out of time: {len(left) - done:,} of {len(test.files):,} images are not predicted.")
     degradation = monitor.degradation
@@ -206,7 +195,16 @@ def _flat(members: Members) -> list[Run]:
     return [run for member in members for run in member]
 
 
-def _degradation(progress: Progress) -> Degradation:
+def _note_plan(progress: Progress, degradation: Degradation, engines: Sequence[Engine]) -> None:
+    """Record a degradation, before the first prediction under it."""
+    if _degradation(progress) != degradation:
+        progress.set_plan({**asdict(degradation), "engines": engines})
+
+
+def _degradation(progress: Progress) -> Degradation | None:
+    """The one that predictions were made under; None before the first."""
+    if not progress.plan:
+        return None
     tta = progress.plan["tta"]  # true or false in files of earlier versions
     if isinstance(tta, bool):
         tta = None if tta else 0

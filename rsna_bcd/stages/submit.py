@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import parts_sha256, write_file
 from rsna_bcd.inference.deadline import deadline
 from rsna_bcd.inference.predictor import resolve_precision
-from rsna_bcd.inference.progress import Progress, inputs_fingerprint, open_progress
-from rsna_bcd.inference.run import check_current, load_members, resolve_device
+from rsna_bcd.inference.progress import (
+    Fingerprint,
+    Progress,
+    inputs_fingerprint,
+    open_progress,
+)
+from rsna_bcd.inference.run import Run, check_current, load_members, resolve_device
 from rsna_bcd.inference.stream import InferenceSettings
 from rsna_bcd.inference.test_set import (
     Members,
@@ -68,27 +74,12 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     members = load_members(ensemble, models, device)
     runs = [run for member in members for run in member]
     test = add_missing_columns(test, ensemble, members)
-    others = sorted({run.source for run in runs} - {cfg.source})
-    if others:
+    if others := sorted({run.source for run in runs} - {cfg.source}):
         console.print(
             f"Note: networks were trained on source={', '.join(others)}, not {cfg.source}; "
             "probabilities, and the threshold above all, may not carry over.",
         )
-    inputs = {
-        **inputs_fingerprint(Path(cfg.ensemble_json), runs, test.tables.images, test.files),
-        "source": cfg.source,
-        "device": device.type,
-        "precision": settings.precision,
-        "engine": settings.engine,
-    }
-    faults = failures_table(test.tables.failures)
-    asked = {  # the inputs of the submission
-        **inputs,
-        "sample": parts_sha256("\n".join(test.tables.breasts["prediction_id"]).encode()),
-        "amiss": parts_sha256(faults.to_csv(index=False).encode()),
-        "unread": cfg.unread,
-        "budget_hours": cfg.budget.hours,
-    }
+    inputs, asked = _inputs(cfg, runs, test, device, settings)
     with open_progress(folder / "journal.jsonl", inputs, overwrite=cfg.overwrite) as progress:
         if _is_finished(folder, progress, asked):
             console.print(f"{folder} is finished already; overwrite=true predicts again.")
@@ -104,8 +95,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
             )
         result = decide(test, ensemble, members, progress, outcome, cfg.unread)
         result.write(folder)
-        engines = " and ".join(sorted(set(outcome.engines)))
-        how = f"{device}, {settings.precision}, {engines}"
+        how = ", ".join([f"{device}", settings.precision, " and ".join(sorted({*outcome.engines}))])
         summary = _summary(ensemble, members, test, progress, outcome, result, how)
         seconds = time.monotonic() - started
         record = {**summary.as_dict(), "seconds_in_all": seconds, "asked": asked}
@@ -138,6 +128,32 @@ def _settings(cfg: DictConfig, device: torch.device, started: float) -> Inferenc
         own_exports=Path(cfg.submission_dir) / "networks",
         until=deadline(started, hours),
     )
+
+
+def _inputs(
+    cfg: DictConfig,
+    runs: Sequence[Run],
+    test: TestSet,
+    device: torch.device,
+    settings: InferenceSettings,
+) -> tuple[Fingerprint, dict[str, Any]]:
+    """The inputs of the predictions, and those of the submission."""
+    inputs = {
+        **inputs_fingerprint(Path(cfg.ensemble_json), runs, test.tables.images, test.files),
+        "source": cfg.source,
+        "device": device.type,
+        "precision": settings.precision,
+        "engine": settings.engine,
+    }
+    faults = failures_table(test.tables.failures)
+    asked = {
+        **inputs,
+        "sample": parts_sha256("\n".join(test.tables.breasts["prediction_id"]).encode()),
+        "amiss": parts_sha256(faults.to_csv(index=False).encode()),
+        "unread": cfg.unread,
+        "budget_hours": cfg.budget.hours,
+    }
+    return inputs, asked
 
 
 def _is_finished(folder: Path, progress: Progress, asked: dict[str, Any]) -> bool:
