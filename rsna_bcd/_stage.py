@@ -39,7 +39,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))
 
 # Failures of the file system that the user can correct, not bugs: their own text names the path.
-_MENDABLE = {
+_CORRECTABLE = {
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
     errno.ENOTDIR, errno.EEXIST,
 }  # fmt: skip
@@ -210,7 +210,7 @@ def _message(error: Exception, name: str) -> str | None:
                 is_needed = group in {field.name for field in dataclasses.fields(COMMANDS[name])}
                 remedy = list_options(group, Path(CONF)) if is_needed else "leave it out."
                 return f"{group}=null: {remedy}"
-    if isinstance(error, OSError) and error.errno in _MENDABLE:
+    if isinstance(error, OSError) and error.errno in _CORRECTABLE:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Free some space" if full else "Check paths.data=..."
         hint = COMMANDS[name].resume_hint

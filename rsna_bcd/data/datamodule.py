@@ -27,6 +27,16 @@ from rsna_bcd.tables.metadata import Metadata, check_targets, encode_breast_targ
 from rsna_bcd.tables.views import Level, Views
 
 
+def split_batch(batch_size: int, n_ranks: int) -> int:
+    """Samples per rank; an `InputError` if the batch cannot be split evenly."""
+    if batch_size % n_ranks:
+        raise InputError(
+            f"batch_size={batch_size} is over all ranks and must be a multiple of their number, "
+            f"{n_ranks}."
+        )
+    return batch_size // n_ranks
+
+
 class CropDataModule(pl.LightningDataModule):
     """Batches of one fold: dicts, as `CropDataset` and `BreastDataset` describe them.
 
@@ -208,14 +218,9 @@ class CropDataModule(pl.LightningDataModule):
         self, data: CropDataset | BreastDataset, sampler: Sampler[Key], *, drop_last: bool
     ) -> DataLoader[Any]:
         _, world_size = self._rank_and_world_size()
-        if self._batch_size % world_size:
-            raise InputError(
-                f"batch_size={self._batch_size} is over all ranks and must be a multiple of "
-                f"their number, {world_size}."
-            )
         return DataLoader(
             data,
-            batch_size=self._batch_size // world_size,
+            batch_size=split_batch(self._batch_size, world_size),
             sampler=sampler,
             drop_last=drop_last,
             collate_fn=collate_breasts if self._level == "breast" else None,

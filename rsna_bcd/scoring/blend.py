@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import scipy.optimize
@@ -85,10 +85,8 @@ def transform_scores(
     """The scores that a blend averages: (M, N) probabilities, their logits or their ranks.
 
     Raises:
-        InputError: an unknown method, or `rank_mean` without the ranks of each model.
+        InputError: `rank_mean` without the ranks of each model.
     """
-    if method not in get_args(BlendMethod):
-        raise InputError(f"blend is {' or '.join(get_args(BlendMethod))}, not {method!r}.")
     p = np.asarray(probabilities, dtype=np.float64)
     if method == "mean":
         return p
@@ -121,7 +119,7 @@ def blend(
         (N,), in [0, 1].
 
     Raises:
-        InputError: an unknown method, `rank_mean` without ranks, or invalid weights.
+        InputError: `rank_mean` without ranks, or invalid weights.
     """
     scores = transform_scores(probabilities, method, ranks)
     w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)

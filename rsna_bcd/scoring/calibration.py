@@ -6,7 +6,7 @@ decision or an order (isotonic steps may make neighbours equal).
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,13 +80,10 @@ def fit_calibration(
     wants some hundred positives.
 
     Raises:
-        InputError: an unknown method; one class only; probabilities that are equal, or that fall
+        InputError: one class only; probabilities that are equal, or that fall
             where the share of cancers rises, so that no monotone function fits; or probabilities so
             far from the prevalence that no temperature fits.
     """
-    if method not in get_args(CalibrationMethod):
-        known = ", ".join(get_args(CalibrationMethod))
-        raise InputError(f"calibration is {known} or none, not {method!r}.")
     y, p, _ = check_inputs(labels, probabilities)
     for name, values in (("labels", y), ("probabilities", p)):
         if values.min() == values.max():

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from rsna_bcd._records import check_same_config, select_settings, write_record
-from rsna_bcd.data.datamodule import CropDataModule, shared_memory_failure
+from rsna_bcd.data.datamodule import CropDataModule, shared_memory_failure, split_batch
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import locked
 from rsna_bcd.models.callbacks import ConfigInCheckpoint, FiniteGuard, find_ending
@@ -116,11 +116,7 @@ def _train(cfg: DictConfig) -> None:
 
 def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
     """Run this job in several processes, by its own settings, whatever sweep it belongs to."""
-    if cfg.batch_size % n_ranks:
-        raise InputError(
-            f"batch_size={cfg.batch_size} is over all ranks and must be a multiple of their "
-            f"number, {n_ranks}."
-        )
+    split_batch(cfg.batch_size, n_ranks)  # refuses what does not fit, before processes start
     with tempfile.TemporaryDirectory() as folder:
         OmegaConf.save(cfg, Path(folder) / "job.yaml")
         run_dir = str(cfg.run_dir).replace("\\", "\\\\").replace("'", "\\'")

@@ -5,7 +5,6 @@ A breast is one `prediction_id`. Its probability is the mean or the maximum over
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -47,12 +46,8 @@ def to_breasts(images: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
 
     Raises:
         InputError: a probability outside [0, 1], images of one breast that disagree about patient,
-            laterality, fold or label, or an unknown aggregation.
+            laterality, fold or label.
     """
-    if aggregation not in get_args(Aggregation):
-        raise InputError(
-            f"Images are aggregated by {' or '.join(get_args(Aggregation))}, not {aggregation!r}."
-        )
     _check_probabilities(images, "The predictions by image")
     own = [c for c in _BREAST_COLUMNS[1:] if c in images.columns]
     breasts = images.groupby("prediction_id", sort=False)

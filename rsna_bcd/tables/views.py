@@ -6,7 +6,7 @@ standard view or have rare ones only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -61,8 +61,6 @@ class Views:
         object.__setattr__(self, "order", tuple(self.order))  # lists come from configurations
         known = set(self.order) <= set(VIEWS) and len(set(self.order)) == len(self.order) > 0
         for setting, holds, remedy in (
-            (f"policy={self.policy}", self.policy in get_args(Policy),
-             f"choose {', '.join(get_args(Policy))}"),
             (f"order={list(self.order)}", known, f"name some of {', '.join(VIEWS)}, each once"),
             (f"most={self.most}", self.most >= 1, "it is a number of images, 1 or more"),
         ):  # fmt: skip

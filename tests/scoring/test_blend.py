@@ -59,7 +59,6 @@ def test_blend_rank_mean_depends_on_the_order_and_the_breast_alone() -> None:
     ("method", "weights", "match"),
     [
         *(("mean", w, "must be 2 numbers") for w in ([1], [0, 0], [2, -1], [np.nan, 1])),
-        ("max", None, "blend is mean or"),
         ("rank_mean", None, "needs the ranks"),
     ],
 )

@@ -62,7 +62,6 @@ def test_views_other_breast_follows_by_the_same_policy(policy: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "some"}, "views.policy=some: choose all, one_per_view, random_per_epoch"),
         ({"order": []}, "views.order"),
         ({"order": ["CC", "CC"]}, "views.order"),
         ({"order": ["cc"]}, r"views.order=\['cc'\]: name some of CC, MLO"),
