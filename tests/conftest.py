@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hydra import compose, initialize_config_dir
-
-from rsna_bcd._stage import CONF
+from stage_settings import composed
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +29,9 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rsna_bcd.stages.synthesize import synthesize  # deferred: it writes DICOM, which needs GDCM
 
     data = tmp_path_factory.mktemp("competition")
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(
-            "synthesize",
-            [
-                f"paths.data={data}",
-                "workers=0",
-                "size.train_patients=16",
-                "size.test_patients=8",
-                "size.prevalence=0.25",
-                "appearance.pixel_mm=0.83",
-            ],
-        )
-    synthesize(cfg)
+    size = ("size.train_patients=16", "size.test_patients=8", "size.prevalence=0.25")
+    settings = (f"paths.data={data}", "workers=0", *size, "appearance.pixel_mm=0.83")
+    synthesize(composed("synthesize", *settings))
     return data
 
 

@@ -11,11 +11,10 @@ import pandas as pd
 import torch
 from fabricated_networks import TinyBreasts, TinyImages
 from fabricated_runs import fabricated_ensemble
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from saved_runs import save_run
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.scoring.ensemble import Ensemble, Member, write_ensemble
 from rsna_bcd.scoring.thresholds import Threshold
 
@@ -88,5 +87,4 @@ def overrides(data: Path, output: Path, *more: str) -> list[str]:
 
 def configure(data: Path, output: Path, more: Sequence[str] = ()) -> DictConfig:
     """The settings of `submit` in this process."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("submit", overrides(data, output, *more))
+    return composed("submit", *overrides(data, output, *more))

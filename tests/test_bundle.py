@@ -13,11 +13,10 @@ import pytest
 import torch
 from fabricated_runs import fabricated_ensemble
 from fabricated_wheels import lock_with_stubs, stub_source, stub_wheel
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from saved_runs import save_trained, spread_network
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.bundling.wheels import read_lock
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_members, load_run
@@ -53,8 +52,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pair": ["experiment=convnext_small_two_view", "crop.height=96", "crop.width=64"],
     }
     for name, fold in RUNS:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose("train", [*small, *experiments[name], f"name={name}", f"fold={fold}"])
+        cfg = composed("train", *small, *experiments[name], f"name={name}", f"fold={fold}")
         run = save_trained(cfg, spread_network(cfg)[0])
         file = run / "checkpoints" / "last.ckpt"
         record = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
@@ -82,8 +80,7 @@ def run(output: Path) -> Bundle:
             f"paths.output={output}", f"lock={output / 'stub.lock'}", "name=both",
             f"wheelhouse={output / 'wheelhouse'}", "owner=me",
         ]  # fmt: skip
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return bundle(compose("bundle", [*settings, *overrides]))
+        return bundle(composed("bundle", *settings, *overrides))
 
     return run
 
@@ -195,8 +192,7 @@ def test_bundle_checks_names_and_credentials_first(
 def test_rehearse_names_missing_files(made: Path, output: Path, tmp_path: Path) -> None:
     def rehearsed(name: str) -> float:
         overrides = [f"paths.output={output}", f"paths.data={tmp_path}", f"name={name}"]
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return rehearse(compose("rehearse", overrides))
+        return rehearse(composed("rehearse", *overrides))
 
     with pytest.raises(InputError, match=r"(?s)There is no .*rsna_bcd\.bundle name=absent"):
         rehearsed("absent")

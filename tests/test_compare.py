@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from fabricated_runs import oof, save_run
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.metrics import auroc
 from rsna_bcd.stages.compare import compare
@@ -31,8 +30,7 @@ def runs(tmp_path: Path) -> Path:
 def compared(runs: Path) -> Compare:
     def run(*overrides: str) -> dict[str, Any]:
         defaults = ["runs=[plain,ours]", "resamples=50", f"paths.output={runs}"]
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return compare(compose("compare", [*defaults, *overrides]))
+        return compare(composed("compare", *defaults, *overrides))
 
     return run
 

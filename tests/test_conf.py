@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from stage_settings import composed
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
@@ -34,17 +34,11 @@ SMALLER = {  # networks of the same kind that take a tenth of the time
 }
 
 
-def configure(root: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(root, list(overrides))
-
-
 @pytest.mark.parametrize("root", ROOTS)
 def test_root_composes_and_fixes_its_folder(root: str) -> None:
     yaml = OmegaConf.load(Path(CONF) / f"{root}.yaml")
     name = ["name=x"] if "name" in set(yaml) else []  # `in` would overlook `name: ???`
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(root, name, return_hydra_config=True)
+    cfg = composed(root, *name, return_hydra_config=True)
     homes = (cfg.paths.output, cfg.paths.data)
     assert any(Path(cfg.hydra.run.dir).is_relative_to(home) for home in homes)
     groups = {key for entry in yaml.defaults if OmegaConf.is_dict(entry) for key in entry}
@@ -53,7 +47,7 @@ def test_root_composes_and_fixes_its_folder(root: str) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_with_train(option: str) -> None:
-    cfg = configure("train", "name=x", option)
+    cfg = composed("train", "name=x", option)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -62,7 +56,7 @@ def test_trainer_and_logger_are_accepted_by_lightning(option: str, tmp_path: Pat
     overrides = []
     if option in ("trainer=gpu", "trainer=ddp", "trainer=slurm"):  # what does not need the hardware
         overrides = ["trainer.accelerator=cpu", "++trainer.strategy=auto", "trainer.devices=1"]
-    cfg = configure("train", "name=x", f"paths.output={tmp_path}", option, *overrides)
+    cfg = composed("train", "name=x", f"paths.output={tmp_path}", option, *overrides)
     trainer = instantiate(cfg.trainer)
     assert trainer.max_epochs == cfg.epochs
     assert len(trainer.loggers) == int(option == "logger=wandb")
@@ -81,7 +75,7 @@ def small_batch(network: Any, pixels: torch.Tensor, metadata: int = 0) -> Batch:
 
 @pytest.mark.parametrize("name", options("network"))
 def test_network_learns_with_metadata_and_auxiliary_targets(name: str) -> None:
-    cfg = configure(
+    cfg = composed(
         "train", "name=x", f"network={name}", "network.pretrained=false", "+auxiliary.density=0.1",
         "metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age]}",
         *["network.patch=32"] * (name == "global_local"),
@@ -99,7 +93,7 @@ def test_network_learns_with_metadata_and_auxiliary_targets(name: str) -> None:
 
 
 def test_aggregator_is_one_override() -> None:
-    cfg = configure(
+    cfg = composed(
         "train", "name=x", "network=effnetv2_s_attention", "network.pretrained=false",
         "network.backbone=test_resnet", "~network.aggregator.hidden",
         "network.aggregator._target_=rsna_bcd.models.aggregators.Mean",
@@ -113,16 +107,16 @@ def test_experiment_is_a_delta_with_hypothesis_and_outcome(name: str) -> None:
     assert text.startswith("# @package _global_\n# Hypothesis: ")
     assert "\n# Outcome: " in text
     # A typo at the root, on which Hydra is silent.
-    assert set(OmegaConf.create(text)) - {"defaults"} - set(configure("train")) == set()
-    assert configure("train", f"experiment={name}").name == name
-    cfg = configure("train", f"experiment={name}", "trainer=ddp")
+    assert set(OmegaConf.create(text)) - {"defaults"} - set(composed("train")) == set()
+    assert composed("train", f"experiment={name}").name == name
+    cfg = composed("train", f"experiment={name}", "trainer=ddp")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.trainer.strategy == "ddp"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_takes_a_training_step(name: str) -> None:
-    cfg = configure("train", f"experiment={name}", "checkpoint_path=null")
+    cfg = composed("train", f"experiment={name}", "checkpoint_path=null")
     cfg.network.pretrained = False
     cfg.network.backbone = SMALLER.get(cfg.network.backbone, cfg.network.backbone)
     if name == "global_local":
@@ -150,8 +144,7 @@ def test_experiment_takes_a_training_step(name: str) -> None:
 
 
 def test_sweep_writes_into_the_folders_of_single_runs() -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", ["name=x", "fold=2"], return_hydra_config=True)
+    cfg = composed("train", "name=x", "fold=2", return_hydra_config=True)
     hydra = OmegaConf.select(cfg, "hydra")
     assert hydra.run.dir == cfg.run_dir == "output/runs/x/fold2"
     assert f"{hydra.sweep.dir}/{hydra.sweep.subdir}" == cfg.run_dir
@@ -159,7 +152,7 @@ def test_sweep_writes_into_the_folders_of_single_runs() -> None:
 
 @pytest.mark.parametrize("dataset", options("dataset"))
 def test_dataset_is_named_like_its_file_and_fits_its_mapping(dataset: str) -> None:
-    cfg = configure("prepare", f"dataset={dataset}")
+    cfg = composed("prepare", f"dataset={dataset}")
     if OmegaConf.is_missing(cfg.dataset, "name"):  # the reader's own data, the reader's own name
         assert dataset == "generic"
         cfg.dataset.name = dataset

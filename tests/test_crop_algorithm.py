@@ -8,23 +8,17 @@ import pandas as pd
 import pytest
 from breast_shapes import breast_image
 from fabricated_crops import save_crops
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from saved_runs import CROP
+from stage_settings import composed
 from submission_inputs import configure, save_members, save_test_set
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import check_crop_algorithm, check_prepared_crops, load_run
 from rsna_bcd.preparation.crop import ALGORITHM
 from rsna_bcd.stages.prepare import prepare
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.stages.train import train
-
-
-def settings(stage: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(stage, list(overrides))
 
 
 def remove_algorithm(record_file: Path) -> None:
@@ -47,10 +41,10 @@ def test_prepare_does_not_mix_algorithms(tmp_path: Path) -> None:
         f"paths.data={tmp_path}", f"paths.output={tmp_path / 'out'}", "source=image", "crop=demo",
         "workers=0", "splits=[train]", "folds.assign.n_folds=2",
     )  # fmt: skip
-    cfg = settings("prepare", *images)
+    cfg = composed("prepare", *images)
     for override in ("crop.algorithm=1", "~crop.algorithm"):
         with pytest.raises(InputError, match=r"crop.algorithm=1, .*Set crop.algorithm="):
-            prepare(settings("prepare", *images, override))
+            prepare(composed("prepare", *images, override))
         assert not Path(cfg.prepared_dir).exists()
     prepare(cfg)
     record = Path(cfg.prepared_dir) / "config.yaml"
@@ -59,7 +53,7 @@ def test_prepare_does_not_mix_algorithms(tmp_path: Path) -> None:
     changed = rf"(?s)crop.algorithm: \(absent\) -> {ALGORITHM}.*overwrite=true"
     with pytest.raises(InputError, match=changed):
         prepare(cfg)
-    prepare(settings("prepare", *images, "overwrite=true"))
+    prepare(composed("prepare", *images, "overwrite=true"))
     assert OmegaConf.load(record).crop.algorithm == ALGORITHM
 
 
@@ -68,7 +62,7 @@ def test_train_refuses_crops_of_another_algorithm(tmp_path: Path, override: tupl
     folder = save_crops(tmp_path)
     remove_algorithm(folder / "config.yaml")
     overrides = ("name=a", "crop=demo", f"paths.output={tmp_path}", "network=test_resnet")
-    cfg = settings("train", *overrides, *override)
+    cfg = composed("train", *overrides, *override)
     with pytest.raises(InputError, match=r"crop.algorithm: (\(absent\)|1) -> 2|crop.algorithm=1"):
         train(cfg)
     assert not Path(cfg.run_dir).exists()

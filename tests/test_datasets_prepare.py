@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from breast_shapes import breast_image
 from dicom_files import write_dicom
-from hydra import compose, initialize_config_dir
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.stages.index import index
 from rsna_bcd.stages.prepare import prepare
@@ -23,9 +22,8 @@ VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-later
 
 
 def configure(stage: str, data: Path, *overrides: str) -> Any:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        output = f"paths.output={data.parent / 'output'}"
-        return compose(stage, [f"paths.data={data}", output, *overrides])
+    output = f"paths.output={data.parent / 'output'}"
+    return composed(stage, f"paths.data={data}", output, *overrides)
 
 
 def run(data: Path, *overrides: str) -> Path:

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF, check, main
+from rsna_bcd._stage import check, main
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.models import losses
 from rsna_bcd.models.prediction import check_network
@@ -104,8 +104,7 @@ def test_commands_have_settings_that_exist(page: Path) -> None:
             continue  # of an example
         # The first job of a sweep.
         overrides = [re.sub(r"^(fold|seed)=(\d)(,\d)+$", r"\1=\2", one) for one in overrides]
-        with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose(name, overrides)
+        cfg = composed(name, *overrides)
         check(name, cfg)
 
 
@@ -162,8 +161,7 @@ def conf(tmp_path: Path) -> Path:
 
 
 def configure(command: str, conf: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(command, [f"hydra.searchpath=[file://{conf}]", *overrides])
+    return composed(command, f"hydra.searchpath=[file://{conf}]", *overrides)
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricated_runs import oof, oof_images, save_image_run, save_run
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.calibration import ece
 from rsna_bcd.scoring.cross_fitting import EnsembleFitter, patient_groups
@@ -23,11 +21,6 @@ from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.tables.predictions import by_aggregation, read_ensemble_oof, read_oof, read_run
 
 Fit = Callable[..., Ensemble]
-
-
-def configured(command: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(command, list(overrides))
 
 
 @pytest.fixture
@@ -42,7 +35,7 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def fit(output: Path) -> Fit:
     defaults = ["name=pair", "members=[b5,small]", "resamples=20", f"paths.output={output}"]
-    return lambda *overrides: ensemble(configured("ensemble", *defaults, *overrides))
+    return lambda *overrides: ensemble(composed("ensemble", *defaults, *overrides))
 
 
 def test_ensemble_follows_from_the_files_of_its_members(fit: Fit, output: Path) -> None:
@@ -169,8 +162,8 @@ def test_bad_setting_is_refused(fit: Fit, overrides: list[str], message: str) ->
 
 def test_name_is_those_of_the_members_unless_given(output: Path) -> None:
     members = ["members=[b5,small]", "resamples=5", f"paths.output={output}"]
-    assert ensemble(configured("ensemble", *members)).name == "b5+small"
-    submit = configured("submit", "name=b5+small", f"paths.output={output}")
+    assert ensemble(composed("ensemble", *members)).name == "b5+small"
+    submit = composed("submit", "name=b5+small", f"paths.output={output}")
     assert Path(submit.ensemble_json).is_file()
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricated_runs import oof, save_run
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.scoring.metrics import auroc, pf1
 from rsna_bcd.stages.ensemble import ensemble
@@ -23,8 +22,7 @@ Evaluate = Callable[..., dict[str, Any]]
 
 def configured(stage: str, output: Path, *overrides: str) -> Any:
     paths = [f"paths.data={output}/data", f"paths.output={output}", "resamples=20"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(stage, [*paths, *overrides])
+    return composed(stage, *paths, *overrides)
 
 
 def save_noise(file: Path, mean: float, rng: np.random.Generator) -> None:

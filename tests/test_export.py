@@ -12,10 +12,9 @@ import pytest
 import torch
 from fabricated_crops import save_crops
 from fabricated_networks import TinyBreasts, TinyImages
-from hydra import compose, initialize_config_dir
 from saved_runs import CROP, save_run
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.stages import export as stage
 from rsna_bcd.stages.export import export
@@ -41,8 +40,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(output: Path) -> Export:
     def run(*overrides: str) -> Path:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return export(compose("export", [f"paths.output={output}", *overrides]))
+        return export(composed("export", f"paths.output={output}", *overrides))
 
     return run
 

@@ -12,9 +12,8 @@ import pytest
 import torch
 from fabricated_networks import TinyImages
 from fabricated_runs import oof, save_run
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import check_current
 from rsna_bcd.models.checkpoint import read_checkpoint, save_safetensors
@@ -30,8 +29,7 @@ def save_weights(run: Path, seed: int) -> None:
 
 
 def run_stage(stage: str, output: Path, *overrides: str) -> Any:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(stage, [f"paths.output={output}", *overrides])
+    cfg = composed(stage, f"paths.output={output}", *overrides)
     return getattr(importlib.import_module(f"rsna_bcd.stages.{stage}"), stage)(cfg)
 
 

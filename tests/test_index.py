@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from dicom_files import write_dicom
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.headers import read_header
 from rsna_bcd.stages.index import index
@@ -48,9 +47,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(data: Path, *overrides: str) -> Path:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        output = f"paths.output={data.parent / 'output'}"
-        cfg = compose("index", ["name=mine", f"paths.data={data}", output, *overrides])
+    paths = (f"paths.data={data}", f"paths.output={data.parent / 'output'}")
+    cfg = composed("index", "name=mine", *paths, *overrides)
     index(cfg)
     return Path(cfg.index_dir)
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fabricated_crops import save_crops
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from stage_settings import composed
 from tiny_training import TINY, run, run_command
-
-from rsna_bcd._stage import CONF
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -60,12 +58,8 @@ def test_submitit_jobs_equal_single_runs(straight: Path, tmp_path: Path) -> None
 
 
 def test_slurm_is_configured_for_resumed_jobs(tmp_path: Path) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(
-            "train",
-            ["name=x", f"paths.output={tmp_path}", "hydra/launcher=slurm"],
-            return_hydra_config=True,
-        )
+    settings = ("name=x", f"paths.output={tmp_path}", "hydra/launcher=slurm")
+    cfg = composed("train", *settings, return_hydra_config=True)
     launcher = OmegaConf.select(cfg, "hydra.launcher")
     assert launcher._target_.endswith("SlurmLauncher")
     assert launcher.submitit_folder == f"{tmp_path}/submitit/%j"

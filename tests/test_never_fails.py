@@ -11,11 +11,10 @@ import pytest
 import torch
 from fabricated_networks import TinyBreasts, TinyImages
 from fabricated_runs import fabricated_ensemble
-from hydra import compose, initialize_config_dir
 from planted_faults import FAULTS, MANY, Planted, Planter
 from saved_runs import CROP, save_run
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.scoring.ensemble import Member, write_ensemble
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.stages.synthesize import synthesize
@@ -64,8 +63,7 @@ def submitted(data: Path, output: Path, name: str, *overrides: str) -> Path:
     """Submit, and return the folder."""
     folder = output / "submissions" / name
     paths = [f"paths.data={data}", f"paths.output={output}", f"submission_dir={folder}"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        submit(compose("submit", [*paths, "name=both", "workers=0", *overrides]))
+    submit(composed("submit", *paths, "name=both", "workers=0", *overrides))
     return folder
 
 
@@ -193,8 +191,7 @@ def test_submit_survives_many_mixtures_of_every_fault(
 ) -> None:
     data = tmp_path / "data"
     size = [f"size.test_patients={patients}", "size.train_patients=1", "appearance.pixel_mm=1.2"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        synthesize(compose("synthesize", [f"paths.data={data}", "workers=2", *size]))
+    synthesize(composed("synthesize", f"paths.data={data}", "workers=2", *size))
     clean = submit_clean(data, tmp_path / "models")
     counts: Counter[str] = Counter()
     untouched = []

@@ -8,16 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra import compose, initialize_config_dir
+from fabricated_crops import save_crops
 from omegaconf import OmegaConf
 from submission_inputs import NAME, configure, save_members, save_test_set
+from tiny_training import interrupt, run
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.inference.run import load_run
-from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.stages.submit import submit
-from rsna_bcd.stages.train import train
 from rsna_bcd.targets import OLD_TARGETS, with_current_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
@@ -57,11 +54,6 @@ def age(folder: Path) -> None:
             torch.save(content, file)
 
 
-def compose_command(name: str, *settings: str) -> Any:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(name, list(settings))
-
-
 def test_with_current_targets_rewrites_at_any_depth() -> None:
     OLD_TARGETS["a.Old"] = "b.New"
     record = {"network": {"_target_": "a.Old", "parts": [{"_target_": "a.Old"}]}, "name": "a.Old"}
@@ -82,31 +74,14 @@ def test_old_targets_lead_to_something() -> None:
         pkgutil.resolve_name(new)
 
 
-def test_train_resumes_and_loads_a_run_with_old_targets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_resumes_and_loads_a_run_with_old_targets(tmp_path: Path) -> None:
     save_crops(tmp_path)
-    settings = [
-        f"paths.output={tmp_path}", "name=tiny", "crop=demo", f"crop.height={HEIGHT}",
-        f"crop.width={WIDTH}", "network.backbone=test_efficientnet", "network.pretrained=false",
-        "epochs=2", "batch_size=4", "workers=0", "trainer=cpu", "~callbacks.progress",
-        "+trainer.enable_progress_bar=false",
-    ]  # fmt: skip
-
-    def stop(self: Classifier, *_: Any) -> None:
-        if self.current_epoch == 1:
-            raise RuntimeError("stopped")
-
-    with monkeypatch.context() as context:
-        context.setattr(Classifier, "on_train_batch_end", stop)
-        with pytest.raises(RuntimeError, match="stopped"):
-            train(compose_command("train", *settings))
+    interrupt(tmp_path)
     age(tmp_path)
-    train(compose_command("train", *settings))
-    run = tmp_path / "runs" / "tiny" / "fold0"
-    assert pd.read_csv(run / "metrics.csv")["epoch"].tolist() == [0, 1]
-    age(run)
-    load_run(run)
+    folder = run(tmp_path)
+    assert pd.read_csv(folder / "metrics.csv")["epoch"].tolist() == [0, 1]
+    age(folder)
+    load_run(folder)
 
 
 def test_submit_takes_runs_with_old_targets(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from breast_shapes import breast_image
 from dicom_files import write_dicom
 from fabricated_networks import TinyBreasts
 from fabricated_runs import fabricated_ensemble
-from hydra import compose, initialize_config_dir
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from saved_runs import save_run
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF, main
+from rsna_bcd._stage import main
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.scoring.ensemble import FILE_NAME, Member, read_ensemble, write_ensemble
@@ -120,8 +120,7 @@ def run(
 ) -> Path:
     """Run the stage in this process; return the folder of the results."""
     settings = [*overrides, "workers=0", "device=cpu", f"paths.models={models}"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("predict", [*settings, f"paths.output={output}", f"paths.data={output}"])
+    cfg = composed("predict", *settings, f"paths.output={output}", f"paths.data={output}")
     if name is not None:
         cfg.name = name
     if inputs is not None:
@@ -141,9 +140,8 @@ def read_breasts(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["images", "both"])
 def test_predict_agrees_with_submit(models: Path, data: Path, tmp_path: Path, name: str) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        paths = [f"paths.models={models}", f"paths.output={tmp_path}", f"paths.data={data}"]
-        cfg = compose("submit", [f"name={name}", *paths, "workers=0", "device=cpu"])
+    paths = [f"paths.models={models}", f"paths.output={tmp_path}", f"paths.data={data}"]
+    cfg = composed("submit", f"name={name}", *paths, "workers=0", "device=cpu")
     decisions = submit(cfg).set_index("prediction_id")["cancer"]
     table = pd.read_csv(tmp_path / "submissions" / name / "predictions.csv")
     expected = table.set_index("prediction_id")["probability"]

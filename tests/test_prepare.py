@@ -14,9 +14,9 @@ import pytest
 from breast_shapes import breast_image
 from dicom_files import write_dicom
 from file_trees import tree
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from stage_settings import composed
 
 from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, StorageError
@@ -71,8 +71,7 @@ def real_contact_sheet() -> None:
 def run(data: Path, *overrides: str) -> Path:
     """Run the stage in this process; return the prepared folder."""
     own = (f"paths.data={data}", f"paths.output={data / 'output'}", "source=image", "crop=demo")
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("prepare", [*own, "workers=0", *overrides])
+    cfg = composed("prepare", *own, "workers=0", *overrides)
     stage.prepare(cfg)
     return Path(cfg.prepared_dir)
 
@@ -311,8 +310,7 @@ def test_prepare_leaves_no_process_if_the_journal_cannot_be_written(data: Path) 
 
 @pytest.mark.parametrize("file", sorted(Path(CONF, "crop").glob("*.yaml")), ids=lambda f: f.stem)
 def test_crop_option_is_named_like_its_file(file: Path) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        settings = instantiate(compose("prepare", [f"crop={file.stem}"]).crop)
+    settings = instantiate(composed("prepare", f"crop={file.stem}").crop)
     assert isinstance(settings, CropSettings)
     assert settings.name == file.stem
 

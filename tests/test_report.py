@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricated_runs import oof, save_run
-from hydra import compose, initialize_config_dir
 from sklearn.metrics import average_precision_score, roc_auc_score
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference import saliency
 from rsna_bcd.reporting.evaluation import Evaluation
@@ -65,15 +64,13 @@ def save_images(output: Path, table: pd.DataFrame) -> None:
 
 def fit(output: Path, *overrides: str) -> None:
     paths = [f"paths.output={output}", "resamples=50", "overwrite=true"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        ensemble(compose("ensemble", [*paths, *overrides]))
+    ensemble(composed("ensemble", *paths, *overrides))
 
 
 def make_report(output: Path, *overrides: str) -> Evaluation:
     small = ("resamples=50", "band_resamples=20", "cases=0", "baseline=[]")
     paths = [f"paths.output={output}", f"paths.data={output / 'data'}"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return report(compose("report", [*paths, *small, *overrides]))
+    return report(composed("report", *paths, *small, *overrides))
 
 
 class Page(HTMLParser):

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from fabricated_crops import save_crops
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from stage_settings import composed
 from tiny_training import SMALL, fork
 
 from rsna_bcd._records import format_override
@@ -62,8 +62,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> _Training:
 def searched(tmp_path: Path) -> Search:
     def run(*overrides: str, output: Path = tmp_path) -> pd.DataFrame:
         defaults = [f"paths.output={output}", "name=s", "metric=auroc", "trials=6"]
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return search(compose("search", [*defaults, *overrides]))
+        return search(composed("search", *defaults, *overrides))
 
     return run
 
@@ -272,12 +271,11 @@ def test_an_undefined_score_is_a_failure(searched: Search, training: _Training) 
 
 @pytest.mark.parametrize("file", sorted((Path(CONF) / "space").glob("*.yaml")), ids=str)
 def test_every_space_names_keys_of_train(file: Path) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        for key, spec in ((str(key), spec) for key, spec in OmegaConf.load(file).items()):
-            stage._distribution(optuna, key, spec)
-            values = spec if OmegaConf.is_list(spec) else [spec.low, spec.high]
-            for value in values:
-                compose("train", ["name=x", f"{key}={format_override(value)}"])
+    for key, spec in ((str(key), spec) for key, spec in OmegaConf.load(file).items()):
+        stage._distribution(optuna, key, spec)
+        values = spec if OmegaConf.is_list(spec) else [spec.low, spec.high]
+        for value in values:
+            composed("train", "name=x", f"{key}={format_override(value)}")
 
 
 @pytest.mark.parametrize(
@@ -305,8 +303,7 @@ def test_a_killed_search_ends_its_training_and_resumes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
     def run() -> pd.DataFrame:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return search(compose("search", overrides))
+        return search(composed("search", *overrides))
 
     process, folder = fork(run), tmp_path / "runs" / "s_t000" / "fold0"
     while process.is_alive() and not (folder / "config.yaml").exists():

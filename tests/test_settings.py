@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from stage_settings import composed
 
 from rsna_bcd import settings
 from rsna_bcd._stage import CONF, check, main, process_start
@@ -66,9 +66,8 @@ def refused(call: Call, tmp_path: Path) -> Call:
     return run
 
 
-def composed(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(name, [*NEEDED.get(name, []), *overrides])
+def with_needed(name: str, *overrides: str) -> Any:
+    return composed(name, *NEEDED.get(name, []), *overrides)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -78,7 +77,7 @@ def test_schema_has_the_keys_and_kinds_of_the_yaml(name: str) -> None:
     groups = {str(key) for entry in yaml.defaults if OmegaConf.is_dict(entry) for key in entry}
     groups = {group for group in groups if " " not in group and group != "experiment"}
     assert {one.name for one in dataclasses.fields(COMMANDS[name])} == keys | groups
-    cfg = composed(name)
+    cfg = with_needed(name)
     before = OmegaConf.to_yaml(cfg)
     check(name, cfg)
     assert OmegaConf.to_yaml(cfg) == before
@@ -114,11 +113,11 @@ def test_schema_has_the_choices_of_the_code() -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_flag_is_yes_or_no_in_any_word(name: str, call: Call, tmp_path: Path) -> None:
     for word, meaning in {"no": False, "Off": False, "yes": True, "on": True}.items():
-        cfg = composed(name, *(f"{flag}={word}" for flag in FLAGS[name]))
+        cfg = with_needed(name, *(f"{flag}={word}" for flag in FLAGS[name]))
         check(name, cfg)
         assert [cfg[flag] for flag in FLAGS[name]] == [meaning] * len(FLAGS[name])
     if name == "train":  # also in a section
-        cfg = composed(name, "network.freeze_backbone=no", "trainer.sync_batchnorm=on")
+        cfg = with_needed(name, "network.freeze_backbone=no", "trainer.sync_batchnorm=on")
         check(name, cfg)
         assert (cfg.network.freeze_backbone, cfg.trainer.sync_batchnorm) == (False, True)
     overrides = [f"{flag}=2" for flag in FLAGS[name]]
@@ -288,10 +287,10 @@ def test_check_that_fails_by_a_bug_stops_the_command(
 
 
 def test_search_takes_dotted_keys_on_the_command_line() -> None:
-    space = _space(composed("search", "+space.network.dropout.low=0.2"))
+    space = _space(with_needed("search", "+space.network.dropout.low=0.2"))
     assert space["network.dropout"] == {"low": 0.2, "high": 0.6, "step": 0.1}
     overrides = ["space=none", "+space.network.dropout={low: 0, high: 0.5}", "+space.epochs=[1,2]"]
-    assert _space(composed("search", *overrides)) == {
+    assert _space(with_needed("search", *overrides)) == {
         "network.dropout": {"low": 0, "high": 0.5},
         "epochs": [1, 2],
     }

@@ -15,6 +15,8 @@ from rsna_bcd.inference.run import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+METADATA = "_target_:rsna_bcd.tables.metadata.Metadata"
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,6 +84,9 @@ def test_settings_that_no_run_can_have_are_refused(
         ("fold=all select=best", "holds out nothing"),
         ("fold=all patience=1", "holds out nothing"),
         ("compile=true crop.margin=0.5", "crop.margin: 0.01 -> 0.5"),
+        (f"metadata={{{METADATA},columns:[age,biopsy]}}", "biopsy is known in hindsight only"),
+        ("+auxiliary.density=0.1", "no values of density"),
+        ("views.policy=some", "views.policy=some: should be all, one_per_view"),
     ],
 )
 def test_bad_values_are_refused_and_leave_no_run(override: str, part: str, trained: Path) -> None:

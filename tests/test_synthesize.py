@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF, check
+from rsna_bcd._stage import check
 from rsna_bcd.errors import InputError
 from rsna_bcd.stages.synthesize import synthesize
 from rsna_bcd.tables.images import Split, read_images
@@ -21,9 +21,8 @@ TINY = ("size.train_patients=2", "size.test_patients=1", "size.prevalence=0.5")
 
 def settings(data: Path, *overrides: str) -> DictConfig:
     """The configuration of a competition of three patients."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        given = [f"paths.data={data}", "workers=0", "appearance.pixel_mm=1.6", *TINY, *overrides]
-        return compose("synthesize", given)
+    given = [f"paths.data={data}", "workers=0", "appearance.pixel_mm=1.6", *TINY, *overrides]
+    return composed("synthesize", *given)
 
 
 def digests(folder: Path) -> dict[str, str]:

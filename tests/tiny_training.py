@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from fabricated_crops import HEIGHT, WIDTH
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF, main
+from rsna_bcd._stage import main
 from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.stages.train import train
 
@@ -29,8 +29,7 @@ TABLES = ("oof.csv", "oof_images.csv", "metrics.csv", "metrics.json")
 
 
 def configure(output: Path, *overrides: str, settings: tuple[str, ...] = TINY) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("train", [f"paths.output={output}", *settings, *overrides])
+    return composed("train", f"paths.output={output}", *settings, *overrides)
 
 
 def run(output: Path, *overrides: str, settings: tuple[str, ...] = TINY) -> Path:

@@ -10,13 +10,12 @@ import pytest
 import study_runs
 import torch
 from fabricated_crops import save_crops
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 from study import run_study
 from study_config import Place, compose_run, last_of_each, needed_runs, read_study
 from study_heads import _bags
 
 import rsna_bcd.stages.train
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError
 from rsna_bcd.stages.train import train
 
@@ -61,8 +60,7 @@ def test_runs_are_those_of_the_command(folder: Path, tmp_path: Path) -> None:
         *("epochs=1", "batch_size=8", "negatives_per_positive=null", "name=plain_s3", "seed=3"),
         *("fold=1", "workers=0", "trainer=cpu", f"paths.output={tmp_path}"),
     ]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        train(compose("train", overrides))
+    train(composed("train", *overrides))
     for name in ("oof.csv", "oof_images.csv", "config.yaml", "metrics.json", "seen.json"):
         place = Path("runs") / "plain_s3" / "fold1" / name
         assert (folder / "out" / place).read_bytes() == (tmp_path / place).read_bytes()

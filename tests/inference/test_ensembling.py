@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricated_runs import fabricated_ensemble, oof, oof_images, save_image_run, save_run
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.files import write_csv
 from rsna_bcd.inference.ensembling import predict_breasts
 from rsna_bcd.inference.stream import BreastPrediction, Prediction
@@ -53,8 +52,7 @@ def output(tmp_path: Path) -> Path:
 def fit(output: Path, *overrides: str) -> tuple[Ensemble, pd.DataFrame]:
     """The ensemble, and its out-of-fold rows."""
     settings = [f"paths.output={output}", "resamples=10", "members=[b5,small,views]", *overrides]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("ensemble", settings)
+    cfg = composed("ensemble", *settings)
     return ensemble(cfg), read_ensemble_oof(Path(cfg.ensemble_dir) / "oof.csv")
 
 

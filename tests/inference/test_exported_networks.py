@@ -12,9 +12,9 @@ import pytest
 import torch
 from fabricated_crops import blank_path, save_crops
 from fabricated_networks import TinyBreasts, TinyImages
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from saved_runs import save_run, spread_network
+from stage_settings import composed
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
 from rsna_bcd._stage import CONF
@@ -53,8 +53,7 @@ AGGREGATOR = "network.aggregator._target_=rsna_bcd.models.aggregators"
 def configure(output: Path, *overrides: str) -> DictConfig:
     """The configuration of `train` for crops of 64 x 32 pixels, without weights."""
     small = ["crop.height=64", "crop.width=32", "network.pretrained=false", "checkpoint_path=null"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("train", [f"paths.output={output}", *small, *overrides])
+    return composed("train", f"paths.output={output}", *small, *overrides)
 
 
 def check_parities(network: Any, inputs: tuple[Input, ...], folder: Path) -> None:

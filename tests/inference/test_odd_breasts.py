@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from saved_runs import save_trained, spread_network
+from stage_settings import composed
 
 import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before Hydra imports it)
-from rsna_bcd._stage import CONF
 from rsna_bcd.data.dataset import Sample, breast_sample, collate_breasts
 from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.prediction import predict_logits
@@ -38,19 +37,11 @@ BREASTS: list[tuple[list[Any], list[Any]]] = [
 @pytest.fixture(scope="module", params=EXPERIMENTS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run of an experiment, never trained, with a small network and small crops."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(
-            "train",
-            [
-                f"paths.output={tmp_path_factory.mktemp('odd')}",
-                f"experiment={request.param}",
-                "network.pretrained=false",
-                "network.backbone=test_resnet",
-                "checkpoint_path=null",
-                "crop.height=96",
-                "crop.width=64",
-            ],
-        )
+    cfg = composed(
+        "train", f"paths.output={tmp_path_factory.mktemp('odd')}", f"experiment={request.param}",
+        "network.pretrained=false", "network.backbone=test_resnet", "checkpoint_path=null",
+        "crop.height=96", "crop.width=64",
+    )  # fmt: skip
     return load_run(save_trained(cfg, spread_network(cfg)[0]))
 
 

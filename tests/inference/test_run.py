@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 from timm import create_model
 
-from rsna_bcd._stage import CONF
 from rsna_bcd.data.dataset import read_crop
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.predictor import Predictor
@@ -41,8 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"checkpoint_path={weights}", "epochs=1", "batch_size=4", "workers=0", "tta=hflip",
         "trainer=cpu", "~callbacks.progress", "+trainer.enable_progress_bar=false",
     )  # fmt: skip
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", list(overrides))
+    cfg = composed("train", *overrides)
     train(cfg)
     weights.unlink()
     return Path(cfg.run_dir)

@@ -19,10 +19,9 @@ import pytest
 from cluster_tasks import square
 from distributed import Client
 from file_trees import tree
-from hydra import compose, initialize_config_dir
+from stage_settings import composed
 
 import rsna_bcd
-from rsna_bcd._stage import CONF
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.preparation import cluster as module
 from rsna_bcd.preparation.engine import Result, run
@@ -151,8 +150,7 @@ def test_prepare_on_a_cluster_that_loses_a_worker_leaves_the_same_files(
 ) -> None:
     overrides = ["crop=demo", "splits=[test]", f"paths.data={competition}"]
     here, there = tmp_path / "here", tmp_path / "there"
-    with initialize_config_dir(CONF, version_base="1.3"):
-        prepare(compose("prepare", [*overrides, f"paths.output={here}", "workers=0"]))
+    prepare(composed("prepare", *overrides, f"paths.output={here}", "workers=0"))
     leaves = cluster.add_worker()
     journal = there / "prepared/rsna/demo/journal.jsonl"
     command = [sys.executable, "-m", "rsna_bcd.prepare", *overrides, f"paths.output={there}"]
