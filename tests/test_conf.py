@@ -62,9 +62,9 @@ def test_trainer_and_logger_are_accepted_by_lightning(option: str, tmp_path: Pat
     assert len(trainer.loggers) == int(option == "logger=wandb")
 
 
-def small_batch(network: Any, pixels: torch.Tensor, metadata: int = 0) -> Batch:
+def small_batch(network: Any, pixels: torch.Tensor) -> Batch:
     """A batch that a network can look at: pixels (B, 1, H, W), or a breast of each with another."""
-    batch = {"image": pixels, "metadata": torch.randn(len(pixels), metadata)}
+    batch = {"image": pixels, "metadata": torch.randn(len(pixels), 2)}
     if network.unit == "breast":
         batch["image"] = torch.stack([pixels, pixels.flip(0), 0 * pixels], dim=1)
         batch["mask"] = torch.tensor([True, True, False]).expand(len(pixels), -1)
@@ -73,23 +73,7 @@ def small_batch(network: Any, pixels: torch.Tensor, metadata: int = 0) -> Batch:
     return batch
 
 
-@pytest.mark.parametrize("name", options("network"))
-def test_network_learns_with_metadata_and_auxiliary_targets(name: str) -> None:
-    cfg = composed(
-        "train", "name=x", f"network={name}", "network.pretrained=false", "+auxiliary.density=0.1",
-        "metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age]}",
-        *["network.patch=32"] * (name == "global_local"),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    network = instantiate(cfg.network).train()
-    outputs = network_outputs(network, small_batch(network, torch.rand(2, 1, 64, 64), metadata=2))
-    assert outputs["logit"].shape == (2,)
-    assert outputs["density"].shape == (2, 4)
-    torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
-    assert [n for n, p in network.named_parameters() if p.grad is None] == []
-    grouped = [id(p) for group in network.layer_groups() for p in group]
-    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
-    assert network.unit == "breast" or instantiate(cfg.views) == Views()
+METADATA = "metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age]}"
 
 
 def test_aggregator_is_one_override() -> None:
@@ -116,22 +100,27 @@ def test_experiment_is_a_delta_with_hypothesis_and_outcome(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_takes_a_training_step(name: str) -> None:
-    cfg = composed("train", f"experiment={name}", "checkpoint_path=null")
+    inputs = ("checkpoint_path=null", METADATA, "++auxiliary.density=0.1")
+    cfg = composed("train", f"experiment={name}", *inputs)
     cfg.network.pretrained = False
     cfg.network.backbone = SMALLER.get(cfg.network.backbone, cfg.network.backbone)
     if name == "global_local":
         cfg.network.patch = 32
     torch.manual_seed(0)
     classifier = instantiate(cfg.classifier)
+    network = classifier.network
+    assert network.unit == "breast" or instantiate(cfg.views) == Views()
+    grouped = [id(p) for group in network.layer_groups() for p in group]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
     optimizer = instantiate(cfg.rates).make_optimizer(
-        instantiate(cfg.optimizer), classifier.network, batch_size=cfg.batch_size, fused=True
+        instantiate(cfg.optimizer), network, batch_size=cfg.batch_size, fused=True
     )
     schedule = instantiate(cfg.scheduler)(optimizer, 10)
     augment = instantiate(cfg.augment)
     pixels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8).numpy()
     images = torch.stack([torch.from_numpy(augment(p, (0, 0, i))) for i, p in enumerate(pixels)])
-    before = classifier.network.head.weight.detach().clone()
-    outputs = network_outputs(classifier.network, small_batch(classifier.network, images[:, None]))
+    before = network.head.weight.detach().clone()
+    outputs = network_outputs(network, small_batch(network, images[:, None]))
     label = torch.tensor([0.0, 1.0])
     targets = {f"target_{column}": label for column in cfg.auxiliary}
     loss = classifier.criterion(outputs, {"label": label, **targets})["loss"]
@@ -139,8 +128,8 @@ def test_experiment_takes_a_training_step(name: str) -> None:
     optimizer.step()
     schedule.step()
     assert torch.isfinite(loss)
-    assert not torch.equal(classifier.network.head.weight, before)
-    assert all(p.grad is not None for p in classifier.network.parameters() if p.requires_grad)
+    assert not torch.equal(network.head.weight, before)
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
 
 
 def test_sweep_writes_into_the_folders_of_single_runs() -> None:

@@ -108,42 +108,6 @@ def test_commands_have_settings_that_exist(page: Path) -> None:
         check(name, cfg)
 
 
-def readme_commands() -> list[tuple[str, list[str]]]:
-    """The five commands of the README, on a tiny network and crop."""
-    small = {
-        "crop=h1536": ["crop=demo", "folds.assign.n_folds=2"],
-        "experiment=effnet_b5": ["experiment=demo", "name=effnet_b5", "epochs=1", "batch_size=8"],
-        "trainer=gpu": ["trainer=cpu"],
-        "fold=0,1,2,3": ["fold=0,1"],
-    }
-    return [
-        (name, [one for argument in arguments for one in small.get(argument, [argument])])
-        for name, arguments in commands(ROOT / "README.md")
-    ]
-
-
-def test_the_five_commands_of_the_readme_run(
-    competition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "output"
-    named = readme_commands()
-    assert [name for name, _ in named] == ["prepare", "train", "ensemble", "submit", "report"]
-    for name, arguments in named:
-        paths = [f"paths.data={competition}", f"paths.output={output}"]
-        short = ["workers=0"] if name in ("prepare", "train", "submit") else ["resamples=100"]
-        monkeypatch.setattr(sys, "argv", [name, *paths, *short, *arguments])
-        main(name)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("| command | reads |")[2].partition("\n\n")[0]
-    written = re.findall(r"`([\w/<>.]+/)`: ", table)
-    assert len(written) == 5
-    for folder in written:
-        there = output / folder.replace("h1536", "demo").replace("<k>", "0")
-        assert any(there.iterdir()), folder
-    submission = pd.read_csv(output / "submissions" / "best" / "submission.csv")
-    assert len(submission) == pd.read_csv(competition / "test.csv")["prediction_id"].nunique()
-
-
 def execute(file: str, module: types.ModuleType) -> None:
     """Run an example as if it stood at the end of a module."""
     exec(compile(EXAMPLES[file], file, "exec", dont_inherit=True), module.__dict__)

@@ -1,16 +1,24 @@
-"""From DICOM files to `submission.csv`, by the commands that a user types."""
+"""From DICOM files to the report, by the five commands of the README."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_docs import ROOT, commands
 
 from rsna_bcd._stage import main
 
-MEMBER = "tiny"
-# A network small enough for seconds; everything else is what `make demo` does.
-TINY = ["experiment=demo", f"name={MEMBER}", "epochs=1", "batch_size=8", "workers=0"]
+# A tiny network and crop in the place of those of the README.
+SMALL = {
+    "crop=h1536": ["crop=demo", "folds.assign.n_folds=2", "workers=0"],
+    "experiment=effnet_b5": ["experiment=demo", "name=effnet_b5", "epochs=1", "batch_size=8"],
+    "trainer=gpu": ["trainer=cpu", "workers=0"],
+    "fold=0,1,2,3": ["fold=0,1"],
+}
+TINY = [one for part in ("experiment=effnet_b5", "trainer=gpu") for one in SMALL[part]]
+MORE = {"submit": ["workers=0"], "ensemble": ["resamples=100"], "report": ["resamples=100"]}
 
 
 def run(stage: str, *overrides: str, data: Path, output: Path) -> None:
@@ -23,33 +31,34 @@ def run(stage: str, *overrides: str, data: Path, output: Path) -> None:
 
 @pytest.fixture(scope="module")
 def output(competition: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder after every stage ran once."""
+    """The output folder after the commands of the README, and `evaluate`."""
     folder = tmp_path_factory.mktemp("pipeline") / "output"
-    for stage, *overrides in (
-        ["prepare", "crop=demo", "folds.assign.n_folds=2", "workers=0"],
-        ["train", *TINY, "-m", "fold=0,1"],
-        ["ensemble", "name=all", f"members=[{MEMBER}]"],
-        ["submit", "name=all", "workers=0"],
-        ["evaluate", "name=all"],
-    ):
-        run(stage, *overrides, data=competition, output=folder)
+    for stage, arguments in [*commands(ROOT / "README.md"), ("evaluate", ["name=best"])]:
+        overrides = [one for argument in arguments for one in SMALL.get(argument, [argument])]
+        run(stage, *MORE.get(stage, []), *overrides, data=competition, output=folder)
     return folder
+
+
+def test_the_five_commands_of_the_readme_run(output: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| command | reads |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| \[(\w+)\]", table, re.MULTILINE) == [
+        name for name, _ in commands(ROOT / "README.md")
+    ]
+    written = re.findall(r"`([\w/<>.]+/)`: ", table)
+    assert len(written) == 5
+    for folder in written:
+        there = output / folder.replace("h1536", "demo").replace("<k>", "0")
+        assert any(there.iterdir()), folder
 
 
 def read(folder: Path, name: str) -> pd.Series:
     return pd.read_csv(folder / f"{name}.csv", index_col="prediction_id").iloc[:, 0]
 
 
-def test_train_predicts_every_breast_out_of_fold_once(output: Path, competition: Path) -> None:
-    oof = [read(output / "runs" / MEMBER / f"fold{k}", "oof") for k in (0, 1)]
-    train = pd.read_csv(competition / "train.csv", dtype=str)
-    breasts = (train["patient_id"] + "_" + train["laterality"]).unique()
-    assert sorted(pd.concat(oof).index) == sorted(breasts)
-
-
 def test_submit_thresholds_the_mean_over_folds(output: Path, competition: Path) -> None:
-    threshold = json.loads((output / "ensembles/all/ensemble.json").read_text())["threshold"]
-    folder = output / "submissions" / "all"
+    threshold = json.loads((output / "ensembles/best/ensemble.json").read_text())["threshold"]
+    folder = output / "submissions" / "best"
     submission, probability = read(folder, "submission"), read(folder, "predictions")
     sample = pd.read_csv(competition / "sample_submission.csv")
     assert submission.index.tolist() == sample["prediction_id"].tolist()
@@ -61,12 +70,14 @@ def test_submit_predicts_a_test_image_like_a_training_image(
     output: Path, competition: Path, tmp_path: Path
 ) -> None:
     """The held-out patients of fold 0, submitted as test images to the run of fold 0."""
-    oof = pd.read_csv(output / "runs" / MEMBER / "fold0" / "oof.csv", index_col="prediction_id")
+    oof = pd.read_csv(
+        output / "runs" / "effnet_b5" / "fold0" / "oof.csv", index_col="prediction_id"
+    )
     train = pd.read_csv(competition / "train.csv", dtype={"patient_id": str})
     train["prediction_id"] = train["patient_id"] + "_" + train["laterality"]
     (tmp_path / "test_images").symlink_to(competition / "train_images")
     train[train["prediction_id"].isin(oof.index)].to_csv(tmp_path / "test.csv", index=False)
-    record = json.loads((output / "ensembles" / "all" / "ensemble.json").read_text())
+    record = json.loads((output / "ensembles" / "best" / "ensemble.json").read_text())
     record["members"][0]["folds"] = [0]
     alone = output / "ensembles" / "fold0" / "ensemble.json"
     alone.parent.mkdir(exist_ok=True)
@@ -82,7 +93,7 @@ def test_submit_without_any_file_stops_before_predicting(
 ) -> None:
     (tmp_path / "test.csv").write_bytes((competition / "test.csv").read_bytes())
     with pytest.raises(SystemExit, match="None of the .* files"):
-        run("submit", "name=all", data=tmp_path, output=output)
+        run("submit", "name=best", data=tmp_path, output=output)
 
 
 def test_submit_without_a_readable_file_gives_the_prior(
@@ -94,9 +105,9 @@ def test_submit_without_a_readable_file_gives_the_prior(
         target.write_text("no DICOM")
     (tmp_path / "test.csv").write_bytes((competition / "test.csv").read_bytes())
     folder = tmp_path / "out"
-    overrides = ["name=all", "workers=0", f"submission_dir={folder}"]
+    overrides = ["name=best", "workers=0", f"submission_dir={folder}"]
     run("submit", *overrides, data=tmp_path, output=output)
-    prior = json.loads((output / "ensembles" / "all" / "ensemble.json").read_text())["prior"]
+    prior = json.loads((output / "ensembles" / "best" / "ensemble.json").read_text())["prior"]
     assert read(folder, "predictions").unique().tolist() == pytest.approx([prior])
 
 
@@ -119,10 +130,3 @@ def test_command_prints_one_message_for_bad_input(
         run(stage, *overrides, data=competition, output=output)
     assert str(stop.value.code).startswith("error: ")
     assert part in str(stop.value.code)
-
-
-def test_train_leaves_a_finished_run(output: Path, competition: Path) -> None:
-    weights = output / "runs" / MEMBER / "fold0" / "checkpoints" / "last.ckpt"
-    before = weights.stat().st_mtime_ns
-    run("train", *TINY, "fold=0", data=competition, output=output)
-    assert weights.stat().st_mtime_ns == before
