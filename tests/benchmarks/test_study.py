@@ -115,20 +115,6 @@ def test_what_was_lost_is_made_again(folder: Path) -> None:
     assert lost.read_bytes() == content
 
 
-def test_at_the_deadline_the_table_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
-    table = run_study(
-        folder / "study.yaml",
-        folder / "data",
-        tmp_path / "out",
-        deadline=time.monotonic() - 1,
-        jobs=0,
-    )
-    assert table["auroc"].isna().all()
-    assert (table["missing"] == "seed 3: fold 0,1").all()
-    assert not (tmp_path / "out" / "runs").exists()
-    assert (tmp_path / "out" / "study.md").is_file()
-
-
 def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
     file = folder / "study.yaml"
     file.write_text(STUDY.replace("[tta=hflip]", "[tta=hflip, epochs=2]"))

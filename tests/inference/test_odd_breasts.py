@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from saved_runs import save_trained, spread_network
@@ -14,7 +13,6 @@ import rsna_bcd.stages.train  # noqa: F401  (albumentations is silenced before H
 from rsna_bcd.data.dataset import Sample, breast_sample, collate_breasts
 from rsna_bcd.inference.run import Run, load_run
 from rsna_bcd.models.prediction import predict_logits
-from rsna_bcd.tables.metadata import Metadata
 
 EXPERIMENTS = (
     "convnext_small_two_view", "effnetv2_s_attention", "convnext_small_four_view",
@@ -61,27 +59,3 @@ def test_network_predicts_any_breast_independent_of_its_batch(run: Run) -> None:
     assert np.isfinite(together).all()
     assert np.ptp(together) > 1e-3  # it says something of what it sees
     assert together == pytest.approx(np.concatenate([logits([s]) for s in samples]), abs=1e-5)
-
-
-def test_metadata_encodes_any_cell() -> None:
-    odd = pd.DataFrame(
-        {
-            "prediction_id": ["a", "a", "b", "b", "c", "c", "d"],
-            "age": [None, "61", "-3", "999", "old", "inf", "nan"],
-            "implant": ["x", None, "2", "1", "true", "-1", ""],
-            "site_id": ["1", "9", None, "x", "1.0", "2", ""],
-            "machine_id": ["29", "29.0", "Mammomat", None, "1e400", "-1", ""],
-            "view": ["CC", None, "XCCL", "7", "MLO", "", "cc"],
-        }
-    )
-    columns = ["age", "implant", "site_id", "machine_id"]
-    of_images = Metadata([*columns, "view"], machines=[29, 49])
-    assert np.isfinite(of_images.encode(odd)).all()
-    of_breasts = Metadata(columns, machines=[29, 49]).encode_breasts(odd)
-    assert of_breasts.shape == (4, 2 + 2 + 3 + 3)
-    assert np.isfinite(of_breasts).all()
-    known_and_unknown = of_breasts[:, -3:]
-    assert known_and_unknown.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]]
-    empty = odd.assign(**dict.fromkeys(columns, None))
-    unknown = Metadata(columns, machines=[29, 49]).encode_breasts(empty)
-    assert (unknown == [0, 1, 0, 1, 0, 0, 1, 0, 0, 1]).all()

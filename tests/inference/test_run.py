@@ -10,15 +10,14 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_crops import HEIGHT, WIDTH, save_crops
-from stage_settings import composed
 from timm import create_model
+from tiny_training import run
 
 from rsna_bcd.data.dataset import read_crop
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.predictor import Predictor
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.models.checkpoint import find_checkpoint, read_checkpoint, save_safetensors
-from rsna_bcd.stages.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -34,16 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images.assign(machine_id="m" + images["patient_id"]).to_csv(table, index=False)
     weights = output / "weights.pth"
     torch.save(create_model(BACKBONE, in_chans=3).state_dict(), weights)
-    overrides = (
-        f"paths.output={output}", "name=tiny", "crop=demo", f"crop.height={HEIGHT}",
-        f"crop.width={WIDTH}", f"network.backbone={BACKBONE}", "network.pooling=gem",
-        f"checkpoint_path={weights}", "epochs=1", "batch_size=4", "workers=0", "tta=hflip",
-        "trainer=cpu", "~callbacks.progress", "+trainer.enable_progress_bar=false",
-    )  # fmt: skip
-    cfg = composed("train", *overrides)
-    train(cfg)
+    start = f"checkpoint_path={weights}"
+    folder = run(output, start, "network.pooling=gem", "epochs=1", "tta=hflip")
     weights.unlink()
-    return Path(cfg.run_dir)
+    return folder
 
 
 @pytest.fixture
@@ -60,21 +53,21 @@ def test_load_run_repeats_the_out_of_fold_predictions(folder: Path) -> None:
     table = pd.read_csv(prepared / "train.csv", dtype={"image_id": str}).set_index("image_id")
     oof = pd.read_csv(folder / "oof_images.csv", dtype={"image_id": str})
     images = np.stack([read_crop(prepared / table.loc[i, "path"]) for i in oof["image_id"]])
-    run = load_run(folder)
+    loaded = load_run(folder)
     expected = oof["probability"].to_numpy()
-    found, _ = Predictor(run, "float32").predict({"image": torch.from_numpy(images)[:, None]})
+    found, _ = Predictor(loaded, "float32").predict({"image": torch.from_numpy(images)[:, None]})
     assert found == pytest.approx(expected, abs=1e-6)
     assert found.dtype == np.float64
 
 
 def test_load_run_reads_record_and_training_domain(folder: Path) -> None:
-    run = load_run(folder)
-    assert (run.crop.name, run.crop.height, run.crop.width) == ("demo", HEIGHT, WIDTH)
-    assert (run.source, run.tta, run.record["fold"]) == ("dicom", ["hflip"], 0)
-    assert not run.network.training
+    loaded = load_run(folder)
+    assert (loaded.crop.name, loaded.crop.height, loaded.crop.width) == ("demo", HEIGHT, WIDTH)
+    assert (loaded.source, loaded.tta, loaded.record["fold"]) == ("dicom", ["hflip"], 0)
+    assert not loaded.network.training
     folds = pd.read_csv(folder.parents[2] / "folds" / "rsna-stratified.csv", dtype=str)
     machines = sorted("m" + folds.loc[folds["fold"] != "0", "patient_id"])
-    assert run.seen == {"machine_id": tuple(machines), "view": ("CC", "MLO")}
+    assert loaded.seen == {"machine_id": tuple(machines), "view": ("CC", "MLO")}
 
 
 def test_load_run_of_an_older_version_has_no_training_domain(folder: Path, tmp_path: Path) -> None:

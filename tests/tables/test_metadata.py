@@ -76,9 +76,18 @@ def test_metadata_encodes_each_row_by_itself() -> None:
         ("machine_id", ["29", str(10**20)], [[1, 0, 0], [0, 0, 1]]),
         ("machine_id", ["29", 10**25], [[1, 0, 0], [0, 0, 1]]),
         ("machine_id", ["Senographe", None], [[0, 1, 0], [0, 0, 1]]),
+        ("machine_id", ["1e400", "-1", ""], [[0, 0, 1]] * 3),
         ("age", ["48.5", "999", "unknown", None], [[-1, 0], [0, 1], [0, 1], [0, 1]]),
+        ("age", ["-3", "inf", "nan"], [[0, 1]] * 3),
         ("implant", [True, False], [[1, 0], [0, 0]]),
         ("implant", [1.0, None], [[1, 0], [0, 1]]),
+        ("implant", ["x", "2", "true", "-1", ""], [[0, 1], [0, 1], [1, 0], [0, 1], [0, 1]]),
+        (
+            "site_id",
+            ["1", "9", "x", "1.0", ""],
+            [[1, 0, 0], *[[0, 0, 1]] * 2, [1, 0, 0], [0, 0, 1]],
+        ),
+        ("view", ["XCCL", "7", "", "cc"], [[0, 0, 0, 0, 0, 0, 1]] * 4),
     ],
 )
 def test_metadata_encodes_values(column: str, values: Any, expected: Any) -> None:
