@@ -13,7 +13,7 @@ from fabricated_crops import save_crops
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from stage_settings import composed
-from tiny_training import SMALL, fork
+from tiny_training import SMALL, fork, run_command
 
 from rsna_bcd._records import format_override
 from rsna_bcd._stage import CONF
@@ -293,8 +293,10 @@ def test_values_are_written_as_hydra_reads_them(value: Any, text: str) -> None:
     assert (read, type(read)) == (value, type(value))
 
 
-def test_a_killed_search_ends_its_training_and_resumes(tmp_path: Path) -> None:
-    """The search alone is killed: its training must end with it."""
+def test_a_killed_search_ends_its_training_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search alone is killed: its training must end with it. Then it trains in this process."""
     save_crops(tmp_path)
     train = " ".join((*SMALL, "network=test_resnet", "epochs=1"))
     overrides = [
@@ -315,6 +317,8 @@ def test_a_killed_search_ends_its_training_and_resumes(tmp_path: Path) -> None:
     mark = f"paths.output={tmp_path}".encode()
     assert [pid for pid in Path("/proc").iterdir() if mark in _command_line(pid)] == []
     assert not (folder / "metrics.json").exists()
+    here = lambda command: len(run_command(tmp_path, *command[3:], settings=()))  # noqa: E731
+    monkeypatch.setattr(stage, "_run", here)
     frame = run()
     assert frame["state"].tolist() == ["finished"]
     assert frame["value"][0] == json.loads((folder / "metrics.json").read_text())["auroc"]

@@ -16,13 +16,15 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_crops import save_crops
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from tiny_training import SMALL, fork, run, run_command
 
+import rsna_bcd.train  # the command
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier
-from rsna_bcd.models.launch import _free_port
+from rsna_bcd.models.launch import _STARTED_BY, _free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -52,30 +54,31 @@ def train_and_save_batches(output: Path, rank: int, *overrides: str) -> None:
     (output / f"batches{rank}.json").write_text(json.dumps(batches))
 
 
-def train_as_rank(output: Path, rank: int, variables: dict[str, str], trainer: list[str]) -> None:
-    """Train as a process that torchrun or srun has started."""
-    os.environ |= variables
-    # Lightning sets it at import, after which this process was forked.
-    setattr(rank_zero_only, "rank", rank)  # noqa: B010
-    train_and_save_batches(output, rank, *COMPARED, *trainer, *ON_CPUS)
+def rank_variables(rank: int, n: int, launcher: str) -> dict[str, str]:
+    """The variables of a process that `run_ranks`, torchrun or srun has started."""
+    if launcher == "srun":
+        return {
+            "SLURM_NTASKS": str(n), "SLURM_NTASKS_PER_NODE": str(n), "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NNODES": "1",
+            "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1234", "SLURM_NODELIST": "127.0.0.1",
+        }  # fmt: skip
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n)}
+    if launcher == "ours":
+        return own | {"NODE_RANK": "0", _STARTED_BY: str(os.getpid())}
+    return own | {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(n)}
 
 
-def on_ranks(output: Path, n: int, launcher: str) -> None:
-    port, processes = str(_free_port()), []
-    for rank in range(n):
-        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        if launcher == "torchrun":
-            variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n)}
-            variables |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
-            variables |= {"LOCAL_WORLD_SIZE": str(n)}
-        else:
-            variables |= {"SLURM_NTASKS": str(n), "SLURM_NTASKS_PER_NODE": str(n)}
-            variables |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-            variables |= {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "train"}
-            variables |= {"SLURM_JOB_ID": "1234", "SLURM_NODELIST": "127.0.0.1"}
-        ddp = ["trainer=ddp", f"trainer.devices={n}"]
-        trainer = ["trainer=slurm"] if launcher == "srun" else ddp
-        processes.append(fork(train_as_rank, output, rank, variables, trainer))
+def on_ranks(n: int, launcher: str, work: Callable[[int], object]) -> None:
+    """Work in forked processes, which need not import torch and Lightning again."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+    def as_rank(rank: int, variables: dict[str, str]) -> None:
+        os.environ |= variables
+        setattr(rank_zero_only, "rank", rank)  # noqa: B010  (Lightning sets it at import)
+        work(rank)
+
+    variables = [address | rank_variables(rank, n, launcher) for rank in range(n)]
+    processes = [fork(as_rank, rank, own) for rank, own in enumerate(variables)]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -102,7 +105,10 @@ def test_ranks_train_and_validate_as_one_process(
 ) -> None:
     for part in ("prepared", "folds"):
         (tmp_path / part).symlink_to(one / part)
-    on_ranks(tmp_path, n, launcher)
+    ddp = ["trainer=ddp", f"trainer.devices={n}"]
+    trainer = ["trainer=slurm"] if launcher == "srun" else ddp
+    settings = (*COMPARED, *trainer, *ON_CPUS)
+    on_ranks(n, launcher, lambda rank: train_and_save_batches(tmp_path, rank, *settings))
     expected, found = one / "runs/x/fold0", tmp_path / "runs/x/fold0"
 
     # The k-th batches of all ranks are together the k-th batch of one process.
@@ -143,8 +149,21 @@ def execute(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> An
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
-def test_train_starts_its_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_train_starts_its_ranks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With BatchNorm, which trainer=ddp synchronises on GPUs; CPUs cannot."""
+
+    def run_ranks(command: list[str], n: int) -> None:
+        def work(rank: int) -> None:
+            assert command[:3] == [sys.executable, "-m", "rsna_bcd.train"]
+            monkeypatch.setattr(sys, "argv", command[2:])
+            GlobalHydra.instance().clear()
+            rsna_bcd.train.main()
+
+        on_ranks(n, "ours", work)
+
+    monkeypatch.setattr("rsna_bcd.stages.train.run_ranks", run_ranks)
     save_crops(tmp_path)
     settings = ("epochs=1", "network.backbone=test_efficientnet")
     assert run_command(tmp_path, *settings, settings=ON_RANKS) == ""
