@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from stage_settings import composed
 
-from rsna_bcd._stage import check, main
+from rsna_bcd._stage import check
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.models import losses
 from rsna_bcd.models.prediction import check_network

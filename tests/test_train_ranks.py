@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from tiny_training import SMALL, fork, run, run_command
 
-import rsna_bcd.train  # the command
+from rsna_bcd._stage import main
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.classifier import Classifier
 from rsna_bcd.models.launch import _STARTED_BY, _free_port
@@ -159,7 +159,7 @@ def test_train_starts_its_ranks(
             assert command[:3] == [sys.executable, "-m", "rsna_bcd.train"]
             monkeypatch.setattr(sys, "argv", command[2:])
             GlobalHydra.instance().clear()
-            rsna_bcd.train.main()
+            main("train")
 
         on_ranks(n, "ours", work)
 
