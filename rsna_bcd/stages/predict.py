@@ -54,13 +54,6 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     """
     console = make_console(stderr=True)
     fitted = _ensemble(cfg)
-    if fitted.networks == "all":
-        raise InputError(
-            f"name={fitted.name}: its networks were trained on all patients, so nothing that they "
-            "predict is out of fold, and there is neither a threshold for a single patient nor a "
-            "calibration. submit decides a whole test set by them; here choose an ensemble of the "
-            "folds' networks (networks=folds)."
-        )
     models, folder = Path(cfg.paths.models), Path(cfg.predictions_dir)
     check_current(fitted, models)
     inputs = _inputs(cfg)
@@ -105,12 +98,20 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
 
 
 def _ensemble(cfg: DictConfig) -> Ensemble:
-    """Read the ensemble; the error says how to get one."""
+    """Read an ensemble of folds' networks; the error says how to get one."""
     folder = Path(cfg.paths.models) / "ensembles"
     available = sorted(file.parent.name for file in folder.glob(f"*/{FILE_NAME}"))
     name = None if OmegaConf.is_missing(cfg, "name") else str(cfg.name)
     if name in available:
-        return read_ensemble(folder / str(name) / FILE_NAME)
+        ensemble = read_ensemble(folder / str(name) / FILE_NAME)
+        if ensemble.networks == "all":
+            raise InputError(
+                f"name={ensemble.name}: its networks were trained on all patients, so nothing that "
+                "they predict is out of fold, and there is neither a threshold for a single "
+                "patient nor a calibration. submit decides a whole test set by them; here choose "
+                "an ensemble of the folds' networks (networks=folds)."
+            )
+        return ensemble
     if available:
         problem = "Which model?" if name is None else f"There is no model {name} in {folder}."
         raise InputError(f"{problem} Choose one: name={' or name='.join(available)}.")

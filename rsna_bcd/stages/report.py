@@ -29,6 +29,7 @@ from rsna_bcd.reporting.page import TILES, render_card, render_page, score_rows
 from rsna_bcd.reporting.subgroups import sample_images
 from rsna_bcd.scoring.cross_fitting import EnsembleFitter
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
+from rsna_bcd.scoring.metrics import Aggregation
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate
 from rsna_bcd.stages._ensemble_fit import fit_ensemble, make_policy, read_members
 from rsna_bcd.tables.images import read_images
@@ -121,7 +122,7 @@ def _member_probabilities(
         run = output / "runs" / member.name
         try:
             table = read_run(run, member.folds)
-            (own,) = _recorded(run, member.folds[0], "breast_rule")
+            own = _trained_rule(run / f"fold{member.folds[0]}" / "config.yaml")
         except InputError as error:
             raise InputError(
                 f"A report needs the predictions of all members, {member.name} among them. {error} "
@@ -151,14 +152,12 @@ def _histories(ensemble: Ensemble, output: Path) -> dict[str, dict[str, pd.DataF
     return histories
 
 
-def _recorded(run: Path, fold: int, *keys: str) -> list[Any]:
-    """Settings that a fold was trained with."""
-    file = run / f"fold{fold}" / "config.yaml"
-    record = _record(file, "Train this fold again.")
-    values = [OmegaConf.select(record, key) for key in keys]
-    if None in values:
+def _trained_rule(file: Path) -> Aggregation:
+    """The rule from images to a breast that a fold was trained with."""
+    rule: Aggregation | None = _record(file, "Train this fold again.").get("breast_rule")
+    if rule is None:
         raise InputError(f"{file} is incomplete. Train this fold again.")
-    return values
+    return rule
 
 
 def _record(file: Path, remedy: str) -> Any:
