@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import zipfile
-from _pickle import UnpicklingError  # what torch raises for foreign files; nothing is pickled here
+from _pickle import UnpicklingError  # raised by torch for other files; nothing is pickled here
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _SHARE = 0.9  # of the tensors of another's file and of the backbone that must a
 _DEEPEST = 6  # parts of a prefix
 _AVERAGED = re.compile(r"(^|_)ema|teacher", re.IGNORECASE)  # keys of averaged weights
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# What torch and safetensors raise for a file of something else, depending on its first bytes.
+# Raised by torch and safetensors for other files, depending on their first bytes.
 _UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, UnpicklingError, SafetensorError,
     zipfile.BadZipFile, zipfile.LargeZipFile,
@@ -43,9 +43,9 @@ _UNREADABLE = (
 NETWORK = "network."  # before the names of the network's parameters in a checkpoint of a run
 _RECORD = "config"  # key of the record in a checkpoint
 _SUFFIXES = (".ckpt", ".safetensors")
-_COMPILED = "_orig_mod."  # what torch.compile puts into names
-# What encoders consist of, and where networks keep theirs: a network that derives from Encoder is
-# one itself. Where a file has several, the first that fits is taken.
+_COMPILED = "_orig_mod."  # added to names by torch.compile
+# The parts of an encoder, and its places in networks: a network that derives from Encoder is one
+# itself. Where a file has several, the first that fits is taken.
 _BACKBONE = "backbone."
 _ENCODER = (_BACKBONE, "mean", "std", "pool.")
 _PLACES = ("", "local_encoder.", "global_encoder.")
@@ -124,7 +124,7 @@ def read_checkpoint(file: Path, *, checksums: bool = False) -> dict[str, Any]:
 
 
 def _load(file: Path) -> Any:
-    """Read what torch or safetensors wrote; tensors on the processor, of torch's files mapped."""
+    """Read a file of torch or safetensors; tensors on the processor, those of torch are mapped."""
     if file.suffix != ".safetensors":
         is_zip = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format
         return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -144,7 +144,7 @@ def save_safetensors(checkpoint: dict[str, Any], file: Path) -> None:
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict: its names, types, shapes and values, in whatever file it is."""
+    """SHA-256 of a state dict: of its names, types, shapes and values, not of its file."""
     digest = hashlib.sha256()
     for name in sorted(state):
         values = state[name].detach().cpu().contiguous()
@@ -163,7 +163,7 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
     summed to one channel, as timm does, the classifier is left out, and 90 % of the tensors must
     agree. How many were taken is logged.
 
-    What our networks share is the encoder: the backbone, the normalisation it was trained with, its
+    Our networks share the encoder: the backbone, the normalisation it was trained with, its
     pooling. The backbone must fit. Of a run, all else (heads, aggregator) is taken where names and
     shapes agree; layers without weights are logged.
 
@@ -201,15 +201,15 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
         taken |= {k: v for k, v in ours.items() if not k.startswith(shared) and _fits(k, v, own)}
     if broken := [k for k, v in taken.items() if not v.isfinite().all()]:
         raise InputError(
-            f"checkpoint_path={file} holds weights that are not finite ({_some(broken)}): whatever "
-            "made it had failed. Choose another file."
+            f"checkpoint_path={file} holds weights that are not finite ({_some(broken)}): its "
+            "training had failed. Choose another file."
         )
     network.load_state_dict(taken, strict=False)
-    _tell_what_was_taken(file, taken, own, bool(ours))
+    _log_taken(file, taken, own, bool(ours))
     return list(misfits)
 
 
-def _tell_what_was_taken(file: Path, taken: State, own: State, is_ours: bool) -> None:
+def _log_taken(file: Path, taken: State, own: State, is_ours: bool) -> None:
     """Log how many tensors a network has from a file, and which it lacks."""
     counted = [k for k in own if not k.endswith(_COUNTER)]
     if not is_ours:  # of another's file the backbone alone is wanted
@@ -236,7 +236,7 @@ def record_in(file: Path) -> Record | None:
     try:
         content = _load(file)
     except _UNREADABLE:
-        return None  # which `start_from` will say
+        return None  # `start_from` refuses such a file
     config = content.get(_RECORD) if isinstance(content, dict) else None
     if not isinstance(config, dict) or not {"name", "fold"} <= config.keys():
         return None
@@ -288,7 +288,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _read_weights(file: Path) -> Any:
-    """Read a file of initial weights, of whatever kind."""
+    """Read a file of initial weights."""
     if not file.is_file():
         raise InputError(
             f"checkpoint_path={file} does not exist. Give a file of weights or a run's "
@@ -385,10 +385,10 @@ def _foreign_encoder(
 
 
 def starts_from(file: Path) -> list[Record]:
-    """What a file's weights have learnt from: the run that it is of, and those before it.
+    """The runs whose training a file's weights have gone through.
 
     Args:
-        file: of weights, of whatever kind.
+        file: of weights of any kind.
 
     Returns:
         Of each run `name, fold, dataset, folds`, which of its weights were taken (`select`), and

@@ -30,7 +30,7 @@ from rsna_bcd.models.prediction import network_level
 from rsna_bcd.settings import Train, tta_transforms
 from rsna_bcd.targets import read_record
 
-# What takes its settings from keys of the root, and must not have others.
+# Sections that take their settings from keys of the root, and must not have others.
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
 # Arguments of Lightning's Trainer, and the values with which all predictions and files are there.
 _WHOLE = {
@@ -172,7 +172,7 @@ def make_record(cfg: DictConfig) -> dict[str, Any]:
     own = Path(cfg.run_dir) / "config.yaml"
     if not own.is_file() or "micro_batch" in OmegaConf.load(own):  # older records lack it
         ranks = started_outside() or n_ranks_for(cfg.trainer) or 1
-        record["micro_batch"] = cfg.batch_size // ranks  # what BatchNorm and mix see
+        record["micro_batch"] = cfg.batch_size // ranks  # of BatchNorm and mix
     start = record["network"].get("checkpoint_path")  # the one that is loaded
     if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
         record["starts_from"] = runs

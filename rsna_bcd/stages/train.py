@@ -115,8 +115,8 @@ def _train(cfg: DictConfig) -> None:
 
 
 def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
-    """Run this job in several processes, by its own settings, whatever sweep it belongs to."""
-    split_batch(cfg.batch_size, n_ranks)  # refuses what does not fit, before processes start
+    """Run this job in several processes, by its own settings, outside of its sweep."""
+    split_batch(cfg.batch_size, n_ranks)  # refused before processes start
     with tempfile.TemporaryDirectory() as folder:
         OmegaConf.save(cfg, Path(folder) / "job.yaml")
         run_dir = str(cfg.run_dir).replace("\\", "\\\\").replace("'", "\\'")
