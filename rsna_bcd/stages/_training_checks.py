@@ -70,7 +70,10 @@ def check_training(cfg: DictConfig) -> None:
         )
     if cfg.fold == "all" and (cfg.select == "best" or cfg.patience is not None):
         raise InputError("fold=all holds out nothing, which select=best and patience= need.")
-    cfg.tta = tta_transforms(to_plain(cfg.tta))
+    try:
+        cfg.tta = tta_transforms(to_plain(cfg.tta))
+    except ValueError as error:
+        raise InputError(f"tta={cfg.tta}: {error}.") from error
     refuse_unrecorded(cfg, "train", _WIRED)
     _check_callbacks(cfg)
     _check_trainer(cfg)

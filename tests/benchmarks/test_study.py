@@ -131,7 +131,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(folder: Path, tmp_pat
     file.write_text(text)
     table = run_study(file, folder / "data", folder / "out", jobs=0)
     assert len(table.attrs["failed"]) == 2
-    assert "tta is none or hflip" in table.attrs["failed"][0]
+    assert "tta=sideways: should be a list of hflip" in table.attrs["failed"][0]
     assert table["missing"].tolist() == ["", "seed 3: fold 0,1"]
 
 
