@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
-from rsna_bcd._validation import to_plain
+from rsna_bcd._validation import constructor_parameters, to_plain
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import write_file
 from rsna_bcd.targets import with_current_targets
@@ -231,9 +231,14 @@ def _defaults(
     if path and cfg is not None:
         target = target or OmegaConf.select(cfg, f"{path}._target_")
         option = load_option(path, selected_option(path, cfg)) if "." not in path else {}
-        found.append(option.get(path, option).get(key, "${"))
+        usual = option.get(path, option).get(key, "${")
+        if isinstance(usual, list) and all("${" in str(one) for one in usual) and usual:
+            raw = to_plain(OmegaConf.select(cfg, path), resolve=False)
+            # Made of other keys, which are compared themselves.
+            return [section[key]] if raw[key] == usual else []
+        found.append(usual)
     if isinstance(target, str):
-        parameter = inspect.signature(pkgutil.resolve_name(target)).parameters.get(key)
+        parameter = constructor_parameters(pkgutil.resolve_name(target)).get(key)
         if parameter is not None and parameter.default is not inspect.Parameter.empty:
             default = parameter.default
             found.append(list(default) if isinstance(default, tuple) else default)

@@ -74,6 +74,26 @@ def small_batch(network: Any, pixels: torch.Tensor) -> Batch:
 
 
 METADATA = "metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age]}"
+IMAGE_NETWORKS = [  # the others take steps of experiments, below
+    name
+    for name in options("network")
+    if "ImageClassifier" in (Path(CONF) / "network" / f"{name}.yaml").read_text()
+]
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_every_parameter_of_a_network_learns(name: str) -> None:
+    """On the meta device, which has shapes and no values: of the real networks, in no time."""
+    cfg = composed(
+        "train", "name=x", f"network={name}", "network.pretrained=false", "+auxiliary.density=0.1",
+        METADATA, "crop.height=160", "crop.width=96",
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = instantiate(cfg.network).train()
+        outputs = network_outputs(network, small_batch(network, torch.rand(2, 1, 160, 96)))
+        assert (outputs["logit"].shape, outputs["density"].shape) == ((2,), (2, 4))
+        torch.cat([output.flatten() for output in outputs.values()]).sum().backward()
+    assert [key for key, p in network.named_parameters() if p.grad is None] == []
 
 
 def test_aggregator_is_one_override() -> None:

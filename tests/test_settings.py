@@ -146,7 +146,8 @@ def test_typo_is_refused_with_the_key_that_is_meant(name: str, refused: Call) ->
         ("train", ["epochs=0", "learning_rate=-1", "seed=true", "fold=-1", "optimizer=null",
          "breast_rule=median", "views=null", "ema=null", "positives_per_batch=0.5", "resume=null",
          "overwrite=None"]),
-        ("train", ["network.dropout=abc", "network.pooling=median", "optimizer.weight_decay=abc",
+        ("train", ["network.dropout=abc", "network.pooling=median", "network.channels_last=7",
+         "network.drop_path_rate=abc", "network.image_size=wide", "optimizer.weight_decay=abc",
          "loss.positive_target=x", "augment.transforms.0.p=often", "views.most=0.5",
          "trainer.gradient_clip_val=abc", "folds.assign.n_folds=abc", "crop.height=tall",
          "crop.bits=12", "crop.fit=shrink", "crop.box=half", "mix.kind=mixdown",
@@ -170,6 +171,7 @@ def test_values_of_another_kind_are_refused(
     ("name", "override", "part"),
     [
         ("train", "+network.droput=0.1", "Did you mean network.dropout?"),
+        ("train", "+network.poolin=max", "Did you mean network.pooling?"),
         ("train", "nme=x", "Did you mean name?"),
         ("train", "network.droput=0.1", "Did you mean network.dropout?"),
         ("train", "+trainer.max_tme=1", "Did you mean trainer.max_time?"),

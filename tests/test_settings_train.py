@@ -171,8 +171,8 @@ def test_a_key_that_an_older_record_lacks_means_its_default(
     assert "rsna_bcd" in record
     for key in (
         "rsna_bcd", "tta", "compile", "penalties", "views", "mix.probability",
-        "network.freeze_backbone", "network.pooling", "trainer.accumulate_grad_batches",
-        "crop.bits", "loss.positive_weight", "negatives_per_positive",
+        "network.freeze_backbone", "network.pooling", "network.image_size", "crop.bits",
+        "trainer.accumulate_grad_batches", "loss.positive_weight", "negatives_per_positive",
     ):  # fmt: skip
         parent, _, name = key.rpartition(".")
         del (OmegaConf.select(record, parent) if parent else record)[name]

@@ -116,18 +116,35 @@ def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
         explained = _with_summed_logits(network)
     with _gradients_after(layer, network):
         attribution = LayerGradientXActivation(logits, layer).attribute(image)
-    maps = attribution.sum(dim=1).relu()
+    is_inner = layer is not network.last_map
+    last = is_inner and network.layout.source == "channels_last"
+    maps = _without_padding(attribution.sum(dim=-1 if last else 1).relu(), network, image)
     if isinstance(network, SideBySide):
         return _split_halves(maps, batch)
     return _place_maps(network, maps, batch) if isinstance(network, BreastClassifier) else maps
 
 
-def deepest_layer(encoder: Encoder, stride: int = STRIDE) -> nn.Module | None:
-    """The deepest layer with cells of at most `stride` pixels; None where timm names none."""
+def deepest_layer(encoder: Encoder, stride: int = STRIDE) -> nn.Module:
+    """The deepest layer with cells of at most `stride` pixels; the last where timm names none.
+
+    Inside of plain transformers there are no maps: of them it is the last, too.
+    """
     features = getattr(encoder.backbone, "feature_info", [])
     names = [f["module"] for f in getattr(features, "info", features) if f["reduction"] <= stride]
-    layer: nn.Module | None = encoder.backbone.get_submodule(names[-1]) if names else None
+    if not names or encoder.layout.source in ("tokens", "raw_tokens"):
+        return encoder.last_map
+    layer: nn.Module = encoder.backbone.get_submodule(names[-1])
     return layer
+
+
+def _without_padding(maps: Tensor, encoder: Encoder, image: Tensor) -> Tensor:
+    """Drop the cells (B, h, w) of what the encoder pads an image with."""
+    height, width = image.shape[-2:]
+    if isinstance(encoder, SideBySide):
+        width *= 2
+    padded = encoder.layout.pad(image.new_empty(1, 1, height, width)).shape[-2:]
+    rows, columns = maps.shape[-2:]
+    return maps[..., : -(-rows * height // padded[0]), : -(-columns * width // padded[1])]
 
 
 class _Sum(Aggregator):

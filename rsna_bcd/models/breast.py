@@ -6,13 +6,14 @@ the mask leaves out is padding, and has no influence whatsoever.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from rsna_bcd.models.aggregators import Aggregator, masked_mean
 from rsna_bcd.models.checkpoint import start_from
-from rsna_bcd.models.encoder import Encoder, Pooling
+from rsna_bcd.models.encoder import Encoder, EncoderSettings
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.tables.metadata import Metadata
@@ -47,24 +48,12 @@ class BreastClassifier(Encoder):
         *,
         pretrained: bool = True,
         checkpoint_path: str | Path | None = None,
-        pooling: Pooling = "avg",
         dropout: float = 0.0,
-        drop_path_rate: float | None = None,
-        channels_last: bool = True,
-        grad_checkpointing: bool = False,
-        freeze_backbone: bool = False,
         auxiliary: Iterable[str] = (),
         metadata: Metadata | None = None,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained=pretrained and checkpoint_path is None,
-            pooling=pooling,
-            drop_path_rate=drop_path_rate,
-            channels_last=channels_last,
-            grad_checkpointing=grad_checkpointing,
-            freeze_backbone=freeze_backbone,
-        )
+        super().__init__(backbone, pretrained=pretrained and checkpoint_path is None, **encoder)
         self.aggregator = aggregator(self.width)
         self.metadata = MetadataInput(metadata)
         self.inputs = (*self.inputs, *self.metadata.inputs)
@@ -139,11 +128,12 @@ class SideBySide(ImageClassifier):
 
     The first of each counts, CC on the left; one that is absent is black. Where there is neither,
     the first two images are looked at, whatever their views. Those of the other breast never are.
-    Constructed as `ImageClassifier`.
+    Constructed as `ImageClassifier`; `image_size` is that of one image.
     """
 
     unit: Level = "breast"
     inputs: tuple[str, ...] = ("mask", "view", "other")
+    _side_by_side = 2
 
     def forward(  # type: ignore[override]
         self,

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import zipfile
 from _pickle import UnpicklingError  # raised by torch for other files; nothing is pickled here
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,7 +162,8 @@ def start_from(network: nn.Module, file: Path) -> list[str]:
     that is the backbone: at any depth of dictionaries (`model`, `state_dict`; averaged ones first)
     and under any common prefix (`module.`, `encoder.`, ...). Of these, the first convolution is
     summed to one channel, as timm does, the classifier is left out, and 90 % of the tensors must
-    agree. How many were taken is logged.
+    agree. How many were taken is logged. Position embeddings of images of another size are
+    resampled.
 
     Our networks share the encoder: the backbone, the normalisation it was trained with, its
     pooling. The backbone must fit. Of a run, all else (heads, aggregator) is taken where names and
@@ -254,13 +256,31 @@ def _encoder_at(place: str, state: State) -> State:
 
 def _adapted(weights: State, backbone: Any) -> State:
     """Turn timm's weights of a network into those of its backbone for one channel."""
-    config = backbone.pretrained_cfg
-    classifier = f"{_BACKBONE}{config['classifier']}."
-    state = {k: v for k, v in weights.items() if not k.startswith(classifier)}
-    stem = f"{_BACKBONE}{config['first_conv']}.weight"
-    if stem in state and state[stem].ndim == 4 and state[stem].shape[1] in (1, 3):
-        state[stem] = adapt_input_conv(1, state[stem], base_chans=state[stem].shape[1])
+    classifiers, stems = (
+        (names,) if isinstance(names, str) else tuple(names or ())
+        for names in (backbone.pretrained_cfg.get(key) for key in ("classifier", "first_conv"))
+    )
+    heads = tuple(f"{_BACKBONE}{name}." for name in classifiers)
+    state = {k: v for k, v in weights.items() if not k.startswith(heads)}
+    for stem in (f"{_BACKBONE}{name}.weight" for name in stems):
+        if stem in state and state[stem].ndim == 4 and state[stem].shape[1] in (1, 3):
+            state[stem] = adapt_input_conv(1, state[stem], base_chans=state[stem].shape[1])
     return state
+
+
+def _resampled(state: State, backbone: Any) -> State:
+    """Resample position embeddings of a backbone to the size of its images, as timm does."""
+    convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    own = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
+    wanted = backbone.state_dict()
+    if convert is None or all(_fits(k, v, wanted) for k, v in own.items() if k in wanted):
+        return state
+    try:
+        own = convert(own, backbone)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AssertionError):
+        return state  # of another network, which is said by the caller
+    others = {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}
+    return others | {_BACKBONE + k: v for k, v in own.items()}
 
 
 def _fits(name: str, value: Tensor, wanted: State) -> bool:
@@ -349,7 +369,7 @@ def _own_encoder(state: State, place: str, encoder: Encoder, wanted: State) -> t
     sources = {source: part for source in _PLACES if (part := _encoder_at(source, state))}
     problems = []
     for source in sorted(sources, key=lambda s: s != place):  # preferably from the same place
-        part = sources[source]
+        part = _resampled(sources[source], encoder.backbone)
         difference = _difference(part, wanted)
         if not difference:
             return {k: v for k, v in part.items() if _fits(k, v, wanted)}, ""
@@ -371,6 +391,7 @@ def _foreign_encoder(
     if not best:
         return {}, "It holds no tensors"
     found = _adapted({_BACKBONE + k: v for k, v in best.items()}, encoder.backbone)
+    found = _resampled(found, encoder.backbone)
     found = {k: v for k, v in found.items() if not k.endswith(_COUNTER)}
     needed = [k for k in wanted if k.startswith(_BACKBONE) and not k.endswith(_COUNTER)]
     taken = {k: v for k, v in found.items() if _fits(k, v, wanted)}

@@ -3,19 +3,28 @@
 Every network is built on it, so that one may start from the weights of another.
 """
 
-from collections.abc import Iterable
-from typing import Any, Literal, Self, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self, TypedDict, get_args
 
-import timm
 import torch
-from timm.layers import NormMlpClassifierHead
-from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.models.backbone import Size, backbone_groups, create_backbone
 
 Pooling = Literal["avg", "max", "gem"]
+
+
+class EncoderSettings(TypedDict, total=False):
+    """Arguments of `Encoder` that the networks pass on to it."""
+
+    pooling: Pooling
+    drop_path_rate: float | None
+    channels_last: bool
+    grad_checkpointing: bool
+    freeze_backbone: bool
+    image_size: Sequence[int] | None
 
 
 class GeM(nn.Module):
@@ -44,7 +53,7 @@ class Encoder(nn.Module):
     """Features of an image, (B, C); what networks of one backbone derive from.
 
     Args:
-        backbone: name of a timm network that yields a feature map, e.g. `tf_efficientnet_b5`.
+        backbone: name of a timm network, e.g. `tf_efficientnet_b5`, see `models.backbone`.
         pretrained: start from the weights that timm downloads for this name.
         pooling: of the feature map over its area.
         drop_path_rate: stochastic depth; None leaves the backbone's own default.
@@ -53,6 +62,7 @@ class Encoder(nn.Module):
             time for a fraction of the memory, and the same gradients.
         freeze_backbone: the backbone keeps its weights and its BatchNorm statistics, and has
             neither dropout nor stochastic depth.
+        image_size: height and width of the images, for backbones that are built for one size.
 
     Attributes:
         architecture: name of the backbone.
@@ -60,9 +70,10 @@ class Encoder(nn.Module):
 
     Raises:
         InputError: an unknown backbone or pooling, weights that cannot be had, or a backbone that
-            cannot compute again.
+            gives no feature map of such images or cannot compute again.
     """
 
+    _side_by_side = 1  # images that are one picture for the backbone
     mean: Tensor
     std: Tensor
 
@@ -76,26 +87,32 @@ class Encoder(nn.Module):
         channels_last: bool = True,
         grad_checkpointing: bool = False,
         freeze_backbone: bool = False,
+        image_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if pooling not in get_args(Pooling):
             raise InputError(f"network.pooling is {', '.join(get_args(Pooling))}, not {pooling!r}.")
         self.architecture = backbone
-        self.backbone: Any = _create(backbone, pretrained, drop_path_rate)
+        size: Size | None = None
+        if image_size is not None:
+            size = (image_size[0], image_size[1] * self._side_by_side)
+        self.backbone: Any
+        self.backbone, self.layout = create_backbone(
+            backbone,
+            pretrained=pretrained,
+            drop_path_rate=drop_path_rate,
+            image_size=size,
+        )
         # Three equal channels with a mean each are one channel with the averaged mean, as far as a
         # grey image is concerned; the same for the standard deviation.
         statistics = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(statistics["mean"]).mean())
         self.register_buffer("std", torch.tensor(statistics["std"]).mean())
+        self.last_map = nn.Identity()  # to look at, for saliency
         self.pool = _make_pool(pooling)
-        # MobileNets widen their features in the head, which comes with the backbone.
-        self.width: int = (
-            getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
-        )
-        head = getattr(self.backbone, "head", None)
-        self._norms_pooled = isinstance(head, NormMlpClassifierHead) and not head.hidden_size
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=self._layout)
+        self.width = self.layout.width
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._memory_format)
         self._frozen = freeze_backbone
         if freeze_backbone:
             self.backbone.requires_grad_(False).eval()
@@ -107,34 +124,26 @@ class Encoder(nn.Module):
     def feature_map(self, images: Tensor) -> Tensor:
         """Compute features (B, C, h, w) of images (B, 1, H, W) in [0, 1].
 
-        Those of ConvNeXts have not been through their last norm, which is of pooled features.
+        Of ConvNeXts and some others, they have not been through the norm of pooled features.
         """
-        images = ((images - self.mean) / self.std).contiguous(memory_format=self._layout)
+        images = (self.layout.pad(images) - self.mean) / self.std
+        images = images.contiguous(memory_format=self._memory_format)
         if self._momenta:  # only now: computed again, a batch must not be counted twice
             for name, norm in _batch_norms(self.backbone):
                 norm.momentum = self._momenta[name]
-        backbone = self.backbone.forward_features if self._norms_pooled else self.backbone
-        features: Tensor = backbone(images)
+        features = self.layout.feature_map(self.backbone, images)
         if self._momenta:
             for _, norm in _batch_norms(self.backbone):
                 norm.momentum = 0.0
-        if features.ndim != 4 or features.shape[1] != self.width:
-            raise InputError(
-                f"network.backbone gives {tuple(features.shape)} instead of a feature map "
-                f"(B, {self.width}, h, w). Choose a convolutional network."
-            )
-        return features
+        return self.last_map(features)
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute features (B, C) of images (B, 1, H, W) in [0, 1]."""
         return self.pooled(self.feature_map(images))
 
     def pooled(self, feature_map: Tensor) -> Tensor:
-        """Pool (B, C, h, w) to (B, C); ConvNeXts then have their norm, the order of its weights."""
-        features: Tensor = self.pool(feature_map)
-        if self._norms_pooled:
-            features = self.backbone.head(features[..., None, None]).flatten(1)
-        return features
+        """Pool (B, C, h, w) to (B, C), and normalise where the backbone does so after pooling."""
+        return self.layout.norm_pooled(self.backbone, self.pool(feature_map))
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, except for a frozen backbone."""
@@ -152,12 +161,6 @@ class Encoder(nn.Module):
         """
         groups = backbone_groups(self.backbone)
         return [*groups, the_rest(self, groups)]
-
-
-def backbone_groups(backbone: Any) -> list[list[nn.Parameter]]:
-    """Group the parameters of a timm network by depth, from its input on, as timm does."""
-    by_depth = group_parameters(backbone, backbone.group_matcher(coarse=False), return_values=True)
-    return [by_depth[depth] for depth in sorted(by_depth)]
 
 
 def the_rest(network: nn.Module, groups: Iterable[list[nn.Parameter]]) -> list[nn.Parameter]:
@@ -186,27 +189,4 @@ def _compute_again(backbone: Any, name: str) -> None:
         raise InputError(
             f"{name} cannot compute its activations again. Set network.grad_checkpointing=false, "
             "or choose another network.backbone."
-        ) from error
-
-
-def _create(name: str, pretrained: bool, drop_path_rate: float | None) -> Any:
-    """Make a timm backbone of one input channel that returns its feature map."""
-    if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
-        hint = f" Did you mean {', '.join(similar)}?" if similar else ""
-        raise InputError(f"timm has no network {name!r} (network.backbone).{hint}")
-    try:
-        return timm.create_model(
-            name,
-            pretrained=pretrained,
-            in_chans=1,
-            num_classes=0,
-            global_pool="",
-            drop_path_rate=drop_path_rate,
-        )
-    except OSError as error:  # raised by the hub without a connection
-        raise InputError(
-            f"The pretrained weights of {name} could not be downloaded ({type(error).__name__}). "
-            "Give a local file with checkpoint_path=, or start from scratch with "
-            "network.pretrained=false."
         ) from error

@@ -101,6 +101,9 @@ class Exportable(nn.Module):
         self.network = copy.deepcopy(network).float().cpu().eval()
         if hasattr(self.network, "dense"):
             self.network.dense = True  # no shape may depend on data
+        for module in self.network.modules():
+            if hasattr(module, "fused_attn"):  # of timm: the same in plain products, for ONNX
+                module.fused_attn = False
 
     def forward(
         self,

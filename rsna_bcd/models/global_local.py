@@ -7,6 +7,7 @@ differs: any timm backbones; patches that do not overlap; the fusion takes metad
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.models.aggregators import GatedAttention
+from rsna_bcd.models.backbone import backbone_groups
 from rsna_bcd.models.checkpoint import start_from
-from rsna_bcd.models.encoder import Encoder, Pooling, backbone_groups, the_rest
+from rsna_bcd.models.encoder import Encoder, EncoderSettings, the_rest
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Level
@@ -38,8 +40,9 @@ class GlobalLocal(nn.Module):
         n_patches: number of patches K.
         patch: their side in pixels of the image.
         top: share of the map's cells whose mean is the first opinion.
-        pooling: of the patches' feature maps. That of the whole image is reduced to its maximum.
         dropout: before the last layer. For the others see `ImageClassifier`.
+        encoder: the other arguments of `Encoder`, for both. `pooling` is of the patches' feature
+            maps: that of the whole image is reduced to its maximum.
 
     Raises:
         InputError: as `ImageClassifier`; or a number is out of range.
@@ -58,13 +61,10 @@ class GlobalLocal(nn.Module):
         n_patches: int = 6,
         patch: int = 256,
         top: float = 0.02,
-        pooling: Pooling = "avg",
         dropout: float = 0.0,
-        drop_path_rate: float | None = None,
-        channels_last: bool = True,
-        grad_checkpointing: bool = False,
         auxiliary: Iterable[str] = (),
         metadata: Metadata | None = None,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         super().__init__()
         for name, number in (("downscale", downscale), ("n_patches", n_patches), ("patch", patch)):
@@ -73,19 +73,20 @@ class GlobalLocal(nn.Module):
         if not 0 < top <= 1:
             raise InputError(f"network.top={top}: give a share of the map, above 0 and up to 1.")
 
-        def encoder(name: str, pooling: Pooling, pretrained: bool) -> Encoder:
-            return Encoder(
-                name,
-                pretrained=pretrained,
-                pooling=pooling,
-                drop_path_rate=drop_path_rate,
-                channels_last=channels_last,
-                grad_checkpointing=grad_checkpointing,
-            )
+        size = encoder.pop("image_size", None)
+        whole = None if size is None else (size[0] // downscale, size[1] // downscale)
+
+        def make_global(pretrained: bool) -> Encoder:
+            own: EncoderSettings = {**encoder, "pooling": "max", "image_size": whole}
+            return Encoder(global_backbone, pretrained=pretrained, **own)
+
+        def make_local(pretrained: bool) -> Encoder:
+            own: EncoderSettings = {**encoder, "image_size": (patch, patch)}
+            return Encoder(backbone, pretrained=pretrained, **own)
 
         download = pretrained and checkpoint_path is None
-        self.global_encoder = encoder(global_backbone, "max", download)
-        self.local_encoder = encoder(backbone, pooling, download)
+        self.global_encoder = make_global(download)
+        self.local_encoder = make_local(download)
         self.saliency = nn.Conv2d(self.global_encoder.width, 1, kernel_size=1)
         self.attention = GatedAttention(self.local_encoder.width, hidden=128)
         self.local_head = nn.Linear(self.local_encoder.width, 1)
@@ -99,9 +100,9 @@ class GlobalLocal(nn.Module):
         if checkpoint_path is not None:
             without = start_from(self, Path(checkpoint_path))
             if pretrained and "global_encoder" in without:
-                self.global_encoder = encoder(global_backbone, "max", pretrained=True)
+                self.global_encoder = make_global(pretrained=True)
             if pretrained and "local_encoder" in without:
-                self.local_encoder = encoder(backbone, pooling, pretrained=True)
+                self.local_encoder = make_local(pretrained=True)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the outputs of images (B, 1, H, W) in [0, 1] and their metadata (B, M).

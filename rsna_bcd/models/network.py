@@ -7,11 +7,12 @@ weights expect is part of the network.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from rsna_bcd.models.checkpoint import start_from
-from rsna_bcd.models.encoder import Encoder, Pooling
+from rsna_bcd.models.encoder import Encoder, EncoderSettings
 from rsna_bcd.models.heads import AuxiliaryHeads, MetadataInput
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Level
@@ -21,12 +22,13 @@ class ImageClassifier(Encoder):
     """The logit of cancer for one image.
 
     Args:
-        backbone: see `Encoder`, also for those not named here.
+        backbone: see `Encoder`.
         checkpoint_path: start from this file instead of pretrained weights: weights of the same
             timm network, or a checkpoint of a run, see `models.checkpoint`.
         dropout: before the last layer.
         auxiliary: names of further columns to predict (of a mapping, its keys).
         metadata: columns known besides the pixels.
+        encoder: the other arguments of `Encoder`.
 
     Raises:
         InputError: an unknown backbone, pooling or column, weights that cannot be had, or weights
@@ -42,24 +44,12 @@ class ImageClassifier(Encoder):
         *,
         pretrained: bool = True,
         checkpoint_path: str | Path | None = None,
-        pooling: Pooling = "avg",
         dropout: float = 0.0,
-        drop_path_rate: float | None = None,
-        channels_last: bool = True,
-        grad_checkpointing: bool = False,
-        freeze_backbone: bool = False,
         auxiliary: Iterable[str] = (),
         metadata: Metadata | None = None,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
-        super().__init__(
-            backbone,
-            pretrained=pretrained and checkpoint_path is None,
-            pooling=pooling,
-            drop_path_rate=drop_path_rate,
-            channels_last=channels_last,
-            grad_checkpointing=grad_checkpointing,
-            freeze_backbone=freeze_backbone,
-        )
+        super().__init__(backbone, pretrained=pretrained and checkpoint_path is None, **encoder)
         self.metadata = MetadataInput(metadata)
         self.inputs = (*self.inputs, *self.metadata.inputs)
         width = self.width + self.metadata.width

@@ -106,6 +106,19 @@ def test_exported_network_of_each_kind_agrees_with_its_network(
     check_parities(network, inputs, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "test_vit"))
+        for name in ("test_vit", "test_maxvit", "test_mambaout", "vit_tiny_patch16_dinov3_qkvb",
+                     "swin_tiny_patch4_window7_224")
+    ],
+)  # fmt: skip
+def test_exported_transformer_agrees_with_its_network(backbone: str, tmp_path: Path) -> None:
+    overrides = ["name=x", "network=maxvit_tiny", f"network.backbone={backbone}"]
+    check_parities(*spread_network(configure(tmp_path, *overrides)), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with TTA and an ONNX file in its folder."""

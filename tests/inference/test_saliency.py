@@ -329,6 +329,23 @@ def run(tmp_path: Path) -> Path:
     return save_tiny(tmp_path, IMAGES)
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "test_mambaout", "test_maxvit"])
+def test_saliency_maps_of_transformers_cover_the_image(backbone: str) -> None:
+    """Of the tokens of patches, of channels that are last; what an image is padded with is gone."""
+    size = (HEIGHT - 6, WIDTH)
+    network = untrained(backbone, image_size=size)
+    images = torch.rand(2, 1, *size)
+    maps = saliency_maps(network, {"image": images})
+    assert maps.shape == (2, HEIGHT // CELL, WIDTH // CELL)
+    assert (maps >= 0).all()
+    assert maps.amax() > 0
+    if backbone == "test_vit":  # after its map there are the mean and a linear layer alone
+        features = network.feature_map(images).detach()
+        weight = network.head.weight.detach()[..., None, None]
+        expected = (features * weight / features[0, 0].numel()).sum(dim=1).relu()
+        assert torch.allclose(maps, expected, atol=1e-6)
+
+
 def test_explainer_uses_the_fold_that_held_a_breast_out(
     run: Path, tmp_path: Path, prepared: Path
 ) -> None:

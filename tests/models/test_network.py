@@ -51,7 +51,6 @@ def test_the_normalisation_is_inside() -> None:
         ("tf_efficientnet_x9", {}, "no network 'tf_efficientnet_x9'.*tf_efficientnet"),
         (TINY, {"pooling": "sum"}, "avg, max, gem, not 'sum'"),
         (TINY, {"auxiliary": ["colour"]}, "auxiliary: colour is no auxiliary target"),
-        ("test_vit", {}, "feature map"),
     ],
 )
 def test_image_classifier_refuses(backbone: str, settings: dict[str, Any], message: str) -> None:
