@@ -39,6 +39,7 @@ class BreastClassifier(Encoder):
     """
 
     unit: Level = "breast"
+    contract_is_tested = True
     inputs: tuple[str, ...] = ("mask", "view", "other")
 
     def __init__(
@@ -132,6 +133,7 @@ class SideBySide(ImageClassifier):
     """
 
     unit: Level = "breast"
+    contract_is_tested = True
     inputs: tuple[str, ...] = ("mask", "view", "other")
     _side_by_side = 2
 

@@ -49,6 +49,7 @@ class GlobalLocal(nn.Module):
     """
 
     unit: Level = "image"
+    contract_is_tested = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class ImageClassifier(Encoder):
     """
 
     unit: Level = "image"
+    contract_is_tested = True
     inputs: tuple[str, ...] = ()
 
     def __init__(
