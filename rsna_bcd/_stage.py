@@ -18,14 +18,17 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
+    InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,10 +68,13 @@ def main(name: str) -> None:
     def checked(cfg: DictConfig) -> None:
         check(name, cfg)  # again: a job of a sweep may run in another process
         run = pkgutil.resolve_name(f"rsna_bcd.stages.{name}:{name}")
-        if name == "submit":
-            run(cfg, process_start())  # the time budget includes the start of Python
-        else:
-            run(cfg)
+        # The time budget includes the start of Python.
+        arguments = (process_start(),) if name == "submit" else ()
+        # A sweep reports the errors of its jobs at its end; Hydra would say more about one of a
+        # single job than its message.
+        single = HydraConfig.get().mode is RunMode.RUN
+        with errors_as_messages(name) if single else contextlib.nullcontext():
+            run(cfg, *arguments)
 
     checked.__module__ = f"rsna_bcd.{name}"  # Hydra names the job and its log after it
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -197,12 +203,11 @@ def _message(error: Exception, name: str) -> str | None:
         unknown = re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text)
         if unknown is None:
             return text
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(CONF, version_base="1.3"):
-            return f"{unknown[1]}: {unknown_key(unknown[1], compose(name))}"
+        return f"{unknown[1]}: {unknown_key(unknown[1], _composed(name, error))}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return _constructor_message(str(error), error.__cause__, name)
     if isinstance(error, InputError | CompactHydraException | OmegaConfBaseException):
-        # Hydra wraps an error of a constructor in a description of its own.
-        return str(error.__cause__ if isinstance(error.__cause__, InputError) else error)
+        return str(error)
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         for word in sys.argv[1:]:  # a group without an option, such as logger=null
             group, _, option = word.partition("=")
@@ -216,6 +221,35 @@ def _message(error: Exception, name: str) -> str | None:
         hint = COMMANDS[name].resume_hint
         return f"{error}. {remedy}, or choose another paths.output=... {hint}".rstrip()
     return None
+
+
+def _composed(name: str, error: ConfigCompositionException) -> DictConfig:
+    """The default configuration, with the section of the unknown key as it was chosen."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose(name)
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        parent = str(cause.full_key).rpartition(".")[0]
+        if not parent:
+            return cause.parent_node
+        OmegaConf.update(cfg, parent, cause.parent_node, merge=False, force_add=True)
+    return cfg
+
+
+def _constructor_message(text: str, cause: BaseException, name: str) -> str:
+    """The message for an error of a constructor, without Hydra's `text` around it."""
+    if isinstance(cause, InputError):
+        return str(cause)
+    target, key = (re.search(p, text) for p in (r"'([^']+)'", r"full_key: (\S+)"))
+    parts = key[1].split(".") if key else []
+    # `classifier.criterion.loss` refers to the user's `loss`.
+    roots = {field.name for field in dataclasses.fields(COMMANDS[name])}
+    start = max((i for i, part in enumerate(parts) if part in roots), default=0)
+    section = ".".join(parts[start:])
+    kind = f"{type(cause).__name__} of {target[1]}" if target else type(cause).__name__
+    remedy = f"Change a key of {section}" if section else "Change a key of its section"
+    return f"{section}: {cause} ({kind}). {remedy}."
 
 
 def _usage(name: str) -> str:

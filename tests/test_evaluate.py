@@ -103,9 +103,14 @@ def test_baseline_needs_both_classes(output: Path, evaluated: Evaluate) -> None:
         evaluated()
 
 
-def test_baseline_is_optional(evaluated: Evaluate, output: Path) -> None:
+def test_baseline_is_optional(
+    evaluated: Evaluate, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (output / "ensembles" / "demo" / "ensemble.json").unlink()
     assert "baseline" not in evaluated("baseline=false")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows
+    assert {row.count("│") for row in rows} == {3}  # two columns
     with pytest.raises(InputError, match="no ensemble of this name"):
         evaluated()
 

@@ -18,6 +18,7 @@ from stage_settings import composed
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference import saliency
 from rsna_bcd.reporting.evaluation import Evaluation
+from rsna_bcd.reporting.figures import DrawnFigure
 from rsna_bcd.reporting.page import SECTIONS
 from rsna_bcd.stages.ensemble import ensemble
 from rsna_bcd.stages.report import report
@@ -152,6 +153,19 @@ def output(shared: Path, tmp_path: Path) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without figures, which take most of the time."""
     monkeypatch.setattr("rsna_bcd.reporting.page.draw_figures", lambda _: {})
+
+
+def test_page_shows_a_figure_in_every_section_and_names_absent_parts(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = {key: [DrawnFigure(f"new-{key}", "<svg/>", "New.", False)] for key in SECTIONS}
+    monkeypatch.setattr("rsna_bcd.reporting.page.draw_figures", lambda _: drawn)
+    make_report(output, "name=pair")
+    page = Page(output / "report" / "pair")
+    assert [i for i in page.ids if i.startswith("figure-")] == [f"figure-new-{k}" for k in SECTIONS]
+    monkeypatch.setattr("rsna_bcd.reporting.page.SECTIONS", {**SECTIONS, "new": "New"})
+    with pytest.raises(ValueError, match=r'report\.html\.j2 lacks <section id="new">\.'):
+        make_report(output, "name=pair")
 
 
 @pytest.mark.usefixtures("pair")

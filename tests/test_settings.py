@@ -189,7 +189,6 @@ def test_values_of_another_kind_are_refused(
         ("prepare", "splits=train", "splits=[...]"),
         ("prepare", "splits=[dev]", "should be train or test"),
         ("prepare", "splits=[]", "should not be empty"),
-        ("prepare", "source=video", "should be dicom or image"),
         ("prepare", "decoders=[gdmc]", "should be pydicom, dicomsdl, gdcm, openjpeg or pillow"),
         ("prepare", "paths=mars", "paths/mars"),
         ("submit", "budget.hours=0", "greater than 0"),
@@ -211,6 +210,16 @@ def test_fault_gets_one_line_with_the_remedy(
     name: str, override: str, part: str, refused: Call
 ) -> None:
     assert part in refused(name, override)
+
+
+def test_typo_is_compared_with_the_keys_of_the_chosen_option(refused: Call) -> None:
+    for group, override, key in (
+        ("loss=focal", "loss.gama=2", "loss.gamma"),
+        ("network=global_local", "network.global_backbones=x", "network.global_backbone"),
+        ("loss=focal", "gamma=2", "loss.gamma"),
+    ):
+        assert refused("train", group, override).endswith(f"Did you mean {key}?")
+        assert refused("train", "-m", group, override, "fold=0,1").endswith(f"mean {key}?")
 
 
 @pytest.mark.parametrize(

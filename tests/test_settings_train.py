@@ -9,6 +9,7 @@ import pytest
 from fabricated_crops import save_crops
 from omegaconf import OmegaConf
 from tiny_training import run, run_command
+from torch import nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
@@ -16,6 +17,13 @@ from rsna_bcd.inference.run import load_run
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 METADATA = "_target_:rsna_bcd.tables.metadata.Metadata"
+
+
+class OutOfRange(nn.Module):
+    """A loss that refuses its arguments."""
+
+    def __init__(self, positive_target: float, positive_weight: float) -> None:
+        raise ValueError(f"{positive_target=} is out of range")
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +95,19 @@ def test_settings_that_no_run_can_have_are_refused(
         (f"metadata={{{METADATA},columns:[age,biopsy]}}", "biopsy is known in hindsight only"),
         ("+auxiliary.density=0.1", "no values of density"),
         ("views.policy=some", "views.policy=some: should be all, one_per_view"),
+        (
+            "loss._target_=test_settings_train.OutOfRange",
+            "error: loss: positive_target=1.0 is out of range (ValueError of "
+            "test_settings_train.OutOfRange). Change a key of loss.",
+        ),
     ],
 )
-def test_bad_values_are_refused_and_leave_no_run(override: str, part: str, trained: Path) -> None:
+def test_bad_values_are_refused_and_leave_no_run(
+    override: str, part: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = run_command(trained, "name=refused", *override.split())
     assert part in said
+    assert "with overrides" not in capsys.readouterr().err  # Hydra's own text
     assert not list((trained / "runs" / "refused").glob("fold*/config.yaml"))
 
 

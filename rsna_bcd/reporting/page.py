@@ -92,7 +92,12 @@ def render_page(evaluation: Evaluation) -> str:
     if unknown := figures.keys() - SECTIONS.keys():
         raise ValueError(f"Figures of no section of the report: {', '.join(sorted(unknown))}.")
     variables = _variables(evaluation) | {"figures": figures, "css": css}
-    return _render("report.html.j2", variables, autoescape=True)
+    page = _render("report.html.j2", variables, autoescape=True)
+    parts = [f'<section id="{key}">' for key in SECTIONS]
+    parts += [f'<figure id="figure-{figure.key}"' for drawn in figures.values() for figure in drawn]
+    if absent := [part for part in parts if part not in page]:
+        raise ValueError(f"{TEMPLATES / 'report.html.j2'} lacks {', '.join(absent)}.")
+    return page
 
 
 def render_card(evaluation: Evaluation) -> str:

@@ -118,7 +118,8 @@ def _show(evaluation: dict[str, Any]) -> None:
     if baseline:
         table.add_column("tree on intensity statistics")
     for name, interval in score.items():
-        table.add_row(name, str(interval), str(baseline.get(name, "")))
+        others = [str(baseline.get(name, ""))] if baseline else []
+        table.add_row(name, str(interval), *others)
     counts = {name.replace("_", " "): n for name, n in evaluation["decisions"].items()}
     table.caption = "value (95 % interval over resampled patients); decisions: " + ", ".join(
         f"{n:.0f} {name}" for name, n in counts.items()

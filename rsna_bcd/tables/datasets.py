@@ -284,8 +284,9 @@ def map_generic(
         columns: our names -> those of the tables. Null: the column has our name, or there is none.
             Columns that are neither named here nor called like one of ours are left out. One that
             is named is taken from the first table that has it, and from no other.
-        values: our names -> {value of the table: our value}, case-insensitive, `1.0` being `1`.
-            Values that are neither in it nor ours are refused; views of a test stay as they are.
+        values: our names -> {value of the table: our value}, case-insensitive, `1.0` being `1`;
+            null for a missing one, such as no label. Values that are neither in it nor ours are
+            refused; views of a test stay as they are.
         join: our names of the columns by which further tables are joined; each has them by the name
             in `columns` or by ours. Where tables share another column, they must agree.
         unlabelled: training images without a label are refused (`refuse`) or dropped (`drop`).
@@ -361,10 +362,13 @@ def _translate(
     split: Split,
 ) -> None:
     """Replace the values of a column in place, in all tables that have it."""
-    known = {_spelling(theirs): str(ours) for theirs, ours in theirs_to_ours.items()}
-    ours = {*known.values(), *(VIEWS if column == "view" else ())}
-    if all(known.get(_spelling(value), value) == value for value in ours):
-        known |= {_spelling(value): value for value in ours}
+    known = {
+        _spelling(theirs): None if ours is None else str(ours)
+        for theirs, ours in theirs_to_ours.items()
+    }
+    ours = {*known.values(), *(VIEWS if column == "view" else ())} - {None}
+    if all(known.get(_spelling(value)) in (None, value) for value in ours):
+        known |= {_spelling(value): value for value in ours if _spelling(value) not in known}
     # Else the table uses our values with another meaning, {1: 0, 2: 1}: that of a 0 is unknown.
     having = [table for table in tables if column in table]
     if not having and (split == "train" or column != "cancer"):

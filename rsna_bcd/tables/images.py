@@ -243,6 +243,8 @@ def _faults(frame: pd.DataFrame, split: Split) -> Iterator[tuple[pd.Series, str,
         yield bad, "file occurs more than once", "Each image has a file of its own."
     breast = frame.groupby(["patient_id", "laterality"], sort=False)
     if "cancer" in frame:
+        remedy = "Fill it in, or drop them: dataset=generic dataset.rows.unlabelled=drop."
+        yield frame["cancer"].isna(), "cancer is missing", remedy
         # One `unknown` makes all of a column text.
         bad = ~pd.to_numeric(frame["cancer"], errors="coerce").isin([0, 1])
         fault = f"cancer is neither 0 nor 1 but {_quoted(frame['cancer'][bad])}"

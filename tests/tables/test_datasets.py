@@ -318,6 +318,11 @@ def test_dropped_images_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         (["1", "2.00"], {1.0: 0, "2": 1}, ["0", "1"]),
         (["True", "0.0"], {True: 1, False: 0}, ["1", "0"]),
         (["malignant", "0"], {"malignant": 1, "benign": 0}, ["1", "0"]),  # 0 is ours
+        (
+            ["malignant", "no", "unknown"],
+            {"malignant": 1, "no": 0, "Unknown": None},
+            ["1", "0", ""],
+        ),
         (["malignant", "suspicious"], {"malignant": 1, "benign": 0}, "suspicious;"),
         (["0", "2"], {1: 0, 2: 1}, "0;"),  # their 1 is not ours, nor may their 0 be
         (["yes", "no"], {True: 1, False: 0}, "yes, no; it has true, false.*quote yes"),
