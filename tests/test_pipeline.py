@@ -56,16 +56,6 @@ def read(folder: Path, name: str) -> pd.Series:
     return pd.read_csv(folder / f"{name}.csv", index_col="prediction_id").iloc[:, 0]
 
 
-def test_submit_thresholds_the_mean_over_folds(output: Path, competition: Path) -> None:
-    threshold = json.loads((output / "ensembles/best/ensemble.json").read_text())["threshold"]
-    folder = output / "submissions" / "best"
-    submission, probability = read(folder, "submission"), read(folder, "predictions")
-    sample = pd.read_csv(competition / "sample_submission.csv")
-    assert submission.index.tolist() == sample["prediction_id"].tolist()
-    assert submission.tolist() == (probability >= threshold).astype(int).tolist()
-    assert pd.read_csv(folder / "failures.csv").empty
-
-
 def test_submit_predicts_a_test_image_like_a_training_image(
     output: Path, competition: Path, tmp_path: Path
 ) -> None:

@@ -93,12 +93,10 @@ def before(module: ModuleType, name: str) -> Callable[[], None]:
 
 MOMENTS = {
     "in the first epoch": at_step(3),
-    "while the first checkpoint is written": in_checkpoint(1),
     "between the best and the last checkpoint": in_checkpoint(2),
     "amid a step of the second epoch": at_step(7),
     "while the second checkpoint is written": in_checkpoint(1),
     "before the predictions are made": before(_training_results, "gather_logits"),
-    "before they are written": before(_training_results, "write_csv"),
     "before the last file": before(stage, "finish"),
 }
 
