@@ -152,6 +152,7 @@ def test_typo_is_refused_with_the_key_that_is_meant(name: str, refused: Call) ->
          "trainer.gradient_clip_val=abc", "folds.assign.n_folds=abc", "crop.height=tall",
          "crop.bits=12", "crop.fit=shrink", "crop.box=half", "mix.kind=mixdown",
          "views.policy=some"]),
+        ("train", ["mix.probability=2", "mix.alpha=0", "views.most=0"]),
         ("train", ["mix.probability=null"]),
         ("prepare", ["source=video", "png.level=10", "png.strategy=best",
          "png.filter=all", "max_failed_fraction=2"]),

@@ -1,10 +1,11 @@
 """Mixup and cutmix: samples of a batch blended in pairs, their labels in the same shares."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from rsna_bcd.errors import InputError
@@ -36,17 +37,14 @@ class Mix:
         kind: of blending.
         alpha: shares follow Beta(alpha, alpha): near 0 or 1 where it is small, even where it is 1.
         probability: share of the batches that are mixed.
-
-    Raises:
-        InputError: a number is out of range.
     """
 
-    def __init__(self, kind: Kind, alpha: float, probability: float) -> None:
-        if alpha <= 0 or not 0 <= probability <= 1:
-            raise InputError(
-                f"mix.alpha={alpha}, mix.probability={probability}: alpha is above 0, and the "
-                "probability in [0, 1]."
-            )
+    def __init__(
+        self,
+        kind: Kind,
+        alpha: Annotated[float, Field(gt=0)],
+        probability: Annotated[float, Field(ge=0, le=1)],
+    ) -> None:
         self._kind = kind
         self._alpha = alpha
         self.probability = probability

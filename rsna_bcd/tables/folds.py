@@ -6,9 +6,11 @@ validates on the patients of fold k and trains on all others.
 
 import warnings
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from sklearn.model_selection import StratifiedGroupKFold
 
 from rsna_bcd.errors import InputError
@@ -69,14 +71,14 @@ def stratified(images: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame
     return patients.reset_index(drop=True)
 
 
-def holdout(images: pd.DataFrame, *, fraction: float, seed: int) -> pd.DataFrame:
+def holdout(
+    images: pd.DataFrame, *, fraction: Annotated[float, Field(gt=0, le=0.5)], seed: int
+) -> pd.DataFrame:
     """Hold out about `fraction` of the patients, stratified, as fold 0; the rest is fold 1.
 
     Raises:
-        InputError: `fraction` is not in (0, 0.5], or there are too few patients.
+        InputError: there are too few patients.
     """
-    if not 0 < fraction <= 0.5:
-        raise InputError(f"folds.assign.fraction={fraction} must be above 0 and at most 0.5.")
     folds = stratified(images, n_folds=round(1 / fraction), seed=seed)
     return folds.assign(fold=(folds["fold"] > 0).astype(int))
 

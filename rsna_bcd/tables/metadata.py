@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_file
@@ -51,7 +52,7 @@ class Metadata:
         self,
         columns: Sequence[str],
         machines: Sequence[int | str] = MACHINES,
-        forget: float = 0.1,
+        forget: Annotated[float, Field(ge=0, le=1)] = 0.1,
     ) -> None:
         self.columns = tuple(columns)
         hindsight = [name for name in columns if name in LABEL_ONLY_COLUMNS]
@@ -66,8 +67,6 @@ class Metadata:
                 f"metadata.columns={list(columns)}: name one or more of {', '.join(COLUMNS)}, each "
                 "once; metadata=null trains without."
             )
-        if not 0 <= forget <= 1:
-            raise InputError(f"metadata.forget={forget} is a share: give a number in [0, 1].")
         self.forget = forget
         self._known: dict[str, tuple[str, ...]] = {
             "view": VIEWS,

@@ -85,7 +85,6 @@ def test_fold_summary_names_sites_and_machines(images: pd.DataFrame) -> None:
         (leave_out, {"site_id": 1}, {"column": "site_id"}, "one value only"),
         (leave_out, {}, {"column": "vendor"}, "no column 'vendor'"),
         (leave_out, {"site_id": None}, {"column": "site_id"}, "missing for 400"),
-        (holdout, {}, {"fraction": 0.6, "seed": 0}, "fraction=0.6"),
     ],
 )
 def test_assignment_refuses(

@@ -65,7 +65,6 @@ def test_views_other_breast_follows_by_the_same_policy(policy: Any) -> None:
         ({"order": []}, "views.order"),
         ({"order": ["CC", "CC"]}, "views.order"),
         ({"order": ["cc"]}, r"views.order=\['cc'\]: name some of CC, MLO"),
-        ({"most": 0}, "views.most=0"),
     ],
 )
 def test_views_refuses(settings: dict[str, Any], message: str) -> None:
