@@ -330,6 +330,9 @@ def test_report_notices(output: Path) -> None:
     notices = " ".join(make_report(output, "run=chosen").notices)
     for part in ("synthetic", "chosen kept the epoch", "enriched: 20", "Only 20 breasts"):
         assert part in notices
+    shutil.copytree(output / "runs" / "b5" / "fold0", output / "runs" / "b5" / "foldall")
+    fit(output, "name=all", "members=[b5]", "networks=all")
+    assert "which have no scores" in " ".join(make_report(output, "name=all").notices)
 
 
 @pytest.mark.usefixtures("undrawn")

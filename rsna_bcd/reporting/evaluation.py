@@ -446,6 +446,11 @@ def _notices(inputs: ReportInputs, cohort: Cohort) -> list[str]:
             f"All scores are optimistic: {', '.join(chosen)} kept the epoch that was best on the "
             "fold it is scored on (select=best)."
         )
+    if inputs.ensemble.networks == "all":
+        notices.append(
+            "All scores are of the folds' networks. A test set is predicted by those that were "
+            "trained on all patients, which have no scores, with the same share of positives."
+        )
     if cohort.prevalence > ENRICHED:
         notices.append(
             f"Cancer is enriched: {percent(cohort.prevalence, 0)} of these breasts have it. "
