@@ -241,15 +241,16 @@ def _constructor_message(text: str, cause: BaseException, name: str) -> str:
     """The message for an error of a constructor, without Hydra's `text` around it."""
     if isinstance(cause, InputError):
         return str(cause)
-    target, key = (re.search(p, text) for p in (r"'([^']+)'", r"full_key: (\S+)"))
-    parts = key[1].split(".") if key else []
+    target, key = (re.findall(p, text) for p in (r"'([^']+)'", r"full_key: (\S+)"))
+    kind = " of ".join([type(cause).__name__, *target[:1]])
+    parts = "".join(key[:1]).split(".")
     # `classifier.criterion.loss` refers to the user's `loss`.
     roots = {field.name for field in dataclasses.fields(COMMANDS[name])}
     start = max((i for i, part in enumerate(parts) if part in roots), default=0)
     section = ".".join(parts[start:])
-    kind = f"{type(cause).__name__} of {target[1]}" if target else type(cause).__name__
-    remedy = f"Change a key of {section}" if section else "Change a key of its section"
-    return f"{section}: {cause} ({kind}). {remedy}."
+    if not section:
+        return f"{cause} ({kind}). Change one of its settings."
+    return f"{section}: {cause} ({kind}). Change a key of {section}."
 
 
 def _usage(name: str) -> str:

@@ -48,6 +48,7 @@ def test_read_images_keeps_identifiers_and_adds_prediction_ids(tmp_path: Path) -
         ("train", 0, "patient_id", "../up", r"unfit for a file name in line\(s\) 2"),
         ("train", 3, "cancer", 2, r"neither 0 nor 1 but '2' in line\(s\) 5"),
         ("train", 3, "cancer", "unknown", r"but 'unknown' in line\(s\) 5 \("),
+        ("train", 3, "cancer", None, r"missing in line\(s\) 5 .* dataset\.rows\.unlabelled=drop"),
         ("train", 1, "cancer", 0, r"different labels in line\(s\) 2, 3"),
         ("test", 1, "prediction_id", "other", "exactly one breast"),
         ("test", 3, "prediction_id", "007_R", "exactly one breast"),
