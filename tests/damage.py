@@ -10,26 +10,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
+import dicom_files
 import numpy as np
 import pydicom
 from dicom_files import encode_jpeg_lossless, make_dataset, write_dicom
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-SYNTAXES = (
-    "raw", "rle", "jpeg", "jpeg_ls", "jpeg2000", "jpeg_predicted", "jpeg_lossy", "deflated",
-)  # fmt: skip
 UIDS = {
-    "raw": "1.2.840.10008.1.2.1",
-    "rle": "1.2.840.10008.1.2.5",
-    "jpeg": "1.2.840.10008.1.2.4.70",
-    "jpeg_ls": "1.2.840.10008.1.2.4.80",
-    "jpeg2000": "1.2.840.10008.1.2.4.90",
-    "jpeg_predicted": "1.2.840.10008.1.2.4.57",
-    "jpeg_lossy": "1.2.840.10008.1.2.4.50",
-    "deflated": "1.2.840.10008.1.2.1.99",
+    "raw": str(ExplicitVRLittleEndian),
+    **{name: str(dicom_files.SYNTAXES[name]) for name in ("rle", "jpeg", "jpeg_ls", "jpeg2000")},
+    "jpeg_predicted": dicom_files.UIDS["lossless"],
+    "jpeg_lossy": dicom_files.UIDS["baseline"],
+    "deflated": dicom_files.UIDS["deflated"],
 }
+SYNTAXES = tuple(UIDS)
 _BOMB = 60_000  # rows and columns
 _END = b"\xff\xd9"
 
@@ -51,7 +47,7 @@ def damaged_files(syntax: str, count: int, seed: int = 0) -> Iterator[Damaged]:
     names = list(kinds)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        pixels, whole = _whole(syntax, int(rng.integers(_VARIANTS)))
+        pixels, whole = whole_file(syntax, int(rng.integers(_VARIANTS)))
         kind = names[number % len(names)]
         yield Damaged(kind, kinds[kind](whole, rng), pixels)
 
@@ -77,7 +73,7 @@ _VARIANTS = 10
 
 
 @cache
-def _whole(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
+def whole_file(syntax: str, variant: int) -> tuple[np.ndarray, bytes]:
     """Pixels and a sound file of them."""
     rng = np.random.default_rng(variant)
     height, width = [(67, 77), (80, 64), (65, 66), (150, 201), (120, 90)][variant % 5]

@@ -69,6 +69,10 @@ def write_dicom(
     path: Path, pixels: np.ndarray, *, bits: int, syntax: str = "raw", **elements: Any
 ) -> Path:
     """Write a DICOM file; `syntax` is `raw` or a key of SYNTAXES."""
+    if syntax != "raw":  # GDCM would add the time, and identifiers by chance
+        chance = ("StudyInstanceUID", "SeriesInstanceUID")
+        uids = {name: generate_uid(entropy_srcs=[name, pixels.tobytes().hex()]) for name in chance}
+        elements = {"StudyDate": "20200101", "StudyTime": "120000", **uids, **elements}
     make_dataset(pixels, bits, **elements).save_as(path, enforce_file_format=True)
     if syntax != "raw":
         transcode(path, path, SYNTAXES[syntax])

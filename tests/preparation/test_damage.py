@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from damage import EXPECTED, SYNTAXES, damaged_files
+from damage import EXPECTED, SYNTAXES, damaged_files, whole_file
 from dicom_files import write_dicom
 
 from rsna_bcd.imaging.dicom import read_dicom
@@ -32,6 +32,13 @@ def read(task: tuple[Path, Path]) -> str:
     pixels = read_dicom(damaged).pixels
     prepare_image(damaged, DECODES_IN_PARTS, "dicom")
     return "unchanged" if np.array_equal(pixels, np.load(original)) else "changed"
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_damaged_files_are_the_same_each_time(syntax: str) -> None:
+    first = [damaged.content for damaged in damaged_files(syntax, 15)]
+    whole_file.cache_clear()
+    assert [damaged.content for damaged in damaged_files(syntax, 15)] == first
 
 
 @FEW_OR_MANY
