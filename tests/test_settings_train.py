@@ -84,6 +84,7 @@ def test_settings_that_no_run_can_have_are_refused(
         ("tta=1.1", "should be a list"),
         ("breast_rule=median", "should be mean or max"),
         ("network.backbone=no_such_net", "timm has no network 'no_such_net'"),
+        ("network.backbone=convit_tiny", "convit_tiny gives no feature map of images of 64 x 32"),
         ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
         ("batch_size=999", "smaller batch_size"),
         ("trainer.devices=2", "trainer.devices=2 needs trainer=ddp"),

@@ -8,6 +8,7 @@ so one that does not fit is refused at once, in one line.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +32,8 @@ _HUB = "hf-hub:"
 _SIMPLE = tuple(f"timm.models.{name}" for name in ("convnext", "efficientnet", "resnet"))
 _ANY_SIZE: Size = (230, 150)  # tried where no size is given: a multiple of nothing
 _FACTORS = (1, 2, 4, 8)  # of the stride: multiples that are tried
-# What networks raise for options and images that they do not take.
+_MOST_PADDED = 2  # a padded image has less than this times the area of the image
+# Raised by networks for options and images that they do not take.
 _REFUSALS = (
     AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
@@ -235,7 +237,12 @@ def _attempts(backbone: Any, image_size: Size | None) -> Iterator[tuple[int, Opt
     known: list[Options] = [{"dynamic_img_size": True}]
     if not backbone.pretrained_cfg.get("fixed_input_size"):
         known.insert(0, {})
-    multiples = [stride * factor for factor in _FACTORS]
+    height, width = image_size or _ANY_SIZE
+    multiples = [
+        multiple
+        for multiple in (stride * factor for factor in _FACTORS)
+        if math.prod(_round_up((height, width), multiple)) < _MOST_PADDED * height * width
+    ]
     # A pooling by attention, as SigLIP has it, would be without use.
     pools = getattr(backbone, "attn_pool", None) is not None
     token_options: Options = {"global_pool": ""} if pools else {}
