@@ -88,24 +88,35 @@ class BreastClassifier(Encoder):
         """
         if not self.aggregator.context:
             mask = mask & ~other
-        features = self.encode_breasts(images, mask)  # (B, V, C)
+        features = self.map_present(self.encode, images, mask)  # (B, V, C)
+        return self.outputs(features, mask, view, other, metadata)
+
+    def map_present(
+        self, function: Callable[[Tensor], Tensor], images: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Apply a function of images (N, ...) to (B, V, ...): zeros outside the mask."""
+        flat = images.flatten(0, 1)
+        if self.dense and not self.training:
+            results = function(flat)
+            there = mask.reshape(-1, *[1] * (results.ndim - 1))
+            results = results.masked_fill(~there, 0)
+        else:
+            # Padding is not encoded: it costs nothing, and BatchNorm does not learn from it.
+            rows = mask.flatten().nonzero()[:, 0]
+            computed = function(flat[rows])
+            shape = flat.shape[0], *computed.shape[1:]
+            results = computed.new_zeros(shape).index_copy(0, rows, computed)
+        return results.unflatten(0, mask.shape)
+
+    def outputs(
+        self, features: Tensor, mask: Tensor, view: Tensor, other: Tensor, metadata: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute the outputs of breasts from features (B, V, C) of their images."""
         if self.aggregator.late:
             return self._reduce_outputs(features, mask, view, other, metadata)
         breasts = self.aggregator(features, mask, view, other)
         breasts = self.dropout(self.metadata(breasts, metadata))
         return {"logit": self.head(breasts)[:, 0], **self.auxiliary(breasts)}
-
-    def encode_breasts(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Compute features (B, V, C) of images (B, V, 1, H, W): zeros outside the mask."""
-        flat = images.flatten(0, 1)
-        if self.dense and not self.training:
-            features = self.encode(flat).masked_fill(~mask.reshape(-1, 1), 0)
-        else:
-            # Padding is not encoded: it costs nothing, and BatchNorm does not learn from it.
-            rows = mask.flatten().nonzero()[:, 0]
-            encoded = self.encode(flat[rows])
-            features = encoded.new_zeros(flat.shape[0], self.width).index_copy(0, rows, encoded)
-        return features.unflatten(0, mask.shape)
 
     def _reduce_outputs(
         self, features: Tensor, mask: Tensor, view: Tensor, other: Tensor, metadata: Tensor | None

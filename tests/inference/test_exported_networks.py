@@ -87,6 +87,7 @@ def test_exported_experiment_agrees_with_its_network(name: str, tmp_path: Path) 
                  "network.patch=16", METADATA],
                 ["network=convnext_small_two_view", METADATA],
                 ["network=convnext_small_four_view"],
+                ["network=effnetv2_s_bilateral"],
                 *(
                     ["network=effnetv2_s_attention", f"{AGGREGATOR}.{name}",
                      "~network.aggregator.hidden"]

@@ -16,7 +16,7 @@ from rsna_bcd.models.prediction import predict_logits
 
 EXPERIMENTS = (
     "convnext_small_two_view", "effnetv2_s_attention", "convnext_small_four_view",
-    "finetune_breast_head",
+    "finetune_breast_head", "effnetv2_s_bilateral",
 )  # fmt: skip
 # Views of a breast, and of the other one of its patient.
 BREASTS: list[tuple[list[Any], list[Any]]] = [
