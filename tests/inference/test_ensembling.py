@@ -26,7 +26,7 @@ PATIENTS = range(300)
 class Network:
     """The part of a run that blending needs."""
 
-    unit: str
+    level: str
 
 
 RUNS: list[list[Any]] = [[Network("image")], [Network("image")], [Network("breast")]]
