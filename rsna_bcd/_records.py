@@ -232,10 +232,6 @@ def _defaults(
         target = target or OmegaConf.select(cfg, f"{path}._target_")
         option = load_option(path, selected_option(path, cfg)) if "." not in path else {}
         usual = option.get(path, option).get(key, "${")
-        if isinstance(usual, list) and all("${" in str(one) for one in usual) and usual:
-            raw = to_plain(OmegaConf.select(cfg, path), resolve=False)
-            # Made of other keys, which are compared themselves.
-            return [section[key]] if raw[key] == usual else []
         found.append(usual)
     if isinstance(target, str):
         parameter = constructor_parameters(pkgutil.resolve_name(target)).get(key)

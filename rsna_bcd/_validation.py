@@ -389,6 +389,15 @@ def constructor_parameters(constructor: Any) -> dict[str, inspect.Parameter]:
     return found
 
 
+def takes_argument(constructor: Any, name: str) -> bool:
+    """Whether a constructor takes an argument, if only to pass it on to a base class."""
+    parameters = constructor_parameters(constructor)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for base in getattr(constructor, "__mro__", ())[1:-1]:
+            parameters |= inspect.signature(base.__init__).parameters
+    return name in parameters
+
+
 def _is_unresolved(value: Any) -> bool:
     """Whether a value is still a reference, a section to be instantiated, or missing."""
     if isinstance(value, dict):

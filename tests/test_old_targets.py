@@ -30,7 +30,7 @@ def _undo_moves() -> Iterator[None]:
 
 
 def before_the_move(value: Any) -> Any:
-    """A record as it was when all of our objects were elsewhere; notes where they are now."""
+    """A record as it was when objects were elsewhere and `tta` a word; notes where they are now."""
     if isinstance(value, list):
         return [before_the_move(item) for item in value]
     if not isinstance(value, dict):
@@ -40,6 +40,8 @@ def before_the_move(value: Any) -> Any:
     if isinstance(target, str) and not target.startswith("torch"):
         aged["_target_"] = f"moved.{target}"
         OLD_TARGETS[f"moved.{target}"] = target
+    if aged.get("tta") == []:
+        aged["tta"] = "none"
     return aged
 
 

@@ -85,6 +85,9 @@ def test_settings_that_no_run_can_have_are_refused(
         ("breast_rule=median", "should be mean or max"),
         ("network.backbone=no_such_net", "timm has no network 'no_such_net'"),
         ("network.backbone=convit_tiny", "convit_tiny gives no feature map of images of 64 x 32"),
+        ("network.image_size=[160,160]", "it is the size of the crops, [64, 32]. Leave it out."),
+        ("network.backbone=resnet18.no_such_tag", "network.backbone=resnet18.no_such_tag: "),
+        ("network=effnetv2_s_bilateral augment=flips", "choose augment=upright"),
         ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
         ("batch_size=999", "smaller batch_size"),
         ("trainer.devices=2", "trainer.devices=2 needs trainer=ddp"),
@@ -188,7 +191,7 @@ def test_a_key_that_an_older_record_lacks_means_its_default(
     assert "rsna_bcd" in record
     for key in (
         "rsna_bcd", "tta", "compile", "penalties", "views", "mix.probability",
-        "network.freeze_backbone", "network.pooling", "network.image_size", "crop.bits",
+        "network.freeze_backbone", "network.pooling", "crop.bits",
         "trainer.accumulate_grad_batches", "loss.positive_weight", "negatives_per_positive",
     ):  # fmt: skip
         parent, _, name = key.rpartition(".")
@@ -205,6 +208,13 @@ def test_a_key_that_an_older_record_lacks_means_its_default(
             assert "made with other settings" in run_command(trained, "epochs=1", other)
     finally:
         file.write_text(whole)
+
+
+def test_a_network_built_for_one_size_gets_that_of_the_crops(trained: Path) -> None:
+    assert run_command(trained, "epochs=1", "name=sized", "network.backbone=test_maxvit") == ""
+    folder = trained / "runs" / "sized" / "fold0"
+    assert "image_size" not in OmegaConf.load(folder / "config.yaml").network
+    load_run(folder)  # by weights whose shapes depend on it
 
 
 def test_the_prepare_command_in_an_error_is_complete(output: Path) -> None:

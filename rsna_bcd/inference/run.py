@@ -1,6 +1,5 @@
 """Trained runs: their weights, records and networks."""
 
-import inspect
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from rsna_bcd._validation import takes_argument
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import (
@@ -104,7 +104,8 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     checkpoint = read_checkpoint(weights)
     record = {**_DEFAULTS, **_check_record(record_file, record, checkpoint.get("config"), weights)}
     # All parameters come from the checkpoint: no download, no initial weights.
-    network: nn.Module = instantiate(record["network"], **_without_weights(record["network"]))
+    crop: CropSettings = instantiate(record["crop"])
+    network: nn.Module = instantiate(record["network"], **_overrides(record["network"], crop))
     state = {k.removeprefix(NETWORK): v for k, v in checkpoint["state_dict"].items()}
     try:
         network.load_state_dict(state)
@@ -116,7 +117,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     return Run(
         folder=folder,
         record={str(key): value for key, value in record.items()},
-        crop=instantiate(record["crop"]),
+        crop=crop,
         source=record["source"],
         tta=record["tta"],
         network=network.to(device).eval(),
@@ -170,15 +171,15 @@ def check_prepared_crops(run: Run, prepared: Path) -> None:
         )
 
 
-def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that make a network without reading weights, if it has them."""
-    target = get_object(settings["_target_"])
-    parameters = dict(inspect.signature(target).parameters)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and inspect.isclass(target):
-        for base in target.__mro__[1:-1]:  # where **options may go
-            parameters |= inspect.signature(base.__init__).parameters  # type: ignore[misc]
-    overrides = {"pretrained": False, "checkpoint_path": None}
-    return {key: value for key, value in overrides.items() if key in parameters}
+def _overrides(settings: dict[str, Any], crop: CropSettings) -> dict[str, Any]:
+    """Arguments that make a network without reading weights, for the size of the crops.
+
+    Those of them that it takes.
+    """
+    network = get_object(settings["_target_"])
+    size = [crop.height, crop.width]
+    overrides = {"pretrained": False, "checkpoint_path": None, "image_size": size}
+    return {key: value for key, value in overrides.items() if takes_argument(network, key)}
 
 
 def _check_record(

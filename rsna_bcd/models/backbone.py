@@ -137,6 +137,8 @@ def create_backbone(
             "Give a local file with checkpoint_path=, or start from scratch with "
             "network.pretrained=false."
         ) from error
+    except RuntimeError as error:  # an unknown tag of weights
+        raise InputError(f"network.backbone={name}: {error}") from error
     if is_simple:
         norms_pooled = _has_pooled_norm(backbone)
         source: Source = "features" if norms_pooled else "output"
@@ -184,7 +186,7 @@ def _known_name(name: str) -> str:
         raise InputError(
             f"network.backbone={name} is no name of timm. A network of the hub is {_HUB}{name}."
         )
-    similar = timm.list_models(f"*{short.split('.')[0][:8]}*")[:5]
+    similar = timm.list_models(f"*{short.split('.')[0][:8]}*")[:5] if short else []
     hint = f" Did you mean {', '.join(similar)}?" if similar else ""
     raise InputError(f"timm has no network {name!r} (network.backbone).{hint}")
 
@@ -219,13 +221,14 @@ def _find_layout(name: str, image_size: Size | None) -> tuple[Options, Layout]:
                 errors.append(error)
             else:
                 return options, layout
-    reason = " ".join(str(errors[-1]).split())[:_SHOWN] or type(errors[-1]).__name__
-    remedy = "Choose another."
     if image_size is None:
-        remedy = "Give network.image_size=[<height>,<width>] of the crops, or choose another."
+        raise InputError(
+            f"network.backbone={name} is built for one size of image: give image_size."
+        )
+    reason = " ".join(str(errors[-1]).split())[:_SHOWN] or type(errors[-1]).__name__
     raise InputError(
         f"network.backbone={name} gives no feature map of images of {size[0]} x {size[1]} pixels "
-        f"({reason}). {remedy}"
+        f"({reason}). Choose another."
     ) from errors[-1]
 
 

@@ -27,7 +27,7 @@ class BilateralClassifier(BreastClassifier):
     at the start, so that the network begins as `BreastClassifier`, from whose weights, or those of
     an image-level network, it may start. An image without a counterpart is not compared.
 
-    Augmentation must not flip vertically: images of one breast are augmented one by one.
+    Augmentation flips image by image: it must not flip vertically (`augment=upright`, or `none`).
 
     Args:
         backbone: see `BreastClassifier`, also for those not named here.
@@ -37,6 +37,8 @@ class BilateralClassifier(BreastClassifier):
     Raises:
         InputError: as `BreastClassifier`.
     """
+
+    compares_places = True  # `train` checks the augmentation
 
     def __init__(
         self,
@@ -71,7 +73,8 @@ class BilateralClassifier(BreastClassifier):
         """Compute the outputs of breasts, see `BreastClassifier`."""
         maps = self.map_present(self.feature_map, images, mask)  # (B, V, C, h, w)
         features = self.map_present(self.pooled, maps, mask)
-        aligned = align(maps.flatten(0, 1), images.flatten(0, 1)).unflatten(0, mask.shape)
+        padded = self.layout.pad(images.flatten(0, 1))
+        aligned = align(maps.flatten(0, 1), padded, images.shape[-1]).unflatten(0, mask.shape)
         own, others = mask & ~other, mask & other
         pairs = own[:, :, None] & others[:, None, :] & (view[:, :, None] == view[:, None, :])
         n = pairs.sum(dim=2, keepdim=True)
@@ -83,7 +86,7 @@ class BilateralClassifier(BreastClassifier):
         return self.outputs(features, own, view, other, metadata)
 
 
-def align(maps: Tensor, images: Tensor) -> Tensor:
+def align(maps: Tensor, images: Tensor, width: int) -> Tensor:
     """Shift feature maps so that the chest wall is on the left and the nipple's row in the middle.
 
     The side with more tissue has the chest wall; the row of the nipple is that where the tissue is
@@ -92,22 +95,25 @@ def align(maps: Tensor, images: Tensor) -> Tensor:
     Args:
         maps: (B, C, h, w).
         images: (B, 1, H, W) in [0, 1], of which the maps are.
+        width: of the images without what they are padded with on the right.
 
     Returns:
         (B, C, h, w): zeros where a map ends.
     """
-    tissue = (images[:, 0] > _TISSUE).float()
-    half = images.shape[-1] // 2
-    left, right = (part.sum(dim=(1, 2)) for part in (tissue[..., :half], tissue[..., half:]))
-    side = torch.where(right > left, -1.0, 1.0)
+    height, columns = maps.shape[-2:]
+    darkest = images[:, 0, :, :width].amin(dim=(1, 2), keepdim=True)  # 0, but for augmentation
+    tissue = (images[:, 0] - darkest > _TISSUE).float()
+    left = tissue[..., : width // 2].sum(dim=(1, 2))
+    right = tissue[..., width - width // 2 : width].sum(dim=(1, 2))
     widths = tissue.mean(dim=2).pow(_SHARPNESS)  # (B, H)
-    height, width = maps.shape[-2:]
-    places = _centres(images.shape[-2], images)
-    row = (widths * places).sum(dim=1) / widths.sum(dim=1).clamp(min=1e-12)
-    y = (_centres(height, images) + row[:, None])[:, :, None].expand(-1, -1, width)
-    x = (_centres(width, images) * side[:, None])[:, None, :].expand(-1, height, -1)
-    grid = torch.stack([x, y], dim=-1).to(maps.dtype)
-    return F.grid_sample(maps, grid, align_corners=False)
+    rows = _centres(images.shape[-2], images)
+    row = (widths * rows).sum(dim=1) / widths.sum(dim=1).clamp(min=1e-12)
+    y = (_centres(height, images) + row[:, None])[:, :, None].expand(-1, -1, columns)
+    x = _centres(columns, images)
+    mirrored = 2 * width / images.shape[-1] - 2 - x  # about the middle of the width
+    x = torch.where((right > left)[:, None], mirrored, x)[:, None, :].expand(-1, height, -1)
+    aligned = F.grid_sample(maps.float(), torch.stack([x, y], dim=-1), align_corners=False)
+    return aligned.to(maps.dtype)
 
 
 def _centres(n: int, like: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class Encoder(nn.Module):
         statistics = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(statistics["mean"]).mean())
         self.register_buffer("std", torch.tensor(statistics["std"]).mean())
-        self.last_map = nn.Identity()  # to look at, for saliency
+        self.last_map = nn.Identity()  # a layer that saliency maps hook
         self.pool = _make_pool(pooling)
         self.width = self.layout.width
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format

@@ -118,8 +118,9 @@ def read_members(
             folds with different settings; or of `all` networks one is.
     """
     tables = {name: read_run(output / "runs" / name) for name in names}
-    for name, table in () if allow_constant else tables.items():
-        check_informative(name, table)
+    if not allow_constant:
+        for name, table in tables.items():
+            check_informative(name, table)
     rows, _ = align(tables)
     runs = tuple(
         _read_member(output / "runs" / name, table, networks) for name, table in tables.items()

@@ -7,7 +7,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 
 from rsna_bcd._records import (
@@ -21,7 +21,7 @@ from rsna_bcd._records import (
     with_defaults,
 )
 from rsna_bcd._stage import CONF
-from rsna_bcd._validation import to_plain
+from rsna_bcd._validation import takes_argument, to_plain
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import check_unseen, starts_from
@@ -56,7 +56,8 @@ def check_training(cfg: DictConfig) -> None:
     """Check the settings of training, and that there are crops and folds made with them.
 
     Args:
-        cfg: of `train`, composed; its `tta` becomes a list.
+        cfg: of `train`, composed; its `tta` becomes a list, and its network gets the size of the
+            crops, if it takes one.
 
     Raises:
         InputError: settings that do not go together, or that a run cannot be resumed or scored
@@ -75,6 +76,13 @@ def check_training(cfg: DictConfig) -> None:
     except ValueError as error:
         raise InputError(f"tta={cfg.tta}: {error}.") from error
     refuse_unrecorded(cfg, "train", _WIRED)
+    _set_image_size(cfg)
+    compares_places = getattr(get_object(cfg.network._target_), "compares_places", False)
+    if compares_places and "VerticalFlip" in OmegaConf.to_yaml(cfg.augment):
+        raise InputError(
+            "augment= turns images upside down, one by one, and the network compares the places of "
+            "both breasts: choose augment=upright."
+        )
     _check_callbacks(cfg)
     _check_trainer(cfg)
     _check_folds(cfg)
@@ -84,6 +92,18 @@ def check_training(cfg: DictConfig) -> None:
             "checkpoint_path: ${checkpoint_path} to the YAML of network=, or leave it out."
         )
     _check_crops(cfg)
+
+
+def _set_image_size(cfg: DictConfig) -> None:
+    """Give a network that takes it the size of the crops, as `load_run` does: no setting of it."""
+    size, given = [cfg.crop.height, cfg.crop.width], cfg.network.get("image_size")
+    if given is not None and list(given) != size:
+        raise InputError(
+            f"network.image_size={list(given)}: it is the size of the crops, {size}. Leave it out."
+        )
+    if takes_argument(get_object(cfg.network._target_), "image_size"):
+        with open_dict(cfg.network):
+            cfg.network.image_size = size
 
 
 def _check_callbacks(cfg: DictConfig) -> None:
@@ -176,6 +196,7 @@ def make_record(cfg: DictConfig) -> dict[str, Any]:
     if not own.is_file() or "micro_batch" in OmegaConf.load(own):  # older records lack it
         ranks = started_outside() or n_ranks_for(cfg.trainer) or 1
         record["micro_batch"] = cfg.batch_size // ranks  # of BatchNorm and mix
+    record["network"].pop("image_size", None)  # the crop's, which is recorded
     start = record["network"].get("checkpoint_path")  # the one that is loaded
     if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
         record["starts_from"] = runs

@@ -74,17 +74,21 @@ def test_bilateral_ignores_padding_and_dense_encoding(
     assert torch.allclose(logits(network, batch), expected, atol=1e-6)
 
 
-def test_align_undoes_a_shift_and_a_mirror() -> None:
-    """A breast lower down, or mirrored, has the same aligned map."""
+@pytest.mark.parametrize("padding", [0, 16])
+def test_align_undoes_a_shift_a_mirror_and_a_lift(padding: int) -> None:
+    """A breast lower down, mirrored, or brighter with its background: the same aligned map."""
     image = torch.zeros(1, 1, 64, 64)
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     image[0, 0, ((rows - 24) ** 2 + columns**2) < 20**2] = 0.5
-    maps = torch.nn.functional.avg_pool2d(image, 8)
-    expected = align(maps, image)
-    assert expected[0, 0, :, 0].sum() > 0
-    lower, mirrored = image.roll(16, 2), image.flip(3)
-    for moved in (lower, mirrored, lower.flip(3)):
-        aligned = align(torch.nn.functional.avg_pool2d(moved, 8), moved)
-        assert torch.allclose(aligned, expected, atol=1e-3)
-    middle = (expected[0, 0] > 0.1).nonzero()[:, 0].float().mean()
-    assert middle == pytest.approx(3.5, abs=0.3)
+
+    def aligned(image: Tensor, lift: float = 0) -> Tensor:
+        padded = torch.nn.functional.pad(image, (0, padding))
+        lifted = torch.nn.functional.pad(image + lift, (0, padding))
+        return align(torch.nn.functional.avg_pool2d(padded, 8), lifted, 64)[0, 0]
+
+    expected = aligned(image)
+    assert expected[:, 0].sum() > 2
+    assert (expected > 0.1).nonzero()[:, 0].float().mean() == pytest.approx(3.5, abs=0.3)
+    for moved in (image.roll(16, 2), image.flip(3), image.roll(16, 2).flip(3)):
+        for lift in (0, 0.05):
+            assert torch.allclose(aligned(moved, lift)[:, :8], expected[:, :8], atol=1e-3)
