@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rsna_bcd._stage import CONF
-from rsna_bcd._validation import constructor_parameters, to_plain
+from rsna_bcd._validation import to_plain
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import write_file
-from rsna_bcd.targets import with_current_targets
+from rsna_bcd.targets import constructor_parameters, with_current_targets
 
 _VERSION = "rsna_bcd"  # key of a record: the version of this package that wrote it
 # The defaults of `prepare`.

@@ -1,5 +1,7 @@
-"""Saved records of earlier versions: where the objects of `_target_` are now, and TTA as a list."""
+"""Objects of `_target_`: the arguments they take, and where those of earlier versions are now."""
 
+import inspect
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,37 @@ def with_current_targets(record: Any) -> Any:
     if isinstance(current.get("tta"), str):
         current["tta"] = OLD_TTA.get(current["tta"], current["tta"])
     return current
+
+
+def constructor_parameters(constructor: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor by name, those of a `**name: Unpack[...]` one by one.
+
+    Theirs have the defaults of a base class, to which they are passed on.
+
+    Raises:
+        ValueError: it is compiled code.
+        TypeError: it cannot be called.
+    """
+    found = dict(inspect.signature(constructor).parameters)
+    for name, parameter in list(found.items()):
+        if typing.get_origin(parameter.annotation) is typing.Unpack:
+            del found[name]
+            (keys,) = typing.get_args(parameter.annotation)
+            bases = getattr(constructor, "__mro__", ())[1:-1]
+            inherited = [inspect.signature(base.__init__).parameters for base in bases]
+            for key, kind in typing.get_type_hints(keys, include_extras=True).items():
+                defaults = [one[key].default for one in inherited if key in one]
+                found[key] = inspect.Parameter(
+                    key, inspect.Parameter.KEYWORD_ONLY, annotation=kind,
+                    default=defaults[0] if defaults else inspect.Parameter.empty,
+                )  # fmt: skip
+    return found
+
+
+def takes_argument(constructor: Any, name: str) -> bool:
+    """Whether a constructor takes an argument, if only to pass it on to a base class."""
+    parameters = constructor_parameters(constructor)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for base in getattr(constructor, "__mro__", ())[1:-1]:
+            parameters |= inspect.signature(base.__init__).parameters
+    return name in parameters

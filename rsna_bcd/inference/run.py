@@ -11,7 +11,6 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from rsna_bcd._validation import takes_argument
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import (
@@ -30,7 +29,7 @@ from rsna_bcd.tables.metadata import (
     read_training_domain,
 )
 from rsna_bcd.tables.views import Level, Views
-from rsna_bcd.targets import read_record, with_current_targets
+from rsna_bcd.targets import read_record, takes_argument, with_current_targets
 
 # Of records that are older than these keys.
 _DEFAULTS = {"select": "last", "tta": [], "source": "dicom"}

@@ -21,14 +21,14 @@ from rsna_bcd._records import (
     with_defaults,
 )
 from rsna_bcd._stage import CONF
-from rsna_bcd._validation import takes_argument, to_plain
+from rsna_bcd._validation import to_plain
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import check_unseen, starts_from
 from rsna_bcd.models.launch import n_ranks_to_start, started_outside
 from rsna_bcd.models.prediction import network_level
 from rsna_bcd.settings import Train, tta_transforms
-from rsna_bcd.targets import read_record
+from rsna_bcd.targets import read_record, takes_argument
 
 # Sections that take their settings from keys of the root, and must not have others.
 _WIRED = ("data", "classifier", "callbacks.average", "callbacks.patience")
