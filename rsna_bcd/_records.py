@@ -231,8 +231,7 @@ def _defaults(
     if path and cfg is not None:
         target = target or OmegaConf.select(cfg, f"{path}._target_")
         option = load_option(path, selected_option(path, cfg)) if "." not in path else {}
-        usual = option.get(path, option).get(key, "${")
-        found.append(usual)
+        found.append(option.get(path, option).get(key, "${"))
     if isinstance(target, str):
         parameter = constructor_parameters(pkgutil.resolve_name(target)).get(key)
         if parameter is not None and parameter.default is not inspect.Parameter.empty:

@@ -1,18 +1,16 @@
 """Both breasts compared in space: feature maps of the same view, aligned."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsna_bcd.models.aggregators import Aggregator
-from rsna_bcd.models.breast import BreastClassifier
+from rsna_bcd.models.breast import BreastClassifier, BreastSettings
 from rsna_bcd.models.checkpoint import start_from
-from rsna_bcd.models.encoder import EncoderSettings
-from rsna_bcd.tables.metadata import Metadata
 
 _TISSUE = 0.02  # brighter than the background, of [0, 1]
 _SHARPNESS = 8  # power of a row's tissue width: the widest rows decide
@@ -45,22 +43,17 @@ class BilateralClassifier(BreastClassifier):
         backbone: str,
         aggregator: Callable[[int], Aggregator],
         *,
-        pretrained: bool = True,
-        checkpoint_path: str | Path | None = None,
         comparison: int = 128,
-        dropout: float = 0.0,
-        auxiliary: Iterable[str] = (),
-        metadata: Metadata | None = None,
-        **encoder: Unpack[EncoderSettings],
+        **settings: Unpack[BreastSettings],
     ) -> None:
-        pretrained = pretrained and checkpoint_path is None
-        heads: Any = {"dropout": dropout, "auxiliary": auxiliary, "metadata": metadata}
-        super().__init__(backbone, aggregator, pretrained=pretrained, **heads, **encoder)
+        file = settings.pop("checkpoint_path", None)  # read when all layers are there
+        settings["pretrained"] = settings.get("pretrained", True) and file is None
+        super().__init__(backbone, aggregator, **settings)
         self.contrast = nn.Conv2d(2 * self.width, comparison, kernel_size=1)
         self.asymmetry = nn.Linear(comparison, self.width, bias=False)
         nn.init.zeros_(self.asymmetry.weight)
-        if checkpoint_path is not None:
-            start_from(self, Path(checkpoint_path))
+        if file is not None:
+            start_from(self, Path(file))
 
     def forward(
         self,

@@ -22,6 +22,16 @@ from rsna_bcd.tables.views import Level
 _CC, _MLO = 0, 1
 
 
+class BreastSettings(EncoderSettings, total=False):
+    """Arguments of `BreastClassifier` that networks derived from it pass on."""
+
+    pretrained: bool
+    checkpoint_path: str | Path | None
+    dropout: float
+    auxiliary: Iterable[str]
+    metadata: Metadata | None
+
+
 class BreastClassifier(Encoder):
     """The logit of cancer for a breast, from all its images.
 
