@@ -45,6 +45,7 @@ from rsna_bcd.models.exporting import (
 )
 
 EXPERIMENTS = sorted(path.stem for path in (Path(CONF) / "experiment").glob("*.yaml"))
+NETWORKS = sorted(path.stem for path in (Path(CONF) / "network").glob("*.yaml"))
 SMALLER = {"global_local": ["network.patch=32"]}
 METADATA = "metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age, implant]}"
 AGGREGATOR = "network.aggregator._target_=rsna_bcd.models.aggregators"
@@ -72,6 +73,13 @@ def check_parities(network: Any, inputs: tuple[Input, ...], folder: Path) -> Non
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_exported_experiment_agrees_with_its_network(name: str, tmp_path: Path) -> None:
     cfg = configure(tmp_path, f"experiment={name}", *SMALLER.get(name, []))
+    check_parities(*spread_network(cfg), tmp_path)
+
+
+@pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("name", NETWORKS)
+def test_exported_configured_network_agrees_with_its_network(name: str, tmp_path: Path) -> None:
+    cfg = configure(tmp_path, "name=x", f"network={name}", *SMALLER.get(name, []))
     check_parities(*spread_network(cfg), tmp_path)
 
 

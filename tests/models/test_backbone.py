@@ -10,6 +10,7 @@ import torch
 from timm.models import list_modules
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference.saliency import saliency_maps
 from rsna_bcd.models.backbone import create_backbone
 from rsna_bcd.models.encoder import Encoder
 from rsna_bcd.models.network import ImageClassifier
@@ -34,7 +35,7 @@ def check_backbone(name: str, size: tuple[int, int]) -> ImageClassifier:
         network = ImageClassifier(name, pretrained=False, image_size=size).train()
         features = network.feature_map(torch.rand(2, 1, *size))
         assert features.shape[:2] == (2, network.width)
-        assert min(features.shape[2:]) > 1
+        assert max(features.shape[2:]) > 1  # VGG ends with a convolution of 7 x 7: 4 x 1
         network(torch.rand(2, 1, *size))["logit"].sum().backward()
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         assert [n for n, p in trained.items() if p.grad is None] == []
@@ -66,7 +67,7 @@ def test_the_table_has_a_network_of_each_module_of_timm() -> None:
     assert registered <= {row["module"] for row in rows()}
 
 
-@pytest.mark.slow  # eight minutes
+@pytest.mark.slow  # nine minutes
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["module"])
 def test_the_table_says_what_becomes_of_each_network(row: dict[str, str]) -> None:
     if not timm.is_model(row["network"]):
@@ -78,6 +79,24 @@ def test_the_table_says_what_becomes_of_each_network(row: dict[str, str]) -> Non
     with pytest.raises(InputError, match="gives no feature map of images of 344 x 192") as refusal:
         create_backbone(row["network"], pretrained=False, drop_path_rate=None, image_size=SIZE)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.slow  # a quarter of an hour
+@pytest.mark.parametrize(
+    "row", [row for row in rows() if row["result"] == "works"], ids=lambda row: row["module"]
+)
+def test_each_network_has_saliency_maps_at_a_wide_size(row: dict[str, str]) -> None:
+    if not timm.is_model(row["network"]):
+        pytest.skip("another version of timm")
+    torch.manual_seed(0)
+    size = (224, 448)
+    network = ImageClassifier(row["network"], pretrained=False, image_size=size).eval()
+    maps = saliency_maps(network, {"image": torch.rand(1, 1, *size)})
+    height, width = maps.shape[1:]
+    assert min(height, width) > 1
+    assert width / height == pytest.approx(2, rel=0.2)
+    assert maps.isfinite().all()
+    assert (maps >= 0).all()
 
 
 @pytest.mark.parametrize(
