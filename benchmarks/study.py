@@ -110,16 +110,16 @@ def run_study(
 
 
 def _only(study: Study, names: Sequence[str]) -> Study:
-    """The study with fewer variants: those named, those they start from, and the reference."""
+    """The study with fewer variants: those named, all that they need, and the reference."""
     if not names:
         return study
     unknown = set(names) - study.variants.keys()
     if unknown:
         raise InputError(f"only={','.join(sorted(unknown))}: the study has no such variant.")
     kept = {study.reference, *names}
-    for name in names:
-        variant = study.variants[name]
-        kept |= {*variant.ensemble, *([variant.of] if variant.of else [])}
+    for name, variant in reversed(list(study.variants.items())):  # each needs others above it
+        if name in kept:
+            kept |= {*variant.sources, *variant.choose}
     variants = {name: v for name, v in study.variants.items() if name in kept}
     return Study(**{**vars(study), "variants": variants})
 

@@ -29,6 +29,8 @@ class Variant:
         head: of `HEADS`: trained on stored features of the images.
         stack: of `INPUTS`: a cross-fitted logistic regression on out-of-fold predictions.
         ensemble: names of trained variants, whose probabilities are averaged.
+        choose: names of variants: for each fold, those are chosen and blended that are best on the
+            other folds.
         of: the trained variant that flips, a head or a stack start from.
         other_breast: the head sees the images of the other breast as well.
         seeds: of an ensemble: averaged over these; empty: one ensemble per seed of the study.
@@ -40,6 +42,7 @@ class Variant:
     head: str | None = None
     stack: tuple[str, ...] = ()
     ensemble: tuple[str, ...] = ()
+    choose: tuple[str, ...] = ()
     of: str | None = None
     other_breast: bool = False
     seeds: tuple[int, ...] = ()
@@ -48,6 +51,11 @@ class Variant:
     def is_predicted(self) -> bool:
         """Whether it needs the network or the features of a trained run."""
         return bool(self.flips or self.head)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The trained variants that it starts from."""
+        return (*self.ensemble, *([self.of] if self.of else []))
 
 
 @dataclass(frozen=True)
@@ -155,16 +163,22 @@ def _variant(
         names = value.pop("combine")
         _check_names(file, f"{name}.combine", names, before)
         value["overrides"] = [o for n in names for o in before[n].overrides or ()]
-    kinds = [kind for kind in ("overrides", "flips", "head", "stack", "ensemble") if kind in value]
+    kinds = [
+        kind
+        for kind in ("overrides", "flips", "head", "stack", "ensemble", "choose")
+        if kind in value
+    ]
     unknown = value.keys() - set(Variant.__dataclass_fields__)
     if len(kinds) != 1 or unknown:
         raise InputError(
             f"{file}: {name} must be a list of overrides, or have one of combine, flips, head, "
-            f"stack and ensemble{', and not ' + ', '.join(unknown) if unknown else ''}."
+            f"stack, ensemble and choose{', and not ' + ', '.join(unknown) if unknown else ''}."
         )
     if kinds == ["overrides"]:
         own = tuple(map(str, value["overrides"]))
         return Variant(name, overrides=own)
+    if kinds == ["choose"]:
+        return Variant(name, choose=_candidates(file, name, value, before))
     sources = value["ensemble"] if kinds == ["ensemble"] else [value.get("of")]
     _check_names(file, name, sources, before)
     for kind, choices in (("flips", FLIPS), ("stack", INPUTS), ("head", HEADS)):
@@ -177,6 +191,20 @@ def _variant(
             )
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return Variant(name, **lists)
+
+
+def _candidates(
+    file: Path, name: str, value: Mapping[str, Any], before: Mapping[str, Variant]
+) -> tuple[str, ...]:
+    """The variants further up in the file that one is chosen from; `all`: each of them."""
+    known = [candidate for candidate, variant in before.items() if not variant.choose]
+    names = known if value["choose"] == "all" else value["choose"]
+    if not isinstance(names, list) or not names or not set(names) <= set(known) or len(value) > 1:
+        raise InputError(
+            f"{file}: {name}.choose must be all, or a list of variants above it that are not "
+            f"chosen themselves, and stand alone. They are {', '.join(known)}."
+        )
+    return tuple(names)
 
 
 def _check_names(file: Path, where: str, names: Any, before: Mapping[str, Variant]) -> None:
@@ -275,6 +303,10 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
 
 
 def definition(variant: Variant) -> dict[str, Any]:
-    """All that decides about the predictions of a variant, as plain types."""
-    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(asdict(variant)))  # type: ignore[assignment]
-    return content
+    """All that decides about the predictions of a variant and is set, as plain types."""
+    return set_values(OmegaConf.to_container(OmegaConf.create(asdict(variant))))
+
+
+def set_values(content: Any) -> dict[str, Any]:
+    """The keys of a definition that are set: an older record has no others either."""
+    return {key: value for key, value in content.items() if value}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from study_config import Place, Run, Study, Variant, compose_run, definition, run_name
+from study_config import Place, Run, Study, Variant, compose_run, definition, run_name, set_values
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
@@ -76,7 +76,7 @@ def is_predicted(task: Task, variant: Variant) -> bool:
     if not csv.is_file() or not record.is_file():
         return False
     is_newer = csv.stat().st_mtime_ns >= (task.folder / "oof.csv").stat().st_mtime_ns
-    same: bool = json.loads(record.read_text())["variant"] == definition(variant)
+    same = set_values(json.loads(record.read_text())["variant"]) == definition(variant)
     return is_newer and same
 
 

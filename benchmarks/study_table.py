@@ -1,7 +1,7 @@
 """The table of a study: each variant's AUROC, and its paired difference from the reference."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +14,27 @@ from sklearn.preprocessing import StandardScaler
 from study_config import Study, Variant, run_name
 from study_runs import RECORD, Task, is_predicted, is_trained, run_folder
 
+from rsna_bcd.errors import InputError
+from rsna_bcd.reporting.subgroups import breast_facts
+from rsna_bcd.scoring.blend import blend, fit_rank_transform
 from rsna_bcd.scoring.intervals import (
     Score,
     bootstrap_distributions,
     percentile_interval,
     two_sided_p_value,
 )
-from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.metrics import auroc, logit
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import align, read_oof, read_oof_images
 
 COLUMNS = (
-    "variant", "seeds", "folds", "breasts", "positives", "auroc", "low", "high", "difference",
-    "difference_low", "difference_high", "p", "p_holm", "minutes", "missing", "remark",
+    "variant", "seeds", "folds", "breasts", "positives", "auroc", "low", "high", "difficult",
+    "auroc_without_difficult", "difference", "difference_low", "difference_high", "p", "p_holm",
+    "minutes", "missing", "remark",
 )  # fmt: skip
 
 _LEAK = 0.1  # how far from one half an AUROC may be that should be one half
+_MEMBERS = 20  # of a blend that is chosen, at most; one may be in it several times
 
 Folds = dict[int, pd.DataFrame]  # the out-of-fold rows of one seed, by fold
 
@@ -41,10 +46,14 @@ class Scored:
     Attributes:
         seeds: its folds by seed; an ensemble over given seeds has one entry for all of them.
         seconds: of each run that the study trained.
+        missing: besides folds.
+        remark: about all of it.
     """
 
     seeds: dict[str, Folds]
     seconds: list[float]
+    missing: tuple[str, ...] = ()
+    remark: str = ""
 
 
 def study_table(
@@ -85,20 +94,28 @@ def study_table(
             assert variant.of is not None
             images = read_images(prepared[variant.of] / "train.csv", "train")
             scored[variant.name] = _stack(study, variant, scored[variant.of], output, images)
+    images = read_images(prepared[study.reference] / "train.csv", "train")
+    leak = other_breast_leak(images)
+    leaks = {
+        name
+        for name in study.variants
+        if abs(leak - 0.5) > _LEAK and _sees_other(study, name, see_other)
+    }
+    for variant in study.variants.values():
+        if variant.choose:
+            scored[variant.name] = _chosen(study, variant, scored, leaks)
     names = [study.reference, *(name for name in study.variants if name != study.reference)]
     reference = scored[study.reference]
-    rows = [_row(study, name, scored[name], reference) for name in names]
-    columns = [column for column in COLUMNS if column not in ("p_holm", "remark")]
-    table = pd.DataFrame(rows, columns=columns).assign(remark="")
-    leak = other_breast_leak(read_images(prepared[study.reference] / "train.csv", "train"))
-    if abs(leak - 0.5) > _LEAK:
-        names = [n for n in study.variants if _sees_other(study, n, see_other)]
-        leaks = table["variant"].isin(names)
-        table.loc[leaks, "p"] = np.nan
-        table.loc[leaks, "remark"] = (
-            "not comparable: whether the other breast is in the data tells the label by itself "
-            f"(AUROC {leak:.2f})"
-        )
+    difficult = difficult_negatives(images)
+    rows = [_row(study, name, scored[name], reference, difficult) for name in names]
+    columns = [column for column in COLUMNS if column != "p_holm"]
+    table = pd.DataFrame(rows, columns=columns)
+    is_leak = table["variant"].isin(leaks)
+    table.loc[is_leak, "p"] = np.nan
+    table.loc[is_leak, "remark"] = (
+        "not comparable: whether the other breast is in the data tells the label by itself "
+        f"(AUROC {leak:.2f})"
+    )
     return table.assign(p_holm=holm(table["p"]))[list(COLUMNS)]
 
 
@@ -107,8 +124,7 @@ def _sees_other(study: Study, name: str, see_other: Sequence[str]) -> bool:
     variant = study.variants[name]
     if name in see_other or variant.other_breast or "other" in variant.stack:
         return True
-    sources = [*variant.ensemble, *([variant.of] if variant.of else [])]
-    return any(_sees_other(study, source, see_other) for source in sources)
+    return any(_sees_other(study, source, see_other) for source in variant.sources)
 
 
 def other_breast_leak(images: pd.DataFrame) -> float:
@@ -120,6 +136,18 @@ def other_breast_leak(images: pd.DataFrame) -> float:
     breasts = images.groupby(["patient_id", "prediction_id"], as_index=False)["cancer"].max()
     alone = breasts.groupby("patient_id")["prediction_id"].transform("size") == 1
     return auroc(breasts["cancer"], alone.astype(float))
+
+
+def difficult_negatives(images: pd.DataFrame) -> set[str] | None:
+    """`prediction_id` of the breasts without cancer that were difficult to read.
+
+    None where no image has a `difficult_negative_case`.
+    """
+    cancer = images.groupby("prediction_id")["cancer"].max()
+    difficult = breast_facts(images, list(cancer.index))["difficult"]
+    if difficult.isna().all():
+        return None
+    return set(cancer.index[(cancer == 0) & (difficult == 1)])
 
 
 def _read(study: Study, tasks: Sequence[Task]) -> dict[str, Scored]:
@@ -185,6 +213,100 @@ def _stack(
     return result
 
 
+def _chosen(
+    study: Study, variant: Variant, scored: Mapping[str, Scored], leaks: Collection[str]
+) -> Scored:
+    """Each fold by the blend of candidates that is best on the other folds.
+
+    Of a seed these are the folds that the reference has, two at least, and the candidates that have
+    them all.
+    """
+    names = [name for name in variant.choose if name not in leaks]
+    costs = [np.mean(scored[name].seconds) for name in names if scored[name].seconds]
+    result = Scored({}, [float(sum(costs))] if costs else [])
+    remarks = []
+    for seed in map(str, study.seeds):
+        folds = sorted(scored[study.reference].seeds.get(seed, {}))
+        if len(folds) < 2:
+            continue
+        own = {name: _seed_folds(study.variants[name], scored[name], seed) for name in names}
+        complete = {n: _pooled(o, folds) for n, o in own.items() if o.keys() >= set(folds)}
+        absent = ", ".join(name for name in names if name not in complete)
+        result.missing += (f"seed {seed}: candidates {absent}",) if absent else ()
+        if not complete:
+            continue
+        result.seeds[seed], members = _nested(complete)
+        remarks += [f"seed {seed}, fold {fold}: {text}" for fold, text in members.items()]
+    left_out = ", ".join(name for name in variant.choose if name in leaks)
+    remarks += [f"left out, as not comparable: {left_out}"] if left_out else []
+    result.remark = "; ".join(remarks)
+    return result
+
+
+def _nested(candidates: Mapping[str, pd.DataFrame]) -> tuple[Folds, dict[int, str]]:
+    """The rows of each fold by a blend that is chosen on the other folds, and its members.
+
+    Where folds have different blends, a breast gets its rank among the rows that its blend was
+    chosen on: blends differ in their scale, and one AUROC is of all folds.
+    """
+    rows, p = align(candidates)
+    labels, fold_of = rows["label"].to_numpy(), rows["fold"].to_numpy()
+    counts = {
+        int(fold): greedy_selection(labels[fold_of != fold], p[:, fold_of != fold])
+        for fold in np.unique(fold_of)
+    }
+    same = len({tuple(weights) for weights in counts.values()}) == 1
+    folds: Folds = {}
+    members = {}
+    for fold, weights in counts.items():
+        inside, blended = fold_of == fold, blend(p, "logit_mean", weights)
+        if not same:
+            blended = fit_rank_transform(blended[~inside], "a blend").apply(blended)
+        folds[fold] = rows[inside].assign(probability=blended[inside])
+        times = {name: n for name, n in zip(candidates, weights, strict=True) if n}
+        members[fold] = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in times.items())
+    return folds, members
+
+
+def _seed_folds(variant: Variant, own: Scored, seed: str) -> Folds:
+    """The folds of one seed; those of an ensemble over given seeds belong to each."""
+    if variant.seeds:
+        seed = "+".join(map(str, variant.seeds))
+    return own.seeds.get(seed, {})
+
+
+def greedy_selection(labels: ArrayLike, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Choose the models whose mean logit has the highest AUROC, by forward selection.
+
+    Again and again, that model is added with which the mean is best, also one that is in it. Of the
+    first 20 means the best one counts, of equal ones the first.
+
+    Source: Caruana et al., Ensemble selection from libraries of models, ICML (2004).
+
+    Args:
+        labels: (N,), each 0 or 1.
+        probabilities: (M, N), of M models.
+
+    Returns:
+        (M,), how often each model is in the mean.
+
+    Raises:
+        InputError: one class only.
+    """
+    logits = logit(probabilities)
+    total, counts = np.zeros(logits.shape[1]), np.zeros(len(logits), dtype=np.int64)
+    best, chosen = -1.0, counts
+    for _ in range(_MEMBERS):
+        scores = [auroc(labels, total + own) for own in logits]
+        added = int(np.argmax(scores))
+        if np.isnan(scores[added]):
+            raise InputError("Members cannot be chosen by labels that are all equal.")
+        total, counts = total + logits[added], counts + np.eye(len(logits), dtype=np.int64)[added]
+        if scores[added] > best:
+            best, chosen = scores[added], counts
+    return chosen
+
+
 def stack_inputs(
     breasts: pd.DataFrame, by_image: pd.DataFrame | None, images: pd.DataFrame
 ) -> pd.DataFrame:
@@ -224,14 +346,15 @@ def stack_inputs(
     return frame.reset_index(drop=True)
 
 
-def _row(study: Study, name: str, scored: Scored, reference: Scored) -> tuple[object, ...]:
+def _row(
+    study: Study, name: str, scored: Scored, reference: Scored, difficult: Collection[str] | None
+) -> tuple[object, ...]:
     """The row of one variant, without the correction of its p-value."""
-    variant = study.variants[name]
-    missing = _missing(study, variant, scored)
+    missing = _missing(study, study.variants[name], scored)
     minutes = np.mean(scored.seconds) / 60 if scored.seconds else np.nan
     own = common_folds(scored.seeds, reference.seeds)
     if not own:
-        return (name, "", "", 0, 0, *[np.nan] * 7, minutes, missing)
+        return (name, "", "", 0, 0, *[np.nan] * 9, minutes, missing, scored.remark)
     folds = own[0][1]
     seeds = [seed for seed, _ in own]
     tables = {f"{name} {s}": _pooled(scored.seeds[s], folds) for s in seeds}
@@ -244,13 +367,18 @@ def _row(study: Study, name: str, scored: Scored, reference: Scored) -> tuple[ob
     n = len(tables)
     counts = (len(rows), int(labels.sum()))
     score = (values[:n].mean(), *percentile_interval(resampled[:n].mean(axis=0)))
+    without: tuple[float, ...] = (np.nan, np.nan)
+    if difficult is not None:
+        easy = ~rows["prediction_id"].isin(difficult).to_numpy()
+        mean = np.mean([auroc(labels[easy], p[easy]) for p in probabilities[:n]])
+        without = int((~easy).sum()), float(mean)
     difference: tuple[float, ...] = (np.nan,) * 4
     if name != study.reference:
         differences = resampled[:n].mean(axis=0) - resampled[n:].mean(axis=0)
         value = values[:n].mean() - values[n:].mean()
         difference = (value, *percentile_interval(differences), two_sided_p_value(differences))
     listed = ",".join(seeds), ",".join(map(str, folds))
-    return (name, *listed, *counts, *score, *difference, minutes, missing)
+    return (name, *listed, *counts, *score, *without, *difference, minutes, missing, scored.remark)
 
 
 def common_folds(
@@ -278,12 +406,11 @@ def _pooled(folds: Folds, wanted: Sequence[int]) -> pd.DataFrame:
 
 
 def _missing(study: Study, variant: Variant, scored: Scored) -> str:
-    """The folds of a variant that are not complete, by seed."""
+    """What of a variant is not complete, by seed: folds, and candidates to choose from."""
     one = ["+".join(map(str, variant.seeds))] if variant.seeds else list(map(str, study.seeds))
     lacking = {seed: sorted(set(study.folds) - scored.seeds.get(seed, {}).keys()) for seed in one}
-    return "; ".join(
-        f"seed {seed}: fold {','.join(map(str, folds))}" for seed, folds in lacking.items() if folds
-    )
+    folds_of = (f"seed {s}: fold {','.join(map(str, f))}" for s, f in lacking.items() if f)
+    return "; ".join([*folds_of, *scored.missing])
 
 
 def auroc_resamples(
@@ -334,17 +461,21 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
         numbers = (f"{row[key]:{sign}.3f}" for key in (value, low, high))
         return "{} ({} to {})".format(*numbers)
 
-    lines = [
-        "| variant | AUROC (95 %) | difference (95 %) | p, Holm | seeds x folds | min per run |",
-        "|---|---|---|---|---|---|",
-    ]
+    knows_difficult = bool(table["difficult"].notna().any())
+    heads = [
+        "variant", "AUROC (95 %)", *(["without difficult"] if knows_difficult else []),
+        "difference (95 %)", "p, Holm", "seeds x folds", "min per run",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for _, row in table.iterrows():
         score = interval(row, "auroc", "low", "high")
         difference = interval(row, "difference", "difference_low", "difference_high", "+")
         p = f"{row['p_holm']:.3f}" if np.isfinite(row["p_holm"]) else ""
         n = [len(str(row[key]).split(",")) if row[key] else 0 for key in ("seeds", "folds")]
         minutes = f"{row['minutes']:.2f}" if np.isfinite(row["minutes"]) else ""
-        cells = [row["variant"], score, difference, p, f"{n[0]} x {n[1]}", minutes]
+        easy = row["auroc_without_difficult"]
+        without = [f"{easy:.3f}" if np.isfinite(easy) else ""] if knows_difficult else []
+        cells = [row["variant"], score, *without, difference, p, f"{n[0]} x {n[1]}", minutes]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     breasts, positives = int(table["breasts"].max()), int(table["positives"].max())
     lines += [
@@ -354,6 +485,11 @@ def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) 
         f"{study.resamples} resamples of patients; p-values corrected for the number of rows "
         "(Holm).",
     ]
+    if knows_difficult:
+        lines.append(
+            f"Without difficult: AUROC without difficult negatives (`difficult_negative_case`), "
+            f"{int(table['difficult'].max())} breasts."
+        )
     absent = table[table["missing"] != ""]
     for _, row in absent.iterrows():
         lines.append(f"Missing: {row['variant']}, {row['missing']}.")

@@ -1,6 +1,8 @@
 """A study end to end: the runs are the command's, it resumes, and stops at its deadline."""
 
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from stage_settings import composed
 from study import run_study
 from study_config import Place, compose_run, last_of_each, needed_runs, read_study
 from study_heads import _bags
+from study_runs import Task, is_predicted
 
 import rsna_bcd.stages.train
 from rsna_bcd.errors import InputError
@@ -35,6 +38,7 @@ variants:
   head: {of: plain, head: attention}
   both_breasts: {of: plain, head: attention, other_breast: true}
   stack: {of: plain, stack: [mean, max, other, age]}
+  best: {choose: all}
 """
 
 
@@ -99,7 +103,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
     assert (folder / "out" / "study.csv").read_bytes() == before
     assert table["variant"].tolist() == list(read_study(folder / "study.yaml").variants)
     assert (table["missing"] == "").all()
-    assert table["breasts"].tolist() == [16] * 6
+    assert table["breasts"].tolist() == [16] * 7
     assert np.isfinite(table["difference"][1:]).all()
     text = (folder / "out" / "study.md").read_text()
     assert "Reference: plain. Up to 16 breasts, 4 with cancer" in text
@@ -113,6 +117,19 @@ def test_what_was_lost_is_made_again(folder: Path) -> None:
     assert not lost.exists()
     run(folder)
     assert lost.read_bytes() == content
+
+
+def test_a_record_of_an_earlier_version_counts(folder: Path) -> None:
+    csv = folder / "out" / "predicted" / "flips_s3" / "fold0.csv"
+    record = json.loads(csv.with_suffix(".json").read_text())
+    empty: dict[str, Any] = {"overrides": None, "head": None, "stack": [], "other_breast": False}
+    csv.with_suffix(".json").write_text(json.dumps({"variant": empty | record["variant"]}))
+    study = read_study(folder / "study.yaml")
+    task = Task(needed_runs(study, "cpu")[0], study, Place(folder / "data", folder / "out"))
+    assert task.predicted_csv(study.variants["flips"]) == csv
+    assert is_predicted(task, study.variants["flips"])
+    assert not is_predicted(task, replace(study.variants["flips"], flips=("vflip",)))
+    csv.with_suffix(".json").write_text(json.dumps(record))
 
 
 def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
@@ -162,6 +179,8 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
         ("variants: {plain: [], f: {of: plain, flips: [left]}}", "f.flips has left; choose of"),
         ("variants: {plain: [], f: {of: later, flips: [hflip]}}", "names later"),
         ("variants: {plain: [], f: {combine: [later]}}", "f.combine names later"),
+        ("variants: {plain: [], f: {choose: [later]}}", "f.choose must be all, or a list"),
+        ("variants: {plain: [], f: {choose: all}, g: {choose: [f]}}", "g.choose must be all"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, change: str, message: str) -> None:

@@ -14,15 +14,17 @@ from study_table import (
     as_markdown,
     auroc_resamples,
     common_folds,
+    greedy_selection,
     holm,
     other_breast_leak,
     stack_inputs,
     study_table,
 )
 
+from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.scoring.intervals import paired_difference, percentile_interval, two_sided_p_value
-from rsna_bcd.scoring.metrics import auroc
+from rsna_bcd.scoring.metrics import auroc, sigmoid
 
 STUDY = """
 dataset: rsna
@@ -37,6 +39,8 @@ variants:
   both_seeds: {ensemble: [better], seeds: [1, 2]}
   both_variants: {ensemble: [plain, better]}
   stack: {of: better, stack: [mean, age]}
+  only_better: {choose: [better]}
+  best: {choose: all}
 """
 HALVES = (range(0, 60), range(60, 120))  # patients of the folds
 SKILL = {"plain": 0.1, "better": 0.25}
@@ -98,6 +102,10 @@ def test_scores_are_scikit_learns_averaged_over_seeds(
     assert (table["missing"] == "").all()
     # A stack of one rising input orders each fold as its input does.
     assert table.loc["stack", "auroc"] == pytest.approx(score["better"], abs=0.02)
+    same = ["seeds", "auroc", "low", "high", "difference", "difference_low", "minutes"]
+    one, own = table.loc[["only_better"], same], table.loc[["better"], same]
+    pd.testing.assert_frame_equal(one.set_index(own.index), own)  # of one candidate: one choice
+    assert table.loc["best", "minutes"] == 2 * 1.5  # of those that are trained
     corrected = holm(table["p"].to_numpy())
     np.testing.assert_array_equal(table["p_holm"].to_numpy(), corrected)
 
@@ -126,8 +134,71 @@ def test_what_is_not_complete_is_named_and_the_rest_compared(
     assert table.loc["better", "difference"] == pytest.approx(scores[0] - scores[1])
     assert table.loc["both_seeds", "folds"] == "0"  # the one that both seeds have
     assert table.loc["both_seeds", "breasts"] == 60
+    assert table.loc["only_better", "missing"] == "seed 2: fold 0,1; seed 2: candidates better"
+    assert table.loc["only_better", "auroc"] == pytest.approx(scores[0])
+    assert table.loc["best", "missing"] == (
+        "seed 1: candidates both_seeds; seed 2: candidates better, both_seeds, both_variants, stack"
+    )
     text = as_markdown(study, table.reset_index())
     assert "Missing: better, seed 2: fold 1." in text
+
+
+def test_a_combination_is_scored_on_folds_that_did_not_choose_it(
+    study: Study, tasks: list[Task], tmp_path: Path
+) -> None:
+    """Each variant is perfect in one fold and wrong in the other, where the choice is the other."""
+    labels = []
+    for task in tasks:
+        rows = oof(HALVES[task.run.fold], task.run.fold)
+        is_right = task.run.fold == ["plain", "better"].index(task.run.variant)
+        order = rows["label"] + np.linspace(0, 0.5, len(rows))
+        rows["probability"] = sigmoid(order if is_right else -order)
+        save_run(tmp_path / "runs" / task.run.name, rows)
+        labels.append(rows["label"].to_numpy())
+    table = made(study, tasks, tmp_path)
+    for seed in (1, 2):
+        assert f"seed {seed}, fold 0: better; seed {seed}, fold 1: plain" in table["remark"]["best"]
+    assert table["auroc"]["best"] == 0.0
+    tables = [
+        pd.read_csv(tmp_path / f"runs/{name}_s1/fold{f}/oof.csv") for name in SKILL for f in (0, 1)
+    ]
+    p = np.stack([pd.concat(tables[i : i + 2])["probability"].to_numpy() for i in (0, 2)])
+    label = pd.concat(tables[:2])["label"].to_numpy()
+    weights = greedy_selection(label, p)
+    assert auroc(label, weights @ np.log(p / (1 - p))) >= 0.5  # chosen on the folds it is scored on
+
+
+def test_greedy_selection_by_hand() -> None:
+    labels, logits = [1, 0, 0, 1], np.array([[1.0, 0, -1, 0], [-1.0, 0.5, 1.5, 0.75]])
+    assert [auroc(labels, row) for row in logits] == [0.875, 0.25]
+    assert auroc(labels, logits.sum(axis=0)) == 0.5
+    assert greedy_selection(labels, sigmoid(logits)).tolist() == [2, 1]  # the order is right
+    assert greedy_selection(labels, sigmoid(logits[[1, 0, 0]])).tolist() == [1, 2, 0]
+    with pytest.raises(InputError, match="all equal"):
+        greedy_selection([0, 0], np.full((2, 2), 0.5))
+
+
+def test_scores_without_difficult_negatives(
+    study: Study, tasks: list[Task], tmp_path: Path
+) -> None:
+    before = made(study, tasks, tmp_path)
+    assert before["auroc_without_difficult"].isna().all()
+    assert "without difficult" not in as_markdown(study, before.reset_index())
+    csv = tmp_path / "prepared" / "train.csv"
+    table = pd.read_csv(csv, dtype={"patient_id": str})
+    difficult = (table["cancer"] == 0) & (table.index % 4 == 1)
+    write_csv(table.assign(difficult_negative_case=difficult), csv)
+    found = made(study, tasks, tmp_path)
+    assert (found["difficult"] == difficult.sum()).all()
+    for variant in SKILL:
+        rows = [pooled(variant, seed)[~difficult.to_numpy()] for seed in (1, 2)]
+        expected = np.mean([roc_auc_score(r["label"], r["probability"]) for r in rows])
+        assert found["auroc_without_difficult"][variant] == pytest.approx(expected)
+    unchanged = ["auroc", "low", "difference", "p_holm", "breasts"]
+    pd.testing.assert_frame_equal(found[unchanged], before[unchanged])
+    text = as_markdown(study, found.reset_index())
+    assert f"{difficult.sum()} breasts" in text
+    assert "| without difficult |" in text
 
 
 def test_the_folds_of_the_seed_that_has_most() -> None:
@@ -193,3 +264,6 @@ def test_data_whose_breasts_were_selected_by_label_are_recognised(
     for name in ("better", "both_variants", "stack"):  # itself, and what starts from it
         assert "not comparable" in str(found.loc[name, "remark"])
     assert found.loc["plain", "remark"] == ""
+    left_out = "left out, as not comparable: better, both_seeds, both_variants, stack"
+    assert str(found.loc["best", "remark"]).endswith(left_out)
+    assert found["auroc"]["best"] == found["auroc"]["plain"]
