@@ -222,8 +222,7 @@ def _chosen(
     them all.
     """
     names = [name for name in variant.choose if name not in leaks]
-    costs = [np.mean(scored[name].seconds) for name in names if scored[name].seconds]
-    result = Scored({}, [float(sum(costs))] if costs else [])
+    result = Scored({}, [])
     remarks = []
     for seed in map(str, study.seeds):
         folds = sorted(scored[study.reference].seeds.get(seed, {}))
@@ -237,6 +236,8 @@ def _chosen(
             continue
         result.seeds[seed], members = _nested(complete)
         remarks += [f"seed {seed}, fold {fold}: {text}" for fold, text in members.items()]
+    costs = [np.mean(scored[name].seconds) for name in names if scored[name].seconds]
+    result.seconds = [float(sum(costs))] if result.seeds and costs else []
     left_out = ", ".join(name for name in variant.choose if name in leaks)
     remarks += [f"left out, as not comparable: {left_out}"] if left_out else []
     result.remark = "; ".join(remarks)

@@ -299,6 +299,7 @@ class Report(Command):
     run: Name | None
     baseline: list[Name] | Name | None
     cases: Count
+    maps: bool
     device: Literal["cpu", "cuda"]
     samples: Count
     groups: Groups

@@ -366,6 +366,27 @@ def test_report_gallery(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"score {case.probability:.3f}, small alone {case.own_probability:.3f}" in words
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_report_gallery_without_networks(output: Path) -> None:
+    """The hardest cancers as they were prepared; the runs have no checkpoints."""
+    evaluation = make_report(output, "run=b5", "cases=100", "maps=false")
+    cases = evaluation.inputs.cases
+    assert cases
+    oof = evaluation.inputs.oof
+    missed = oof[(oof["label"] == 1) & (oof["decision"] == 0) & (oof["unread"] == 0)]
+    hardest = missed.sort_values("ranking")["prediction_id"].tolist()
+    assert [case.prediction_id for case in cases if case.kind == "miss"] == hardest
+    views = [view for case in cases for view in case.views]
+    page = Page(output / "report" / "runs" / "b5").check()
+    assert all(view.overlay is None for view in views)
+    assert page.source.count('<figure style="display: block">') == len(views)
+    shown = next(case for case in cases if case.prediction_id == "0_L")  # has crops
+    assert [view.name for view in shown.views] == ["CC", "MLO"]
+    assert page.source.count("data:image/webp") == 6 + len(views)  # and the samples
+    assert "without saliency maps" in page.words
+    assert "not used by the network" not in page.words
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -374,7 +395,7 @@ def test_report_gallery(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["name=absent"], r"ensemble\.json does not exist.*rsna_bcd\.ensemble name=absent"),
         (["run=absent"], "absent holds no trained fold"),
         (["run=b5", "baseline=absent"], "Fold 0 of absent was not trained"),
-        (["run=b5", "cases=1"], r"checkpoint[\s\S]*cases=0"),
+        (["run=b5", "cases=1"], r"checkpoint[\s\S]*maps=false[\s\S]*cases=0"),
     ],
 )
 def test_report_refuses_bad_settings(

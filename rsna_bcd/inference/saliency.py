@@ -229,7 +229,7 @@ class ExplainedImage:
         view: `CC`, `MLO` or another; None if unknown.
         crop: (H, W) uint8 or uint16, as prepared.
         saliency: (h, w) over the whole crop, not negative, see `saliency_maps`; None if the run
-            does not take the image.
+            does not take the image, or was not asked.
     """
 
     image_id: str
@@ -311,6 +311,20 @@ class Explainer:
         crops = {image_id: self._crop(run, path) for image_id, path in paths}
         patient = pd.concat([rows, readable[is_other]])
         return explain_breast(run, patient, prediction_id, crops)
+
+    def without_maps(self, prediction_id: str) -> list[ExplainedImage]:
+        """The readable images of a breast alone; needs no network.
+
+        Raises:
+            InputError: a crop is absent or damaged.
+        """
+        rows = self._breasts[prediction_id]
+        rows = rows[rows["path"].notna()]
+        columns = rows["image_id"], _views(rows), rows["path"]
+        return [
+            ExplainedImage(image_id, view, read_crop(self._prepared / path), None)
+            for image_id, view, path in zip(*columns, strict=True)
+        ]
 
     def held_out_run(self, prediction_id: str) -> Run:
         """The run whose fold held a breast out.

@@ -147,6 +147,7 @@ class ReportInputs:
     preparation: Sequence[PreparationSummary]
     samples: Sequence[Sample]
     cases: Sequence[Case] | None  # of the gallery; None leaves it out
+    maps: bool  # whether the cases have saliency maps
     synthetic: bool
     resamples: int  # of the patients, for the intervals of the main scores
     band_resamples: int  # for bands and subgroups

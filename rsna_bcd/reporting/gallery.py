@@ -51,7 +51,7 @@ class View:
 
     name: str  # CC, MLO or another; empty where it is unknown
     picture: Picture  # the crop
-    overlay: bytes | None  # WebP of the crop with its saliency map; None if the run did not take it
+    overlay: bytes | None  # WebP of the crop with its saliency map; None without one
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def gallery(
     Args:
         chosen: from `choose_cases`.
         images: table of images, for the facts.
-        explain: from a `prediction_id` to the breast's images and saliency maps.
+        explain: from a `prediction_id` to the breast's images, and saliency maps if wanted.
         member: run that explains, where it is one of several.
         own: that run's probability, by `prediction_id`.
     """

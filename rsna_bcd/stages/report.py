@@ -67,6 +67,7 @@ def report(cfg: DictConfig) -> Evaluation:
             preparation=read_manifests(list(dict.fromkeys(folders))),
             samples=_samples(cfg, images, oof, folders[0]),
             cases=_cases(cfg, ensemble, oof, members, output),
+            maps=cfg.maps,
             histories=_histories(ensemble, output),
             synthetic=(Path(cfg.paths.data) / "synthesize.yaml").is_file(),
             resamples=cfg.resamples,
@@ -219,9 +220,13 @@ def _cases(
     chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
     try:
         explainer = Explainer.for_ensemble(ensemble, output, cfg.device)
+        if not cfg.maps:
+            return gallery(chosen, explainer.images, explainer.without_maps)
         if len(members) == 1:
             return gallery(chosen, explainer.images, explainer)
         own = dict(zip(oof["prediction_id"], members[explainer.name].tolist(), strict=True))
         return gallery(chosen, explainer.images, explainer, explainer.name, own)
     except InputError as error:
-        raise InputError(f"{error} Or leave the gallery out with cases=0.") from error
+        raise InputError(
+            f"{error} Or show crops alone with maps=false, or leave the gallery out with cases=0."
+        ) from error
