@@ -166,6 +166,14 @@ class Ema(Strict):
 
 
 @dataclass(kw_only=True)
+class Distillation(Strict):
+    """Soft targets from earlier runs."""
+
+    teachers: Name | None
+    weight: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(kw_only=True)
 class Train(Command):
     """`conf/train.yaml`.
 
@@ -185,6 +193,8 @@ class Train(Command):
     logger: Section = unrecorded()
     name: Name = missing("give name=..., or experiment=..., which has a name")
     fold: Fold
+    left_out_folds: list[Count]
+    training_share: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
     epochs: Positive
     batch_size: Positive
@@ -203,6 +213,7 @@ class Train(Command):
     resume: bool = unrecorded()
     overwrite: bool = unrecorded()
     views: Section
+    distillation: Distillation
     ema: Ema
     mix: Section
     rates: Section

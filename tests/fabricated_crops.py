@@ -14,8 +14,8 @@ from rsna_bcd.tables.folds import stratified
 HEIGHT, WIDTH = 64, 32
 
 
-def save_crops(output: Path, n_patients: int = 8) -> Path:
-    """Write crops, their table and two folds for `dataset.name=rsna crop=demo`.
+def save_crops(output: Path, n_patients: int = 8, n_folds: int = 2) -> Path:
+    """Write crops, their table and folds for `dataset.name=rsna crop=demo`.
 
     Each patient has two breasts of two views; a bright square marks the left breast of every other
     patient as cancer.
@@ -47,7 +47,7 @@ def save_crops(output: Path, n_patients: int = 8) -> Path:
         {"dataset": {"name": "rsna"}, "crop": OmegaConf.to_container(crop), "source": "dicom"},
     )
     (output / "folds").mkdir()
-    folds = stratified(table, n_folds=2, seed=0)
+    folds = stratified(table, n_folds=n_folds, seed=0)
     folds.to_csv(output / "folds" / "rsna-stratified.csv", index=False)
     return folder
 

@@ -21,7 +21,8 @@ from rsna_bcd.data.dataset import Annotations, BreastDataset, CropDataset, Crops
 from rsna_bcd.data.sampler import EpochSampler, Key, ShardSampler
 from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, read_crops
-from rsna_bcd.tables.folds import check_folds, read_folds
+from rsna_bcd.tables.distillation import SoftTargets
+from rsna_bcd.tables.folds import check_folds, read_folds, share_of_patients
 from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.metadata import Metadata, check_targets, encode_breast_targets, encode_targets
 from rsna_bcd.tables.views import Level, Views
@@ -58,12 +59,15 @@ class CropDataModule(pl.LightningDataModule):
         targets: auxiliary targets (`tables.metadata`).
         positives_per_batch: see `EpochSampler`.
         crops_in_memory: decode every crop once and keep it: for folders that fit.
+        left_out_folds: further folds that are neither trained on nor held out.
+        training_share: of the training patients (`tables.folds.share_of_patients`).
+        soft_targets: of the training samples; None for their labels.
 
     Attributes:
         training: readable training samples, one row per sample, with `prediction_id,
-            patient_id, laterality, label, fold` and the other columns of the table; a batch's
-            `index` is the row. By breast, columns that differ between its images (`image_id`,
-            `view`, `path`) are those of the first one.
+            patient_id, laterality, label, fold` and the other columns of the table, and `target`
+            where there are soft ones; a batch's `index` is the row. By breast, columns that
+            differ between its images (`image_id`, `view`, `path`) are those of the first one.
         held_out: readable held-out samples, likewise. Empty for fold "all".
         expected: all held-out samples, the unreadable ones included.
         training_images: the rows of images behind `training`.
@@ -95,6 +99,9 @@ class CropDataModule(pl.LightningDataModule):
         targets: Sequence[str] = (),
         positives_per_batch: int = 0,
         crops_in_memory: bool = False,
+        left_out_folds: Sequence[int] = (),
+        training_share: float = 1.0,
+        soft_targets: SoftTargets | None = None,
     ) -> None:
         super().__init__()
         self._folder = Path(folder)
@@ -111,21 +118,27 @@ class CropDataModule(pl.LightningDataModule):
         self._targets = tuple(targets)
         self._positives_per_batch = positives_per_batch
         self._crops_in_memory = crops_in_memory
+        self._left_out_folds = tuple(left_out_folds)
+        self._training_share = training_share
+        self._soft_targets = soft_targets
         self._in_memory: Mapping[Path, Crop] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the tables and check them; the second call does nothing.
 
         Raises:
-            InputError: a table or a crop is absent, the fold does not exist, the training part has
-                one class only or is smaller than a batch, or the table lacks a column of
-                `metadata` or `targets`.
+            InputError: a table or a crop is absent, a fold does not exist or is held out and left
+                out, the training part has one class only or is smaller than a batch, the table
+                lacks a column of `metadata` or `targets`, or a sample has no soft target.
         """
         if hasattr(self, "training"):
             return
         rows = self._rows()
         is_held_out = rows["fold"] == self._fold
         training, held_out = rows[~is_held_out], rows[is_held_out]
+        if self._training_share < 1:
+            key = (self._seed, 0 if self._fold == "all" else self._fold + 1)
+            training = training[share_of_patients(training, self._training_share, key)]
         self.training_images, self.held_out_images = (
             part.dropna(subset="path").reset_index(drop=True) for part in (training, held_out)
         )
@@ -134,6 +147,8 @@ class CropDataModule(pl.LightningDataModule):
         self.held_out, self._held_out_annotations = self._samples(held_out)
         self.expected = self._one_row_per_sample(held_out.reset_index(drop=True))
         self._check_training()
+        if self._soft_targets is not None:
+            self.training["target"] = self._soft_targets.blend(self.training)
         breasts = self.training.drop_duplicates("prediction_id")
         self.prevalence = float(breasts["label"].mean())
         if self._crops_in_memory:  # before workers are forked, which share the memory
@@ -250,6 +265,12 @@ class CropDataModule(pl.LightningDataModule):
                 f"fold={self._fold} does not exist: {self._folds} has the folds "
                 f"{', '.join(map(str, existing))}. Choose one of them, or fold=all."
             )
+        if unfit := set(self._left_out_folds) - (set(existing) - {self._fold}):
+            raise InputError(
+                f"left_out_folds={list(self._left_out_folds)} has {min(unfit)}, which is held out "
+                f"by fold=, or does not exist: {self._folds} has the folds "
+                f"{', '.join(map(str, existing))}."
+            )
         absent = [p for p in images["path"].dropna() if not (self._folder / p).is_file()]
         if absent:
             raise InputError(
@@ -257,14 +278,18 @@ class CropDataModule(pl.LightningDataModule):
                 "prepare again: it makes them."
             )
         rows = images.merge(folds, on="patient_id", how="left", validate="many_to_one")
+        if self._left_out_folds:
+            rows = rows[~rows["fold"].isin(self._left_out_folds)]
         return rows.assign(label=rows["cancer"].astype("int64"))
 
     def _check_training(self) -> None:
         counts = self.training["label"].value_counts()
         if len(counts) < 2:
+            larger = " Set a larger training_share=." if self._training_share < 1 else ""
             raise InputError(
                 f"The training part of fold={self._fold} has {counts.get(1, 0)} positive and "
-                f"{counts.get(0, 0)} negative {self._level}s that could be read; both are needed."
+                f"{counts.get(0, 0)} negative {self._level}s that could be read; both are "
+                f"needed.{larger}"
             )
         if self.batches_per_epoch == 0:
             raise InputError(

@@ -88,7 +88,7 @@ class _Samples(Dataset[Sample]):
     def __init__(
         self, samples: pd.DataFrame, crops: Crops, annotations: Annotations | None
     ) -> None:
-        self._labels = samples["label"].to_numpy(np.float32)
+        self._labels = samples.get("target", samples["label"]).to_numpy(np.float32)
         self._crops = crops
         self._annotations = annotations or Annotations()
 
@@ -108,7 +108,8 @@ class CropDataset(_Samples):
     that worker lives.
 
     Args:
-        images: rows with `path`, relative to the folder of `crops`, and `label` (0 or 1).
+        images: rows with `path`, relative to the folder of `crops`, and `label` (0 or 1), in place
+            of which a sample has the `target` (in [0, 1]) where there is such a column.
         crops: reads them.
         annotations: of each row of `images`.
     """
@@ -141,7 +142,7 @@ class BreastDataset(_Samples):
     (seed, epoch, its row).
 
     Args:
-        breasts: rows with `prediction_id`, `patient_id` and `label` (0 or 1).
+        breasts: rows with `prediction_id`, `patient_id` and `label`, or `target`, as above.
         images: rows with `prediction_id`, `patient_id`, `view` and `path`, relative to the folder
             of `crops`: at least one per breast, and all of a patient, for the other breast.
         crops: reads them.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.files import atomic_file
 from rsna_bcd.models.encoder import Encoder
+from rsna_bcd.tables.folds import unseen_folds
 
 State = dict[str, Tensor]
 Record = dict[str, Any]
@@ -421,6 +422,7 @@ def starts_from(file: Path) -> list[Record]:
     # A file of another name: the weights that the run keeps, which a bundle copies.
     select = file.stem if file.stem in ("best", "last") else run.get("select", "last")
     own = {key: run[key] for key in _KEPT} | {"select": select, "patience": run.get("patience")}
+    own |= {key: run[key] for key in ("left_out_folds",) if key in run}
     return [own, *run.get("starts_from", [])]
 
 
@@ -430,14 +432,15 @@ def check_unseen(record: Record) -> None:
     Raises:
         InputError: a run in `starts_from` had other patients of the same data set held out.
     """
-    for run in record.get("starts_from", []) if record["fold"] != "all" else []:
-        same_split = run["fold"] == record["fold"] and run["folds"] == record["folds"]
-        if run["dataset"] == record["dataset"] and not same_split:
+    unseen = unseen_folds(record)
+    for run in record.get("starts_from", []) if unseen else []:
+        is_unseen = unseen <= unseen_folds(run) and run["folds"] == record["folds"]
+        if run["dataset"] == record["dataset"] and not is_unseen:
             raise InputError(
                 f"checkpoint_path={record['network']['checkpoint_path']} has learnt from patients "
                 f"of {record['dataset']['name']} that fold={record['fold']} holds out: it comes "
                 f"from {run['name']}, fold {run['fold']}, folds {run['folds']['strategy']}. Start "
-                "from the same fold of that run, on the same folds."
+                "from the same fold of that run, on the same folds, with the same left_out_folds."
             )
 
 

@@ -1,7 +1,8 @@
 """Losses, and the criterion that adds them up over outputs and ranks.
 
 A loss is a module that takes (logits, targets), both (B,), and returns a scalar. Targets are 0 or
-1, or between them where samples were mixed.
+1, or between them where samples were mixed. `takes_soft_targets` of its class says whether it may
+learn from probabilities as well (`distillation.teachers`).
 
 With several ranks each has a part of the batch. A mean over parts is not the loss of the batch if
 the loss compares samples, or if targets are missing; so outputs and targets of all ranks are
@@ -31,6 +32,8 @@ class BinaryCrossEntropy(nn.Module):
             the probabilities, and `positive_target` stays where a positive is learnt best.
     """
 
+    takes_soft_targets = True
+
     def __init__(self, positive_target: float = 1.0, positive_weight: float = 1.0) -> None:
         super().__init__()
         self.positive_target = positive_target
@@ -51,6 +54,8 @@ class Focal(nn.Module):
         gamma: how much easy images are played down; 0 is cross-entropy.
         positive_weight: how much a positive counts; a negative counts 1.
     """
+
+    takes_soft_targets = True
 
     def __init__(self, gamma: float = 2.0, positive_weight: float = 1.0) -> None:
         super().__init__()

@@ -271,13 +271,16 @@ def _read_member(run: Path, oof: pd.DataFrame, networks: Networks) -> Member:
 def _record(record_file: Path) -> dict[Any, Any]:
     """All settings of a run but its fold, also where it starts from the same fold of another.
 
-    A start from all patients, which all folds may have in common, counts as the same.
+    A start from all patients, which all folds may have in common, counts as the same, and so do the
+    teachers of each fold.
     """
     if not record_file.is_file():
         raise InputError(f"{record_file} does not exist. Train this fold again.")
     record = read_record(record_file)
     record.pop("rsna_bcd", None)  # the version
     fold = record.pop("fold", None)
+    for key in ("teachers", "sha256"):  # of each fold its own
+        record.get("distillation", {}).pop(key, None)
     for run in record.get("starts_from", []):
         if run["fold"] in (fold, "all"):
             run["fold"] = "the same"

@@ -28,6 +28,9 @@ from rsna_bcd.models.checkpoint import check_unseen, starts_from
 from rsna_bcd.models.launch import n_ranks_to_start, started_outside
 from rsna_bcd.models.prediction import network_level
 from rsna_bcd.settings import Train, tta_transforms
+from rsna_bcd.tables.distillation import SoftTargets, check_teachers, read_soft_targets
+from rsna_bcd.tables.folds import read_folds
+from rsna_bcd.tables.views import Level
 from rsna_bcd.targets import read_record, takes_argument
 
 # Sections that take their settings from keys of the root, and must not have others.
@@ -41,6 +44,9 @@ _WHOLE = {
     "enable_checkpointing": True,
     "barebones": False,
 }
+
+# Keys that a record lacks where they have these values: it is that of earlier versions.
+_OFF = {"left_out_folds": [], "training_share": 1.0}
 
 # Settings of the trainer that are not recorded; all others are, also those to come.
 _NEUTRAL = {
@@ -86,6 +92,12 @@ def check_training(cfg: DictConfig) -> None:
     _check_callbacks(cfg)
     _check_trainer(cfg)
     _check_folds(cfg)
+    takes_soft_targets = getattr(get_object(cfg.loss._target_), "takes_soft_targets", False)
+    if cfg.distillation.teachers is not None and not takes_soft_targets:
+        raise InputError(
+            f"distillation.teachers=: {cfg.loss._target_} is not defined for soft targets. Choose "
+            "loss=bce or loss=focal."
+        )
     if cfg.checkpoint_path is not None and cfg.network.get("checkpoint_path") is None:
         raise InputError(
             f"checkpoint_path={cfg.checkpoint_path}: {cfg.network._target_} would not get it. Add "
@@ -196,6 +208,13 @@ def make_record(cfg: DictConfig) -> dict[str, Any]:
     if not own.is_file() or "micro_batch" in OmegaConf.load(own):  # older records lack it
         ranks = started_outside() or n_ranks_for(cfg.trainer) or 1
         record["micro_batch"] = cfg.batch_size // ranks  # of BatchNorm and mix
+    for key, off in _OFF.items():
+        if record[key] == off:
+            del record[key]
+    if record["distillation"]["teachers"] is None:
+        del record["distillation"]
+    else:
+        record["distillation"]["sha256"] = _teacher_hashes(cfg, record)
     record["network"].pop("image_size", None)  # the crop's, which is recorded
     start = record["network"].get("checkpoint_path")  # the one that is loaded
     if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
@@ -212,6 +231,36 @@ def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
     noted: Any = OmegaConf.to_container(OmegaConf.load(own))
     same = noted["network"].get("checkpoint_path") == str(file)
     return noted.get("starts_from", []) if same else []
+
+
+def _teacher_hashes(cfg: DictConfig, record: dict[str, Any]) -> dict[str, str]:
+    """Of the predictions of the teachers; where these are gone, as this run noted them."""
+    own = Path(cfg.run_dir) / "config.yaml"
+    teachers = _teachers(cfg)
+    if not teachers.is_dir() and own.is_file():
+        noted = read_record(own).get("distillation", {})
+        if noted.get("teachers") == cfg.distillation.teachers:
+            return dict(noted["sha256"])
+    return check_teachers(teachers, record, _training_folds(cfg))
+
+
+def soft_targets(cfg: DictConfig, level: Level) -> SoftTargets | None:
+    """The targets that the teachers of a run give, if it has some."""
+    if cfg.distillation.teachers is None:
+        return None
+    weight = cfg.distillation.weight
+    return read_soft_targets(_teachers(cfg), _training_folds(cfg), level, weight)
+
+
+def _teachers(cfg: DictConfig) -> Path:
+    """The folder of the runs that give a run its soft targets."""
+    return Path(cfg.paths.output) / "runs" / cfg.distillation.teachers
+
+
+def _training_folds(cfg: DictConfig) -> list[int]:
+    """The folds that a run is trained on, ascending."""
+    folds = read_folds(Path(cfg.folds_csv))["fold"].unique().tolist()
+    return sorted(set(folds) - {cfg.fold} - set(cfg.left_out_folds))
 
 
 def is_finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:

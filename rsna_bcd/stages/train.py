@@ -32,7 +32,13 @@ from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
 from rsna_bcd.models.prediction import check_network
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.processes import usable_cores
-from rsna_bcd.stages._training_checks import check_training, is_finished, make_record, n_ranks_for
+from rsna_bcd.stages._training_checks import (
+    check_training,
+    is_finished,
+    make_record,
+    n_ranks_for,
+    soft_targets,
+)
 from rsna_bcd.stages._training_results import (
     describe_run,
     draw_curves,
@@ -140,7 +146,10 @@ def _make_classifier_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModu
         on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
         classifier.network = synchronise_norms(classifier.network, on_cpu=on_cpu)
     workers = min(8, usable_cores()) if cfg.workers is None else cfg.workers
-    data: CropDataModule = instantiate(cfg.data, workers=workers, level=classifier.level)
+    level = classifier.level
+    data: CropDataModule = instantiate(
+        cfg.data, workers=workers, level=level, soft_targets=soft_targets(cfg, level)
+    )
     data.setup()
     classifier.data = data
     check_network(classifier.network, data.sample_batch())

@@ -5,8 +5,9 @@ validates on the patients of fold k and trains on all others.
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,34 @@ def leave_out(images: pd.DataFrame, *, column: str) -> pd.DataFrame:
     return pd.DataFrame(
         {"patient_id": home.index.astype("string"), "fold": np.searchsorted(values, home)}
     )
+
+
+def share_of_patients(images: pd.DataFrame, share: float, key: Sequence[int]) -> pd.Series:
+    """Choose a share of the patients with cancer, and the same of those without.
+
+    A smaller share of the same patients and key is part of a larger one.
+
+    Args:
+        images: `patient_id, cancer`.
+        share: in (0, 1], of each of both, rounded to whole patients.
+        key: non-negative integers that the choice depends on.
+
+    Returns:
+        Of each row, whether its patient is chosen.
+    """
+    has_cancer = images.groupby("patient_id")["cancer"].max()
+    chosen: list[str] = []
+    for cancer in (0, 1):
+        patients = has_cancer.index[has_cancer == cancer].to_numpy()
+        order = np.random.default_rng([*key, cancer + 1]).permutation(patients)
+        chosen += order[: round(share * len(order))].tolist()
+    return images["patient_id"].isin(chosen)
+
+
+def unseen_folds(record: Mapping[str, Any]) -> set[int]:
+    """The folds that a run of this record has not learnt from; none for `fold=all`."""
+    own = set() if record["fold"] == "all" else {record["fold"]}
+    return own | set(record.get("left_out_folds", ()))
 
 
 def check_folds(images: pd.DataFrame, folds: pd.DataFrame) -> None:

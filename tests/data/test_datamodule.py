@@ -16,6 +16,7 @@ from fabricated_crops import blank_path, save_crops
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
 from rsna_bcd.errors import InputError
+from rsna_bcd.tables.distillation import SoftTargets
 from rsna_bcd.tables.metadata import Metadata
 from rsna_bcd.tables.views import Level, Views
 
@@ -77,9 +78,51 @@ def test_data_module_of_fold_all_trains_on_everything(level: Level, output: Path
     assert data.val_dataloader() == []
 
 
+def test_a_share_of_the_patients_is_trained_on_and_all_are_held_out(output: Path) -> None:
+    whole, half = make(output), make(output, training_share=0.5)
+    pd.testing.assert_frame_equal(half.held_out, whole.held_out)
+    patients = set(half.training["patient_id"])
+    assert len(patients) == 2 < whole.training["patient_id"].nunique() == 4
+    expected = whole.training[whole.training["patient_id"].isin(patients)]
+    pd.testing.assert_frame_equal(half.training, expected.reset_index(drop=True))
+    assert half.prevalence == half.training.drop_duplicates("prediction_id")["label"].mean()
+
+
+def test_left_out_folds_are_neither_trained_on_nor_held_out(tmp_path: Path) -> None:
+    save_crops(tmp_path, 12, n_folds=3)
+    data = make(tmp_path, 0, left_out_folds=[2])
+    assert set(data.training["fold"]) == {1}
+    assert set(data.expected["fold"]) == set(data.held_out["fold"]) == {0}
+    assert set(make(tmp_path, "all", left_out_folds=[2]).training["fold"]) == {0, 1}
+
+
+@LEVELS
+def test_targets_in_training_are_soft_and_all_else_is_hard(level: Level, output: Path) -> None:
+    hard = make(output, level=level)
+    key = "image_id" if level == "image" else "prediction_id"
+    ids = pd.Index(hard.training[key], name=key)
+    probability = pd.Series(np.linspace(0.2, 0.8, len(ids)), ids)
+    data = make(output, level=level, soft_targets=SoftTargets(probability.sample(frac=1), 0.25))
+    by_hand = 0.75 * hard.training["label"] + 0.25 * probability.to_numpy()
+    batches: Any = list(data.train_dataloader())
+    rows = torch.cat([batch["index"] for batch in batches])
+    assert sorted(rows.tolist()) == list(range(len(ids)))
+    labels = torch.cat([batch["label"] for batch in batches])
+    np.testing.assert_allclose(labels, by_hand[rows.numpy()], rtol=1e-6)
+    assert validation(data)["label"].tolist() == hard.held_out["label"].tolist()
+    pd.testing.assert_frame_equal(data.training.drop(columns="target"), hard.training)
+    assert data.prevalence == hard.prevalence
+    assert list(data._train_sampler()) == list(hard._train_sampler())
+    with pytest.raises(InputError, match=f"predict no {key} {ids[0]}: .*Train them again"):
+        make(output, level=level, soft_targets=SoftTargets(probability[1:], 0.25))
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
+        ({"left_out_folds": [0]}, r"left_out_folds=\[0\] has 0, which is held out"),
+        ({"left_out_folds": [7]}, "left_out_folds=.7. has 7, .* the folds 0, 1"),
+        ({"training_share": 0.2}, "0 positive and 0 negative.*larger training_share="),
         ({"fold": 9}, r"fold=9 does not exist: .* the folds 0, 1"),
         ({"batch_size": 64}, "An epoch has 16 images.*smaller batch_size"),
         ({"level": "breast", "batch_size": 16}, "An epoch has 8 breasts"),

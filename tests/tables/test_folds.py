@@ -16,7 +16,9 @@ from rsna_bcd.tables.folds import (
     leave_out,
     read_folds,
     save_folds,
+    share_of_patients,
     stratified,
+    unseen_folds,
 )
 
 
@@ -53,6 +55,33 @@ def test_stratified_balances_size_prevalence_and_sites(images: pd.DataFrame) -> 
     summary = fold_summary(bare, stratified(bare, n_folds=5, seed=0))
     assert np.ptp(summary["positive_breasts"]) <= 1
     assert "sites" not in summary
+
+
+def test_shares_of_patients_are_nested_and_stratified(images: pd.DataFrame) -> None:
+    has_cancer = images.groupby("patient_id")["cancer"].max() == 1
+    larger = set(images["patient_id"])
+    for share in (1.0, 0.5, 0.25, 0.125):
+        rows = share_of_patients(images, share, (3, 1))
+        chosen = set(images["patient_id"][rows])
+        assert not chosen & set(images["patient_id"][~rows])  # whole patients
+        assert chosen <= larger
+        for stratum in (has_cancer, ~has_cancer):
+            assert len(chosen & set(has_cancer.index[stratum])) == round(share * stratum.sum())
+        larger = chosen
+    shuffled = images.sample(frac=1, random_state=0)
+    assert share_of_patients(shuffled, 0.125, (3, 1)).sort_index().equals(rows)
+    assert not share_of_patients(images, 0.125, (3, 2)).equals(rows)
+
+
+@pytest.mark.parametrize(
+    ("record", "unseen"),
+    [({"fold": 1}, {1}), ({"fold": "all"}, set()), ({"fold": 1, "left_out_folds": [0]}, {0, 1})],
+    ids=str,
+)
+def test_a_run_has_not_seen_what_it_held_out_and_left_out(
+    record: dict[str, Any], unseen: set[int]
+) -> None:
+    assert unseen_folds(record) == unseen
 
 
 def test_leave_out_keeps_each_value_and_each_patient_whole(images: pd.DataFrame) -> None:
