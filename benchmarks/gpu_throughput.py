@@ -201,7 +201,8 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
         answer: gets a line when all is compiled, and then the rows.
         wait: returns when it is this process's turn.
     """
-    from rsna_bcd.models.launch import keep_freed_memory, quieten_lightning
+    from rsna_bcd.models.launch import quieten_lightning
+    from rsna_bcd.processes import keep_freed_memory
 
     quieten_lightning()
     keep_freed_memory()

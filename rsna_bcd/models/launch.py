@@ -6,7 +6,6 @@ environment, sockets and GPU memory of a process group end with its processes. t
 srun start the ranks themselves; then each process is one.
 """
 
-import ctypes
 import logging
 import os
 import socket
@@ -30,7 +29,6 @@ _STARTED_BY = "RSNA_BCD_RANKS_OF"  # process id of the starter of this rank
 _PAUSE = 0.1  # seconds between checks of the ranks
 _MOMENT = 1.0  # seconds in which the failure of one rank makes others fail
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _SHOWN = 30  # last lines of a rank that failed
 
 
@@ -207,18 +205,6 @@ def quieten_lightning() -> None:
         "It is recommended to use `self.log",  # every rank has gathered the same metrics
     ):
         warnings.filterwarnings("ignore", message=f".*{remark}")
-
-
-def keep_freed_memory() -> None:
-    """Stop glibc from handing every large block that is freed back to the kernel.
-
-    A step on the processor frees and allocates the same tensors again and again; faulting their
-    pages in again took 30 to 45 % of its time (tf_efficientnet_lite0, 16 images of 512 x 288).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # not on other C libraries
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def synchronise_norms(network: nn.Module, *, on_cpu: bool) -> nn.Module:

@@ -23,7 +23,6 @@ from rsna_bcd.models.classifier import Classifier, breast_metrics
 from rsna_bcd.models.launch import (
     another_has_lock,
     end_with_parent,
-    keep_freed_memory,
     quieten_lightning,
     run_ranks,
     synchronise_norms,
@@ -31,7 +30,7 @@ from rsna_bcd.models.launch import (
 from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
 from rsna_bcd.models.prediction import check_network
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
-from rsna_bcd.processes import usable_cores
+from rsna_bcd.processes import keep_freed_memory, usable_cores
 from rsna_bcd.stages._training_checks import (
     check_training,
     is_finished,
