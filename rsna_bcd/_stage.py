@@ -199,22 +199,21 @@ def _message(error: Exception, name: str) -> str | None:
     if isinstance(error, MissingConfigException) and error.options:
         return f"There is no {error.missing_cfg_file}. Choose one of {', '.join(error.options)}."
     if isinstance(error, ConfigCompositionException):
-        text = " ".join(str(error).split())
-        unknown = re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text)
-        if unknown is None:
-            return text
-        return f"{unknown[1]}: {unknown_key(unknown[1], _composed(name, error))}"
+        return _composition_message(error, name)
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return _constructor_message(str(error), error.__cause__, name)
     if isinstance(error, InputError | CompactHydraException | OmegaConfBaseException):
         return str(error)
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        for word in sys.argv[1:]:  # a group without an option, such as logger=null
+        for word in sys.argv[1:]:  # a group without an option, such as logger=null or network=5
             group, _, option = word.partition("=")
-            if option.lower() in ("null", "") and (Path(CONF) / group).is_dir():
+            if not (Path(CONF) / group).is_dir():
+                continue
+            given = OverridesParser.create().parse_override(word).value()
+            if not given or not isinstance(given, str | list):
                 is_needed = group in {field.name for field in dataclasses.fields(COMMANDS[name])}
                 remedy = list_options(group, Path(CONF)) if is_needed else "leave it out."
-                return f"{group}=null: {remedy}"
+                return f"{group}={option or 'null'}: {remedy}"
     if isinstance(error, OSError) and error.errno in _CORRECTABLE:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Free some space" if full else "Check paths.data=..."
@@ -223,12 +222,38 @@ def _message(error: Exception, name: str) -> str | None:
     return None
 
 
-def _composed(name: str, error: ConfigCompositionException) -> DictConfig:
-    """The default configuration, with the section of the unknown key as it was chosen."""
+def _composition_message(error: ConfigCompositionException, name: str) -> str:
+    """The message for an override that does not fit the chosen options."""
+    text, cause = " ".join(str(error).split()), error.__cause__
+    if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        key = unknown[1]
+        # Of `trainer={max_epoch:3}`: trainer.max_epoch.
+        within = str(getattr(cause, "full_key", ""))
+        key = within if within.startswith(f"{key}.") else key
+        return f"{key}: {unknown_key(key, _composed(name, error))}"
+    if merged := re.match(r"Error merging override (?:~|\+*)([^=]+)", text):
+        override, node = text.removeprefix("Error merging override "), _composed(name)
+        place: list[str] = []
+        for part in merged[1].split("."):
+            if not OmegaConf.is_dict(node) or part not in node:
+                break
+            place, node = [*place, part], node[part]
+        key = ".".join(place)
+        if OmegaConf.is_list(node):
+            return f"{override}: {key} is a list, {key}=[...]."
+        return f"{override}: {key} is a section. Set its keys: {', '.join(map(str, node))}."
+    return text
+
+
+def _composed(name: str, error: ConfigCompositionException | None = None) -> DictConfig:
+    """The configuration of the chosen options, with the section of an unknown key as it was."""
     GlobalHydra.instance().clear()
+    words = [re.fullmatch(r"(\w+)=([\w.-]+)(?:,[\w.,-]+)?", word) for word in sys.argv[1:]]
+    # Of a sweep, the first option.
+    chosen = [f"{w[1]}={w[2]}" for w in words if w is not None and (Path(CONF) / w[1]).is_dir()]
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(name)
-    cause = error.__cause__
+        cfg = compose(name, chosen)
+    cause = error.__cause__ if error is not None else None
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
         parent = str(cause.full_key).rpartition(".")[0]
         if not parent:

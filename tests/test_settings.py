@@ -181,7 +181,12 @@ def test_values_of_another_kind_are_refused(
         ("train", "+max_time=1", "+trainer.max_time=..."),
         ("train", "logger=null", "logger=csv"),
         ("train", "~logger", "logger=csv"),
+        ("train", "network=5", "network=5: choose one: network="),
         ("train", "experiment=null", "leave it out"),
+        ("train", "tta={a:1}", "tta={a:1}: tta is a list, tta=[...]."),
+        ("train", "optimizer=[1]", "optimizer=[1]: optimizer is a section. Set its keys: "),
+        ("train", "callbacks.last=[1]", "callbacks.last is a section. Set its keys: _target_, "),
+        ("train", "trainer={max_epoch:3}", "error: trainer.max_epoch: there is no such key."),
         ("train", "~callbacks", "cannot be left out"),
         ("train", "crop=h9999", "h1024"),
         ("train", "network._target_=rsna_bcd.no.Net", "cannot be imported"),
@@ -211,6 +216,14 @@ def test_fault_gets_one_line_with_the_remedy(
     name: str, override: str, part: str, refused: Call
 ) -> None:
     assert part in refused(name, override)
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_typo_in_a_deleted_key_is_compared_with_the_chosen_option(
+    sweep: tuple[str, ...], refused: Call
+) -> None:
+    said = refused("train", *sweep, "network=effnetv2_s_attention", "~network.agregator")
+    assert "network.agregator: there is no such key. Did you mean network.aggregator?" in said
 
 
 def test_typo_is_compared_with_the_keys_of_the_chosen_option(refused: Call) -> None:
