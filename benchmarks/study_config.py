@@ -1,7 +1,7 @@
 """What a study consists of: its YAML file, and the runs that it needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Variant:
     Attributes:
         name: of the row, and of its runs (`<name>_s<seed>`).
         overrides: of `rsna_bcd.train`: the variant is trained.
+        distilled: on soft targets of teachers, which are runs of the same overrides.
         flips: of `FLIPS`: the logits of the images and of these flips of them are averaged.
         head: of `HEADS`: trained on stored features of the images.
         stack: of `INPUTS`: a cross-fitted logistic regression on out-of-fold predictions.
@@ -38,6 +39,7 @@ class Variant:
 
     name: str
     overrides: tuple[str, ...] | None = None
+    distilled: bool = False
     flips: tuple[str, ...] = ()
     head: str | None = None
     stack: tuple[str, ...] = ()
@@ -102,6 +104,8 @@ class Run:
         fold: held out.
         overrides: of `rsna_bcd.train`, those that decide about the result; may contain {weights}.
         predicted: variants that start from it.
+        left_out: a further fold that is left out, by a teacher of that fold's run.
+        teachers: are trained before it.
     """
 
     variant: str
@@ -109,11 +113,14 @@ class Run:
     fold: int
     overrides: tuple[str, ...]
     predicted: tuple[Variant, ...] = field(default=())
+    left_out: int | None = None
+    teachers: tuple["Run", ...] = ()
 
     @property
     def name(self) -> str:
         """The `name` of the run."""
-        return run_name(self.variant, self.seed)
+        name = run_name(self.variant, self.seed)
+        return name if self.left_out is None else f"{name}_without{self.left_out}"
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -151,6 +158,9 @@ def read_study(file: Path) -> Study:
         raise InputError(f"{file}: reference={study.reference} is not a trained variant.")
     if not study.folds or not study.seeds:
         raise InputError(f"{file}: folds and seeds must name one each at least.")
+    distilled = [name for name, variant in variants.items() if variant.distilled]
+    if distilled and len(study.folds) < 3:
+        raise InputError(f"{file}: {distilled[0]} needs all folds of the data, three at least.")
     return study
 
 
@@ -176,7 +186,7 @@ def _variant(
         )
     if kinds == ["overrides"]:
         own = tuple(map(str, value["overrides"]))
-        return Variant(name, overrides=own)
+        return Variant(name, overrides=own, distilled=bool(value.get("distilled", False)))
     if kinds == ["choose"]:
         return Variant(name, choose=_candidates(file, name, value, before))
     sources = value["ensemble"] if kinds == ["ensemble"] else [value.get("of")]
@@ -241,8 +251,21 @@ def needed_runs(study: Study, trainer: str) -> list[Run]:
                     if v.is_predicted and v.of == name and seed in study.seeds
                 )
                 overrides = last_of_each([f"trainer={trainer}", *study.base, *variant.overrides])
-                runs.append(Run(name, seed, fold, tuple(overrides), predicted))
+                run = Run(name, seed, fold, tuple(overrides), predicted)
+                runs.append(_with_teachers(run, study.folds) if variant.distilled else run)
     return runs
+
+
+def _with_teachers(run: Run, folds: Sequence[int]) -> Run:
+    """A run that learns from a teacher for each other fold, none of which has seen its own."""
+    left_out = (*run.overrides, f"left_out_folds=[{run.fold}]")
+    teachers = tuple(
+        Run(run.variant, run.seed, fold, left_out, left_out=run.fold)
+        for fold in folds
+        if fold != run.fold
+    )
+    overrides = (*run.overrides, f"distillation.teachers={teachers[0].name}")
+    return replace(run, overrides=overrides, teachers=teachers)
 
 
 def last_of_each(overrides: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ import gc
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,24 @@ def is_done(task: Task) -> bool:
 
 
 def do_run(task: Task) -> float:
-    """Train a run that is not finished, and predict what is not predicted; return the seconds."""
+    """Train a run that is not finished, and predict what is not predicted; return the seconds.
+
+    Its teachers are trained first; the seconds in its record are those of all of them.
+    """
     from rsna_bcd.stages.train import train  # heavy: imported once per process
 
     begin = time.monotonic()
     run, folder = task.run, task.folder
     cfg = compose_run(run, task.study, task.place)
     if not is_trained(task):
+        before = 0.0
+        for teacher in (replace(task, run=teacher) for teacher in run.teachers):
+            do_run(teacher)
+            before += json.loads((teacher.folder / RECORD).read_text())["seconds"] or 0.0
+        started = time.monotonic()
         is_new = not (folder / "metrics.json").is_file()
         train(cfg)  # returns at once, after a look at the settings, if the command has finished it
-        seconds = time.monotonic() - begin if is_new else None
+        seconds = before + time.monotonic() - started if is_new else None
         _write(folder / RECORD, {"overrides": list(run.overrides)}, seconds)
     for variant in run.predicted:
         if not is_predicted(task, variant):

@@ -1,6 +1,7 @@
 """A study end to end: the runs are the command's, it resumes, and stops at its deadline."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import study_runs
 import torch
 from fabricated_crops import save_crops
+from omegaconf import OmegaConf
 from stage_settings import composed
 from study import run_study
 from study_config import Place, compose_run, last_of_each, needed_runs, read_study
@@ -152,6 +154,46 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(folder: Path, tmp_pat
     assert table["missing"].tolist() == ["", "seed 3: fold 0,1"]
 
 
+def test_teachers_are_trained_first_and_have_not_seen_the_held_out_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_crops(tmp_path / "data", 12, n_folds=3)
+    text = STUDY.split("variants:")[0].replace("[0, 1]", "[0, 1, 2]").replace("plain", "soft")
+    (tmp_path / "study.yaml").write_text(
+        f"{text}variants: {{soft: {{overrides: [], distilled: true}}}}"
+    )
+    trained: list[str] = []
+
+    def spy(cfg: Any) -> None:
+        trained.append(f"{cfg.name} {cfg.fold}")
+        train(cfg)
+
+    monkeypatch.setattr(rsna_bcd.stages.train, "train", spy)
+    assert (run(tmp_path)["missing"] == "").all()
+    assert trained[:3] == ["soft_s3_without0 1", "soft_s3_without0 2", "soft_s3 0"]
+    assert len(trained) == 9
+    patients = pd.read_csv(tmp_path / "data/folds/rsna-stratified.csv").set_index("fold")
+    folder = tmp_path / "out" / "runs"
+    for fold in range(3):
+        record: Any = OmegaConf.load(folder / "soft_s3" / f"fold{fold}" / "config.yaml")
+        assert record.distillation.teachers == f"soft_s3_without{fold}"
+        for other in {0, 1, 2} - {fold}:
+            teacher = folder / record.distillation.teachers / f"fold{other}"
+            kept: Any = OmegaConf.load(teacher / "config.yaml")
+            assert (kept.fold, kept.left_out_folds) == (other, [fold])
+            predicted = set(pd.read_csv(teacher / "oof_images.csv")["patient_id"])
+            assert predicted == set(patients[patients.index == other]["patient_id"])
+    seconds = [
+        json.loads((folder / name / "study.json").read_text())["seconds"]
+        for name in ("soft_s3/fold0", "soft_s3_without0/fold1", "soft_s3_without0/fold2")
+    ]
+    assert seconds[0] > sum(seconds[1:])
+    shutil.rmtree(folder / "soft_s3" / "fold0")  # and not its teachers
+    trained.clear()
+    run(tmp_path)
+    assert trained == ["soft_s3 0"]
+
+
 def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_out(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +217,7 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
         ("reference: none", "reference=none is not a trained variant"),
         ("folds: []", "must name one each"),
         ("more: 1", "must have the keys"),
+        ("variants: {plain: {overrides: [], distilled: true}}", "plain needs all folds"),
         ("variants: {plain: {of: plain}}", "must be a list of overrides"),
         ("variants: {plain: [], f: {of: plain, flips: [left]}}", "f.flips has left; choose of"),
         ("variants: {plain: [], f: {of: later, flips: [hflip]}}", "names later"),
