@@ -5,9 +5,10 @@ workers nor on earlier draws. Without this, albumentations repeats its random st
 every epoch whose workers are restarted, because each worker inherits the same generator.
 """
 
+import copy
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from rsna_bcd.errors import InputError
 
+_DRAWS = 16  # of a transform: one that turns half of the images is missed once in 65,536 times
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it calls home at import
 if TYPE_CHECKING:  # imported where a chain is made: without transforms, nothing needs it
     import albumentations
@@ -60,3 +62,40 @@ class Augmentation:
                 f"{pixels.dtype} {(*pixels.shape, 1)}. A transform must keep shape and type."
             )
         return np.ascontiguousarray(result[..., 0])
+
+
+def turns_upside_down(
+    augmentation: Callable[[NDArray[Any], Sequence[int]], NDArray[Any]], size: tuple[int, int]
+) -> bool:
+    """Whether an augmentation may show the upper half of an image below the lower one.
+
+    It is tried on a pattern in the upper half, each transform by itself and always applied, so that
+    it need not be known by name.
+
+    Args:
+        augmentation: as `Augmentation`.
+        size: height and width of the images in pixels.
+    """
+    height = size[0]
+    rows, columns = np.indices(size) * 8 // np.array(size)[:, None, None]
+    pattern = (200 * ((rows + columns) % 2) * (rows < 4)).astype(np.uint8)
+    tried = [augmentation]
+    if isinstance(augmentation, Augmentation):
+        tried = [Augmentation([transform]) for transform in _single_transforms(augmentation._chain)]
+    for one in tried:
+        for draw in range(_DRAWS):
+            result = one(pattern.copy(), (0, 0, draw)).astype(np.float64)
+            if result[height // 2 :].var() > 1.5 * result[: height // 2].var():
+                return True
+    return False
+
+
+def _single_transforms(chain: Any) -> Iterator[Any]:
+    """Copies of the transforms of a chain, also of those inside `OneOf` and the like, with p=1."""
+    for transform in getattr(chain, "transforms", ()):
+        if transform.p > 0 and hasattr(transform, "transforms"):
+            yield from _single_transforms(transform)
+        elif transform.p > 0:
+            alone = copy.deepcopy(transform)
+            alone.p = 1.0
+            yield alone

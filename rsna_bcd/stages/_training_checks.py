@@ -22,6 +22,7 @@ from rsna_bcd._records import (
 )
 from rsna_bcd._stage import CONF
 from rsna_bcd._validation import to_plain
+from rsna_bcd.data.augment import turns_upside_down
 from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import file_sha256
 from rsna_bcd.models.checkpoint import check_unseen, starts_from
@@ -84,7 +85,8 @@ def check_training(cfg: DictConfig) -> None:
     refuse_unrecorded(cfg, "train", _WIRED)
     _set_image_size(cfg)
     compares_places = getattr(get_object(cfg.network._target_), "compares_places", False)
-    if compares_places and "VerticalFlip" in OmegaConf.to_yaml(cfg.augment):
+    size = cfg.crop.height, cfg.crop.width
+    if compares_places and turns_upside_down(instantiate(cfg.augment), size):
         raise InputError(
             "augment= turns images upside down, one by one, and the network compares the places of "
             "both breasts: choose augment=upright."

@@ -1,7 +1,9 @@
 """Augmentation depends on its key alone; each option keeps shape, dtype and range."""
 
 from pathlib import Path
+from typing import Any
 
+import albumentations
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from rsna_bcd._stage import CONF
-from rsna_bcd.data.augment import Augmentation
+from rsna_bcd.data.augment import Augmentation, turns_upside_down
 from rsna_bcd.errors import InputError
 
 OPTIONS = sorted(path.stem for path in (Path(CONF) / "augment").glob("*.yaml"))
@@ -90,3 +92,32 @@ def test_augmentation_refuses_a_transform_that_changes_the_type(pixels: NDArray[
     augment = Augmentation([albumentations.ToFloat(max_value=255)])
     with pytest.raises(InputError, match=r"ToFloat.* float32 .* uint8"):
         augment(pixels, (0, 0, 0))
+
+
+class Upended(albumentations.ImageOnlyTransform):
+    """A transform of a user's own, rarely applied, that turns images upside down."""
+
+    def apply(self, img: NDArray[np.uint8], **_: Any) -> NDArray[np.uint8]:
+        """Turn an image."""
+        return img[::-1].copy()
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "turns"),
+    [
+        *((load(option), option in ("flips", "light", "heavy")) for option in OPTIONS),
+        (Augmentation([albumentations.D4()]), True),
+        (Augmentation([albumentations.Rotate((170, 190), p=0.1)]), True),
+        (
+            Augmentation([albumentations.OneOf([Upended(p=0.5), albumentations.NoOp()], p=0.01)]),
+            True,
+        ),
+        (Augmentation([Upended(p=0.0)]), False),
+        (Augmentation([albumentations.InvertImg(), albumentations.GaussNoise()]), False),
+        (Augmentation([albumentations.HorizontalFlip(), albumentations.Rotate((-45, 45))]), False),
+        (lambda pixels, key: pixels[::-1], True),  # no chain of transforms
+        (lambda pixels, key: pixels[:, ::-1], False),
+    ],
+)
+def test_transforms_that_turn_images_upside_down_are_found(augmentation: Any, turns: bool) -> None:
+    assert turns_upside_down(augmentation, (256, 128)) == turns
