@@ -48,7 +48,9 @@ def test_root_composes_and_fixes_its_folder(root: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_with_train(option: str) -> None:
     cfg = composed("train", "name=x", option)
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    assert resolved["name"] == "x"
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("trainer", "logger"))])

@@ -107,9 +107,9 @@ def test_locked_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
         "import os, sys; from pathlib import Path; from rsna_bcd.files import locked\n"
         "with locked(Path(sys.argv[1]), 'wait'): os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
-    with locked(tmp_path, "wait"):
-        pass
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -9
+    with locked(tmp_path, "wait") as handle:
+        assert os.fstat(handle)
 
 
 def test_tree_sha256_changes_with_names_and_contents(tmp_path: Path) -> None:

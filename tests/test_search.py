@@ -275,7 +275,8 @@ def test_every_space_names_keys_of_train(file: Path) -> None:
         stage._distribution(optuna, key, spec)
         values = spec if OmegaConf.is_list(spec) else [spec.low, spec.high]
         for value in values:
-            composed("train", "name=x", f"{key}={format_override(value)}")
+            cfg = composed("train", "name=x", f"{key}={format_override(value)}")
+            assert (Path(CONF) / key).is_dir() or OmegaConf.select(cfg, key) == value
 
 
 @pytest.mark.parametrize(
