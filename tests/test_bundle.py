@@ -13,6 +13,7 @@ import pytest
 import torch
 from fabricated_runs import fabricated_ensemble
 from fabricated_wheels import lock_with_stubs, stub_source, stub_wheel
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from saved_runs import save_trained, spread_network
 from stage_settings import composed
@@ -20,6 +21,7 @@ from stage_settings import composed
 from rsna_bcd.bundling.wheels import read_lock
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_members, load_run
+from rsna_bcd.models.backbone import _find_layout
 from rsna_bcd.models.checkpoint import read_checkpoint
 from rsna_bcd.scoring.ensemble import Member, read_ensemble, write_ensemble
 from rsna_bcd.stages.bundle import bundle
@@ -144,6 +146,51 @@ def test_bundle_has_the_networks_of_all_patients_alone(
     (dataset,) = bundle.glob("dataset")
     loaded = load_members(read_ensemble(dataset / ENSEMBLE), dataset)
     assert [run.name for member in loaded for run in member] == ["tiny foldall", "pair foldall"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub, offline, with the description of one small network."""
+    cache = tmp_path / "hub" / "models--someone--small"
+    (cache / "snapshots" / "0").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0")
+    weights = {"input_size": [3, 96, 96], "num_classes": 7}
+    arguments = {"act_layer": "silu"}  # not the default: it must be in the bundle
+    description = {
+        "architecture": "test_resnet",
+        "pretrained_cfg": weights,
+        "model_args": arguments,
+    }
+    (cache / "snapshots" / "0" / "config.json").write_text(json.dumps(description))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("source", ["hf-hub:someone/small", "local-dir"])
+def test_bundle_has_the_description_of_a_backbone_of_the_hub(
+    source: str, hub: Path, run: Bundle, output: Path, tmp_path: Path
+) -> None:
+    folder = hub / "models--someone--small" / "snapshots" / "0"
+    backbone = f"local-dir:{folder}" if source == "local-dir" else source
+    small = [f"paths.output={tmp_path}", "network.pretrained=false", "name=tiny", "fold=0"]
+    crop = ["experiment=demo", "crop.height=64", "crop.width=32"]
+    cfg = composed("train", *small, *crop, f"network.backbone='{backbone}'")
+    trained = save_trained(cfg, spread_network(cfg)[0])
+    member = Member("tiny", (0,), "rsna", "demo", "mean", "last", 1.0)
+    (tmp_path / ENSEMBLE).parent.mkdir(parents=True)
+    write_ensemble(fabricated_ensemble((member,), 0.4, 0.02), tmp_path / ENSEMBLE)
+    before, dataset = load_run(trained), run(f"paths.output={tmp_path}") / "dataset"
+    shutil.rmtree(hub)
+    _find_layout.cache_clear()
+    after = load_run(dataset / PLACES[0])
+    assert after.record == before.record
+    images = torch.rand(2, 1, 64, 32)
+    with torch.inference_mode():
+        assert torch.equal(after.network(images)["logit"], before.network(images)["logit"])
+    with pytest.raises(InstantiationException, match="Try again with a connection"):
+        run(f"paths.output={tmp_path}")
 
 
 def test_load_run_checks_the_record_of_a_bundle(made: Path, tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     record = {**_DEFAULTS, **_check_record(record_file, record, checkpoint.get("config"), weights)}
     # All parameters come from the checkpoint: no download, no initial weights.
     crop: CropSettings = instantiate(record["crop"])
-    network: nn.Module = instantiate(record["network"], **_overrides(record["network"], crop))
+    settings = record["network"]
+    network: nn.Module = instantiate(settings, **_overrides(settings, crop, folder))
     state = {k.removeprefix(NETWORK): v for k, v in checkpoint["state_dict"].items()}
     try:
         network.load_state_dict(state)
@@ -170,14 +171,18 @@ def check_prepared_crops(run: Run, prepared: Path) -> None:
         )
 
 
-def _overrides(settings: dict[str, Any], crop: CropSettings) -> dict[str, Any]:
+def _overrides(settings: dict[str, Any], crop: CropSettings, folder: Path) -> dict[str, Any]:
     """Arguments that make a network without reading weights, for the size of the crops.
 
-    Those of them that it takes.
+    Those of them that it takes. What a bundle has in `<key>/config.json` is not read from the hub.
     """
     network = get_object(settings["_target_"])
     size = [crop.height, crop.width]
-    overrides = {"pretrained": False, "checkpoint_path": None, "image_size": size}
+    overrides: dict[str, Any] = {
+        "pretrained": False, "checkpoint_path": None, "image_size": size,
+    }  # fmt: skip
+    described = [key for key in settings if (folder / key / "config.json").is_file()]
+    overrides |= {key: f"local-dir:{folder / key}" for key in described}
     return {key: value for key, value in overrides.items() if takes_argument(network, key)}
 
 

@@ -8,16 +8,18 @@ so one that does not fit is refused at once, in one line.
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import NormMlpClassifierHead
-from timm.models import group_parameters
+from timm.models import group_parameters, load_model_config_from_hf
 from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
@@ -27,7 +29,7 @@ Options = dict[str, Any]
 Source = Literal["output", "channels_last", "features", "tokens", "raw_tokens"]
 
 _INPUT: Options = {"in_chans": 1, "num_classes": 0}
-_HUB = "hf-hub:"
+_HUB, _FOLDER = "hf-hub:", "local-dir:"
 # Modules of timm whose networks give a map of any image: nothing is to be tried out.
 _SIMPLE = tuple(f"timm.models.{name}" for name in ("convnext", "efficientnet", "resnet"))
 _ANY_SIZE: Size = (230, 150)  # tried where no size is given: a multiple of nothing
@@ -125,7 +127,8 @@ def create_backbone(
     except OSError as error:
         raise InputError(
             f"network.backbone={name}: its description could not be read ({type(error).__name__}). "
-            "Give the timm name of its architecture, and a local file with checkpoint_path=."
+            "Try again with a connection, or train with the timm name of its architecture and a "
+            "local file, checkpoint_path=."
         ) from error
     try:
         backbone = timm.create_model(
@@ -180,7 +183,7 @@ def _known_name(name: str) -> str:
     short = name.removeprefix(_HUB).removeprefix("timm/")
     if timm.is_model(short):  # also of the hub's timm/: the same weights, described without it
         return short
-    if name.startswith(_HUB) or name.startswith("local-dir:"):
+    if name.startswith((_HUB, _FOLDER)):
         return name
     if "/" in name:
         raise InputError(
@@ -189,6 +192,25 @@ def _known_name(name: str) -> str:
     similar = timm.list_models(f"*{short.split('.')[0][:8]}*")[:5] if short else []
     hint = f" Did you mean {', '.join(similar)}?" if similar else ""
     raise InputError(f"timm has no network {name!r} (network.backbone).{hint}")
+
+
+def describe_backbone(name: str) -> str | None:
+    """The content of `config.json` of a network of the hub or of a folder, as timm reads it.
+
+    Returns:
+        None for a network that timm knows by its name.
+
+    Raises:
+        OSError: it is not in the hub's cache, and the hub cannot be reached.
+    """
+    known = _known_name(name) if name.startswith((_HUB, _FOLDER)) else ""
+    if known.startswith(_FOLDER):
+        return (Path(known.removeprefix(_FOLDER)) / "config.json").read_text(encoding="utf-8")
+    if not known.startswith(_HUB):
+        return None
+    weights, architecture, arguments = load_model_config_from_hf(known.removeprefix(_HUB))
+    content = {"architecture": architecture, "pretrained_cfg": weights, "model_args": arguments}
+    return json.dumps(content, indent=1)
 
 
 def _has_pooled_norm(backbone: Any) -> bool:

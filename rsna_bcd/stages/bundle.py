@@ -10,6 +10,7 @@ from rsna_bcd.bundling import notebook, wheels
 from rsna_bcd.bundling.image import IMAGE, write_image
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference import run as runs
+from rsna_bcd.models.backbone import describe_backbone
 from rsna_bcd.models.checkpoint import (
     find_checkpoint,
     read_checkpoint,
@@ -80,6 +81,11 @@ def _copy_models(ensemble: Ensemble, models: Path, dataset: Path) -> None:
             for name in _RUN_FILES:
                 if (run.folder / name).is_file():
                     shutil.copy2(run.folder / name, dataset / place)
+            for key, value in run.record["network"].items():
+                content = describe_backbone(value) if isinstance(value, str) else None
+                if content is not None:  # of the hub, which the notebook cannot reach
+                    (dataset / place / key).mkdir()
+                    (dataset / place / key / "config.json").write_text(content, encoding="utf-8")
             source = find_checkpoint(run.folder, member.select)
             assert source is not None  # it has just been loaded
             copy = dataset / place / "checkpoints" / f"{member.select}.safetensors"
