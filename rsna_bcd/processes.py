@@ -32,8 +32,8 @@ def usable_cores() -> int:
 def keep_freed_memory() -> None:
     """Stop glibc from handing every large block that is freed back to the kernel.
 
-    A network on the processor frees and allocates the same tensors again and again; faulting their
-    pages in again takes a third to more than half of its time (docs/benchmarks.md, Freed memory).
+    A step on the processor frees and allocates the same tensors again and again; faulting their
+    pages in again takes a third of its time (docs/benchmarks.md, Freed memory).
     Nothing changes on other C libraries, or where the user has set up glibc's malloc.
     """
     is_set_up = any(name.startswith("MALLOC_") for name in os.environ)

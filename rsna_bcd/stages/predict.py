@@ -24,7 +24,7 @@ from rsna_bcd.inference.studies import (
     study_results,
 )
 from rsna_bcd.preparation.dicom_folder import find_unusable, list_files, read_headers
-from rsna_bcd.processes import keep_freed_memory, usable_cores
+from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, count_reasons, make_console, print_results
 from rsna_bcd.reporting.study_picture import as_png, study_picture
 from rsna_bcd.scoring.ensemble import FILE_NAME, Ensemble, read_ensemble
@@ -64,7 +64,6 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     images = images_from_headers(
         headers, {name: file.resolve().parent.name for name, file in files.items()}
     )
-    keep_freed_memory()
     members = load_members(fitted, models, resolve_device(cfg.device))
     runs = [run for member in members for run in member]
     is_synthetic = (Path(cfg.paths.data) / "synthesize.yaml").is_file()

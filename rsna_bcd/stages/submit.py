@@ -35,7 +35,7 @@ from rsna_bcd.inference.test_set import (
     predict_test_set,
     read_test_set,
 )
-from rsna_bcd.processes import keep_freed_memory, usable_cores
+from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, SubmissionSummary, make_console
 from rsna_bcd.scoring.ensemble import Ensemble, read_ensemble
 from rsna_bcd.tables.predictions import read_submission
@@ -71,7 +71,6 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     test = _read_test_set(cfg)
     device = resolve_device(cfg.device)
     settings = _settings(cfg, device, started)
-    keep_freed_memory()
     members = load_members(ensemble, models, device)
     runs = [run for member in members for run in member]
     test = add_missing_columns(test, ensemble, members)
