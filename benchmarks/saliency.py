@@ -127,7 +127,7 @@ def make_maps(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[
         return outputs["logit"]
 
     for stride in (8, 16, 32):
-        layer = saliency.deepest_layer(network, stride)
+        layer, _ = saliency.deepest_layer(network, image.crop.shape, stride)
         for method, attribute in METHODS.items():
             name = f"{method}, stride {stride}"
             if not OURS.startswith(name):

@@ -38,6 +38,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import Crop, as_training_input, read_crop
 from rsna_bcd.inference.run import Run, check_prepared_crops, load_run
 from rsna_bcd.models.aggregators import Aggregator
+from rsna_bcd.models.backbone import Size
 from rsna_bcd.models.breast import BreastClassifier, SideBySide, side_by_side
 from rsna_bcd.models.encoder import Encoder
 from rsna_bcd.models.global_local import GlobalLocal
@@ -106,43 +107,59 @@ def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
     if isinstance(network, GlobalLocal):
         attribution = LayerActivation(logits, network.saliency).attribute(image)
         return attribution[:, 0].sigmoid()
-    layer = deepest_layer(network) if isinstance(network, Encoder) else None
-    if layer is None:
+    if not isinstance(network, Encoder):
         attribution = InputXGradient(logits).attribute(image.detach().requires_grad_())
         pixels = attribution.squeeze(-3).relu()
         height, width = (max(1, side // STRIDE) for side in pixels.shape[-2:])
         return F.adaptive_avg_pool2d(pixels, (height, width))
+    size = _picture_size(network, image)
     if isinstance(network, BreastClassifier) and network.aggregator.late:
         explained = _with_summed_logits(network)
-    with _gradients_after(layer, network):
-        attribution = LayerGradientXActivation(logits, layer).attribute(image)
-    is_inner = layer is not network.last_map
-    last = is_inner and network.layout.source == "channels_last"
-    maps = _without_padding(attribution.sum(dim=-1 if last else 1).relu(), network, image)
+    with _whole_layers(network):
+        layer, channel = deepest_layer(network, size)
+        with _gradients_after(layer, network):
+            attribution = LayerGradientXActivation(logits, layer).attribute(image)
+    maps = _without_padding(attribution.sum(dim=channel).relu(), network, size)
     if isinstance(network, SideBySide):
         return _split_halves(maps, batch)
     return _place_maps(network, maps, batch) if isinstance(network, BreastClassifier) else maps
 
 
-def deepest_layer(encoder: Encoder, stride: int = STRIDE) -> nn.Module:
-    """The deepest layer with cells of at most `stride` pixels; the last where timm names none.
+def deepest_layer(encoder: Encoder, size: Size, stride: int = STRIDE) -> tuple[nn.Module, int]:
+    """The deepest layer with cells of at most `stride` pixels, and the dimension of its channels.
 
-    Inside of plain transformers there are no maps: of them it is the last, too.
+    It is the last map where timm names none, or one that gives something else than one map, and of
+    plain transformers, inside of which there are no maps.
+
+    Args:
+        encoder: in eval mode, without gradient checkpointing.
+        size: height and width of a picture, which is tried.
+        stride: in pixels.
     """
     features = getattr(encoder.backbone, "feature_info", [])
-    names = [f["module"] for f in getattr(features, "info", features) if f["reduction"] <= stride]
-    if not names or encoder.layout.source in ("tokens", "raw_tokens"):
-        return encoder.last_map
-    layer: nn.Module = encoder.backbone.get_submodule(names[-1])
-    return layer
+    named = [f for f in getattr(features, "info", features) if f["reduction"] <= stride]
+    if not named or encoder.layout.source in ("tokens", "raw_tokens"):
+        return encoder.last_map, 1
+    layer: nn.Module = encoder.backbone.get_submodule(named[-1]["module"])
+    outputs: list[Any] = []
+    hook = layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with hook, torch.no_grad():
+        encoder.feature_map(encoder.mean.new_zeros(1, 1, *size))
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+        return encoder.last_map, 1
+    return layer, 1 if outputs[0].shape[1] == named[-1]["num_chs"] else -1
 
 
-def _without_padding(maps: Tensor, encoder: Encoder, image: Tensor) -> Tensor:
-    """Drop the cells (B, h, w) of what the encoder pads an image with."""
+def _picture_size(encoder: Encoder, image: Tensor) -> Size:
+    """Height and width that the backbone sees at a time."""
     height, width = image.shape[-2:]
-    if isinstance(encoder, SideBySide):
-        width *= 2
-    padded = encoder.layout.pad(image.new_empty(1, 1, height, width)).shape[-2:]
+    return height, 2 * width if isinstance(encoder, SideBySide) else width
+
+
+def _without_padding(maps: Tensor, encoder: Encoder, size: Size) -> Tensor:
+    """Drop the cells (B, h, w) of what the encoder pads a picture with."""
+    height, width = size
+    padded = encoder.layout.pad(maps.new_empty(1, 1, height, width)).shape[-2:]
     rows, columns = maps.shape[-2:]
     return maps[..., : -(-rows * height // padded[0]), : -(-columns * width // padded[1])]
 
@@ -165,30 +182,34 @@ def _with_summed_logits(network: BreastClassifier) -> BreastClassifier:
 
 
 @contextmanager
-def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
-    """Compute gradients from a layer on only: the layers before it take most of the memory.
-
-    Gradient checkpointing is off: it runs through blocks and calls no layer as a whole.
-    """
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+def _whole_layers(encoder: Encoder) -> Iterator[None]:
+    """Switch gradient checkpointing off: it runs through blocks and calls no layer as a whole."""
     parts: list[Any] = [m for m in encoder.modules() if getattr(m, "grad_checkpointing", False)]
-
-    def begin(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output.detach().requires_grad_().clone()  # what follows may work in place
-
-    hook = layer.register_forward_hook(begin)
-    for parameter in trained:
-        parameter.requires_grad_(False)
     for part in parts:
         part.grad_checkpointing = False
     try:
         yield
     finally:
-        hook.remove()
-        for parameter in trained:
-            parameter.requires_grad_(True)
         for part in parts:
             part.grad_checkpointing = True
+
+
+@contextmanager
+def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
+    """Compute gradients from a layer on only: the layers before it take most of the memory."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+
+    def begin(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.detach().requires_grad_().clone()  # what follows may work in place
+
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with layer.register_forward_hook(begin):
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _place_maps(network: BreastClassifier, maps: Tensor, batch: Batch) -> Tensor:

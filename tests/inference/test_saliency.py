@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from fabricated_crops import HEIGHT as CROP_HEIGHT
 from fabricated_crops import WIDTH as CROP_WIDTH
 from fabricated_crops import blank_path, save_crops
@@ -51,9 +52,9 @@ class Brightness(nn.Module):
     """A backbone with the brightness of cells of 16 x 16, among finer and coarser ones."""
 
     feature_info = (
-        {"module": "fine", "reduction": 8},
-        {"module": "cells", "reduction": 16},
-        {"module": "coarse", "reduction": 32},
+        {"module": "fine", "reduction": 8, "num_chs": 1},
+        {"module": "cells", "reduction": 16, "num_chs": 1},
+        {"module": "coarse", "reduction": 32, "num_chs": 1},
     )
 
     def __init__(self, width: int) -> None:
@@ -344,6 +345,48 @@ def test_saliency_maps_of_transformers_cover_the_image(backbone: str) -> None:
         weight = network.head.weight.detach()[..., None, None]
         expected = (features * weight / features[0, 0].numel()).sum(dim=1).relu()
         assert torch.allclose(maps, expected, atol=1e-6)
+
+
+class Lists(nn.Sequential):
+    """A layer that gives several maps, as those of HRNet."""
+
+    def forward(self, images: Tensor) -> Any:
+        """Give a list."""
+        return [super().forward(images)]
+
+
+class LastChannels(nn.Module):
+    """A layer with channels last inside a network that gives them first, as of SAM."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give (B, h, w, C)."""
+        return F.avg_pool2d(images, 16).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "after", "size"),
+    [
+        (Lists(nn.AvgPool2d(16)), lambda maps: F.avg_pool2d(maps[0], 2), 32),
+        (LastChannels(), lambda maps: F.avg_pool2d(maps.permute(0, 3, 1, 2), 2), 16),
+    ],
+    ids=["list", "channels last"],
+)
+def test_saliency_maps_of_layers_that_are_no_plain_map(
+    layer: nn.Module, after: Callable[[Any], Tensor], size: int
+) -> None:
+    network = brightness_network(ImageClassifier, pooling="avg")
+    network.backbone.cells = layer
+
+    def forward(images: Tensor) -> Tensor:
+        maps: Tensor = after(network.backbone.cells(images))
+        return maps.expand(-1, network.width, -1, -1)
+
+    network.backbone.forward = forward
+    images = torch.rand(2, 1, HEIGHT, WIDTH)
+    maps = saliency_maps(network, {"image": images})
+    assert maps.shape == (2, HEIGHT // size, WIDTH // size)
+    logits = network(images)["logit"].detach()
+    assert torch.allclose(maps.sum(dim=(1, 2)), logits + 2, atol=1e-4)
 
 
 def test_explainer_uses_the_fold_that_held_a_breast_out(
