@@ -165,6 +165,13 @@ class Ema(Strict):
     start: Count
 
 
+def _ascending(folds: list[int]) -> list[int]:
+    """Refuse another order: the same folds in two orders would be two settings."""
+    if folds != sorted(set(folds)):
+        raise ValueError(f"should be ascending, each fold once: {sorted(set(folds))}")
+    return folds
+
+
 @dataclass(kw_only=True)
 class Distillation(Strict):
     """Soft targets from earlier runs."""
@@ -193,7 +200,7 @@ class Train(Command):
     logger: Section = unrecorded()
     name: Name = missing("give name=..., or experiment=..., which has a name")
     fold: Fold
-    left_out_folds: list[Count]
+    left_out_folds: Annotated[list[Count], AfterValidator(_ascending)]
     training_share: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
     epochs: Positive

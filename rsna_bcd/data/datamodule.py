@@ -58,7 +58,7 @@ class CropDataModule(pl.LightningDataModule):
         metadata: columns that the network is given; None for none.
         targets: auxiliary targets (`tables.metadata`).
         positives_per_batch: see `EpochSampler`.
-        crops_in_memory: decode every crop once and keep it: for folders that fit.
+        crops_in_memory: decode every crop of the two parts once and keep it: for folders that fit.
         left_out_folds: further folds that are neither trained on nor held out.
         training_share: of the training patients (`tables.folds.share_of_patients`).
         soft_targets: of the training samples; None for their labels.
@@ -152,7 +152,8 @@ class CropDataModule(pl.LightningDataModule):
         breasts = self.training.drop_duplicates("prediction_id")
         self.prevalence = float(breasts["label"].mean())
         if self._crops_in_memory:  # before workers are forked, which share the memory
-            self._in_memory = read_crops(self._folder / path for path in rows["path"].dropna())
+            used = pd.concat([self.training_images["path"], self.held_out_images["path"]])
+            self._in_memory = read_crops(self._folder / path for path in used)
         if self._workers:
             two = sum(tensor.nbytes for tensor in self.sample_batch().values())
             self._workers = workers_that_fit(self._workers, two * self._batch_size // 2)

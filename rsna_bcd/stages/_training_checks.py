@@ -46,7 +46,7 @@ _WHOLE = {
     "barebones": False,
 }
 
-# Keys that a record lacks where they have these values: it is that of earlier versions.
+# Keys that are left out of the record where they have these values, as in earlier versions.
 _OFF = {"left_out_folds": [], "training_share": 1.0}
 
 # Settings of the trainer that are not recorded; all others are, also those to come.
@@ -94,18 +94,30 @@ def check_training(cfg: DictConfig) -> None:
     _check_callbacks(cfg)
     _check_trainer(cfg)
     _check_folds(cfg)
-    takes_soft_targets = getattr(get_object(cfg.loss._target_), "takes_soft_targets", False)
-    if cfg.distillation.teachers is not None and not takes_soft_targets:
-        raise InputError(
-            f"distillation.teachers=: {cfg.loss._target_} is not defined for soft targets. Choose "
-            "loss=bce or loss=focal."
-        )
+    _check_loss(cfg)
     if cfg.checkpoint_path is not None and cfg.network.get("checkpoint_path") is None:
         raise InputError(
             f"checkpoint_path={cfg.checkpoint_path}: {cfg.network._target_} would not get it. Add "
             "checkpoint_path: ${checkpoint_path} to the YAML of network=, or leave it out."
         )
     _check_crops(cfg)
+
+
+def _check_loss(cfg: DictConfig) -> None:
+    """With teachers, refuse a loss that would not learn from their targets as they are."""
+    if cfg.distillation.teachers is None:
+        return
+    if not getattr(get_object(cfg.loss._target_), "takes_soft_targets", False):
+        raise InputError(
+            f"distillation.teachers=: {cfg.loss._target_} is not defined for soft targets. Choose "
+            "loss=bce or loss=focal; a loss of yours that is says takes_soft_targets = True."
+        )
+    for key in ("positive_target", "positive_weight"):
+        if cfg.loss.get(key, 1) != 1:
+            raise InputError(
+                f"loss.{key}={cfg.loss[key]} would change the soft targets of "
+                f"distillation.teachers=. Set loss.{key}=1."
+            )
 
 
 def _set_image_size(cfg: DictConfig) -> None:

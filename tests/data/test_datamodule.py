@@ -226,6 +226,9 @@ def test_crops_in_memory_give_the_same_batches(output: Path) -> None:
         for first, second in zip(one, other, strict=True):
             assert first.keys() == second.keys()
             assert all(torch.equal(first[name], second[name]) for name in first)
+    part = make(output, crops_in_memory=True, training_share=0.5)
+    used = pd.concat([part.training_images, part.held_out_images])["path"]
+    assert set(part._in_memory) == {part._folder / path for path in used} < set(kept._in_memory)
 
 
 def hashes(batch: dict[str, torch.Tensor]) -> list[str]:
