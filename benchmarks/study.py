@@ -14,11 +14,11 @@ Stopped at any moment, or by `minutes`, the same command resumes. See docs/study
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pool import run_tasks
 from rich.console import Console
 from study_config import Place, Study, compose_run, needed_runs, read_study
@@ -27,6 +27,7 @@ from study_runs import Task, do_run, is_done
 from study_table import as_markdown, study_table
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.tables.folds import read_folds
 
 _ARGUMENTS = {"data", "output", "device", "jobs", "minutes", "weights", "resamples", "only"}
 
@@ -72,6 +73,7 @@ def run_study(
     first = {run.variant: run for run in reversed(runs)}
     configurations = {name: compose_run(run, study, place) for name, run in first.items()}
     absent = make_crops(study, data, output, configurations)
+    _check_teachers(config, study, {n: c for n, c in configurations.items() if n not in absent})
     tasks = [Task(run, study, place) for run in runs if run.variant not in absent]
     ahead = [task for task in tasks if not is_done(task)]
     console = Console(stderr=True, highlight=False)
@@ -122,6 +124,19 @@ def _only(study: Study, names: Sequence[str]) -> Study:
             kept |= {*variant.sources, *variant.choose}
     variants = {name: v for name, v in study.variants.items() if name in kept}
     return Study(**{**vars(study), "variants": variants})
+
+
+def _check_teachers(config: Path, study: Study, configurations: Mapping[str, DictConfig]) -> None:
+    """Refuse a distilled variant without a teacher for each fold before any is trained."""
+    for name, cfg in configurations.items():
+        if not study.variants[name].distilled:
+            continue
+        folds = sorted(read_folds(Path(cfg.folds_csv))["fold"].unique())
+        if folds != sorted(study.folds):
+            raise InputError(
+                f"{config}: folds must name all folds of the data for {name}, which is distilled: "
+                f"{cfg.folds_csv} has {', '.join(map(str, folds))}."
+            )
 
 
 def _how(device: str, jobs: int) -> tuple[str, ...]:

@@ -16,6 +16,15 @@ FLIPS = ("hflip", "vflip", "both")
 HEADS = ("attention",)
 _NEEDS_EPOCHS = ("select=", "patience=")  # the checkpoint of an epoch other than the last
 INPUTS = ("mean", "max", "min", "CC", "MLO", "other", "age")
+_KEYS: dict[str, set[str]] = {  # of each kind of variant, besides its own
+    "overrides": {"distilled"},
+    "combine": {"distilled"},
+    "flips": {"of"},
+    "head": {"of", "other_breast"},
+    "stack": {"of"},
+    "ensemble": {"seeds"},
+    "choose": set(),
+}
 
 
 @dataclass(frozen=True)
@@ -169,24 +178,21 @@ def _variant(
 ) -> Variant:
     """Make a variant of the list or the mapping in a study's file."""
     value = {"overrides": value or []} if value is None or isinstance(value, list) else dict(value)
-    if "combine" in value:  # all that these change, one after the other
-        names = value.pop("combine")
-        _check_names(file, f"{name}.combine", names, before)
-        value["overrides"] = [o for n in names for o in before[n].overrides or ()]
-    kinds = [
-        kind
-        for kind in ("overrides", "flips", "head", "stack", "ensemble", "choose")
-        if kind in value
-    ]
-    unknown = value.keys() - set(Variant.__dataclass_fields__)
+    kinds = [kind for kind in _KEYS if kind in value]
+    unknown = sorted(value.keys() - {*kinds}.union(*(_KEYS[kind] for kind in kinds)))
     if len(kinds) != 1 or unknown:
         raise InputError(
-            f"{file}: {name} must be a list of overrides, or have one of combine, flips, head, "
-            f"stack, ensemble and choose{', and not ' + ', '.join(unknown) if unknown else ''}."
+            f"{file}: {name} must be a list of overrides, or have one of {', '.join(_KEYS)}"
+            f"{', and not ' + ', '.join(unknown) + ' with it' if unknown else ''}."
         )
+    distilled = bool(value.get("distilled", False))
     if kinds == ["overrides"]:
-        own = tuple(map(str, value["overrides"]))
-        return Variant(name, overrides=own, distilled=bool(value.get("distilled", False)))
+        return Variant(name, overrides=tuple(map(str, value["overrides"])), distilled=distilled)
+    if kinds == ["combine"]:  # all that these change, one after the other
+        _check_names(file, f"{name}.combine", value["combine"], before)
+        combined = [before[other] for other in value["combine"]]
+        own = tuple(o for variant in combined for o in variant.overrides or ())
+        return Variant(name, own, distilled or any(variant.distilled for variant in combined))
     if kinds == ["choose"]:
         return Variant(name, choose=_candidates(file, name, value, before))
     sources = value["ensemble"] if kinds == ["ensemble"] else [value.get("of")]
@@ -209,10 +215,10 @@ def _candidates(
     """The variants further up in the file that one is chosen from; `all`: each of them."""
     known = [candidate for candidate, variant in before.items() if not variant.choose]
     names = known if value["choose"] == "all" else value["choose"]
-    if not isinstance(names, list) or not names or not set(names) <= set(known) or len(value) > 1:
+    if not isinstance(names, list) or not names or not set(names) <= set(known):
         raise InputError(
             f"{file}: {name}.choose must be all, or a list of variants above it that are not "
-            f"chosen themselves, and stand alone. They are {', '.join(known)}."
+            f"chosen themselves. They are {', '.join(known)}."
         )
     return tuple(names)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +48,14 @@ class Scored:
         seconds: of each run that the study trained.
         missing: besides folds.
         remark: about all of it.
+        without: of a stack, by seed and fold: its folds by regressions that have not seen that one.
     """
 
     seeds: dict[str, Folds]
     seconds: list[float]
     missing: tuple[str, ...] = ()
     remark: str = ""
+    without: dict[str, dict[int, Folds]] = field(default_factory=dict)
 
 
 def study_table(
@@ -203,14 +205,28 @@ def _stack(
         if all(file.is_file() for file in files):
             by_image = pd.concat([read_oof_images(file) for file in files], ignore_index=True)
         inputs = stack_inputs(breasts, by_image, images)[list(variant.stack)].to_numpy()
-        result.seeds[seed] = {}
-        for fold in folds:
-            inside = (breasts["fold"] == fold).to_numpy()
-            model = make_pipeline(StandardScaler(), LogisticRegression())
-            model.fit(inputs[~inside], breasts["label"].to_numpy()[~inside])
-            probability = model.predict_proba(inputs[inside])[:, 1]
-            result.seeds[seed][fold] = breasts[inside].assign(probability=probability)
+        without = {fold: _cross_fit(breasts, inputs, fold) for fold in folds}
+        result.without[seed] = without
+        result.seeds[seed] = {fold: own[fold] for fold, own in without.items() if fold in own}
     return result
+
+
+def _cross_fit(breasts: pd.DataFrame, inputs: NDArray[np.float64], left_out: int) -> Folds:
+    """Each fold by a logistic regression on all others but `left_out`.
+
+    Folds for which breasts of both classes are not left are absent.
+    """
+    folds: Folds = {}
+    fold_of, labels = breasts["fold"].to_numpy(), breasts["label"].to_numpy()
+    for fold in np.unique(fold_of):
+        inside = fold_of == fold
+        training = ~inside & (fold_of != left_out)
+        if len(np.unique(labels[training])) == 2:
+            model = make_pipeline(StandardScaler(), LogisticRegression())
+            model.fit(inputs[training], labels[training])
+            probability = model.predict_proba(inputs[inside])[:, 1]
+            folds[int(fold)] = breasts[inside].assign(probability=probability)
+    return folds
 
 
 def _chosen(
@@ -219,58 +235,73 @@ def _chosen(
     """Each fold by the blend of candidates that is best on the other folds.
 
     Of a seed these are the folds that the reference has, two at least, and the candidates that have
-    them all.
+    them all. A stack is refitted without the fold that is chosen for: of two, none would be left.
     """
     names = [name for name in variant.choose if name not in leaks]
+    few = [name for name in names if study.variants[name].stack and len(study.folds) < 3]
+    names = [name for name in names if name not in few]
     result = Scored({}, [])
     remarks = []
     for seed in map(str, study.seeds):
         folds = sorted(scored[study.reference].seeds.get(seed, {}))
         if len(folds) < 2:
             continue
-        own = {name: _seed_folds(study.variants[name], scored[name], seed) for name in names}
-        complete = {n: _pooled(o, folds) for n, o in own.items() if o.keys() >= set(folds)}
+        own = {
+            fold: {n: _seed_folds(study.variants[n], scored[n], seed, fold) for n in names}
+            for fold in folds
+        }
+        complete = [n for n in names if all(o[n].keys() >= set(folds) for o in own.values())]
         absent = ", ".join(name for name in names if name not in complete)
         result.missing += (f"seed {seed}: candidates {absent}",) if absent else ()
         if not complete:
             continue
-        result.seeds[seed], members = _nested(complete)
+        result.seeds[seed], members = _nested(
+            {fold: {n: _pooled(o[n], folds) for n in complete} for fold, o in own.items()}
+        )
         remarks += [f"seed {seed}, fold {fold}: {text}" for fold, text in members.items()]
     costs = [np.mean(scored[name].seconds) for name in names if scored[name].seconds]
     result.seconds = [float(sum(costs))] if result.seeds and costs else []
     left_out = ", ".join(name for name in variant.choose if name in leaks)
     remarks += [f"left out, as not comparable: {left_out}"] if left_out else []
+    remarks += [f"left out, as stacks need three folds here: {', '.join(few)}"] if few else []
     result.remark = "; ".join(remarks)
     return result
 
 
-def _nested(candidates: Mapping[str, pd.DataFrame]) -> tuple[Folds, dict[int, str]]:
+def _nested(candidates: Mapping[int, Mapping[str, pd.DataFrame]]) -> tuple[Folds, dict[int, str]]:
     """The rows of each fold by a blend that is chosen on the other folds, and its members.
+
+    For each fold, candidates have the rows of all folds; no stack among them has seen this one.
 
     Where folds have different blends, a breast gets its rank among the rows that its blend was
     chosen on: blends differ in their scale, and one AUROC is of all folds.
     """
-    rows, p = align(candidates)
-    labels, fold_of = rows["label"].to_numpy(), rows["fold"].to_numpy()
-    counts = {
-        int(fold): greedy_selection(labels[fold_of != fold], p[:, fold_of != fold])
-        for fold in np.unique(fold_of)
-    }
+    aligned = {fold: align(tables) for fold, tables in candidates.items()}
+    counts = {}
+    for fold, (rows, p) in aligned.items():
+        others = (rows["fold"] != fold).to_numpy()
+        counts[fold] = greedy_selection(rows["label"].to_numpy()[others], p[:, others])
     same = len({tuple(weights) for weights in counts.values()}) == 1
     folds: Folds = {}
     members = {}
-    for fold, weights in counts.items():
-        inside, blended = fold_of == fold, blend(p, "logit_mean", weights)
+    for fold, (rows, p) in aligned.items():
+        weights, inside = counts[fold], (rows["fold"] == fold).to_numpy()
+        blended = blend(p, "logit_mean", weights)
         if not same:
             blended = fit_rank_transform(blended[~inside], "a blend").apply(blended)
         folds[fold] = rows[inside].assign(probability=blended[inside])
-        times = {name: n for name, n in zip(candidates, weights, strict=True) if n}
+        times = {name: n for name, n in zip(candidates[fold], weights, strict=True) if n}
         members[fold] = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in times.items())
     return folds, members
 
 
-def _seed_folds(variant: Variant, own: Scored, seed: str) -> Folds:
-    """The folds of one seed; those of an ensemble over given seeds belong to each."""
+def _seed_folds(variant: Variant, own: Scored, seed: str, left_out: int) -> Folds:
+    """The folds of one seed, of a stack those without the one that is left out.
+
+    Those of an ensemble over given seeds belong to each.
+    """
+    if variant.stack:
+        return own.without.get(seed, {}).get(left_out, {})
     if variant.seeds:
         seed = "+".join(map(str, variant.seeds))
     return own.seeds.get(seed, {})

@@ -222,6 +222,8 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
         ("variants: {plain: [], f: {of: plain, flips: [left]}}", "f.flips has left; choose of"),
         ("variants: {plain: [], f: {of: later, flips: [hflip]}}", "names later"),
         ("variants: {plain: [], f: {combine: [later]}}", "f.combine names later"),
+        ("variants: {plain: [], f: {of: plain, flips: [hflip], distilled: true}}", "not distilled"),
+        ("variants: {plain: [], f: {combine: [plain], overrides: []}}", "f must be a list of over"),
         ("variants: {plain: [], f: {choose: [later]}}", "f.choose must be all, or a list"),
         ("variants: {plain: [], f: {choose: all}, g: {choose: [f]}}", "g.choose must be all"),
     ],
@@ -235,6 +237,31 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path, change: str, message: st
     file.write_text("\n".join([*lines, change]))
     with pytest.raises(InputError, match=message):
         read_study(file)
+
+
+def test_a_combination_with_a_distilled_variant_is_distilled(tmp_path: Path) -> None:
+    head = STUDY.split("variants:")[0].replace("[0, 1]", "[0, 1, 2]")
+    (tmp_path / "study.yaml").write_text(
+        f"{head}variants: {{plain: [], soft: {{overrides: [epochs=2], distilled: true}}, "
+        "both: {combine: [soft, plain]}, neither: {combine: [plain]}}"
+    )
+    study = read_study(tmp_path / "study.yaml")
+    teachers = {run.variant: len(run.teachers) for run in needed_runs(study, "cpu")}
+    assert teachers == {"plain": 0, "soft": 2, "both": 2, "neither": 0}
+    assert study.variants["both"].overrides == ("epochs=2",)
+
+
+def test_teachers_of_some_folds_alone_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_crops(tmp_path / "data", 12, n_folds=4)
+    text = STUDY.split("variants:")[0].replace("[0, 1]", "[0, 1, 2]").replace("plain", "soft")
+    (tmp_path / "study.yaml").write_text(
+        f"{text}variants: {{soft: {{overrides: [], distilled: true}}}}"
+    )
+    monkeypatch.setattr(rsna_bcd.stages.train, "train", None)
+    with pytest.raises(InputError, match=r"all folds of the data for soft.* has 0, 1, 2, 3\."):
+        run(tmp_path)
 
 
 def test_an_override_that_does_not_exist_stops_the_study_at_once(folder: Path) -> None:
@@ -261,6 +288,16 @@ def test_a_study_in_the_project_has_valid_overrides(name: str) -> None:
             assert cfg.name == f"{run.variant}_s{study.seeds[0]}"
             assert cfg.callbacks.last.every_n_epochs == cfg.epochs
             assert "best" not in cfg.callbacks
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: str(file.stem))
+def test_the_documentation_has_the_rows_and_runs_of_a_study(file: Path) -> None:
+    study = read_study(file)
+    runs = sum(1 + len(run.teachers) for run in needed_runs(study, "cpu"))
+    lines = (STUDIES.parents[1] / "docs" / "study.md").read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| `{file.name}` |"))
+    _, n_rows, n_runs = row.strip("| ").rsplit(" | ", 2)
+    assert (int(n_rows), int(n_runs.split()[0])) == (len(study.variants), runs)
 
 
 def test_bags_hold_the_images_of_a_breast_and_those_of_the_other() -> None:

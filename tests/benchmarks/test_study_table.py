@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import study_table as study_table_module
 from fabricated_runs import oof, save_run
 from sklearn.metrics import roc_auc_score
 from study_config import Place, Study, needed_runs, read_study
 from study_runs import RECORD, Task
 from study_table import (
+    Scored,
+    _chosen,
+    _stack,
     as_markdown,
     auroc_resamples,
     common_folds,
@@ -137,8 +141,9 @@ def test_what_is_not_complete_is_named_and_the_rest_compared(
     assert table.loc["only_better", "missing"] == "seed 2: fold 0,1; seed 2: candidates better"
     assert table.loc["only_better", "auroc"] == pytest.approx(scores[0])
     assert table.loc["best", "missing"] == (
-        "seed 1: candidates both_seeds; seed 2: candidates better, both_seeds, both_variants, stack"
+        "seed 1: candidates both_seeds; seed 2: candidates better, both_seeds, both_variants"
     )
+    assert "left out, as stacks need three folds here: stack" in table["remark"]["best"]
     text = as_markdown(study, table.reset_index())
     assert "Missing: better, seed 2: fold 1." in text
 
@@ -166,6 +171,41 @@ def test_a_combination_is_scored_on_folds_that_did_not_choose_it(
     label = pd.concat(tables[:2])["label"].to_numpy()
     weights = greedy_selection(label, p)
     assert auroc(label, weights @ np.log(p / (1 - p))) >= 0.5  # chosen on the folds it is scored on
+
+
+def test_the_choice_among_stacks_of_noise_is_no_better_than_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds are repetitions. A stack that has seen the fold would tell which one fits it."""
+    monkeypatch.setattr(study_table_module, "_MEMBERS", 2)
+    names, seeds = [f"n{i}" for i in range(4)], list(range(20))
+    variants = [f"  {name}: []" for name in names]
+    variants += [f"  s{name}: {{of: {name}, stack: [mean, other]}}" for name in names]
+    chosen = f"  best: {{choose: [{', '.join(f's{name}' for name in names)}]}}"
+    head = STUDY.split("variants:")[0].replace("plain", "n0").replace("[0, 1]", "[0, 1, 2]")
+    head = head.replace("[1, 2]", str(seeds))
+    (tmp_path / "study.yaml").write_text("\n".join([f"{head}variants:", *variants, chosen]))
+    study = read_study(tmp_path / "study.yaml")
+    rows = pd.concat([oof(range(40 * k, 40 * k + 40), k) for k in range(3)])
+    sides = [rows.assign(laterality=s, prediction_id=rows["patient_id"] + f"_{s}") for s in "LR"]
+    rows = pd.concat(sides, ignore_index=True)
+    rng = np.random.default_rng(0)
+    scored = {}
+    for name in names:
+        scored[name] = Scored({}, [])
+        for seed in seeds:
+            own = rows.assign(logit=rng.normal(size=len(rows)))  # knows nothing of the label
+            scored[name].seeds[str(seed)] = {k: own[own["fold"] == k] for k in range(3)}
+        stack = study.variants[f"s{name}"]
+        scored[stack.name] = _stack(study, stack, scored[name], tmp_path, rows)
+    best = _chosen(study, study.variants["best"], scored, ())
+    found = [
+        auroc(part["label"], part["probability"])
+        for folds in best.seeds.values()
+        for part in folds.values()
+    ]
+    assert len(found) == 3 * len(seeds)
+    assert abs(np.mean(found) - 0.5) < 0.02  # with stacks that have seen it: .55
 
 
 def test_greedy_selection_by_hand() -> None:
