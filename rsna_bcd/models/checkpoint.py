@@ -434,12 +434,13 @@ def check_unseen(record: Record) -> None:
     """
     unseen = unseen_folds(record)
     for run in record.get("starts_from", []) if unseen else []:
-        is_unseen = unseen <= unseen_folds(run) and run["folds"] == record["folds"]
-        if run["dataset"] == record["dataset"] and not is_unseen:
+        seen = unseen - unseen_folds(run) if run["folds"] == record["folds"] else unseen
+        if run["dataset"] == record["dataset"] and seen:
             raise InputError(
                 f"checkpoint_path={record['network']['checkpoint_path']} has learnt from patients "
-                f"of {record['dataset']['name']} that fold={record['fold']} holds out: it comes "
-                f"from {run['name']}, fold {run['fold']}, folds {run['folds']['strategy']}. Start "
+                f"of {record['dataset']['name']} in fold {', '.join(map(str, sorted(seen)))}, "
+                "which this run holds out or leaves out: it comes from "
+                f"{run['name']}, fold {run['fold']}, folds {run['folds']['strategy']}. Start "
                 "from the same fold of that run, on the same folds, with the same left_out_folds."
             )
 

@@ -25,6 +25,7 @@ from rsna_bcd.scoring.ensemble import Ensemble, Member, Networks
 from rsna_bcd.scoring.intervals import bootstrap_metrics, delong
 from rsna_bcd.scoring.metrics import OPERATING, RANKING, logit
 from rsna_bcd.scoring.thresholds import BestPf1, RecallRate, plateau
+from rsna_bcd.tables.folds import settings_without_fold
 from rsna_bcd.tables.images import breast_sites, read_images
 from rsna_bcd.tables.predictions import (
     ENSEMBLE_OOF_COLUMNS,
@@ -268,26 +269,8 @@ def _read_member(run: Path, oof: pd.DataFrame, networks: Networks) -> Member:
     return Member(name=run.name, folds=folds, weight=1.0, hashes=hashes, **settings)
 
 
-def _record(record_file: Path) -> dict[Any, Any]:
-    """All settings of a run but its fold, also where it starts from the same fold of another.
-
-    A start from all patients, which all folds may have in common, counts as the same, and so do the
-    teachers of each fold.
-    """
+def _record(record_file: Path) -> dict[str, Any]:
+    """The settings that the folds of a run should share."""
     if not record_file.is_file():
         raise InputError(f"{record_file} does not exist. Train this fold again.")
-    record = read_record(record_file)
-    record.pop("rsna_bcd", None)  # the version
-    fold = record.pop("fold", None)
-    for key in ("teachers", "sha256"):  # of each fold its own
-        record.get("distillation", {}).pop(key, None)
-    for run in record.get("starts_from", []):
-        if run["fold"] in (fold, "all"):
-            run["fold"] = "the same"
-    for settings in (record, record.get("network", {})):
-        file = settings.get("checkpoint_path")
-        if file is not None:
-            for one in (fold, "all"):
-                file = file.replace(f"/fold{one}/", "/fold*/")
-            settings["checkpoint_path"] = file
-    return record
+    return settings_without_fold(read_record(record_file))

@@ -228,7 +228,7 @@ def make_record(cfg: DictConfig) -> dict[str, Any]:
     if record["distillation"]["teachers"] is None:
         del record["distillation"]
     else:
-        record["distillation"]["sha256"] = _teacher_hashes(cfg, record)
+        record["distillation"] |= _check_teachers(cfg, record)
     record["network"].pop("image_size", None)  # the crop's, which is recorded
     start = record["network"].get("checkpoint_path")  # the one that is loaded
     if start is not None and (runs := _starts_from(Path(start), Path(cfg.run_dir))):
@@ -247,15 +247,14 @@ def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
     return noted.get("starts_from", []) if same else []
 
 
-def _teacher_hashes(cfg: DictConfig, record: dict[str, Any]) -> dict[str, str]:
-    """Of the predictions of the teachers; where these are gone, as this run noted them."""
+def _check_teachers(cfg: DictConfig, record: dict[str, Any]) -> dict[str, Any]:
+    """Check the teachers; of folders that are gone, take what this run recorded when it began."""
     own = Path(cfg.run_dir) / "config.yaml"
-    teachers = _teachers(cfg)
-    if not teachers.is_dir() and own.is_file():
-        noted = read_record(own).get("distillation", {})
-        if noted.get("teachers") == cfg.distillation.teachers:
-            return dict(noted["sha256"])
-    return check_teachers(teachers, record, _training_folds(cfg))
+    recorded = read_record(own).get("distillation", {}) if own.is_file() else {}
+    if recorded.get("teachers") != cfg.distillation.teachers:
+        recorded = {}
+    level = network_level(get_object(cfg.network._target_))
+    return check_teachers(_teachers(cfg), record, _training_folds(cfg), level, recorded)
 
 
 def soft_targets(cfg: DictConfig, level: Level) -> SoftTargets | None:
@@ -274,7 +273,13 @@ def _teachers(cfg: DictConfig) -> Path:
 def _training_folds(cfg: DictConfig) -> list[int]:
     """The folds that a run is trained on, ascending."""
     folds = read_folds(Path(cfg.folds_csv))["fold"].unique().tolist()
-    return sorted(set(folds) - {cfg.fold} - set(cfg.left_out_folds))
+    trained = sorted(set(folds) - {cfg.fold} - set(cfg.left_out_folds))
+    if not trained:
+        raise InputError(
+            f"fold={cfg.fold} left_out_folds={list(cfg.left_out_folds)} leave no fold to train on: "
+            f"{cfg.folds_csv} has the folds {', '.join(map(str, sorted(folds)))}."
+        )
+    return trained
 
 
 def is_finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:

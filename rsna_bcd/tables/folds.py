@@ -4,6 +4,7 @@ A fold table has one row per patient: `patient_id` (string), `fold` (0-based). A
 validates on the patients of fold k and trains on all others.
 """
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,6 +137,29 @@ def unseen_folds(record: Mapping[str, Any]) -> set[int]:
     """The folds that a run of this record has not learnt from; none for `fold=all`."""
     own = set() if record["fold"] == "all" else {record["fold"]}
     return own | set(record.get("left_out_folds", ()))
+
+
+def settings_without_fold(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record that the folds of a run have in common.
+
+    A start from the same fold of another run, or from all patients, counts as the same; the
+    teachers of each fold are its own, and count by their settings.
+    """
+    settings = copy.deepcopy(dict(record))
+    settings.pop("rsna_bcd", None)  # the version
+    fold = settings.pop("fold", None)
+    for key in ("teachers", "sha256"):
+        settings.get("distillation", {}).pop(key, None)
+    for run in settings.get("starts_from", []):
+        if run["fold"] in (fold, "all"):
+            run["fold"] = "the same"
+    for section in (settings, settings.get("network", {})):
+        file = section.get("checkpoint_path")
+        if file is not None:
+            for one in (fold, "all"):
+                file = file.replace(f"/fold{one}/", "/fold*/")
+            section["checkpoint_path"] = file
+    return settings
 
 
 def check_folds(images: pd.DataFrame, folds: pd.DataFrame) -> None:

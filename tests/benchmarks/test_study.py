@@ -174,8 +174,10 @@ def test_teachers_are_trained_first_and_have_not_seen_the_held_out_fold(
     assert len(trained) == 9
     patients = pd.read_csv(tmp_path / "data/folds/rsna-stratified.csv").set_index("fold")
     folder = tmp_path / "out" / "runs"
+    settings = set()
     for fold in range(3):
         record: Any = OmegaConf.load(folder / "soft_s3" / f"fold{fold}" / "config.yaml")
+        settings.add(record.distillation.settings)
         assert record.distillation.teachers == f"soft_s3_without{fold}"
         for other in {0, 1, 2} - {fold}:
             teacher = folder / record.distillation.teachers / f"fold{other}"
@@ -183,6 +185,7 @@ def test_teachers_are_trained_first_and_have_not_seen_the_held_out_fold(
             assert (kept.fold, kept.left_out_folds) == (other, [fold])
             predicted = set(pd.read_csv(teacher / "oof_images.csv")["patient_id"])
             assert predicted == set(patients[patients.index == other]["patient_id"])
+    assert len(settings) == 1
     seconds = [
         json.loads((folder / name / "study.json").read_text())["seconds"]
         for name in ("soft_s3/fold0", "soft_s3_without0/fold1", "soft_s3_without0/fold2")
