@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -204,21 +205,40 @@ def _message(error: Exception, name: str) -> str | None:
         return _constructor_message(str(error), error.__cause__, name)
     if isinstance(error, InputError | CompactHydraException | OmegaConfBaseException):
         return str(error)
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        for word in sys.argv[1:]:  # a group without an option, such as logger=null or network=5
-            group, _, option = word.partition("=")
-            if not (Path(CONF) / group).is_dir():
-                continue
-            given = OverridesParser.create().parse_override(word).value()
-            if not given or not isinstance(given, str | list):
-                is_needed = group in {field.name for field in dataclasses.fields(COMMANDS[name])}
-                remedy = list_options(group, Path(CONF)) if is_needed else "leave it out."
-                return f"{group}={option or 'null'}: {remedy}"
+    if isinstance(error, ValueError | TypeError) and (message := _value_message(error, name)):
+        return message
     if isinstance(error, OSError) and error.errno in _CORRECTABLE:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Free some space" if full else "Check paths.data=..."
         hint = COMMANDS[name].resume_hint
         return f"{error}. {remedy}, or choose another paths.output=... {hint}".rstrip()
+    return None
+
+
+def _value_message(error: Exception, name: str) -> str | None:
+    """The message for an override that Hydra fails at without naming it; None if there is none."""
+    for word in sys.argv[1:]:
+        group, is_setting, option = word.partition("=")
+        if not is_setting or not (Path(CONF) / group).is_dir():
+            continue
+        # A group without an option, such as logger=null, network=5 or loss=[1].
+        override = OverridesParser.create().parse_override(word)
+        value: Any = override.value()
+        values = [value]
+        if override.is_sweep_override():
+            values = value.list if override.is_choice_sweep() else []
+        options = [one for v in values for one in (v if isinstance(v, list) else [v])]
+        if not all(isinstance(one, str | QuotedString) for one in options):
+            is_needed = group in {field.name for field in dataclasses.fields(COMMANDS[name])}
+            remedy = list_options(group, Path(CONF)) if is_needed else "leave it out."
+            return f"{group}={option or 'null'}: {remedy}"
+    if str(error).startswith("invalid literal for int()"):
+        for word in sys.argv[1:]:  # a key of a list, such as tta.a=2
+            full, is_setting, _ = word.lstrip("+~").partition("=")
+            if is_setting:
+                key, node = _deepest_node(full, name)
+                if key != full and OmegaConf.is_list(node):
+                    return f"{word}: {key} is a list, {key}=[...]."
     return None
 
 
@@ -232,17 +252,23 @@ def _composition_message(error: ConfigCompositionException, name: str) -> str:
         key = within if within.startswith(f"{key}.") else key
         return f"{key}: {unknown_key(key, _composed(name, error))}"
     if merged := re.match(r"Error merging override (?:~|\+*)([^=]+)", text):
-        override, node = text.removeprefix("Error merging override "), _composed(name)
-        place: list[str] = []
-        for part in merged[1].split("."):
-            if not OmegaConf.is_dict(node) or part not in node:
-                break
-            place, node = [*place, part], node[part]
-        key = ".".join(place)
+        override = text.removeprefix("Error merging override ")
+        key, node = _deepest_node(merged[1], name)
         if OmegaConf.is_list(node):
             return f"{override}: {key} is a list, {key}=[...]."
         return f"{override}: {key} is a section. Set its keys: {', '.join(map(str, node))}."
     return text
+
+
+def _deepest_node(key: str, name: str) -> tuple[str, Any]:
+    """The part of a key that the chosen options have, and the node that is there."""
+    node: Any = _composed(name)
+    place: list[str] = []
+    for part in key.split("."):
+        if not OmegaConf.is_dict(node) or part not in node:
+            break
+        place, node = [*place, part], node[part]
+    return ".".join(place), node
 
 
 def _composed(name: str, error: ConfigCompositionException | None = None) -> DictConfig:

@@ -182,8 +182,10 @@ def test_values_of_another_kind_are_refused(
         ("train", "logger=null", "logger=csv"),
         ("train", "~logger", "logger=csv"),
         ("train", "network=5", "network=5: choose one: network="),
+        ("train", "loss=[1]", "loss=[1]: choose one: loss="),
         ("train", "experiment=null", "leave it out"),
         ("train", "tta={a:1}", "tta={a:1}: tta is a list, tta=[...]."),
+        ("train", "tta.a=2", "tta.a=2: tta is a list, tta=[...]."),
         ("train", "optimizer=[1]", "optimizer=[1]: optimizer is a section. Set its keys: "),
         ("train", "callbacks.last=[1]", "callbacks.last is a section. Set its keys: _target_, "),
         ("train", "trainer={max_epoch:3}", "error: trainer.max_epoch: there is no such key."),
@@ -216,6 +218,14 @@ def test_fault_gets_one_line_with_the_remedy(
     name: str, override: str, part: str, refused: Call
 ) -> None:
     assert part in refused(name, override)
+
+
+@pytest.mark.parametrize("networks", ["test_resnet,effnetv2_s", "choice(test_resnet,'effnetv2_s')"])
+def test_sweep_of_options_is_not_taken_for_the_fault(networks: str, refused: Call) -> None:
+    sweep = f"network={networks}"
+    assert "error: logger=null: choose one" in refused("train", "-m", sweep, "logger=null")
+    assert "error: loss=bce,null: choose" in refused("train", "-m", sweep, "loss=bce,null")
+    assert "error: tta.a=2: tta is a" in refused("train", "-m", sweep, "tta.a=2")
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
