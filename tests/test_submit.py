@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fabricated_networks import TinyImages
 from submission_inputs import NAME, configure, overrides, save_members, save_test_set
 
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference import test_set
 from rsna_bcd.scoring.ensemble import write_ensemble
 from rsna_bcd.scoring.thresholds import Threshold
 from rsna_bcd.stages.submit import submit
@@ -280,6 +282,8 @@ def slow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TinyImages, "forward", slow)
     for clock in ("monotonic", "perf_counter"):
         monkeypatch.setattr(time, clock, lambda: now[0])
+    on_this_clock = partial(test_set.DeadlineMonitor, clock=lambda: now[0])
+    monkeypatch.setattr(test_set, "DeadlineMonitor", on_this_clock)
 
 
 def submit_within(seconds: float, data: Path, output: Path) -> pd.DataFrame:

@@ -163,7 +163,7 @@ class DeadlineMonitor:
         workers: int = 0,
         degradation: Degradation | None = None,
         log: Callable[[str], None] = lambda _: None,
-        clock: Callable[[], float] = lambda: time.monotonic(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         runs = [run for member in members for run in member]
         self.timer, self.until = StageTimer(), until
