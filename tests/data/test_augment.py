@@ -94,12 +94,26 @@ def test_augmentation_refuses_a_transform_that_changes_the_type(pixels: NDArray[
         augment(pixels, (0, 0, 0))
 
 
+def test_augmentation_names_a_transform_that_does_not_take_one_channel(
+    pixels: NDArray[np.uint8],
+) -> None:
+    augment = Augmentation([albumentations.OneOf([albumentations.RandomFog(p=1)], p=1)])
+    with pytest.raises(InputError, match=r"RandomFog.* cannot take .*augment\.transforms"):
+        augment(pixels, (0, 0, 0))
+
+
 class Upended(albumentations.ImageOnlyTransform):
     """A transform of a user's own, rarely applied, that turns images upside down."""
 
     def apply(self, img: NDArray[np.uint8], **_: Any) -> NDArray[np.uint8]:
         """Turn an image."""
         return img[::-1].copy()
+
+
+MOVED: list[Any] = [
+    {"translate_percent": {"y": (-0.4, 0.4)}},
+    {"scale": (0.3, 0.5), "translate_percent": (-0.3, 0.3)},
+]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +129,8 @@ class Upended(albumentations.ImageOnlyTransform):
         (Augmentation([Upended(p=0.0)]), False),
         (Augmentation([albumentations.InvertImg(), albumentations.GaussNoise()]), False),
         (Augmentation([albumentations.HorizontalFlip(), albumentations.Rotate((-45, 45))]), False),
+        (Augmentation([albumentations.Rotate((-100, 100))]), True),
+        *((Augmentation([albumentations.Affine(**moved)]), False) for moved in MOVED),
         (lambda pixels, key: pixels[::-1], True),  # no chain of transforms
         (lambda pixels, key: pixels[:, ::-1], False),
     ],
