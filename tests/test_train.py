@@ -191,7 +191,7 @@ def test_a_second_stage_starts_from_the_average_and_inherits_its_held_out_patien
     assert (entry.name, entry.fold, entry.select, entry.patience) == ("tiny", 0, "best", None)
     last = second / "checkpoints" / "last.ckpt"
     for override in (f"checkpoint_path={last}", f"network.checkpoint_path={start}"):
-        with pytest.raises(InputError, match="fold=1 holds out: it comes from .*, fold 0"):
+        with pytest.raises(InputError, match="in fold 1, which .* out: it comes from .*, fold 0"):
             run(output, "name=third", "epochs=1", "fold=1", override)
     start.unlink()
     run(output, *breasts)  # is finished, and not refused
