@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import LayerActivation, LayerGradCam, LayerGradientXActivation
+from captum.attr import LayerActivation, LayerGradientXActivation
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -127,26 +127,20 @@ def make_maps(explainer: Explainer, breast: str, image: ExplainedImage) -> dict[
         return outputs["logit"]
 
     for stride in (8, 16, 32):
-        layer, _ = saliency.deepest_layer(network, image.crop.shape, stride)
-        for method, attribute in METHODS.items():
+        layer, channel = saliency.deepest_layer(network, image.crop.shape, stride)
+        with saliency.whole_layers(network):
+            activation, gradient = (
+                attribution.attribute(pixels.clone().requires_grad_()).movedim(channel, 1)
+                for attribution in (
+                    LayerActivation(logit, layer),
+                    LayerGradientXActivation(logit, layer, multiply_by_inputs=False),
+                )
+            )
+        for method, weigh in METHODS.items():
             name = f"{method}, stride {stride}"
             if not OURS.startswith(name):
-                maps[name] = attribute(logit, layer, pixels.clone().requires_grad_())
+                maps[name] = _positive((weigh(gradient) * activation).sum(dim=1))
     return maps
-
-
-def _hires_cam(logit: Callable[..., torch.Tensor], layer: Any, pixels: torch.Tensor) -> Map:
-    return _positive(LayerGradientXActivation(logit, layer).attribute(pixels).sum(dim=1))
-
-
-def _layer_cam(logit: Callable[..., torch.Tensor], layer: Any, pixels: torch.Tensor) -> Map:
-    gradient = LayerGradientXActivation(logit, layer, multiply_by_inputs=False).attribute(pixels)
-    activation = LayerActivation(logit, layer).attribute(pixels)
-    return _positive((gradient.relu() * activation).sum(dim=1))
-
-
-def _grad_cam(logit: Callable[..., torch.Tensor], layer: Any, pixels: torch.Tensor) -> Map:
-    return _positive(LayerGradCam(logit, layer).attribute(pixels)[:, 0])
 
 
 def _positive(maps: torch.Tensor) -> Map:
@@ -154,7 +148,11 @@ def _positive(maps: torch.Tensor) -> Map:
     return positive
 
 
-METHODS = {"HiResCAM": _hires_cam, "LayerCAM": _layer_cam, "Grad-CAM": _grad_cam}
+METHODS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # the weights of activations
+    "HiResCAM": lambda gradient: gradient,
+    "LayerCAM": lambda gradient: gradient.relu(),
+    "Grad-CAM": lambda gradient: gradient.mean(dim=(2, 3), keepdim=True),
+}
 
 
 def judge(image: ExplainedImage, of_image: Map, lesions: Circles) -> dict[str, Any]:

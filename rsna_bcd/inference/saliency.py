@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,10 @@ from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import read_run
 
 STRIDE = 16  # pixels of the picture a cell has, for the deepest layer that has as few
+# What `deepest_layer` found, by name: layers that refer to their encoder would keep it alive.
+_LAYERS: WeakKeyDictionary[Encoder, dict[tuple[Size, int], tuple[str | None, int]]] = (
+    WeakKeyDictionary()
+)
 
 
 def saliency_maps(network: Any, batch: Batch, tta: TTA = ()) -> Tensor:
@@ -115,7 +120,7 @@ def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
     size = _picture_size(network, image)
     if isinstance(network, BreastClassifier) and network.aggregator.late:
         explained = _with_summed_logits(network)
-    with _whole_layers(network):
+    with whole_layers(network):
         layer, channel = deepest_layer(network, size)
         with _gradients_after(layer, network):
             attribution = LayerGradientXActivation(logits, layer).attribute(image)
@@ -128,26 +133,38 @@ def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
 def deepest_layer(encoder: Encoder, size: Size, stride: int = STRIDE) -> tuple[nn.Module, int]:
     """The deepest layer with cells of at most `stride` pixels, and the dimension of its channels.
 
-    It is the last map where timm names none, or one that gives something else than one map, and of
-    plain transformers, inside of which there are no maps.
+    A picture is tried once for each network, size and stride. It is the last map where timm names
+    none, or one that gives something else than one map, and of plain transformers, inside of which
+    there are no maps.
 
     Args:
-        encoder: in eval mode, without gradient checkpointing.
-        size: height and width of a picture, which is tried.
+        encoder: in eval mode.
+        size: height and width of a picture.
         stride: in pixels.
     """
+    known = _LAYERS.setdefault(encoder, {})
+    if (size, stride) not in known:
+        known[size, stride] = _find_layer(encoder, size, stride)
+    name, channel = known[size, stride]
+    return encoder.last_map if name is None else encoder.backbone.get_submodule(name), channel
+
+
+def _find_layer(encoder: Encoder, size: Size, stride: int) -> tuple[str | None, int]:
+    """The layer's name in the backbone, None for the last map, and the dimension of channels."""
     features = getattr(encoder.backbone, "feature_info", [])
     named = [f for f in getattr(features, "info", features) if f["reduction"] <= stride]
     if not named or encoder.layout.source in ("tokens", "raw_tokens"):
-        return encoder.last_map, 1
-    layer: nn.Module = encoder.backbone.get_submodule(named[-1]["module"])
+        return None, 1
+    name = str(named[-1]["module"])
     outputs: list[Any] = []
-    hook = layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
-    with hook, torch.no_grad():
+    hook = encoder.backbone.get_submodule(name).register_forward_hook(
+        lambda _, inputs, output: outputs.append(output)
+    )
+    with whole_layers(encoder), hook, torch.no_grad():
         encoder.feature_map(encoder.mean.new_zeros(1, 1, *size))
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
-        return encoder.last_map, 1
-    return layer, 1 if outputs[0].shape[1] == named[-1]["num_chs"] else -1
+        return None, 1
+    return name, 1 if outputs[0].shape[1] == named[-1]["num_chs"] else -1
 
 
 def _picture_size(encoder: Encoder, image: Tensor) -> Size:
@@ -182,7 +199,7 @@ def _with_summed_logits(network: BreastClassifier) -> BreastClassifier:
 
 
 @contextmanager
-def _whole_layers(encoder: Encoder) -> Iterator[None]:
+def whole_layers(encoder: Encoder) -> Iterator[None]:
     """Switch gradient checkpointing off: it runs through blocks and calls no layer as a whole."""
     parts: list[Any] = [m for m in encoder.modules() if getattr(m, "grad_checkpointing", False)]
     for part in parts:

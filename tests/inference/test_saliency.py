@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_csv
 from rsna_bcd.imaging.crops import read_crop
-from rsna_bcd.inference.saliency import Explainer, saliency_maps
+from rsna_bcd.inference.saliency import Explainer, deepest_layer, saliency_maps
 from rsna_bcd.models.aggregators import (
     Aggregator,
     Attention,
@@ -345,6 +345,24 @@ def test_saliency_maps_of_transformers_cover_the_image(backbone: str) -> None:
         weight = network.head.weight.detach()[..., None, None]
         expected = (features * weight / features[0, 0].numel()).sum(dim=1).relu()
         assert torch.allclose(maps, expected, atol=1e-6)
+
+
+def test_layer_is_looked_for_once_per_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = untrained(grad_checkpointing=True)
+    passes: list[int] = []
+    feature_map = network.feature_map
+
+    def counted(image: Tensor) -> Tensor:
+        passes.append(len(image))
+        return feature_map(image)
+
+    monkeypatch.setattr(network, "feature_map", counted)
+    first, second = (deepest_layer(network, (HEIGHT, WIDTH)) for _ in range(2))
+    assert first == second
+    assert first[0] is not network.last_map
+    assert passes == [1]
+    deepest_layer(network, (WIDTH, WIDTH))
+    assert passes == [1, 1]
 
 
 class Lists(nn.Sequential):
