@@ -110,7 +110,7 @@ def _check_loss(cfg: DictConfig) -> None:
     if not getattr(get_object(cfg.loss._target_), "takes_soft_targets", False):
         raise InputError(
             f"distillation.teachers=: {cfg.loss._target_} is not defined for soft targets. Choose "
-            "loss=bce or loss=focal; a loss of yours that is says takes_soft_targets = True."
+            "loss=bce or loss=focal, or set takes_soft_targets = True in your own loss."
         )
     for key in ("positive_target", "positive_weight"):
         if cfg.loss.get(key, 1) != 1:
