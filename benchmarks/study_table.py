@@ -438,7 +438,7 @@ def _pooled(folds: Folds, wanted: Sequence[int]) -> pd.DataFrame:
 
 
 def _missing(study: Study, variant: Variant, scored: Scored) -> str:
-    """What of a variant is not complete, by seed: folds, and candidates to choose from."""
+    """The parts of a variant that are missing, by seed: folds, and candidates to choose from."""
     one = ["+".join(map(str, variant.seeds))] if variant.seeds else list(map(str, study.seeds))
     lacking = {seed: sorted(set(study.folds) - scored.seeds.get(seed, {}).keys()) for seed in one}
     folds_of = (f"seed {s}: fold {','.join(map(str, f))}" for s, f in lacking.items() if f)
