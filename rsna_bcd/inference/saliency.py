@@ -120,10 +120,9 @@ def _maps(network: Any, batch: Batch, image: Tensor) -> Tensor:
     size = _picture_size(network, image)
     if isinstance(network, BreastClassifier) and network.aggregator.late:
         explained = _with_summed_logits(network)
-    with whole_layers(network):
-        layer, channel = deepest_layer(network, size)
-        with _gradients_after(layer, network):
-            attribution = LayerGradientXActivation(logits, layer).attribute(image)
+    layer, channel = deepest_layer(network, size)
+    with whole_layers(network), _gradients_after(layer, network):
+        attribution = LayerGradientXActivation(logits, layer).attribute(image)
     maps = _without_padding(attribution.sum(dim=channel).relu(), network, size)
     if isinstance(network, SideBySide):
         return _split_halves(maps, batch)

@@ -251,8 +251,8 @@ def _check_teachers(cfg: DictConfig, record: dict[str, Any]) -> dict[str, Any]:
     """Check the teachers; of folders that are gone, take what this run recorded when it began."""
     own = Path(cfg.run_dir) / "config.yaml"
     recorded = read_record(own).get("distillation", {}) if own.is_file() else {}
-    if recorded.get("teachers") != cfg.distillation.teachers or "level" not in recorded:
-        recorded = {}  # of other teachers, or of a version that did not compare them
+    if recorded.get("teachers") != cfg.distillation.teachers:
+        recorded = {}
     level = network_level(get_object(cfg.network._target_))
     return check_teachers(_teachers(cfg), record, _training_folds(cfg), level, recorded)
 

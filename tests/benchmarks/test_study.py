@@ -154,14 +154,19 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(folder: Path, tmp_pat
     assert table["missing"].tolist() == ["", "seed 3: fold 0,1"]
 
 
+def save_distilled(folder: Path, n_folds: int) -> None:
+    """Crops of so many folds, and a study of three of them with one distilled variant."""
+    save_crops(folder / "data", 12, n_folds=n_folds)
+    text = STUDY.split("variants:")[0].replace("[0, 1]", "[0, 1, 2]").replace("plain", "soft")
+    (folder / "study.yaml").write_text(
+        f"{text}variants: {{soft: {{overrides: [], distilled: true}}}}"
+    )
+
+
 def test_teachers_are_trained_first_and_have_not_seen_the_held_out_fold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_crops(tmp_path / "data", 12, n_folds=3)
-    text = STUDY.split("variants:")[0].replace("[0, 1]", "[0, 1, 2]").replace("plain", "soft")
-    (tmp_path / "study.yaml").write_text(
-        f"{text}variants: {{soft: {{overrides: [], distilled: true}}}}"
-    )
+    save_distilled(tmp_path, 3)
     trained: list[str] = []
 
     def spy(cfg: Any) -> None:
@@ -257,11 +262,7 @@ def test_a_combination_with_a_distilled_variant_is_distilled(tmp_path: Path) -> 
 def test_teachers_of_some_folds_alone_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_crops(tmp_path / "data", 12, n_folds=4)
-    text = STUDY.split("variants:")[0].replace("[0, 1]", "[0, 1, 2]").replace("plain", "soft")
-    (tmp_path / "study.yaml").write_text(
-        f"{text}variants: {{soft: {{overrides: [], distilled: true}}}}"
-    )
+    save_distilled(tmp_path, 4)
     monkeypatch.setattr(rsna_bcd.stages.train, "train", None)
     with pytest.raises(InputError, match=r"all folds of the data for soft.* has 0, 1, 2, 3\."):
         run(tmp_path)
