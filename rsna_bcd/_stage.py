@@ -238,7 +238,7 @@ def _value_message(error: Exception, name: str) -> str | None:
             if is_setting:
                 key, node = _deepest_node(full, name)
                 if key != full and OmegaConf.is_list(node):
-                    return f"{word}: {key} is a list, {key}=[...]."
+                    return _node_message(word, key, node)
     return None
 
 
@@ -253,11 +253,15 @@ def _composition_message(error: ConfigCompositionException, name: str) -> str:
         return f"{key}: {unknown_key(key, _composed(name, error))}"
     if merged := re.match(r"Error merging override (?:~|\+*)([^=]+)", text):
         override = text.removeprefix("Error merging override ")
-        key, node = _deepest_node(merged[1], name)
-        if OmegaConf.is_list(node):
-            return f"{override}: {key} is a list, {key}=[...]."
-        return f"{override}: {key} is a section. Set its keys: {', '.join(map(str, node))}."
+        return _node_message(override, *_deepest_node(merged[1], name))
     return text
+
+
+def _node_message(override: str, key: str, node: Any) -> str:
+    """The message for an override that does not fit the list or section of its key."""
+    if OmegaConf.is_list(node):
+        return f"{override}: {key} is a list, {key}=[...]."
+    return f"{override}: {key} is a section. Set its keys: {', '.join(map(str, node))}."
 
 
 def _deepest_node(key: str, name: str) -> tuple[str, Any]:

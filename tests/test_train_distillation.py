@@ -136,6 +136,13 @@ def test_teachers_have_the_same_settings(teachers: Path, check: Callable) -> Non
     assert check()["sha256"] == before["sha256"]
 
 
+def test_a_lost_record_of_a_teacher_is_named(teachers: Path, check: Callable) -> None:
+    (teachers / "fold2" / "config.yaml").unlink()
+    message = r"(?s)fold 2 has lost .*fold2/config.yaml.*left_out_folds=\[0\]' overwrite=true"
+    with pytest.raises(InputError, match=message):
+        check()
+
+
 def test_a_lost_table_of_a_teacher_is_named(teachers: Path, check: Callable) -> None:
     (teachers / "fold2" / "oof_images.csv").unlink()
     for read in (check, lambda: read_soft_targets(teachers, [1, 2], "image", 1.0)):

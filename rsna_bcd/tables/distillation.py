@@ -133,7 +133,11 @@ def _check_teacher(teachers: Path, record: Mapping[str, Any], fold: int) -> dict
         state = "is not finished" if folder.is_dir() else "was not trained"
         command = _command(teachers.name, fold, left_out)
         raise InputError(f"{where} {state}, and is needed for its predictions:\n  {command}")
-    teacher = read_record(folder / "config.yaml")
+    record_file = folder / "config.yaml"
+    if not record_file.is_file():
+        command = f"{_command(teachers.name, fold, left_out)} overwrite=true"
+        raise InputError(f"{where} has lost {record_file}. Train it again:\n  {command}")
+    teacher = read_record(record_file)
     command = _command("...", fold, left_out)
     expected = record["dataset"], record["folds"], fold
     if (teacher["dataset"], teacher["folds"], teacher["fold"]) != expected:

@@ -6,22 +6,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import study_table as study_table_module
+import study_blends
 from fabricated_runs import oof, save_run
 from sklearn.metrics import roc_auc_score
+from study_blends import Scored, choose_blends, greedy_selection, stack_inputs, stack_predictions
 from study_config import Place, Study, needed_runs, read_study
 from study_runs import RECORD, Task
 from study_table import (
-    Scored,
-    _chosen,
-    _stack,
     as_markdown,
     auroc_resamples,
     common_folds,
-    greedy_selection,
     holm,
     other_breast_leak,
-    stack_inputs,
     study_table,
 )
 
@@ -177,7 +173,7 @@ def test_the_choice_among_stacks_of_noise_is_no_better_than_chance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seeds are repetitions. A stack that has seen the fold would tell which one fits it."""
-    monkeypatch.setattr(study_table_module, "_MEMBERS", 2)
+    monkeypatch.setattr(study_blends, "_MEMBERS", 2)
     names, seeds = [f"n{i}" for i in range(4)], list(range(20))
     variants = [f"  {name}: []" for name in names]
     variants += [f"  s{name}: {{of: {name}, stack: [mean, other]}}" for name in names]
@@ -197,8 +193,8 @@ def test_the_choice_among_stacks_of_noise_is_no_better_than_chance(
             own = rows.assign(logit=rng.normal(size=len(rows)))  # knows nothing of the label
             scored[name].seeds[str(seed)] = {k: own[own["fold"] == k] for k in range(3)}
         stack = study.variants[f"s{name}"]
-        scored[stack.name] = _stack(study, stack, scored[name], tmp_path, rows)
-    best = _chosen(study, study.variants["best"], scored, ())
+        scored[stack.name] = stack_predictions(study, stack, scored[name], tmp_path, rows)
+    best = choose_blends(study, study.variants["best"], scored, ())
     found = [
         auroc(part["label"], part["probability"])
         for folds in best.seeds.values()
