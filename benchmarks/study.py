@@ -23,6 +23,7 @@ from pool import run_tasks
 from rich.console import Console
 from study_config import Place, Study, compose_run, needed_runs, read_study
 from study_crops import make_crops
+from study_figure import study_figure
 from study_runs import Task, do_run, is_done
 from study_table import as_markdown, study_table
 
@@ -43,12 +44,12 @@ def run_study(
     weights: Path | None = None,
     only: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Train and predict what is missing, and write the table of what is complete.
+    """Train and predict what is missing, write the table of what is complete, and draw it.
 
     Args:
         config: the study's YAML file.
         data: folder of crops or of a data set, see `study_crops.make_crops`.
-        output: folder of runs; gets the table as `<name of the study>.csv` and `.md`.
+        output: folder of runs; gets the table as `<name of the study>.csv`, `.md` and `.png`.
         device: cpu, cuda (in bf16-mixed) or cuda:<n>.
         deadline: in seconds of `time.monotonic()`; None: until all is done.
         jobs: processes that train side by side; None: 1 on the processor, half as many as cores on
@@ -105,6 +106,7 @@ def run_study(
     remarks = [f"Failed: {reason}" for reason in failed]
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / f"{config.stem}.csv", index=False)
+    study_figure(table).savefig(output / f"{config.stem}.png", dpi=120)
     text = as_markdown(study, table, remarks)
     (output / f"{config.stem}.md").write_text(text, encoding="utf-8")
     table.attrs["failed"] = failed

@@ -11,6 +11,7 @@ from fabricated_runs import oof, save_run
 from sklearn.metrics import roc_auc_score
 from study_blends import Scored, choose_blends, greedy_selection, stack_inputs, stack_predictions
 from study_config import Place, Study, needed_runs, read_study
+from study_figure import study_figure
 from study_runs import RECORD, Task
 from study_table import (
     as_markdown,
@@ -108,6 +109,24 @@ def test_scores_are_scikit_learns_averaged_over_seeds(
     assert table.loc["best", "minutes"] == 2 * 1.5  # of those that are trained
     corrected = holm(table["p"].to_numpy())
     np.testing.assert_array_equal(table["p_holm"].to_numpy(), corrected)
+
+
+def test_the_figure_shows_the_compared_rows(
+    study: Study, tasks: list[Task], tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "better_s2" / "fold1" / "metrics.json").unlink()
+    table = made(study, tasks, tmp_path)
+    table.loc["stack", "p"] = np.nan  # as where rows are not comparable
+    figure = study_figure(table.reset_index())
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    compared = [name for name in table.index if name != "stack"]
+    assert [name.partition(" ")[0] for name in names] == compared
+    assert "both_seeds (fold 0)" in names
+    for axes, key in zip(figure.axes, ("auroc", "difference"), strict=True):
+        points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+        np.testing.assert_array_equal(points, table.loc[compared, key])
+    nothing = study_figure(table.reset_index().assign(auroc=np.nan, p=np.nan))
+    assert not any(line.get_marker() == "o" for axes in nothing.axes for line in axes.lines)
 
 
 def test_of_one_seed_it_is_the_paired_difference_of_the_package() -> None:
