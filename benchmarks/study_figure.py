@@ -36,7 +36,7 @@ def study_figure(table: pd.DataFrame) -> Figure:
 
 
 def _draw_intervals(axes: Axes, rows: pd.DataFrame, value: str, low: str, high: str) -> None:
-    for y, row in rows.iterrows():
+    for y, (_, row) in enumerate(rows.iterrows()):
         excludes_0 = row["difference_low"] > 0 or row["difference_high"] < 0
         colour = _TOLD_APART if excludes_0 else _OTHER
         axes.plot([row[low], row[high]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
