@@ -21,7 +21,9 @@ from study_heads import _bags
 from study_runs import Task, is_predicted
 
 import rsna_bcd.stages.train
+from rsna_bcd._records import recorded_keys, select_settings
 from rsna_bcd.errors import InputError
+from rsna_bcd.settings import Train
 from rsna_bcd.stages.train import train
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -292,6 +294,19 @@ def test_a_study_in_the_project_has_valid_overrides(name: str) -> None:
             assert cfg.name == f"{run.variant}_s{study.seeds[0]}"
             assert cfg.callbacks.last.every_n_epochs == cfg.epochs
             assert "best" not in cfg.callbacks
+
+
+def test_the_recommended_experiment_is_the_row_that_was_measured() -> None:
+    study = read_study(STUDIES / "processor.yaml")
+    place = Place(Path("data"), Path("output"), Path("weights"))
+    measured = study.variants["age_tta_of_four"]
+    row = next(run for run in needed_runs(study, "cpu") if run.variant == measured.of)
+    trained = compose_run(row, study, place)
+    weights = f"checkpoint_path={place.weights}/tf_efficientnet_lite0.pth"
+    experiment = composed("train", "experiment=recommended_small", "trainer=cpu", weights)
+    assert list(experiment.tta) == list(measured.flips)
+    keys = [key for key in recorded_keys(Train) if key not in ("name", "tta")]
+    assert select_settings(experiment, *keys) == select_settings(trained, *keys)
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: str(file.stem))
