@@ -94,6 +94,8 @@ def images_per_sample(cfg: Any, level: str) -> int:
 
 def random_batch(cfg: Any, level: str, size: int) -> Batch:
     """Noise of the size of an experiment's crops, as its dataset would give it."""
+    from hydra.utils import instantiate
+
     samples = torch.arange(size)
     places = torch.arange(images_per_sample(cfg, level)) if level == "breast" else None
     shape = () if places is None else (len(places),)
@@ -107,6 +109,8 @@ def random_batch(cfg: Any, level: str, size: int) -> Batch:
         "index": samples,
         **{f"target_{name}": torch.zeros(size) for name in cfg.auxiliary},
     }  # fmt: skip
+    if cfg.metadata is not None:
+        batch["metadata"] = torch.zeros(size, instantiate(cfg.metadata).width)
     if places is not None:
         batch["mask"] = torch.ones(size, len(places), dtype=torch.bool)
         batch["view"] = places.remainder(2).repeat(size, 1)

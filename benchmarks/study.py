@@ -106,9 +106,9 @@ def run_study(
     remarks = [f"Failed: {reason}" for reason in failed]
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / f"{config.stem}.csv", index=False)
-    study_figure(table).savefig(output / f"{config.stem}.png", dpi=120)
     text = as_markdown(study, table, remarks)
     (output / f"{config.stem}.md").write_text(text, encoding="utf-8")
+    study_figure(table).savefig(output / f"{config.stem}.png", dpi=120)
     table.attrs["failed"] = failed
     return table
 

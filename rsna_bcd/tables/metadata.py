@@ -137,7 +137,8 @@ class Metadata:
         if absent:
             raise InputError(
                 f"The table of images lacks the column(s) {', '.join(absent)} that "
-                "metadata.columns names. Add them to the table, or train without them."
+                "metadata.columns names. Add them to the table, or train without "
+                "them (metadata=null: without any)."
             )
 
     def _column(self, name: str, values: pd.Series) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from commands import composed
 from crops import crop_settings, synthetic_crops
 from gpu_inference import slope
 from gpu_throughput import (
+    experiments,
     fitted_line,
     make_classifier,
     make_step,
@@ -21,6 +22,7 @@ from gpu_throughput import (
 
 from rsna_bcd.data.augment import Augmentation
 from rsna_bcd.data.datamodule import CropDataModule
+from rsna_bcd.models.prediction import network_outputs
 
 
 def test_operations_are_those_of_the_textbook() -> None:
@@ -43,6 +45,14 @@ def test_operations_are_those_of_the_textbook() -> None:
     pixels = cfg.crop.height * cfg.crop.width
     first, second = 2 * 9 * 3 * pixels, 2 * 9 * 3 * 5 * pixels
     assert step_flops(cfg, classifier) == (first + second) + (first + 2 * second)
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_each_experiment_takes_the_random_batch(name: str) -> None:
+    cfg = composed(*overrides(name, small=True))
+    classifier = make_classifier(cfg)
+    outputs = network_outputs(classifier.network, random_batch(cfg, classifier.level, 2))
+    assert outputs["logit"].shape == (2,)
 
 
 def test_memory_is_a_line_in_the_batch_size() -> None:
