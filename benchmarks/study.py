@@ -56,10 +56,12 @@ def run_study(
             a GPU, at most 8; 0: this process, which cannot stop within a run.
         weights: folder of the files that overrides name as {weights}; None: `weights/` in `data`,
             or beside it.
-        only: names of variants, besides the reference; empty: all.
+        only: names of variants, besides the reference; empty: all. The table of a part is
+            `<name of the study>_only`: its p-values are corrected for fewer rows.
 
     Returns:
-        The table (`study_table.COLUMNS`); `attrs["failed"]` has the reasons of runs that failed.
+        The table (`study_table.COLUMNS`); `attrs["failed"]` has the reasons of runs that failed,
+        `attrs["text"]` the table in Markdown.
 
     Raises:
         InputError: the study, the data or an override is invalid, or a finished run was trained by
@@ -105,11 +107,12 @@ def run_study(
     table = study_table(study, tasks, output, prepared, see_other)
     remarks = [f"Failed: {reason}" for reason in failed]
     output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(output / f"{config.stem}.csv", index=False)
+    name = f"{config.stem}_only" if only else config.stem
+    table.to_csv(output / f"{name}.csv", index=False)
     text = as_markdown(study, table, remarks)
-    (output / f"{config.stem}.md").write_text(text, encoding="utf-8")
-    study_figure(table).savefig(output / f"{config.stem}.png", dpi=120)
-    table.attrs["failed"] = failed
+    (output / f"{name}.md").write_text(text, encoding="utf-8")
+    study_figure(table).savefig(output / f"{name}.png", dpi=120)
+    table.attrs.update(failed=failed, text=text)
     return table
 
 
@@ -194,8 +197,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     except InputError as error:
         sys.exit(f"error: {error}")
-    file = Path(str(cfg.output)) / f"{Path(arguments[0]).stem}.md"
-    sys.stdout.write(file.read_text(encoding="utf-8"))
+    sys.stdout.write(table.attrs["text"])
     return 1 if table.attrs["failed"] else 0
 
 

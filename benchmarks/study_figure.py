@@ -1,5 +1,7 @@
 """The figure of a study: the AUROC of each row, and its difference from the reference."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,8 +27,9 @@ def study_figure(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8.5, 1.4 + 0.27 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    _draw_intervals(left, rows, "auroc", "low", "high")
-    _draw_intervals(right, rows, "difference", "difference_low", "difference_high")
+    colours = [_COLOURS[_side_of_zero(row)] for _, row in rows.iterrows()]
+    _draw_intervals(left, rows[["auroc", "low", "high"]], colours)
+    _draw_intervals(right, rows[["difference", "difference_low", "difference_high"]], colours)
     reference = rows["auroc"] - rows["difference"]
     left.plot(reference, rows.index, "|", color="black", markersize=11)
     right.axvline(0, color="black", linewidth=1)
@@ -40,12 +43,18 @@ def study_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_intervals(axes: Axes, rows: pd.DataFrame, value: str, low: str, high: str) -> None:
-    for y, (_, row) in enumerate(rows.iterrows()):
-        higher, lower = row["difference_low"] > 0, row["difference_high"] < 0
-        colour = _COLOURS["higher" if higher else "lower" if lower else "interval includes 0"]
-        axes.plot([row[low], row[high]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(row[value], y, "o", color=colour, markersize=6)
+def _side_of_zero(row: pd.Series) -> str:
+    """Which colour a row has: its difference's interval lies above 0, below, or includes it."""
+    if row["difference_low"] > 0:
+        return "higher"
+    return "lower" if row["difference_high"] < 0 else "interval includes 0"
+
+
+def _draw_intervals(axes: Axes, values: pd.DataFrame, colours: Sequence[str]) -> None:
+    """Draw value, lower and upper bound (the three columns) of each row."""
+    for y, (colour, (value, low, high)) in enumerate(zip(colours, values.to_numpy(), strict=True)):
+        axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(value, y, "o", color=colour, markersize=6)
     axes.grid(visible=True, axis="x", linewidth=0.5, alpha=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -55,5 +64,5 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame, value: str, low: str, high: 
 
 def _label(row: pd.Series, all_folds: str) -> str:
     """The name of a row, with its folds where they are others than those of the reference."""
-    name = str(row["variant"])
-    return name if row["folds"] == all_folds else f"{name} (folds {row['folds']})"
+    name, folds = str(row["variant"]), str(row["folds"])
+    return name if folds == all_folds else f"{name} (fold{'s' if ',' in folds else ''} {folds})"

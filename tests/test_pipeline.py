@@ -13,11 +13,11 @@ from rsna_bcd._stage import main
 # A tiny network and crop in the place of those of the README.
 SMALL = {
     "crop=h1536": ["crop=demo", "folds.assign.n_folds=2", "workers=0"],
-    "experiment=effnet_b5": ["experiment=demo", "name=effnet_b5", "epochs=1", "batch_size=8"],
+    "experiment=recommended": ["experiment=demo", "name=recommended", "epochs=1", "batch_size=8"],
     "trainer=gpu": ["trainer=cpu", "workers=0"],
     "fold=0,1,2,3": ["fold=0,1"],
 }
-TINY = [one for part in ("experiment=effnet_b5", "trainer=gpu") for one in SMALL[part]]
+TINY = [one for part in ("experiment=recommended", "trainer=gpu") for one in SMALL[part]]
 MORE = {"submit": ["workers=0"], "ensemble": ["resamples=100"], "report": ["resamples=100"]}
 
 
@@ -61,7 +61,7 @@ def test_submit_predicts_a_test_image_like_a_training_image(
 ) -> None:
     """The held-out patients of fold 0, submitted as test images to the run of fold 0."""
     oof = pd.read_csv(
-        output / "runs" / "effnet_b5" / "fold0" / "oof.csv", index_col="prediction_id"
+        output / "runs" / "recommended" / "fold0" / "oof.csv", index_col="prediction_id"
     )
     train = pd.read_csv(competition / "train.csv", dtype={"patient_id": str})
     train["prediction_id"] = train["patient_id"] + "_" + train["laterality"]

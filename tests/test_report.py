@@ -349,7 +349,7 @@ def test_report_gallery(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saliency.Explainer, "for_ensemble", lambda *_: Explainer())
     cases = make_report(output, "run=b5", "cases=2").inputs.cases
     assert cases is not None
-    assert {case.kind for case in cases} == {"miss", "false alarm", "find"}
+    assert {case.kind for case in cases} == {"false negative", "false positive", "true positive"}
     page = Page(output / "report" / "runs" / "b5").check()
     for case in cases:
         assert f"{case.prediction_id} · score {case.probability:.3f}" in page.words
@@ -375,7 +375,7 @@ def test_report_gallery_without_networks(output: Path) -> None:
     oof = evaluation.inputs.oof
     missed = oof[(oof["label"] == 1) & (oof["decision"] == 0) & (oof["unread"] == 0)]
     hardest = missed.sort_values("ranking")["prediction_id"].tolist()
-    assert [case.prediction_id for case in cases if case.kind == "miss"] == hardest
+    assert [case.prediction_id for case in cases if case.kind == "false negative"] == hardest
     views = [view for case in cases for view in case.views]
     page = Page(output / "report" / "runs" / "b5").check()
     assert all(view.overlay is None for view in views)

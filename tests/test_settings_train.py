@@ -87,6 +87,8 @@ def test_settings_that_no_run_can_have_are_refused(
         ("network.backbone=convit_tiny", "convit_tiny gives no feature map of images of 64 x 32"),
         ("network.image_size=[160,160]", "it is the size of the crops, [64, 32]. Leave it out."),
         ("network.backbone=resnet18.no_such_tag", "network.backbone=resnet18.no_such_tag: "),
+        ("rates.layer_decay=2", "rates.layer_decay=2: should be above 0, and at most 1."),
+        ("network.backbone=vgg11 network.drop_path_rate=0.1", "set network.drop_path_rate=null."),
         ("network=effnetv2_s_bilateral augment=flips", "choose augment=upright"),
         ("checkpoint_path=nowhere.pth", "nowhere.pth does not exist"),
         ("batch_size=999", "smaller batch_size"),

@@ -7,9 +7,11 @@ so one that does not fit is refused at once, in one line.
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +112,12 @@ def create_backbone(
     Args:
         name: of timm, or `hf-hub:<owner>/<name>`; `timm/` and `hf-hub:timm/` may be before a name.
         pretrained: with the weights that timm downloads for it.
-        drop_path_rate: stochastic depth; None leaves the network's default.
+        drop_path_rate: stochastic depth; None leaves the network's default, or none.
         image_size: of the images, for networks that are built for one; else it may be None.
 
     Raises:
-        InputError: an unknown name, weights that cannot be had, or a network that gives no feature
-            map of such images.
+        InputError: an unknown name, weights that cannot be had, stochastic depth that the network
+            does not have, or a network that gives no feature map of such images.
     """
     name = _known_name(name)
     is_simple = timm.is_model(name) and timm.models.model_entrypoint(name).__module__ in _SIMPLE
@@ -141,7 +143,15 @@ def create_backbone(
             "network.pretrained=false."
         ) from error
     except RuntimeError as error:  # an unknown tag of weights
-        raise InputError(f"network.backbone={name}: {error}") from error
+        tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
+        known = f" Known are {', '.join(tags)}." if tags else ""
+        raise InputError(f"network.backbone={name}: {error}{known}") from error
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise InputError(
+            f"network.backbone={name} has no stochastic depth: set network.drop_path_rate=null."
+        ) from error
     if is_simple:
         norms_pooled = _has_pooled_norm(backbone)
         source: Source = "features" if norms_pooled else "output"
@@ -180,18 +190,28 @@ def _known_name(name: str) -> str:
     Raises:
         InputError: timm has none of this name.
     """
+    if name.startswith("hf_hub:"):
+        raise InputError(f"network.backbone={name}: write {_HUB}{name.removeprefix('hf_hub:')}.")
     short = name.removeprefix(_HUB).removeprefix("timm/")
     if timm.is_model(short):  # also of the hub's timm/: the same weights, described without it
         return short
-    if name.startswith((_HUB, _FOLDER)):
+    if name.startswith(_HUB):
+        if not re.fullmatch(r"[^/\s]+/[^/\s]+", name.removeprefix(_HUB)):
+            raise InputError(f"network.backbone={name}: should be {_HUB}<owner>/<name>.")
         return name
-    if "/" in name:
+    if name.startswith(_FOLDER):
+        description = Path(name.removeprefix(_FOLDER)) / "config.json"
+        if not description.is_file():
+            raise InputError(f"network.backbone={name}: there is no {description}.")
+        return name
+    if "/" in short:
         raise InputError(
-            f"network.backbone={name} is no name of timm. A network of the hub is {_HUB}{name}."
+            f"network.backbone={name} is no name of timm. A network of the hub is {_HUB}{short}."
         )
-    similar = timm.list_models(f"*{short.split('.')[0][:8]}*")[:5] if short else []
-    hint = f" Did you mean {', '.join(similar)}?" if similar else ""
-    raise InputError(f"timm has no network {name!r} (network.backbone).{hint}")
+    architecture = short.split(".")[0].lower().replace("-", "_")
+    similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+    hint = f"Did you mean {', '.join(similar)}?" if similar else "timm.list_models() has all."
+    raise InputError(f"timm has no network {name!r} (network.backbone). {hint}")
 
 
 def describe_backbone(name: str) -> str | None:

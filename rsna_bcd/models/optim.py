@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from rsna_bcd.errors import InputError
+
 MakeOptimizer = Callable[..., Optimizer]  # of parameter groups; knows its `lr` and all else
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps
 _DEPTH = 12  # layers of the networks for which layer decays are published
@@ -28,6 +30,9 @@ class ParameterGroups:
         decay_all: weight decay also for biases and for the scales of norms.
         reference_batch: the learning rate is for this many samples per step, and proportional to
             the batch size; None takes it as it is.
+
+    Raises:
+        InputError: `layer_decay` is not in (0, 1].
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class ParameterGroups:
         decay_all: bool = False,
         reference_batch: int | None = None,
     ) -> None:
+        if not 0 < layer_decay <= 1:
+            raise InputError(f"rates.layer_decay={layer_decay}: should be above 0, and at most 1.")
         self._layer_decay = layer_decay
         self._decay_all = decay_all
         self._reference_batch = reference_batch

@@ -1,4 +1,4 @@
-"""Gallery of a report: the worst misses, the worst false alarms and the best finds as pictures."""
+"""Gallery of a report: pictures of false negatives, false positives and true positives."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.inference.saliency import ExplainedImage
 from rsna_bcd.reporting.contact_sheet import to_uint8
 
-CaseKind = Literal["miss", "false alarm", "find"]
+CaseKind = Literal["false negative", "false positive", "true positive"]
 
 _LONGEST = 640  # pixels of a picture
 _QUALITY = 80  # of WebP: keeps the noise of the tissue, not its grain
@@ -83,11 +83,10 @@ class Case:
 
 
 def choose_cases(oof: pd.DataFrame, decisions: ArrayLike, n: int) -> pd.DataFrame:
-    """Choose the worst misses, the worst false alarms and the best finds.
+    """Choose the most extreme false negatives, false positives and true positives.
 
-    Misses are cancers with a negative decision and the lowest probabilities, false alarms breasts
-    without cancer and finds cancers with a positive decision and the highest probabilities. Without
-    unreadable breasts. Ties are ordered by `prediction_id`.
+    False negatives with the lowest probabilities, false and true positives with the highest ones.
+    Without unreadable breasts. Ties are ordered by `prediction_id`.
 
     Args:
         oof: one row per breast, `OOF_COLUMNS`.
@@ -95,8 +94,8 @@ def choose_cases(oof: pd.DataFrame, decisions: ArrayLike, n: int) -> pd.DataFram
         n: of each kind, at most.
 
     Returns:
-        Rows of `oof` with `kind` and `decision`: misses, false alarms, finds, the most extreme
-        first.
+        Rows of `oof` with `kind` and `decision`: false negatives, false positives, true positives,
+        the most extreme first.
 
     Raises:
         InputError: not one decision per row, or `n` below 1.
@@ -110,9 +109,10 @@ def choose_cases(oof: pd.DataFrame, decisions: ArrayLike, n: int) -> pd.DataFram
     rows = oof.assign(decision=decided.astype(np.int64))
     rows = rows[rows["unread"] == 0].sort_values("prediction_id")
     chosen = []
-    for kind, label, decision in (("miss", 1, 0), ("false alarm", 0, 1), ("find", 1, 1)):
+    kinds = (("false negative", 1, 0), ("false positive", 0, 1), ("true positive", 1, 1))
+    for kind, label, decision in kinds:
         own = rows[(rows["label"] == label) & (rows["decision"] == decision)]
-        own = own.sort_values("probability", ascending=kind == "miss", kind="stable")
+        own = own.sort_values("probability", ascending=kind == "false negative", kind="stable")
         chosen.append(own.head(n).assign(kind=kind))
     return pd.concat(chosen, ignore_index=True)
 

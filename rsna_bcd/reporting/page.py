@@ -43,9 +43,9 @@ SECTIONS: Mapping[str, str] = {  # key and anchor: title
     "gallery": "Gallery",
 }
 _CASES: Mapping[str, str] = {
-    "miss": "Worst misses: cancer, lowest scores",
-    "false alarm": "Worst false alarms: no cancer, highest scores",
-    "find": "Best finds: cancer, highest scores",
+    "false negative": "False negatives: cancer, lowest scores",
+    "false positive": "False positives: no cancer, highest scores",
+    "true positive": "True positives: cancer, highest scores",
 }
 
 

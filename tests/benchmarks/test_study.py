@@ -24,6 +24,8 @@ import rsna_bcd.stages.train
 from rsna_bcd._records import recorded_keys, select_settings
 from rsna_bcd.errors import InputError
 from rsna_bcd.settings import Train
+from rsna_bcd.stages import _training_checks
+from rsna_bcd.stages._training_checks import check_training
 from rsna_bcd.stages.train import train
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -111,6 +113,15 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
     assert np.isfinite(table["difference"][1:]).all()
     text = (folder / "out" / "study.md").read_text()
     assert "Reference: plain. Up to 16 breasts, 4 with cancer" in text
+
+
+def test_the_table_of_a_part_does_not_replace_that_of_the_study(folder: Path) -> None:
+    before = (folder / "out" / "study.csv").read_bytes()
+    assert run(folder, only=["flips"])["variant"].tolist() == ["plain", "flips"]
+    assert (folder / "out" / "study.csv").read_bytes() == before
+    assert pd.read_csv(folder / "out" / "study_only.csv")["variant"].tolist() == ["plain", "flips"]
+    with pytest.raises(InputError, match="only=flip: the study has no such variant"):
+        run(folder, only=["flip"])
 
 
 def test_what_was_lost_is_made_again(folder: Path) -> None:
@@ -283,17 +294,22 @@ def test_of_two_overrides_of_a_key_the_later_counts_and_groups_come_first() -> N
 
 
 @pytest.mark.parametrize("name", ["small", "processor", "plain", "gpu"])
-def test_a_study_in_the_project_has_valid_overrides(name: str) -> None:
+def test_a_study_in_the_project_has_valid_overrides(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for check in ("_check_crops", "_check_folds"):  # there are none
+        monkeypatch.setattr(_training_checks, check, lambda _: None)
     study = read_study(STUDIES / f"{name}.yaml")
     place = Place(Path("data"), Path("output"), Path("weights"), saves_once=True)
     first = {run.variant: run for run in reversed(needed_runs(study, "gpu"))}
-    # All overrides of a study in one configuration; groups of networks each by itself.
+    # Other rows change one key, which composing checks before the first training.
     for run in first.values():
         if run.variant == study.reference or any(o.startswith("network=") for o in run.overrides):
             cfg = compose_run(run, study, place)
             assert cfg.name == f"{run.variant}_s{study.seeds[0]}"
             assert cfg.callbacks.last.every_n_epochs == cfg.epochs
             assert "best" not in cfg.callbacks
+            check_training(cfg)
 
 
 def test_the_recommended_experiment_is_the_row_that_was_measured() -> None:

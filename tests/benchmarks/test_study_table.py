@@ -121,7 +121,7 @@ def test_the_figure_shows_the_compared_rows(
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     compared = [name for name in table.index if name != "stack"]
     assert [name.partition(" ")[0] for name in names] == compared
-    assert "both_seeds (folds 0)" in names
+    assert "both_seeds (fold 0)" in names
     for axes, key in zip(figure.axes, ("auroc", "difference"), strict=True):
         points = [np.ravel(line.get_xdata())[0] for line in axes.lines if line.get_marker() == "o"]
         np.testing.assert_array_equal(points, table.loc[compared, key])

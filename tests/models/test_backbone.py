@@ -81,6 +81,22 @@ def test_the_table_says_what_becomes_of_each_network(row: dict[str, str]) -> Non
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow  # ten minutes
+@pytest.mark.parametrize(
+    "row", [row for row in rows() if row["result"] == "works"], ids=lambda row: row["module"]
+)
+def test_each_network_has_stochastic_depth_or_is_refused_with_it(row: dict[str, str]) -> None:
+    if not timm.is_model(row["network"]):
+        pytest.skip("another version of timm")
+    refusal = None
+    with torch.device("meta"):
+        try:
+            create_backbone(row["network"], pretrained=False, drop_path_rate=0.2, image_size=SIZE)
+        except InputError as error:
+            refusal = str(error)
+    assert refusal is None or refusal.endswith("set network.drop_path_rate=null.")
+
+
 @pytest.mark.slow  # a quarter of an hour
 @pytest.mark.parametrize(
     "row", [row for row in rows() if row["result"] == "works"], ids=lambda row: row["module"]
@@ -105,8 +121,13 @@ def test_each_network_has_saliency_maps_at_a_wide_size(row: dict[str, str]) -> N
         ("convit_tiny", SIZE, r"^network.backbone=convit_tiny gives no .* 344 x 192 .*Choose an"),
         ("test_maxvit", None, "^network.backbone=test_maxvit is built for one size"),
         ("someone/model", None, "no name of timm.* hf-hub:someone/model"),
-        ("hf-hub:", None, "^timm cannot make network.backbone=hf-hub:"),
-        ("local-dir:/nowhere", None, "description could not be read.*checkpoint_path="),
+        ("hf_hub:timm/resnet18", None, "hf_hub:timm/resnet18: write hf-hub:timm/resnet18.$"),
+        ("hf-hub:", None, "^network.backbone=hf-hub:: should be hf-hub:<owner>/<name>.$"),
+        ("local-dir:/nowhere", None, "local-dir:/nowhere: there is no /nowhere/config.json.$"),
+        ("timm/resnt18", None, r"no network 'timm/resnt18' .* Did you mean resnet18, "),
+        ("TF-EfficientNet-Lite0", None, "Did you mean tf_efficientnet_lite0, "),
+        ("zzzz", None, r"no network 'zzzz' .* timm.list_models\(\) has all.$"),
+        ("resnet18.nope", None, r"Invalid pretrained tag \(nope\).* Known are resnet18.a1_in1k, "),
     ],
 )
 def test_a_backbone_that_does_not_fit_is_refused_in_one_line(
@@ -115,6 +136,12 @@ def test_a_backbone_that_does_not_fit_is_refused_in_one_line(
     with pytest.raises(InputError, match=message) as refusal:
         create_backbone(name, pretrained=False, drop_path_rate=None, image_size=size)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_stochastic_depth_is_refused_where_a_network_has_none(name: str) -> None:
+    with pytest.raises(InputError, match=f"={name} has no .* set network.drop_path_rate=null.$"):
+        create_backbone(name, pretrained=False, drop_path_rate=0.2, image_size=SIZE)
 
 
 @pytest.mark.parametrize("prefix", ["", "timm/", "hf-hub:timm/"])

@@ -52,7 +52,7 @@ def test_choose_cases_takes_the_worst_errors_and_the_best_finds(seed: int) -> No
     rows = [r for r in oof.assign(decision=decisions).to_dict("records") if not r["unread"]]
     expected = []
     for kind, label, decision, sign in (
-        ("miss", 1, 0, 1), ("false alarm", 0, 1, -1), ("find", 1, 1, -1),
+        ("false negative", 1, 0, 1), ("false positive", 0, 1, -1), ("true positive", 1, 1, -1),
     ):  # fmt: skip
         own = [r for r in rows if (r["label"], r["decision"]) == (label, decision)]
         own.sort(key=lambda r: (sign * r["probability"], r["prediction_id"]))
@@ -61,7 +61,7 @@ def test_choose_cases_takes_the_worst_errors_and_the_best_finds(seed: int) -> No
     shuffled = oof.sample(frac=1, random_state=seed)
     pd.testing.assert_frame_equal(choose_cases(shuffled, decisions[shuffled.index], 4), chosen)
     all_right = choose_cases(oof.assign(unread=0), oof["label"], 3)
-    assert all_right["kind"].tolist() == ["find"] * 3
+    assert all_right["kind"].tolist() == ["true positive"] * 3
 
 
 @pytest.mark.parametrize(("decisions", "n"), [(np.zeros(3), 1), (np.zeros(60), 0)])
@@ -81,8 +81,9 @@ def test_gallery_shows_recorded_properties() -> None:
     )
     chosen = choose_cases(oof, [0, 1], 2)
     miss, alarm = gallery(chosen, images, lambda _: [explained("CC", make_map(1, 1))])
-    assert (miss.kind, miss.prediction_id, miss.label, miss.decision) == ("miss", "1_L", 1, 0)
-    assert (alarm.kind, alarm.prediction_id, alarm.probability) == ("false alarm", "2_R", 0.9)
+    assert (miss.kind, miss.prediction_id) == ("false negative", "1_L")
+    assert (miss.label, miss.decision) == (1, 0)
+    assert (alarm.kind, alarm.prediction_id, alarm.probability) == ("false positive", "2_R", 0.9)
     assert miss.facts == {"site": "2", "age": "63", "implant": "yes", "invasive": "yes"}
     expected = {"site": "1", "age": "50.5", "density": "B", "implant": "no"}
     assert alarm.facts == expected | {"difficult negative": "yes"}
