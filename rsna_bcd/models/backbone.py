@@ -188,7 +188,8 @@ def _known_name(name: str) -> str:
     """The name of a network for timm.
 
     Raises:
-        InputError: timm has none of this name.
+        InputError: timm has none of this name, it is no name of the hub, or the folder has no
+            `config.json`.
     """
     if name.startswith("hf_hub:"):
         raise InputError(f"network.backbone={name}: write {_HUB}{name.removeprefix('hf_hub:')}.")
@@ -222,6 +223,7 @@ def describe_backbone(name: str) -> str | None:
 
     Raises:
         OSError: it is not in the hub's cache, and the hub cannot be reached.
+        InputError: it is no name of the hub, or the folder has no `config.json`.
     """
     known = _known_name(name) if name.startswith((_HUB, _FOLDER)) else ""
     if known.startswith(_FOLDER):
