@@ -16,7 +16,7 @@ BUNDLED = $(or $(strip $(if $(NAME),name=$(NAME)) $(ARGS)),paths=demo name=demo)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo "ARGS has the settings of a command: make train ARGS='experiment=effnet_b5 -m fold=0,1,2,3'"
+	@echo "ARGS has the settings of a command: make train ARGS='experiment=recommended trainer=gpu -m fold=0,1,2,3'"
 
 env: .venv/.complete ## create or update .venv from requirements.lock
 

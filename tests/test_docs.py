@@ -108,6 +108,16 @@ def test_commands_have_settings_that_exist(page: Path) -> None:
         check(name, cfg)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_studies_and_make_targets_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for file in re.findall(r"\b(?:benchmarks|docs|tests)/[\w/]+\.(?:py|yaml)\b", text):
+        assert (ROOT / file).is_file(), f"{page.name}: {file}"
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE):
+        assert "".join(target) in targets, f"{page.name}: make {''.join(target)}"
+
+
 def execute(file: str, module: types.ModuleType) -> None:
     """Run an example as if it stood at the end of a module."""
     exec(compile(EXAMPLES[file], file, "exec", dont_inherit=True), module.__dict__)

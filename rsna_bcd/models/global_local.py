@@ -39,7 +39,7 @@ class GlobalLocal(nn.Module):
         downscale: the whole image is looked at in 1 / downscale of its height and width.
         n_patches: number of patches K.
         patch: their side in pixels of the image.
-        top: share of the map's cells whose mean is the first opinion.
+        top: share of the map's cells whose mean is the whole image's logit.
         dropout: before the last layer. For the others see `ImageClassifier`.
         encoder: the other arguments of `Encoder`, for both. `pooling` is of the patches' feature
             maps: that of the whole image is reduced to its maximum.

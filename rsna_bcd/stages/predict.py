@@ -122,8 +122,8 @@ def _ensemble(cfg: DictConfig) -> Ensemble:
         "    python -m rsna_bcd.predict paths=demo name=demo inputs=...\n"
         "  one of real mammograms (README: The five commands):\n"
         "    python -m rsna_bcd.prepare crop=h1536\n"
-        "    python -m rsna_bcd.train experiment=effnet_b5 -m fold=0,1,2,3\n"
-        "    python -m rsna_bcd.ensemble name=best members=[effnet_b5]\n"
+        "    python -m rsna_bcd.train experiment=recommended trainer=gpu -m fold=0,1,2,3\n"
+        "    python -m rsna_bcd.ensemble name=best members=[recommended]\n"
         "One that is elsewhere is found with paths.models=FOLDER, which has ensembles/ and runs/."
     )
 

@@ -20,6 +20,7 @@ from rsna_bcd.preparation.source_files import expected_file, find_files
 from rsna_bcd.processes import usable_cores
 from rsna_bcd.reporting.console import ProgressBar, make_console
 from rsna_bcd.reporting.contact_sheet import SampledImage, contact_sheet, sample_crops
+from rsna_bcd.tables.delimited import absent_table
 from rsna_bcd.tables.folds import check_folds, fold_summary, save_folds
 from rsna_bcd.tables.images import SPLITS, Split, read_images, table_files
 
@@ -120,8 +121,7 @@ def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
     absent = [file for file in table_files(csv) if not is_file(file)]
     if absent and others:
         raise InputError(
-            f"{absent[0]} does not exist. Point paths.data= at the dataset's folder, or leave the "
-            f"split out with splits=[{others}]."
+            f"{absent_table(absent[0])}, or leave the split out with splits=[{others}]."
         )
     return read_images(csv, split, instantiate(cfg.dataset.rows))
 

@@ -58,8 +58,7 @@ def read_cells(
         InputError: the file is absent, empty or a spreadsheet.
     """
     if not is_file(file):
-        made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
-        raise InputError(f"{file} does not exist.{made} Point paths.data= at the dataset's folder.")
+        raise InputError(f"{absent_table(file)}.")
     content = read_bytes(file)
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # ZIP, and so .xlsx; .xls
         raise InputError(f"{file} is not a CSV table but a spreadsheet or archive. Save it as CSV.")
@@ -68,6 +67,15 @@ def read_cells(
         raise InputError(f"{file} is empty. Check that it was copied or downloaded whole.")
     (_, header), *rows = lines
     return header, rows
+
+
+def absent_table(file: Path) -> str:
+    """The message that a table does not exist, with the remedy; without the last full stop."""
+    made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
+    archive = file.parent.with_name(f"{file.parent.name}.zip")
+    if archive.is_file():
+        return f"{file} does not exist. Read the archive without unpacking: paths.data={archive}"
+    return f"{file} does not exist.{made} Point paths.data= at the dataset's folder"
 
 
 def parse_lines(text: str) -> list[Line]:

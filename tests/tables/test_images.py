@@ -84,6 +84,9 @@ def test_read_images_reads_labels_as_integers(labels: str, tmp_path: Path) -> No
 def test_read_images_refuses_an_absent_file_or_column(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_images(tmp_path / "absent.csv", "train")
+    (tmp_path / "rsna.zip").touch()
+    with pytest.raises(InputError, match=r"without unpacking: paths.data=.*/rsna\.zip"):
+        read_images(tmp_path / "rsna" / "train.csv", "train")
     path = write(tmp_path, ROWS.drop(columns=["view", "cancer"]))
     with pytest.raises(InputError, match=r"view, cancer; it has site_id.*dataset=generic"):
         read_images(path, "train")
