@@ -15,7 +15,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +32,7 @@ from study_table import as_markdown, study_table
 from rsna_bcd.errors import InputError
 from rsna_bcd.tables.folds import read_folds
 
+T = TypeVar("T", int, float)
 _ARGUMENTS = {"data", "output", "device", "jobs", "minutes", "weights", "resamples", "only"}
 
 
@@ -68,6 +71,8 @@ def run_study(
             other overrides.
     """
     study = _only(read_study(config), only)
+    if jobs is not None and jobs < 0:
+        raise InputError(f"jobs={jobs}: give a number of processes, or 0 for this one.")
     if jobs is None:
         jobs = 1 if device == "cpu" else max(1, min(8, _cores() // 2))
     data, output = data.resolve(), output.resolve()
@@ -76,6 +81,7 @@ def run_study(
     first = {run.variant: run for run in reversed(runs)}
     configurations = {name: compose_run(run, study, place) for name, run in first.items()}
     absent = make_crops(study, data, output, configurations)
+    _check_heads(config, study, configurations)
     _check_teachers(config, study, {n: c for n, c in configurations.items() if n not in absent})
     tasks = [Task(run, study, place) for run in runs if run.variant not in absent]
     ahead = [task for task in tasks if not is_done(task)]
@@ -128,7 +134,20 @@ def _only(study: Study, names: Sequence[str]) -> Study:
         if name in kept:
             kept |= {*variant.sources, *variant.choose}
     variants = {name: v for name, v in study.variants.items() if name in kept}
-    return Study(**{**vars(study), "variants": variants})
+    return replace(study, variants=variants)
+
+
+def _check_heads(config: Path, study: Study, configurations: Mapping[str, DictConfig]) -> None:
+    """Refuse a head on a network that does not see images alone before any is trained."""
+    for name, variant in study.variants.items():
+        if not variant.head:
+            continue
+        of = configurations[str(variant.of)]
+        if of.metadata is not None or not of.network._target_.endswith(".ImageClassifier"):
+            raise InputError(
+                f"{config}: {name} starts from {variant.of}, which must see single images alone, "
+                "without metadata."
+            )
 
 
 def _check_teachers(config: Path, study: Study, configurations: Mapping[str, DictConfig]) -> None:
@@ -173,6 +192,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _number(cfg: DictConfig, key: str, kind: type[T]) -> T | None:
+    """A number of the command line; None where it is absent."""
+    try:
+        return None if cfg.get(key) is None else kind(cfg[key])
+    except ValueError:
+        raise InputError(f"{key}={cfg[key]}: give a number.") from None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the study of the command line; the exit code is 1 where a run failed."""
     if not arguments or "=" in arguments[0]:
@@ -182,16 +209,17 @@ def main(arguments: Sequence[str]) -> int:
     if unknown or not {"data", "output"} <= set(cfg):
         known = ", ".join(f"{name}=" for name in sorted(_ARGUMENTS))
         sys.exit(f"error: give data= and output=; known are {known}")
-    deadline = None if "minutes" not in cfg else time.monotonic() + 60 * float(cfg.minutes)
-    only = str(cfg.get("only", "")).split(",") if cfg.get("only") else []
+    only = [name for name in str(cfg.get("only") or "").split(",") if name]
     try:
+        minutes, jobs = _number(cfg, "minutes", float), _number(cfg, "jobs", int)
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
         table = run_study(
             Path(arguments[0]),
             Path(str(cfg.data)),
             Path(str(cfg.output)),
             device=str(cfg.get("device", "cpu")),
             deadline=deadline,
-            jobs=None if "jobs" not in cfg else int(cfg.jobs),
+            jobs=jobs,
             weights=None if "weights" not in cfg else Path(str(cfg.weights)),
             only=only,
         )

@@ -3,19 +3,35 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from commands import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
+from rsna_bcd._stage import check
 from rsna_bcd.errors import InputError
+from rsna_bcd.settings import Count, Positive, Seed, Source
 
-FLIPS = ("hflip", "vflip", "both")
-HEADS = ("attention",)
+T = TypeVar("T")
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("has a value twice")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
+Flip = Literal["hflip", "vflip", "both"]
+Input = Literal["mean", "max", "min", "CC", "MLO", "other", "age"]
+_CHECKED = ConfigDict(extra="forbid")
 _NEEDS_EPOCHS = ("select=", "patience=")  # the checkpoint of an epoch other than the last
-INPUTS = ("mean", "max", "min", "CC", "MLO", "other", "age")
+_SET_BY_THE_STUDY = {"name", "seed", "fold", "dataset.name", "paths.data", "paths.output"}
 _KEYS: dict[str, set[str]] = {  # of each kind of variant, besides its own
     "overrides": {"distilled"},
     "combine": {"distilled"},
@@ -27,7 +43,7 @@ _KEYS: dict[str, set[str]] = {  # of each kind of variant, besides its own
 }
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=_CHECKED)
 class Variant:
     """One row of the table; exactly one of its kinds is set.
 
@@ -35,9 +51,9 @@ class Variant:
         name: of the row, and of its runs (`<name>_s<seed>`).
         overrides: of `rsna_bcd.train`: the variant is trained.
         distilled: on soft targets of teachers, which are runs of the same overrides.
-        flips: of `FLIPS`: the logits of the images and of these flips of them are averaged.
-        head: of `HEADS`: trained on stored features of the images.
-        stack: of `INPUTS`: a cross-fitted logistic regression on out-of-fold predictions.
+        flips: the logits of the images and of these flips of them are averaged.
+        head: trained on stored features of the images.
+        stack: inputs of a cross-fitted logistic regression on out-of-fold predictions.
         ensemble: names of trained variants, whose probabilities are averaged.
         choose: names of variants: for each fold, those are chosen and blended that are best on the
             other folds.
@@ -48,15 +64,15 @@ class Variant:
 
     name: str
     overrides: tuple[str, ...] | None = None
-    distilled: bool = False
-    flips: tuple[str, ...] = ()
-    head: str | None = None
-    stack: tuple[str, ...] = ()
+    distilled: StrictBool = False
+    flips: Annotated[tuple[Flip, ...], Distinct] = ()
+    head: Literal["attention"] | None = None
+    stack: Annotated[tuple[Input, ...], Distinct] = ()
     ensemble: tuple[str, ...] = ()
     choose: tuple[str, ...] = ()
     of: str | None = None
-    other_breast: bool = False
-    seeds: tuple[int, ...] = ()
+    other_breast: StrictBool = False
+    seeds: Annotated[tuple[Seed, ...], Distinct] = ()
 
     @property
     def is_predicted(self) -> bool:
@@ -69,7 +85,7 @@ class Variant:
         return (*self.ensemble, *([self.of] if self.of else []))
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=_CHECKED)
 class Study:
     """A study as its YAML file has it.
 
@@ -90,17 +106,17 @@ class Study:
     """
 
     dataset: str
-    folds: tuple[int, ...]
-    seeds: tuple[int, ...]
+    folds: Annotated[tuple[Count, ...], Field(min_length=1), Distinct]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct]
     reference: str
     base: tuple[str, ...]
-    variants: Mapping[str, Variant]
-    source: str = "image"
-    resamples: int = 5000
-    keep_checkpoints: bool = True
+    variants: dict[str, Variant]
+    source: Source = "image"
+    resamples: Positive = 5000
+    keep_checkpoints: StrictBool = True
     synthesize: tuple[str, ...] = ()
     prepare: tuple[str, ...] = ()
-    patients: int | None = None
+    patients: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -145,68 +161,69 @@ def read_study(file: Path) -> Study:
     """
     if not file.is_file():
         raise InputError(f"There is no study {file}. Choose one of benchmarks/studies/.")
-    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    known = set(Study.__dataclass_fields__)
-    required = {"dataset", "folds", "seeds", "reference", "base", "variants"}
-    if not isinstance(content, dict) or not required <= content.keys() <= known:
-        raise InputError(
-            f"{file} must have the keys {', '.join(sorted(required))} and may have "
-            f"{', '.join(sorted(known - required))}."
-        )
-    base = tuple(map(str, content["base"]))
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{file}: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
+        raise InputError(f"{file} must be a mapping, and its variants one of names to variants.")
+    content = {str(key): value for key, value in content.items()}
     variants: dict[str, Variant] = {}
     for name, value in content["variants"].items():
-        variants[str(name)] = _variant(file, str(name), value, base, variants)
-    lists: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in content.items()
-        if key not in ("base", "variants")
-    }
-    study = Study(**lists, base=base, variants=variants)
+        variants[str(name)] = _variant(file, str(name), value, variants)
+    study = _make(Study, file, "", content | {"variants": variants})
     if study.reference not in variants or variants[study.reference].overrides is None:
         raise InputError(f"{file}: reference={study.reference} is not a trained variant.")
-    if not study.folds or not study.seeds:
-        raise InputError(f"{file}: folds and seeds must name one each at least.")
     distilled = [name for name, variant in variants.items() if variant.distilled]
     if distilled and len(study.folds) < 3:
         raise InputError(f"{file}: {distilled[0]} needs all folds of the data, three at least.")
+    crossed = [name for name, variant in variants.items() if variant.stack or variant.choose]
+    if crossed and len(study.folds) < 2:
+        raise InputError(f"{file}: {crossed[0]} is fitted on other folds: name two at least.")
     return study
 
 
-def _variant(
-    file: Path, name: str, value: Any, base: Sequence[str], before: Mapping[str, Variant]
-) -> Variant:
+def _make(kind: type[T], file: Path, where: str, values: Mapping[str, Any]) -> T:
+    """Make a part of a study of values of the right types."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = [
+            f"{where}{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise InputError(f"{file}: {'; '.join(problems)}.") from None
+
+
+def _variant(file: Path, name: str, value: Any, before: Mapping[str, Variant]) -> Variant:
     """Make a variant of the list or the mapping in a study's file."""
-    value = {"overrides": value or []} if value is None or isinstance(value, list) else dict(value)
-    kinds = [kind for kind in _KEYS if kind in value]
-    unknown = sorted(value.keys() - {*kinds}.union(*(_KEYS[kind] for kind in kinds)))
+    if value is None or isinstance(value, list):
+        value = {"overrides": value or []}
+    keys = set(map(str, value)) if isinstance(value, dict) else set()
+    kinds = [kind for kind in _KEYS if kind in keys]
+    unknown = sorted(keys - {*kinds}.union(*(_KEYS[kind] for kind in kinds)))
     if len(kinds) != 1 or unknown:
         raise InputError(
             f"{file}: {name} must be a list of overrides, or have one of {', '.join(_KEYS)}"
             f"{', and not ' + ', '.join(unknown) + ' with it' if unknown else ''}."
         )
-    distilled = bool(value.get("distilled", False))
-    if kinds == ["overrides"]:
-        return Variant(name, overrides=tuple(map(str, value["overrides"])), distilled=distilled)
     if kinds == ["combine"]:  # all that these change, one after the other
         _check_names(file, f"{name}.combine", value["combine"], before)
         combined = [before[other] for other in value["combine"]]
         own = tuple(o for variant in combined for o in variant.overrides or ())
-        return Variant(name, own, distilled or any(variant.distilled for variant in combined))
-    if kinds == ["choose"]:
-        return Variant(name, choose=_candidates(file, name, value, before))
-    sources = value["ensemble"] if kinds == ["ensemble"] else [value.get("of")]
-    _check_names(file, name, sources, before)
-    for kind, choices in (("flips", FLIPS), ("stack", INPUTS), ("head", HEADS)):
-        given = value.get(kind, [])
-        wrong = set([given] if isinstance(given, str) else given) - set(choices)
-        if wrong:
-            raise InputError(
-                f"{file}: {name}.{kind} has {', '.join(sorted(wrong))}; choose of "
-                f"{', '.join(choices)}."
-            )
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return Variant(name, **lists)
+        distilled = value.get("distilled", False) or any(v.distilled for v in combined)
+        value = {"overrides": own, "distilled": distilled}
+    elif kinds == ["choose"]:
+        value = {"choose": _candidates(file, name, value, before)}
+    elif kinds != ["overrides"]:
+        given = value["ensemble"] if kinds == ["ensemble"] else [value.get("of")]
+        _check_names(file, name, given, before)
+    elif value["overrides"] is None:
+        value = value | {"overrides": []}
+    for key, given in value.items():
+        if key != "overrides" and given == []:
+            raise InputError(f"{file}: {name}.{key} is empty.")
+    return _make(Variant, file, f"{name}.", {"name": name, **value})
 
 
 def _candidates(
@@ -215,7 +232,7 @@ def _candidates(
     """The variants further up in the file that one is chosen from; `all`: each of them."""
     known = [candidate for candidate, variant in before.items() if not variant.choose]
     names = known if value["choose"] == "all" else value["choose"]
-    if not isinstance(names, list) or not names or not set(names) <= set(known):
+    if not isinstance(names, list) or not names or not set(map(str, names)) <= set(known):
         raise InputError(
             f"{file}: {name}.choose must be all, or a list of variants above it that are not "
             f"chosen themselves. They are {', '.join(known)}."
@@ -225,7 +242,9 @@ def _candidates(
 
 def _check_names(file: Path, where: str, names: Any, before: Mapping[str, Variant]) -> None:
     """Check that all are trained variants from further up in the file."""
-    for name in names:
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{file}: {where} must be a list of trained variants above it.")
+    for name in map(str, names):
         if name not in before or before[name].overrides is None:
             raise InputError(f"{file}: {where} names {name}, which no trained variant above is.")
 
@@ -311,6 +330,10 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
     Raises:
         InputError: an override is not one of `rsna_bcd.train`, or needs weights that are absent.
     """
+    for override in run.overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key in _SET_BY_THE_STUDY:
+            raise InputError(f"Variant {run.variant}: {override}: the study sets {key} itself.")
     overrides = last_of_each([*run.overrides, *place.overrides])
     if place.saves_once and not any(o.startswith(_NEEDS_EPOCHS) for o in run.overrides):
         overrides += ["+callbacks.last.every_n_epochs=${epochs}", "~callbacks.best"]
@@ -326,7 +349,8 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
         cfg.name, cfg.seed, cfg.fold = run.name, run.seed, run.fold
         cfg.dataset.name = study.dataset
         cfg.paths.data, cfg.paths.output = str(place.data), str(place.output)
-    except (HydraException, OmegaConfBaseException) as error:
+        check("train", cfg)
+    except (HydraException, OmegaConfBaseException, InputError) as error:
         raise InputError(f"Variant {run.variant}: {error}") from error
     return cfg
 

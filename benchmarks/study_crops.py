@@ -17,6 +17,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.imaging.crops import read_crop
 
 _SIZE = ("name", "height", "width")
+_STRETCH = 0.03  # relative: 640 x 352 for 344 x 192
 
 
 def make_crops(
@@ -50,18 +51,12 @@ def make_crops(
         folder = Path(cfg.prepared_dir)
         if (folder / "config.yaml").is_file() and (folder / "train.csv").is_file():
             continue  # training checks that it was made with these settings
-        if not is_prepared:
-            overrides = [f"crop.{key}={quoted(value)}" for key, value in cfg.crop.items()]
-            run_stage(
-                "prepare", f"paths.data={quoted(data)}", f"paths.output={quoted(output)}",
-                f"dataset.name={study.dataset}", f"source={study.source}", "splits=[train]",
-                *(o for o in overrides if not o.startswith("crop._target_")), *study.prepare,
-            )  # fmt: skip
-            continue
         try:
-            _resize(
-                _larger(cfg, folder), folder, select_settings(cfg, "crop")["crop"], study.patients
-            )
+            if is_prepared:
+                crop = select_settings(cfg, "crop")["crop"]
+                _resize(_larger(cfg, folder), folder, crop, study.patients)
+            else:
+                _prepare(study, data, output, cfg)
         except InputError as error:
             if variant == study.reference:
                 raise
@@ -69,20 +64,41 @@ def make_crops(
     return absent
 
 
+def _prepare(study: Study, data: Path, output: Path, cfg: DictConfig) -> None:
+    """Make the crops of a configuration from the images of a data set."""
+    overrides = [f"crop.{key}={quoted(value)}" for key, value in cfg.crop.items()]
+    run_stage(
+        "prepare", f"paths.data={quoted(data)}", f"paths.output={quoted(output)}",
+        f"dataset.name={study.dataset}", f"source={study.source}", "splits=[train]",
+        *(o for o in overrides if not o.startswith("crop._target_")), *study.prepare,
+    )  # fmt: skip
+
+
 def _link(data: Path, output: Path) -> None:
-    """Let stages that are given `paths.output=<output>` find crops and folds."""
-    for kind in ("folds", "prepared"):
-        for source in sorted((data / kind).iterdir()):
-            entries = sorted(source.iterdir()) if kind == "prepared" else [source]
-            for entry in entries:
-                target = output / entry.relative_to(data)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if not target.exists():
-                    target.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+    """Let stages that are given `paths.output=<output>` find crops and folds.
+
+    Raises:
+        InputError: there are no folds, or the output is of other data.
+    """
+    folds = sorted((data / "folds").glob("*.csv"))
+    if not folds:
+        raise InputError(f"There are no folds in {data / 'folds'}: copy them with the crops.")
+    for entry in (*folds, *sorted(data.glob("prepared/*/*/"))):
+        target = output / entry.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_symlink() and not target.exists():  # the data were moved
+            target.unlink()
+        if not target.exists():
+            target.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+        elif target.is_symlink() and target.resolve() != entry.resolve():
+            raise InputError(
+                f"{target} is of {target.resolve()}, and not of data={data}. Choose another "
+                "output=."
+            )
 
 
 def _larger(cfg: DictConfig, folder: Path) -> Path:
-    """The smallest prepared folder that differs in its size alone and is not smaller."""
+    """The smallest prepared folder that differs in its size alone: not smaller, of its aspect."""
     wanted = select_settings(cfg, "crop")["crop"]
     found = []
     for record in folder.parent.glob("*/config.yaml"):
@@ -90,12 +106,15 @@ def _larger(cfg: DictConfig, folder: Path) -> Path:
         crop = made["crop"]
         alike = {k: v for k, v in crop.items() if k not in _SIZE}
         fits = crop["height"] >= wanted["height"] and crop["width"] >= wanted["width"]
+        stretch = crop["height"] * wanted["width"] / (wanted["height"] * crop["width"])
+        fits = fits and abs(stretch - 1) <= _STRETCH
         is_like = fits and alike == {k: v for k, v in wanted.items() if k not in _SIZE}
         if is_like and "resized_from" not in made:
             found.append((crop["height"] * crop["width"], record.parent))
     if not found:
         raise InputError(
-            f"{folder} does not exist, and no crops beside it are like it and larger. Prepare them:"
+            f"{folder} does not exist, and no crops beside it are like it, larger and of its "
+            "aspect. Prepare them:"
             f"\n  python -m rsna_bcd.prepare dataset.name={cfg.dataset.name} "
             f"crop.name={wanted['name']} crop.height={wanted['height']} "
             f"crop.width={wanted['width']} paths.output={cfg.paths.output} paths.data=..."
@@ -106,8 +125,8 @@ def _larger(cfg: DictConfig, folder: Path) -> Path:
 def _resize(source: Path, target: Path, crop: dict[str, Any], patients: int | None) -> None:
     """Make a prepared folder of the crops of another, by area interpolation.
 
-    It is marked (`resized_from`): the shape may differ from the source's by a pixel of padding, and
-    pixels were interpolated twice.
+    It is marked (`resized_from`): the aspect may differ by `_STRETCH`, and pixels were interpolated
+    twice.
     """
     table = pd.read_csv(source / "train.csv", dtype=str)
     if patients is not None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from rsna_bcd.data.dataset import CropDataset, Crops
 from rsna_bcd.data.sampler import ShardSampler
+from rsna_bcd.files import atomic_file
 from rsna_bcd.imaging.crops import read_crops
 from rsna_bcd.models.aggregators import Attention
 from rsna_bcd.models.prediction import plain_float32, to_input
@@ -48,13 +49,14 @@ def extract_features(
             for batch in loader:
                 encoded = network.encode(to_input(batch["image"].to(device)))
                 features.append(encoded.float().cpu().numpy())
-        np.savez(
-            file,
-            image_id=images["image_id"].to_numpy(dtype=str),
-            features=np.concatenate(features),
-            weight=network.head.weight[0].detach().cpu().numpy(),
-            bias=network.head.bias[0].detach().cpu().numpy(),
-        )
+        with atomic_file(file) as target:
+            np.savez(
+                target,
+                image_id=images["image_id"].to_numpy(dtype=str),
+                features=np.concatenate(features),
+                weight=network.head.weight[0].detach().cpu().numpy(),
+                bias=network.head.bias[0].detach().cpu().numpy(),
+            )
     with np.load(file) as stored:
         return dict(stored)
 

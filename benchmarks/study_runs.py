@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 from study_config import Place, Run, Study, Variant, compose_run, definition, run_name, set_values
 
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import write_csv
+from rsna_bcd.files import file_sha256, write_csv, write_file
 
 RECORD = "study.json"  # in the folder of a run, or beside predictions: what was asked, and seconds
 
@@ -54,16 +55,18 @@ def is_trained(task: Task) -> bool:
     """Whether a run is finished, by the overrides that the study has now.
 
     Raises:
-        InputError: it was trained with others.
+        InputError: it was trained with others, or from other weights.
     """
     folder, record = task.folder, task.folder / RECORD
     if not (folder / "metrics.json").is_file() or not record.is_file():
         return False
-    before, now = json.loads(record.read_text())["overrides"], list(task.run.overrides)
-    if before != now:
-        changed = sorted(set(before) ^ set(now))
+    found = json.loads(record.read_text())
+    changed = sorted({*found["overrides"]} ^ {*task.run.overrides})
+    if found.get("weights", "") not in ("", _weights_sha256(task)):
+        changed.append("other weights")
+    if changed:
         raise InputError(
-            f"{folder} was trained with other overrides ({', '.join(changed)}). Choose another "
+            f"{folder} was trained with other settings ({', '.join(changed)}). Choose another "
             f"name for the variant {task.run.variant}, another output=, or delete the folder."
         )
     return True
@@ -102,9 +105,12 @@ def do_run(task: Task) -> float:
             before += json.loads((teacher.folder / RECORD).read_text())["seconds"] or 0.0
         started = time.monotonic()
         is_new = not (folder / "metrics.json").is_file()
+        if (folder / "checkpoints" / "last.ckpt").is_file():  # epochs of an earlier start
+            before += pd.read_csv(folder / "timings.csv")["seconds"].sum()
         train(cfg)  # returns at once, after a look at the settings, if the command has finished it
         seconds = before + time.monotonic() - started if is_new else None
-        _write(folder / RECORD, {"overrides": list(run.overrides)}, seconds)
+        record = {"overrides": list(run.overrides), "weights": _weights_sha256(task)}
+        _write(folder / RECORD, record, seconds)
     for variant in run.predicted:
         if not is_predicted(task, variant):
             started = time.monotonic()
@@ -121,7 +127,19 @@ def do_run(task: Task) -> float:
 def _write(file: Path, content: dict[str, Any], seconds: float | None) -> None:
     rounded = None if seconds is None else round(seconds, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**content, "seconds": rounded}) + "\n")
+    write_file(file, json.dumps({**content, "seconds": rounded}).encode() + b"\n")
+
+
+def _weights_sha256(task: Task) -> str | None:
+    """SHA-256 of the file of weights that a run starts from."""
+    for override in task.run.overrides:
+        if "{weights}" in override and task.place.weights is not None:
+            name = override.partition("{weights}")[2].strip("/'\"")
+            return _sha256(task.place.weights / name)
+    return None
+
+
+_sha256 = cache(file_sha256)
 
 
 def _predict(cfg: DictConfig, variant: Variant, folder: Path, csv: Path) -> None:

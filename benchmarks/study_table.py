@@ -18,6 +18,7 @@ from study_blends import (
 from study_config import Study, Variant
 from study_runs import RECORD, Task, is_predicted, is_trained
 
+from rsna_bcd.errors import InputError
 from rsna_bcd.reporting.subgroups import breast_facts
 from rsna_bcd.scoring.intervals import (
     Score,
@@ -72,12 +73,10 @@ def study_table(
             seeds = scored[variant.name].seeds
             scored[variant.name].seeds = {s: folds for s, folds in seeds.items() if s in own}
     for variant in study.variants.values():
-        if variant.stack:
-            assert variant.of is not None
-            images = read_images(prepared[variant.of] / "train.csv", "train")
-            scored[variant.name] = stack_predictions(
-                study, variant, scored[variant.of], output, images
-            )
+        source = str(variant.of)
+        if variant.stack and source in prepared:
+            images = read_images(prepared[source] / "train.csv", "train")
+            scored[variant.name] = stack_predictions(study, variant, scored[source], output, images)
     images = read_images(prepared[study.reference] / "train.csv", "train")
     leak = other_breast_leak(images)
     leaks = {
@@ -87,11 +86,20 @@ def study_table(
     }
     for variant in study.variants.values():
         if variant.choose:
-            scored[variant.name] = choose_blends(study, variant, scored, leaks)
+            try:
+                scored[variant.name] = choose_blends(study, variant, scored, leaks)
+            except InputError as error:
+                scored[variant.name] = Scored({}, [], remark=str(error))
     names = [study.reference, *(name for name in study.variants if name != study.reference)]
     reference = scored[study.reference]
     difficult = difficult_negatives(images)
-    rows = [_row(study, name, scored[name], reference, difficult) for name in names]
+    rows = []
+    for name in names:
+        try:
+            rows.append(_row(study, name, scored[name], reference, difficult))
+        except InputError as error:  # it has other breasts: the other rows count
+            alone = Scored({}, scored[name].seconds, remark=str(error))
+            rows.append(_row(study, name, alone, reference, difficult))
     columns = [column for column in COLUMNS if column != "p_holm"]
     table = pd.DataFrame(rows, columns=columns)
     is_leak = table["variant"].isin(leaks)

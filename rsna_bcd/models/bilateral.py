@@ -78,6 +78,10 @@ class BilateralClassifier(BreastClassifier):
         features = features + self.asymmetry(responses) * (n > 0)
         return self.outputs(features, own, view, other, metadata)
 
+    def encoded(self, mask: Tensor, other: Tensor) -> Tensor:
+        """The images that are encoded: also those of the other breast."""
+        return mask
+
 
 def align(maps: Tensor, images: Tensor, width: int) -> Tensor:
     """Shift feature maps so that the chest wall is on the left and the nipple's row in the middle.

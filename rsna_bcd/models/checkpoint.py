@@ -264,8 +264,8 @@ def _adapted(weights: State, backbone: Any) -> State:
     heads = tuple(f"{_BACKBONE}{name}." for name in classifiers)
     state = {k: v for k, v in weights.items() if not k.startswith(heads)}
     for stem in (f"{_BACKBONE}{name}.weight" for name in stems):
-        if stem in state and state[stem].ndim == 4 and state[stem].shape[1] in (1, 3):
-            state[stem] = adapt_input_conv(1, state[stem], base_chans=state[stem].shape[1])
+        if stem in state and state[stem].ndim == 4 and state[stem].shape[1] % 3 == 0:
+            state[stem] = adapt_input_conv(1, state[stem])
     return state
 
 
@@ -278,7 +278,15 @@ def _resampled(state: State, backbone: Any) -> State:
         return state
     try:
         own = convert(own, backbone)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AssertionError):
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ):
         return state  # of another network, which is said by the caller
     others = {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}
     return others | {_BACKBONE + k: v for k, v in own.items()}

@@ -75,6 +75,8 @@ class GlobalLocal(nn.Module):
             raise InputError(f"network.top={top}: give a share of the map, above 0 and up to 1.")
 
         size = encoder.pop("image_size", None)
+        if size is not None:
+            _check_patch(patch, size)
         whole = None if size is None else (size[0] // downscale, size[1] // downscale)
 
         def make_global(pretrained: bool) -> Encoder:
@@ -182,11 +184,7 @@ def choose_patches(saliency: Tensor, n_patches: int, patch: int, size: Sequence[
     Raises:
         InputError: a patch is larger than the image.
     """
-    if patch > min(size):
-        raise InputError(
-            f"network.patch={patch} is more than an image of {size[0]} x {size[1]} holds. "
-            "Take a smaller patch or a larger crop."
-        )
+    _check_patch(patch, size)
     cells = saliency.shape[-2:]
     # Cells that a patch needs, rounded up so that patches that share no cell share no pixel.
     window = [-(-patch * c // s) for c, s in zip(cells, size, strict=True)]
@@ -203,6 +201,14 @@ def choose_patches(saliency: Tensor, n_patches: int, patch: int, size: Sequence[
         wide = (window[1] - (columns - column).abs()).clamp(min=0)
         overlap = overlap + high * wide
     return _to_pixels(torch.stack(corners, dim=1), cells, window, patch, size)
+
+
+def _check_patch(patch: int, size: Sequence[int]) -> None:
+    if patch > min(size):
+        raise InputError(
+            f"network.patch={patch} is more than an image of {size[0]} x {size[1]} holds. "
+            "Take a smaller patch or a larger crop."
+        )
 
 
 def _to_pixels(

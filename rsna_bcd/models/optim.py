@@ -3,16 +3,16 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from rsna_bcd.errors import InputError
-
 MakeOptimizer = Callable[..., Optimizer]  # of parameter groups; knows its `lr` and all else
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]  # the int: total optimizer steps
+Warmup = Annotated[float, Field(ge=0, lt=1)]  # share of the steps
 _DEPTH = 12  # layers of the networks for which layer decays are published
 
 
@@ -30,20 +30,15 @@ class ParameterGroups:
         decay_all: weight decay also for biases and for the scales of norms.
         reference_batch: the learning rate is for this many samples per step, and proportional to
             the batch size; None takes it as it is.
-
-    Raises:
-        InputError: `layer_decay` is not in (0, 1].
     """
 
     def __init__(
         self,
-        layer_decay: float = 1.0,
+        layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
         *,
         decay_all: bool = False,
-        reference_batch: int | None = None,
+        reference_batch: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
-        if not 0 < layer_decay <= 1:
-            raise InputError(f"rates.layer_decay={layer_decay}: should be above 0, and at most 1.")
         self._layer_decay = layer_decay
         self._decay_all = decay_all
         self._reference_batch = reference_batch
@@ -91,7 +86,7 @@ class ParameterGroups:
         return groups
 
 
-def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.1) -> LRScheduler:
+def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup: Warmup = 0.1) -> LRScheduler:
     """Rise linearly to the peak, then fall to zero along half a cosine.
 
     Args:
@@ -110,7 +105,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.1
     return LambdaLR(optimizer, factor)
 
 
-def one_cycle(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.3) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, total_steps: int, *, warmup: Warmup = 0.3) -> LRScheduler:
     """Smith's one-cycle policy as torch has it: momentum moves against the learning rate.
 
     Args:

@@ -165,7 +165,8 @@ def _check_trainer(cfg: DictConfig) -> None:
     if not cfg.trainer.get("limit_train_batches", 1):
         raise InputError("trainer.limit_train_batches=0: nothing would be trained. Leave it out.")
     for key in ("accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
-        if cfg.trainer.get(key, 1) < 1:
+        number = cfg.trainer.get(key)
+        if number is not None and number < 1:
             raise InputError(f"trainer.{key}={cfg.trainer[key]}: should be at least 1.")
     if cfg.trainer.get("enable_progress_bar") is False and "progress" in cfg.callbacks:
         raise InputError(

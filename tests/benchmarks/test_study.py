@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import study_runs
+import timm
 import torch
 from fabricated_crops import save_crops
 from omegaconf import OmegaConf
 from stage_settings import composed
-from study import run_study
+from study import main, run_study
 from study_config import Place, compose_run, last_of_each, needed_runs, read_study
 from study_heads import _bags
 from study_runs import Task, is_predicted
@@ -103,7 +103,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (folder / "out" / "study.csv").read_bytes()
-    monkeypatch.setattr(study_runs, "do_run", None)
+    monkeypatch.setattr("study.do_run", None)
     monkeypatch.setattr(rsna_bcd.stages.train, "train", None)
     table = run(folder)
     assert (folder / "out" / "study.csv").read_bytes() == before
@@ -151,7 +151,7 @@ def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
     file = folder / "study.yaml"
     file.write_text(STUDY.replace("[tta=hflip]", "[tta=hflip, epochs=2]"))
     try:
-        with pytest.raises(InputError, match=r"trained with other overrides \(epochs=1, epochs=2"):
+        with pytest.raises(InputError, match=r"trained with other settings \(epochs=1, epochs=2"):
             run(folder)
     finally:
         file.write_text(STUDY)
@@ -159,11 +159,12 @@ def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(folder: Path, tmp_path: Path) -> None:
     file = folder / "failing.yaml"
-    text = STUDY.split("  flips")[0].replace("mirrored: [tta=hflip]", "failing: [tta=sideways]")
+    fails = "failing: [network.backbone=no_such_net]"
+    text = STUDY.split("  flips")[0].replace("mirrored: [tta=hflip]", fails)
     file.write_text(text)
     table = run_study(file, folder / "data", folder / "out", jobs=0)
     assert len(table.attrs["failed"]) == 2
-    assert "tta=sideways: should be a list of hflip" in table.attrs["failed"][0]
+    assert "timm has no network 'no_such_net'" in table.attrs["failed"][0]
     assert table["missing"].tolist() == ["", "seed 3: fold 0,1"]
 
 
@@ -236,11 +237,32 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
     ("change", "message"),
     [
         ("reference: none", "reference=none is not a trained variant"),
-        ("folds: []", "must name one each"),
-        ("more: 1", "must have the keys"),
+        ("folds: []", "folds: Tuple should have at least 1 item"),
+        ("folds: 0", "folds: Input should be a valid tuple"),
+        ("folds: [0, 0]", "folds: has a value twice"),
+        ("folds: [0]", "stack is fitted on other folds: name two at least"),
+        ("seeds: [a]", r"seeds\.0: Input should be a valid integer"),
+        ("base: crop=demo", "base: Input should be a valid tuple"),
+        ("resamples: many", "resamples: Input should be a valid integer"),
+        ("patients: 2\npatients: 3", "found duplicate key patients"),
+        ("prepare: ['${paths.output}']", "Interpolation key 'paths.output' not found"),
+        ("variants:", "its variants one of names to variants"),
+        ("variants: {plain: epochs=10}", "plain must be a list of overrides"),
+        ("variants: {plain: {overrides: [], distilled: 'no'}}", "plain.distilled: Input should be"),
+        ("variants: {plain: [], f: {of: plain, flips: hflip}}", "f.flips: Input should be a valid"),
+        ("variants: {plain: [], f: {of: plain, flips: []}}", "f.flips is empty"),
+        ("variants: {plain: [], f: {of: plain, stack: mean}}", "f.stack: Input should be a valid"),
+        ("variants: {plain: [], f: {of: [plain], head: attention}}", "names .'plain'., which no"),
+        ("variants: {plain: [], f: {ensemble: plain}}", "f must be a list of trained variants"),
+        ("variants: {plain: [], f: {ensemble: [plain], seeds: 4}}", "f.seeds: Input should be a"),
+        ("variants: {plain: [], f: {combine: }}", "f.combine must be a list of trained variants"),
+        ("more: 1", "more: Unexpected keyword argument"),
         ("variants: {plain: {overrides: [], distilled: true}}", "plain needs all folds"),
         ("variants: {plain: {of: plain}}", "must be a list of overrides"),
-        ("variants: {plain: [], f: {of: plain, flips: [left]}}", "f.flips has left; choose of"),
+        (
+            "variants: {plain: [], f: {of: plain, flips: [left]}}",
+            r"f\.flips\.0: Input should be 'hflip'",
+        ),
         ("variants: {plain: [], f: {of: later, flips: [hflip]}}", "names later"),
         ("variants: {plain: [], f: {combine: [later]}}", "f.combine names later"),
         ("variants: {plain: [], f: {of: plain, flips: [hflip], distilled: true}}", "not distilled"),
@@ -281,11 +303,93 @@ def test_teachers_of_some_folds_alone_are_refused_before_training(
         run(tmp_path)
 
 
-def test_an_override_that_does_not_exist_stops_the_study_at_once(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epoch=2", "Variant mirrored: .*epoch"),
+        ("training_share=25", "Variant mirrored: training_share=25: should be at most 1"),
+        ("seed=9", "Variant mirrored: seed=9: the study sets seed itself"),
+    ],
+)
+def test_an_override_that_is_refused_stops_the_study_at_once(
+    override: str, message: str, folder: Path
+) -> None:
     file = folder / "mistaken.yaml"
-    file.write_text(STUDY.replace("[tta=hflip]", "[epoch=2]"))
-    with pytest.raises(InputError, match="Variant mirrored: .*epoch"):
+    file.write_text(STUDY.replace("[tta=hflip]", f"[{override}]"))
+    with pytest.raises(InputError, match=message):
         run_study(file, folder / "data", folder / "out", jobs=0)
+
+
+def test_a_head_on_a_network_with_metadata_is_refused_at_once(folder: Path) -> None:
+    file = folder / "mistaken.yaml"
+    metadata = '["metadata={_target_: rsna_bcd.tables.metadata.Metadata, columns: [age]}"]'
+    text = STUDY.split("  flips")[0].replace("[tta=hflip]", metadata)
+    file.write_text(f"{text}  head: {{of: mirrored, head: attention}}\n")
+    with pytest.raises(InputError, match="head starts from mirrored, which must see single images"):
+        run_study(file, folder / "data", folder / "out", jobs=0)
+
+
+def test_other_data_or_weights_in_the_same_output_are_refused(folder: Path, tmp_path: Path) -> None:
+    save_crops(tmp_path / "other")
+    with pytest.raises(InputError, match="and not of data=.*other. Choose another output="):
+        run_study(folder / "study.yaml", tmp_path / "other", folder / "out", jobs=0)
+    text = STUDY.split("  mirrored")[0]
+    file, starts = tmp_path / "study.yaml", "checkpoint_path='{weights}/w.pth'"
+    file.write_text(text.replace("plain: []", f'plain: [epochs=1, "{starts}"]'))
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        (tmp_path / name).mkdir()
+        torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / name / "w.pth")
+    own: dict[str, Any] = {"data": folder / "data", "output": tmp_path / "out", "jobs": 0}
+    run_study(file, weights=tmp_path / "one", **own)
+    assert (run_study(file, weights=tmp_path / "one", **own)["missing"] == "").all()
+    with pytest.raises(InputError, match="trained with other settings .other weights."):
+        run_study(file, weights=tmp_path / "two", **own)
+
+
+def test_the_order_of_overrides_does_not_matter(folder: Path) -> None:
+    file = folder / "reordered.yaml"
+    file.write_text(STUDY.replace("epochs=1,\n  batch_size=8,", "batch_size=8,\n  epochs=1,"))
+    assert (run_study(file, folder / "data", folder / "out", jobs=0)["missing"] == "").all()
+
+
+def test_moved_data_are_linked_again_and_data_without_folds_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "data", tmp_path / "moved")
+    shutil.copytree(folder / "out", tmp_path / "out", symlinks=True)
+    for link in tmp_path.glob("out/*/**/*"):
+        if link.is_symlink():
+            link.unlink()
+            link.symlink_to(tmp_path / "gone")
+    (tmp_path / "moved" / "prepared" / ".DS_Store").touch()
+    table = run_study(folder / "study.yaml", tmp_path / "moved", tmp_path / "out", jobs=0)
+    assert (table["missing"] == "").all()
+    shutil.rmtree(tmp_path / "moved" / "folds")
+    with pytest.raises(InputError, match="There are no folds in"):
+        run_study(folder / "study.yaml", tmp_path / "moved", tmp_path / "out", jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("jobs=-1", "jobs=-1: give a number"), ("jobs=two", "jobs=two: give a number"),
+     ("minutes=8m", "minutes=8m: give a number")],
+)  # fmt: skip
+def test_numbers_of_the_command_line_are_checked(argument: str, message: str, folder: Path) -> None:
+    arguments = [f"data={folder / 'data'}", f"output={folder / 'out'}", "only=flips,", argument]
+    with pytest.raises(SystemExit, match=message):
+        main([str(folder / "study.yaml"), *arguments])
+
+
+def test_a_row_of_other_breasts_does_not_lose_the_table(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out", symlinks=True)
+    csv = tmp_path / "out" / "predicted" / "flips_s3" / "fold0.csv"
+    pd.read_csv(csv)[1:].to_csv(csv, index=False)
+    table = run_study(folder / "study.yaml", folder / "data", tmp_path / "out", jobs=0)
+    row = table.set_index("variant").loc["flips"]
+    assert "lacks 1 of the breasts" in row["remark"]
+    assert np.isnan(row["auroc"])
+    assert np.isfinite(table.set_index("variant")["auroc"].drop(["flips", "best"])).all()
 
 
 def test_of_two_overrides_of_a_key_the_later_counts_and_groups_come_first() -> None:
@@ -293,7 +397,7 @@ def test_of_two_overrides_of_a_key_the_later_counts_and_groups_come_first() -> N
     assert last_of_each(overrides) == ["crop=y", "a.b=2", "c.d=3"]
 
 
-@pytest.mark.parametrize("name", ["small", "processor", "plain", "gpu"])
+@pytest.mark.parametrize("name", ["small", "processor", "plain", "gpu", "experiments"])
 def test_a_study_in_the_project_has_valid_overrides(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,10 +406,9 @@ def test_a_study_in_the_project_has_valid_overrides(
     study = read_study(STUDIES / f"{name}.yaml")
     place = Place(Path("data"), Path("output"), Path("weights"), saves_once=True)
     first = {run.variant: run for run in reversed(needed_runs(study, "gpu"))}
-    # Other rows change one key, which composing checks before the first training.
     for run in first.values():
+        cfg = compose_run(run, study, place)  # checks keys, types and ranges
         if run.variant == study.reference or any(o.startswith("network=") for o in run.overrides):
-            cfg = compose_run(run, study, place)
             assert cfg.name == f"{run.variant}_s{study.seeds[0]}"
             assert cfg.callbacks.last.every_n_epochs == cfg.epochs
             assert "best" not in cfg.callbacks

@@ -32,6 +32,7 @@ from rsna_bcd.models.aggregators import (
     Mean,
     MeanProbability,
 )
+from rsna_bcd.models.bilateral import BilateralClassifier
 from rsna_bcd.models.breast import BreastClassifier, SideBySide
 from rsna_bcd.models.encoder import Pooling
 from rsna_bcd.models.global_local import GlobalLocal
@@ -140,11 +141,12 @@ def test_saliency_maps_are_largest_at_the_patch_and_add_up_to_the_logit(pooling:
 
 
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
+@pytest.mark.parametrize("kind", [BreastClassifier, BilateralClassifier])
 @pytest.mark.parametrize("dense", [False, True])
 def test_saliency_maps_of_a_breast_are_largest_in_the_image_with_the_patch(
-    aggregator: Callable[[int], Aggregator], dense: bool
+    aggregator: Callable[[int], Aggregator], kind: type[BreastClassifier], dense: bool
 ) -> None:
-    network = brightness_network(BreastClassifier, aggregator)
+    network = brightness_network(kind, aggregator)
     network.dense = dense
     batch = two_breasts()
     maps = saliency_maps(network, batch)
@@ -154,7 +156,8 @@ def test_saliency_maps_of_a_breast_are_largest_in_the_image_with_the_patch(
         assert maps[breast, place].max() == maps[breast][:2].max()
         assert maps[breast, place].max() > 2 * maps[breast, 1 - place].max()
     assert maps[:, 2].isnan().all()  # padding
-    assert maps[:, 3].isnan().all() != network.aggregator.context  # the other breast
+    sees_other = network.aggregator.context or kind is BilateralClassifier
+    assert maps[:, 3].isnan().all() != sees_other
     assert not maps[:, :2].isnan().any()
     alone = saliency_maps(network, {name: tensor[1:] for name, tensor in batch.items()})
     assert torch.allclose(maps[1:], alone, equal_nan=True, rtol=1e-4, atol=1e-6)

@@ -48,6 +48,27 @@ def test_one_channel_equals_three_equal_channels(suffix: str, weights: Path) -> 
     assert torch.allclose(backbone(images), expected, atol=1e-5)
 
 
+def test_a_stem_of_groups_of_pixels_is_adapted_as_timm_does(tmp_path: Path) -> None:
+    file = tmp_path / "tresnet_m.pth"
+    torch.manual_seed(1)
+    torch.save(timm.create_model("tresnet_m", num_classes=10).state_dict(), file)
+    own = {"num_classes": 0, "in_chans": 1, "pretrained": True}
+    overlay = {"file": str(file), "num_classes": 10}
+    expected = timm.create_model("tresnet_m", **own, pretrained_cfg_overlay=overlay).state_dict()
+    backbone = ImageClassifier("tresnet_m", checkpoint_path=file).backbone.state_dict()
+    stem = "body.conv1.conv.weight"
+    assert torch.allclose(backbone[stem], expected[stem], atol=1e-6)
+
+
+def test_weights_of_another_transformer_are_refused(tmp_path: Path) -> None:
+    """Whose module of timm cannot even convert them."""
+    file = tmp_path / "swin.pth"
+    swin = timm.create_model("swin_s3_tiny_224", img_size=224)
+    torch.save(swin.state_dict(), file)
+    with pytest.raises(InputError, match="does not hold the weights of test_maxvit"):
+        ImageClassifier("test_maxvit", checkpoint_path=file, image_size=(64, 64))
+
+
 @pytest.mark.parametrize(
     ("change", "backbone", "message"),
     [
@@ -74,7 +95,7 @@ def test_weights_that_do_not_fit_are_refused(
 def test_a_file_without_weights_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"file{suffix}"
     file.write_bytes(content)
-    with pytest.raises(InputError, match="file"):
+    with pytest.raises(InputError, match="cannot be read as weights|does not hold"):
         ImageClassifier(TINY, checkpoint_path=file)
 
 
