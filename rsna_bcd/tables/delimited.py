@@ -72,7 +72,7 @@ def read_cells(
 def absent_table(file: Path) -> str:
     """The message that a table does not exist, with the remedy; without the last full stop."""
     made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
-    archive = file.parent.with_name(f"{file.parent.name}.zip")
+    archive = Path(f"{file.parent}.zip")
     if archive.is_file():
         return f"{file} does not exist. Read the archive without unpacking: paths.data={archive}"
     return f"{file} does not exist.{made} Point paths.data= at the dataset's folder"

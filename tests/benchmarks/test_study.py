@@ -418,7 +418,7 @@ def test_a_study_in_the_project_has_valid_overrides(
 def test_the_recommended_experiment_is_the_row_that_was_measured() -> None:
     study = read_study(STUDIES / "processor.yaml")
     place = Place(Path("data"), Path("output"), Path("weights"))
-    measured = study.variants["age_tta_of_four"]
+    measured = study.variants["epochs_10_age_tta_of_four"]
     row = next(run for run in needed_runs(study, "cpu") if run.variant == measured.of)
     trained = compose_run(row, study, place)
     weights = f"checkpoint_path={place.weights}/tf_efficientnet_lite0.pth"
