@@ -105,9 +105,8 @@ def _larger(cfg: DictConfig, folder: Path) -> Path:
         made: Any = OmegaConf.to_container(OmegaConf.load(record))
         crop = made["crop"]
         alike = {k: v for k, v in crop.items() if k not in _SIZE}
-        fits = crop["height"] >= wanted["height"] and crop["width"] >= wanted["width"]
-        stretch = crop["height"] * wanted["width"] / (wanted["height"] * crop["width"])
-        fits = fits and abs(stretch - 1) <= _STRETCH
+        height, width = (crop[side] / wanted[side] for side in ("height", "width"))
+        fits = min(height, width) >= 1 and abs(height / width - 1) <= _STRETCH
         is_like = fits and alike == {k: v for k, v in wanted.items() if k not in _SIZE}
         if is_like and "resized_from" not in made:
             found.append((crop["height"] * crop["width"], record.parent))

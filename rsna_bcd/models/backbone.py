@@ -38,7 +38,7 @@ _ANY_SIZE: Size = (230, 150)  # tried where no size is given: a multiple of noth
 _FACTORS = (1, 2, 4, 8)  # of the stride: multiples that are tried
 _MOST_PADDED = 2  # a padded image has less than this times the area of the image
 # Raised by networks for options and images that they do not take.
-_REFUSALS = (
+REFUSALS = (
     AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _SHOWN = 160  # characters of an error of timm's in a message
@@ -254,14 +254,14 @@ def _find_layout(name: str, image_size: Size | None) -> tuple[Options, Layout]:
     with torch.device("meta"):
         try:
             attempts = list(_attempts(make(), image_size))
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise InputError(f"timm cannot make network.backbone={name}: {error}") from error
         for multiple, options, is_map in attempts:
             try:
                 layout = _try_out(make(**options), size, multiple, is_map=is_map)
             except TypeError as error:  # options that the network does not have
                 errors.insert(0, error)
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 errors.append(error)
             else:
                 return options, layout

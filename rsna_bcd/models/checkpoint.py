@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.files import atomic_file
+from rsna_bcd.models.backbone import REFUSALS
 from rsna_bcd.models.encoder import Encoder
 from rsna_bcd.tables.folds import unseen_folds
 
@@ -278,15 +279,7 @@ def _resampled(state: State, backbone: Any) -> State:
         return state
     try:
         own = convert(own, backbone)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AssertionError,
-    ):
+    except (*REFUSALS, ArithmeticError):
         return state  # of another network, which is said by the caller
     others = {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}
     return others | {_BACKBONE + k: v for k, v in own.items()}
