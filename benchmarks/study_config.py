@@ -10,10 +10,11 @@ from commands import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass as checked
 
 from rsna_bcd._stage import check
+from rsna_bcd._validation import check_value, to_plain
 from rsna_bcd.errors import InputError
 from rsna_bcd.settings import Count, Positive, Seed, Source
 
@@ -171,7 +172,7 @@ def read_study(file: Path) -> Study:
     variants: dict[str, Variant] = {}
     for name, value in content["variants"].items():
         variants[str(name)] = _variant(file, str(name), value, variants)
-    study = _make(Study, file, "", content | {"variants": variants})
+    study = replace(_make(Study, file, "", content | {"variants": {}}), variants=variants)
     if study.reference not in variants or variants[study.reference].overrides is None:
         raise InputError(f"{file}: reference={study.reference} is not a trained variant.")
     distilled = [name for name, variant in variants.items() if variant.distilled]
@@ -185,14 +186,12 @@ def read_study(file: Path) -> Study:
 
 def _make(kind: type[T], file: Path, where: str, values: Mapping[str, Any]) -> T:
     """Make a part of a study of values of the right types."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problems = [
-            f"{where}{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        raise InputError(f"{file}: {'; '.join(problems)}.") from None
+    cfg = OmegaConf.create(dict(values))
+    problems = check_value(cfg, (), values, kind)
+    if problems:
+        lines = [f"{file}: {where}{key}{fault}" for key, fault in problems]
+        raise InputError("\n".join(lines))
+    return kind(**to_plain(cfg, resolve=False))
 
 
 def _variant(file: Path, name: str, value: Any, before: Mapping[str, Variant]) -> Variant:
@@ -211,7 +210,7 @@ def _variant(file: Path, name: str, value: Any, before: Mapping[str, Variant]) -
         _check_names(file, f"{name}.combine", value["combine"], before)
         combined = [before[other] for other in value["combine"]]
         own = tuple(o for variant in combined for o in variant.overrides or ())
-        distilled = value.get("distilled", False) or any(v.distilled for v in combined)
+        distilled = any(v.distilled for v in combined) or value.get("distilled", False)
         value = {"overrides": own, "distilled": distilled}
     elif kinds == ["choose"]:
         value = {"choose": _candidates(file, name, value, before)}

@@ -592,23 +592,3 @@ def test_check_header_has_a_remedy_for_other_syntaxes(path: Path, uid: str, reme
 def test_read_dicom_pixel_aspect(path: Path, elements: dict[str, Any], aspect: float) -> None:
     write_dicom(path, NOISE, bits=12, **elements)
     assert read_dicom(path).pixel_aspect == pytest.approx(aspect)
-
-
-def test_mammogram_preview_averages_areas(path: Path) -> None:
-    pixels = RNG.integers(0, 4096, (2049, 1024)).astype(np.uint16)
-    write_dicom(path, pixels, bits=12, WindowCenter=2048, WindowWidth=4096)
-    mammogram = read_dicom(path)
-    expected = pixels[:2048].reshape(512, 4, 256, 4).mean(axis=(1, 3)) / 4095
-    # Each halving rounds to whole values.
-    np.testing.assert_allclose(mammogram.preview(), expected, atol=1 / 4095)
-    assert mammogram.overview.reduced == 2
-
-
-@pytest.mark.parametrize(("syntax", "columns"), [("raw", 129), ("jpeg2000", 130)])
-def test_mammogram_overview_is_reduced_alike_by_every_codec(
-    path: Path, syntax: str, columns: int
-) -> None:
-    write_dicom(path, np.resize(NOISE, (1100, 519)), bits=12, syntax=syntax)
-    overview = read_dicom(path).overview
-    assert overview.pixels.shape == (275, columns)  # the codec rounds up
-    assert (overview.reduced, overview.decoder == "openjpeg") == (2, syntax == "jpeg2000")
