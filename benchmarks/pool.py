@@ -101,8 +101,9 @@ def _initialise(log_folder: Path, threads: int | None) -> None:
 def _outcome(function: Callable[[Any], Any], task: Any) -> Outcome:
     try:
         return Outcome(task, function(task))
-    except InputError as error:
-        return Outcome(task, error=str(error))
     except Exception as error:  # noqa: BLE001  (one task of many; its traceback is in the log)
+        if isinstance(error, InputError) or isinstance(error.__cause__, InputError):
+            cause = error if isinstance(error, InputError) else error.__cause__
+            return Outcome(task, error=str(cause))  # Hydra wraps the errors of constructors
         traceback.print_exc()
         return Outcome(task, error=f"{type(error).__name__}: {error}")

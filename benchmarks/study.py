@@ -1,6 +1,7 @@
 """A study: named variants of a recipe, each compared with a reference over the same breasts.
 
-    python benchmarks/study.py benchmarks/studies/small.yaml data=output/small output=output/study
+    python benchmarks/study.py benchmarks/studies/small.yaml data=output/small/data \
+        output=output/small
     python benchmarks/study.py benchmarks/studies/gpu.yaml data=<crops> output=... minutes=8
     OMP_NUM_THREADS=1 nice python benchmarks/study.py benchmarks/studies/processor.yaml data=... \
         output=... jobs=1
@@ -33,7 +34,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.tables.folds import read_folds
 
 T = TypeVar("T", int, float)
-_ARGUMENTS = {"data", "output", "device", "jobs", "minutes", "weights", "resamples", "only"}
+_ARGUMENTS = {"data", "output", "device", "jobs", "minutes", "weights", "only"}
 
 
 def run_study(

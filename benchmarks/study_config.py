@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass as checked
 
 from rsna_bcd._stage import check
-from rsna_bcd._validation import check_value, to_plain
+from rsna_bcd._validation import Name, check_value, to_plain
 from rsna_bcd.errors import InputError
 from rsna_bcd.settings import Count, Positive, Seed, Source
 
@@ -63,14 +63,14 @@ class Variant:
         seeds: of an ensemble: averaged over these; empty: one ensemble per seed of the study.
     """
 
-    name: str
+    name: Name
     overrides: tuple[str, ...] | None = None
     distilled: StrictBool = False
     flips: Annotated[tuple[Flip, ...], Distinct] = ()
     head: Literal["attention"] | None = None
     stack: Annotated[tuple[Input, ...], Distinct] = ()
-    ensemble: tuple[str, ...] = ()
-    choose: tuple[str, ...] = ()
+    ensemble: Annotated[tuple[str, ...], Distinct] = ()
+    choose: Annotated[tuple[str, ...], Distinct] = ()
     of: str | None = None
     other_breast: StrictBool = False
     seeds: Annotated[tuple[Seed, ...], Distinct] = ()
@@ -106,7 +106,7 @@ class Study:
             them with cancer where there are so many; None: of all.
     """
 
-    dataset: str
+    dataset: Name
     folds: Annotated[tuple[Count, ...], Field(min_length=1), Distinct]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct]
     reference: str
@@ -169,6 +169,7 @@ def read_study(file: Path) -> Study:
     if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
         raise InputError(f"{file} must be a mapping, and its variants one of names to variants.")
     content = {str(key): value for key, value in content.items()}
+    content |= {"reference": _names(content["reference"])} if "reference" in content else {}
     variants: dict[str, Variant] = {}
     for name, value in content["variants"].items():
         variants[str(name)] = _variant(file, str(name), value, variants)
@@ -199,6 +200,8 @@ def _variant(file: Path, name: str, value: Any, before: Mapping[str, Variant]) -
     if value is None or isinstance(value, list):
         value = {"overrides": value or []}
     keys = set(map(str, value)) if isinstance(value, dict) else set()
+    for key in keys & {"combine", "ensemble", "choose", "of"}:
+        value |= {key: _names(value[key])}
     kinds = [kind for kind in _KEYS if kind in keys]
     unknown = sorted(keys - {*kinds}.union(*(_KEYS[kind] for kind in kinds)))
     if len(kinds) != 1 or unknown:
@@ -220,9 +223,16 @@ def _variant(file: Path, name: str, value: Any, before: Mapping[str, Variant]) -
     elif value["overrides"] is None:
         value = value | {"overrides": []}
     for key, given in value.items():
-        if key != "overrides" and given == []:
+        if key != "overrides" and given in ([], None):
             raise InputError(f"{file}: {name}.{key} is empty.")
     return _make(Variant, file, f"{name}.", {"name": name, **value})
+
+
+def _names(value: Any) -> Any:
+    """Names of variants, of which YAML reads some as numbers."""
+    if isinstance(value, list):
+        return [str(name) for name in value]
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _candidates(
@@ -231,7 +241,7 @@ def _candidates(
     """The variants further up in the file that one is chosen from; `all`: each of them."""
     known = [candidate for candidate, variant in before.items() if not variant.choose]
     names = known if value["choose"] == "all" else value["choose"]
-    if not isinstance(names, list) or not names or not set(map(str, names)) <= set(known):
+    if not isinstance(names, list) or not names or not set(names) <= set(known):
         raise InputError(
             f"{file}: {name}.choose must be all, or a list of variants above it that are not "
             f"chosen themselves. They are {', '.join(known)}."
@@ -243,8 +253,8 @@ def _check_names(file: Path, where: str, names: Any, before: Mapping[str, Varian
     """Check that all are trained variants from further up in the file."""
     if not isinstance(names, list) or not names:
         raise InputError(f"{file}: {where} must be a list of trained variants above it.")
-    for name in map(str, names):
-        if name not in before or before[name].overrides is None:
+    for name in names:
+        if not isinstance(name, str) or name not in before or before[name].overrides is None:
             raise InputError(f"{file}: {where} names {name}, which no trained variant above is.")
 
 

@@ -1,5 +1,7 @@
 """The crops of a study: there already, resized from larger ones, or prepared from the images."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from study_config import Study
 
 from rsna_bcd._records import select_settings, write_record
 from rsna_bcd.errors import InputError
+from rsna_bcd.files import parts_sha256, write_file
 from rsna_bcd.imaging.crops import read_crop
 
 _SIZE = ("name", "height", "width")
@@ -37,7 +40,8 @@ def make_crops(
         The variants whose crops cannot be had, each with the reason.
 
     Raises:
-        InputError: there is no data, or the crops of the reference cannot be had.
+        InputError: there is no data, the output is of other data, or the crops of the reference
+            cannot be had.
     """
     if not data.exists() and study.synthesize:
         run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
@@ -46,6 +50,8 @@ def make_crops(
     is_prepared = (data / "prepared").is_dir()
     if is_prepared and data.resolve() != output.resolve():
         _link(data, output)
+    folds = Path(configurations[study.reference].folds_csv).name
+    _check_data(data, output, f"folds/{folds}" if is_prepared else "*.csv")
     absent: dict[str, str] = {}
     for variant, cfg in configurations.items():
         folder = Path(cfg.prepared_dir)
@@ -54,9 +60,9 @@ def make_crops(
         try:
             if is_prepared:
                 crop = select_settings(cfg, "crop")["crop"]
-                _resize(_larger(cfg, folder), folder, crop, study.patients)
+                _resize(_larger(study, cfg, folder), folder, crop, study.patients)
             else:
-                _prepare(study, data, output, cfg)
+                run_stage("prepare", f"paths.data={quoted(data)}", *_prepare_overrides(study, cfg))
         except InputError as error:
             if variant == study.reference:
                 raise
@@ -64,14 +70,33 @@ def make_crops(
     return absent
 
 
-def _prepare(study: Study, data: Path, output: Path, cfg: DictConfig) -> None:
-    """Make the crops of a configuration from the images of a data set."""
-    overrides = [f"crop.{key}={quoted(value)}" for key, value in cfg.crop.items()]
-    run_stage(
-        "prepare", f"paths.data={quoted(data)}", f"paths.output={quoted(output)}",
-        f"dataset.name={study.dataset}", f"source={study.source}", "splits=[train]",
-        *(o for o in overrides if not o.startswith("crop._target_")), *study.prepare,
-    )  # fmt: skip
+def _check_data(data: Path, output: Path, tables: str) -> None:
+    """Refuse an output that has crops and runs of other data.
+
+    Args:
+        data: folder of the data, which may be moved.
+        output: its `data.json` says which data it is of; written at the first call.
+        tables: pattern of the files in `data` by which other data are known.
+    """
+    record = output / "data.json"
+    sha256 = parts_sha256(*(file.read_bytes() for file in sorted(data.glob(tables))))
+    if not record.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        write_file(record, json.dumps({"data": str(data), "sha256": sha256}) + "\n")
+    elif (found := json.loads(record.read_text()))["sha256"] != sha256:
+        raise InputError(
+            f"{output} is of data={found['data']}, and not of {data / tables}. Choose another "
+            "output=, or delete the folder."
+        )
+
+
+def _prepare_overrides(study: Study, cfg: DictConfig) -> list[str]:
+    """Overrides of `rsna_bcd.prepare` that make the crops of a configuration from images."""
+    crop = [f"crop.{k}={quoted(v)}" for k, v in cfg.crop.items() if not str(k).startswith("_")]
+    return [
+        f"paths.output={quoted(cfg.paths.output)}", f"dataset.name={study.dataset}",
+        f"source={study.source}", "splits=[train]", *crop, *study.prepare,
+    ]  # fmt: skip
 
 
 def _link(data: Path, output: Path) -> None:
@@ -97,7 +122,7 @@ def _link(data: Path, output: Path) -> None:
             )
 
 
-def _larger(cfg: DictConfig, folder: Path) -> Path:
+def _larger(study: Study, cfg: DictConfig, folder: Path) -> Path:
     """The smallest prepared folder that differs in its size alone: not smaller, of its aspect."""
     wanted = select_settings(cfg, "crop")["crop"]
     found = []
@@ -112,11 +137,9 @@ def _larger(cfg: DictConfig, folder: Path) -> Path:
             found.append((crop["height"] * crop["width"], record.parent))
     if not found:
         raise InputError(
-            f"{folder} does not exist, and no crops beside it are like it, larger and of its "
-            "aspect. Prepare them:"
-            f"\n  python -m rsna_bcd.prepare dataset.name={cfg.dataset.name} "
-            f"crop.name={wanted['name']} crop.height={wanted['height']} "
-            f"crop.width={wanted['width']} paths.output={cfg.paths.output} paths.data=..."
+            f"{folder} does not exist, and no larger crops of the same settings and aspect are "
+            "beside it. Prepare them:\n  python -m rsna_bcd.prepare paths.data=<images> "
+            + shlex.join(_prepare_overrides(study, cfg))
         )
     return min(found)[1]
 

@@ -62,7 +62,8 @@ def is_trained(task: Task) -> bool:
         return False
     found = json.loads(record.read_text())
     changed = sorted({*found["overrides"]} ^ {*task.run.overrides})
-    if found.get("weights", "") not in ("", _weights_sha256(task)):
+    weights = {found.get("weights"), _weights_sha256(task)} - {None}  # None: no file, or not known
+    if len(weights) > 1:
         changed.append("other weights")
     if changed:
         raise InputError(
@@ -131,11 +132,11 @@ def _write(file: Path, content: dict[str, Any], seconds: float | None) -> None:
 
 
 def _weights_sha256(task: Task) -> str | None:
-    """SHA-256 of the file of weights that a run starts from."""
+    """SHA-256 of the file of weights that a run starts from; None: there is none, or none left."""
     for override in task.run.overrides:
         if "{weights}" in override and task.place.weights is not None:
-            name = override.partition("{weights}")[2].strip("/'\"")
-            return _sha256(task.place.weights / name)
+            file = task.place.weights / override.partition("{weights}")[2].strip("/'\"")
+            return _sha256(file) if file.is_file() else None
     return None
 
 

@@ -105,7 +105,7 @@ def study_table(
     is_leak = table["variant"].isin(leaks)
     table.loc[is_leak, "p"] = np.nan
     table.loc[is_leak, "remark"] = (
-        "not comparable: whether the other breast is in the data tells the label by itself "
+        "not comparable: whether the other breast is in the data reveals the label by itself "
         f"(AUROC {leak:.2f})"
     )
     return table.assign(p_holm=holm(table["p"]))[list(COLUMNS)]

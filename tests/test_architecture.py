@@ -109,7 +109,14 @@ PUBLIC = {
 ROOT = PACKAGE.parent
 TEXTS = sorted(
     file
-    for pattern in ("*.md", "docs/**/*.md", "conf/**/*.yaml", "benchmarks/**/*.py", "tests/**/*.py")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "conf/**/*.yaml",
+        "benchmarks/**/*.py",
+        "benchmarks/**/*.yaml",
+        "tests/**/*.py",
+    )
     for file in ROOT.glob(pattern)
     if file != Path(__file__)
 ) + sorted(PACKAGE.rglob("*.py"))

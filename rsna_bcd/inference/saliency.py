@@ -230,7 +230,7 @@ def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
 
 def _place_maps(network: BreastClassifier, maps: Tensor, batch: Batch) -> Tensor:
     """Put the maps (N, h, w) of images that were encoded into their places (B, V, h, w)."""
-    mask = network.encoded(batch["mask"], batch["other"])
+    mask = network.encoded_mask(batch["mask"], batch["other"])
     rows = mask.flatten()
     if len(maps) == len(rows):  # `dense`: padding was encoded as well
         maps = maps[rows]

@@ -196,7 +196,7 @@ def _known_name(name: str) -> str:
     short = name.removeprefix(_HUB).removeprefix("timm/")
     if timm.is_model(short):  # also of the hub's timm/: the same weights, described without it
         return short
-    if name.startswith(_HUB):
+    if name.startswith(_HUB) and not name.startswith(f"{_HUB}timm/"):
         if not re.fullmatch(r"[^/\s]+/[^/\s]+", name.removeprefix(_HUB)):
             raise InputError(f"network.backbone={name}: should be {_HUB}<owner>/<name>.")
         return name
@@ -210,7 +210,10 @@ def _known_name(name: str) -> str:
             f"network.backbone={name} is no name of timm. A network of the hub is {_HUB}{short}."
         )
     architecture = short.split(".")[0].lower().replace("-", "_")
-    similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+    known = timm.list_models()
+    similar = difflib.get_close_matches(architecture, known, n=5)
+    part = architecture.replace("_", "")  # swin_v2 of swinv2_base_window16_256
+    similar = similar or [model for model in known if part in model.replace("_", "")][:5]
     hint = f"Did you mean {', '.join(similar)}?" if similar else "timm.list_models() has all."
     raise InputError(f"timm has no network {name!r} (network.backbone). {hint}")
 

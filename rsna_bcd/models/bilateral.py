@@ -78,7 +78,7 @@ class BilateralClassifier(BreastClassifier):
         features = features + self.asymmetry(responses) * (n > 0)
         return self.outputs(features, own, view, other, metadata)
 
-    def encoded(self, mask: Tensor, other: Tensor) -> Tensor:
+    def encoded_mask(self, mask: Tensor, other: Tensor) -> Tensor:
         """The images that are encoded: also those of the other breast."""
         return mask
 

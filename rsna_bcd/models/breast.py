@@ -96,12 +96,12 @@ class BreastClassifier(Encoder):
         Returns:
             `logit` (B,), and each auxiliary target, (B,) or of K classes (B, K).
         """
-        mask = self.encoded(mask, other)
+        mask = self.encoded_mask(mask, other)
         features = self.map_present(self.encode, images, mask)  # (B, V, C)
         return self.outputs(features, mask, view, other, metadata)
 
-    def encoded(self, mask: Tensor, other: Tensor) -> Tensor:
-        """The images that are encoded, (B, V) bool: others are ignored."""
+    def encoded_mask(self, mask: Tensor, other: Tensor) -> Tensor:
+        """Mask of the images that are encoded, (B, V) bool: others are ignored."""
         return mask if self.aggregator.context else mask & ~other
 
     def map_present(

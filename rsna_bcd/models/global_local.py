@@ -77,6 +77,11 @@ class GlobalLocal(nn.Module):
         size = encoder.pop("image_size", None)
         if size is not None:
             _check_patch(patch, size)
+            if downscale > min(size):
+                raise InputError(
+                    f"network.downscale={downscale} leaves no pixel of an image of {size[0]} x "
+                    f"{size[1]}. Take a smaller one or a larger crop."
+                )
         whole = None if size is None else (size[0] // downscale, size[1] // downscale)
 
         def make_global(pretrained: bool) -> Encoder:

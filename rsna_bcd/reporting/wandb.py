@@ -1,4 +1,4 @@
-"""Log the curves and the worst mistakes of a finished run to Weights & Biases."""
+"""Log the curves and the hardest breasts of a finished run to Weights & Biases."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from rsna_bcd.reporting.contact_sheet import to_uint8
 from rsna_bcd.scoring.metrics import Floats
 
 Picture = NDArray[np.uint8]  # (H, W)
-MISSED, FALSE_ALARM = "missed cancer", "false alarm"
+POSITIVE, NEGATIVE = "hardest positives", "hardest negatives"  # names of panels
 _TALLEST = 512  # pixels
 _POINTS = 1000  # of a curve; W&B draws no more than 10,000
 
@@ -35,7 +35,7 @@ def log_results(
         images: the held-out images: `prediction_id, path`, and `view` for the caption.
         read: returns the crop at a `path`, (H, W) uint8, tissue bright.
         scores: of `oof`, for the run's summary.
-        cases: number of missed cancers, and of false alarms.
+        cases: number of hardest positives, and of hardest negatives.
     """
     labels, probabilities = oof["label"].to_numpy(), oof["probability"].to_numpy()
     logged: dict[str, Any] = {}
@@ -50,8 +50,8 @@ def log_results(
             "Precision and recall out of fold", precision, ["recall", "precision"]
         )
     # W&B keeps pictures of a table as an artifact, those of panels with the run's files.
-    panels: dict[str, list[Any]] = {MISSED: [], FALSE_ALARM: []}
-    table = wandb.Table(columns=["mistake", "prediction_id", "label", "probability", "images"])
+    panels: dict[str, list[Any]] = {POSITIVE: [], NEGATIVE: []}
+    table = wandb.Table(columns=["panel", "prediction_id", "label", "probability", "images"])
     for case in hardest(oof, cases).itertuples():
         rows = images[images["prediction_id"] == case.prediction_id]
         views = ", ".join(rows["view"].astype(str)) if "view" in rows else ""
@@ -59,29 +59,29 @@ def log_results(
             side_by_side([read(path) for path in rows["path"]]),
             caption=f"{case.prediction_id} {views} {case.probability:.3f}",
         )
-        panels[str(case.mistake)].append(picture)
-        table.add_data(case.mistake, case.prediction_id, case.label, case.probability, picture)
+        panels[str(case.panel)].append(picture)
+        table.add_data(case.panel, case.prediction_id, case.label, case.probability, picture)
     run.log({**logged, "hardest": table, **{k: panel for k, panel in panels.items() if panel}})
     run.summary.update({f"oof/{name}": score for name, score in scores.items()})
 
 
 def hardest(oof: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The cancers with the lowest probabilities, and the other breasts with the highest.
+    """The positives with the lowest probabilities, and the negatives with the highest.
 
     Args:
         oof: as of `log_results`; unreadable breasts are left out.
         n: of each.
 
     Returns:
-        `mistake, prediction_id, label, probability`, cancers first, the most extreme first.
+        `panel, prediction_id, label, probability`, positives first, the most extreme first.
     """
     readable = oof[oof["unread"] == 0].sort_values(
         ["probability", "prediction_id"], kind="stable", ignore_index=True
     )
-    missed = readable[readable["label"] == 1].head(n).assign(mistake=MISSED)
-    alarms = readable[readable["label"] == 0].iloc[::-1].head(n).assign(mistake=FALSE_ALARM)
-    columns = ["mistake", "prediction_id", "label", "probability"]
-    return pd.concat([missed, alarms], ignore_index=True)[columns]
+    positives = readable[readable["label"] == 1].head(n).assign(panel=POSITIVE)
+    negatives = readable[readable["label"] == 0].iloc[::-1].head(n).assign(panel=NEGATIVE)
+    columns = ["panel", "prediction_id", "label", "probability"]
+    return pd.concat([positives, negatives], ignore_index=True)[columns]
 
 
 def side_by_side(pictures: list[Picture]) -> Picture:

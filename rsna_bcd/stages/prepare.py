@@ -120,9 +120,8 @@ def _read(cfg: DictConfig, split: Split) -> pd.DataFrame:
         )
     absent = [file for file in table_files(csv) if not is_file(file)]
     if absent and others:
-        raise InputError(
-            f"{absent_table(absent[0])}, or leave the split out with splits=[{others}]."
-        )
+        other_remedy = f", or leave the split out with splits=[{others}]"
+        raise InputError(absent_table(absent[0], other_remedy))
     return read_images(csv, split, instantiate(cfg.dataset.rows))
 
 

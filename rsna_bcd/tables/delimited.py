@@ -58,7 +58,7 @@ def read_cells(
         InputError: the file is absent, empty or a spreadsheet.
     """
     if not is_file(file):
-        raise InputError(f"{absent_table(file)}.")
+        raise InputError(absent_table(file))
     content = read_bytes(file)
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # ZIP, and so .xlsx; .xls
         raise InputError(f"{file} is not a CSV table but a spreadsheet or archive. Save it as CSV.")
@@ -69,13 +69,16 @@ def read_cells(
     return header, rows
 
 
-def absent_table(file: Path) -> str:
-    """The message that a table does not exist, with the remedy; without the last full stop."""
+def absent_table(file: Path, other_remedy: str = "") -> str:
+    """The message that a table does not exist, with the remedies."""
     made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
     archive = Path(f"{file.parent}.zip")
-    if archive.is_file():
-        return f"{file} does not exist. Read the archive without unpacking: paths.data={archive}"
-    return f"{file} does not exist.{made} Point paths.data= at the dataset's folder"
+    remedy = (
+        f"Read the archive without unpacking: paths.data={archive}"
+        if archive.is_file()
+        else "Point paths.data= at the dataset's folder"
+    )
+    return f"{file} does not exist.{made} {remedy}{other_remedy}."
 
 
 def parse_lines(text: str) -> list[Line]:

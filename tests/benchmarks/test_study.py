@@ -18,7 +18,7 @@ from stage_settings import composed
 from study import main, run_study
 from study_config import Place, compose_run, last_of_each, needed_runs, read_study
 from study_heads import _bags
-from study_runs import Task, is_predicted
+from study_runs import Task, _sha256, do_run, is_predicted
 
 import rsna_bcd.stages.train
 from rsna_bcd._records import recorded_keys, select_settings
@@ -147,6 +147,21 @@ def test_a_record_of_an_earlier_version_counts(folder: Path) -> None:
     csv.with_suffix(".json").write_text(json.dumps(record))
 
 
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_starts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(folder / "study.yaml")
+    run = replace(needed_runs(study, "cpu")[0], predicted=())
+    task = Task(run, study, Place(folder / "data", tmp_path))
+    (task.folder / "checkpoints").mkdir(parents=True)
+    (task.folder / "checkpoints" / "last.ckpt").touch()
+    (task.folder / "timings.csv").write_text("epoch,seconds\n0,1000\n1,2000\n")
+    finish = (task.folder / "metrics.json").touch
+    monkeypatch.setattr(rsna_bcd.stages.train, "train", lambda _: finish())
+    do_run(task)
+    assert 3000 < json.loads((task.folder / "study.json").read_text())["seconds"] < 3100
+
+
 def test_other_overrides_under_the_same_name_are_refused(folder: Path) -> None:
     file = folder / "study.yaml"
     file.write_text(STUDY.replace("[tta=hflip]", "[tta=hflip, epochs=2]"))
@@ -221,11 +236,21 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
 ) -> None:
     file = tmp_path / "study.yaml"
     text = STUDY.split("  mirrored")[0].replace("64, crop.width=32", "32, crop.width=16")
-    text = text.replace("crop=demo", "crop=demo, crop.name=small").replace("[0, 1]", "[0]")
-    large = "  large: [crop.name=large, crop.height=128, crop.width=64]\n"
-    file.write_text(f"{text}{large}patients: 6\n")
+    text = text.replace("crop=demo", "crop=demo, crop.name=small")
+    absent = (
+        "  large: [crop.name=large, crop.height=128, crop.width=64]\n"
+        "  wide: [crop.name=wide, crop.height=32, crop.width=32]\n"
+        "  contrast: [crop.name=clahe, crop.clahe=2]\n"
+        "  stack: {of: contrast, stack: [mean]}\n"
+    )
+    file.write_text(f"{text}{absent}patients: 6\n")
     table = run_study(file, folder / "data", tmp_path / "out", deadline=0.0, jobs=0)
-    assert "large: " in table.attrs["failed"][0]
+    reasons = dict(reason.split(": ", 1) for reason in table.attrs["failed"])
+    assert table["variant"].tolist() == ["plain", "large", "wide", "contrast", "stack"]
+    assert set(reasons) == {"large", "wide", "contrast"}
+    assert "python -m rsna_bcd.prepare paths.data=<images>" in reasons["contrast"]
+    for setting in ("crop.clahe=2", "crop.height=32", "source=image", "dataset.name=rsna"):
+        assert setting in reasons["contrast"]
     made = tmp_path / "out" / "prepared" / "rsna" / "small"
     images = pd.read_csv(made / "train.csv")
     assert images["patient_id"].nunique() == 6
@@ -241,6 +266,8 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
         ("folds: 0", "folds=0: should be a list"),
         ("folds: [0, 0]", r"folds=\[0, 0\]: has a value twice"),
         ("folds: [0]", "stack is fitted on other folds: name two at least"),
+        ("folds: [0, true]", "folds.1=true: should be a whole number"),
+        ("dataset: ''", "dataset=: names a folder"),
         ("seeds: [a]", r"seeds\.0=a: should be a whole number"),
         ("base: crop=demo", "base=crop=demo: should be a list"),
         ("resamples: many", "resamples=many: should be a whole number"),
@@ -258,6 +285,9 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
         ("variants: {plain: [], f: {of: [plain], head: attention}}", "names .'plain'., which no"),
         ("variants: {plain: [], f: {ensemble: plain}}", "f must be a list of trained variants"),
         ("variants: {plain: [], f: {ensemble: [plain], seeds: 4}}", "f.seeds=4: should be a list"),
+        ("variants: {plain: [], f: {of: plain, head: }}", "f.head is empty"),
+        ("variants: {plain: [], f: {ensemble: [plain, plain]}}", "f.ensemble=.* has a value twice"),
+        ("variants: {plain: [], a/b: {of: plain, flips: [hflip]}}", "names a folder"),
         ("variants: {plain: [], f: {combine: }}", "f.combine must be a list of trained variants"),
         ("more: 1", "more: there is no such key"),
         ("variants: {plain: {overrides: [], distilled: true}}", "plain needs all folds"),
@@ -295,6 +325,18 @@ def test_a_combination_with_a_distilled_variant_is_distilled(tmp_path: Path) -> 
     teachers = {run.variant: len(run.teachers) for run in needed_runs(study, "cpu")}
     assert teachers == {"plain": 0, "soft": 2, "both": 2, "neither": 0}
     assert study.variants["both"].overrides == ("epochs=2",)
+
+
+def test_names_may_be_numbers(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        f"{STUDY.split('variants:')[0].replace('plain', '5')}variants: {{5: [], 20: [epochs=20], "
+        "both: {combine: [20, 5]}, flips: {of: 5, flips: [hflip]}, best: {choose: [5, 20]}}"
+    )
+    study = read_study(tmp_path / "study.yaml")
+    assert study.reference == "5"
+    assert study.variants["both"].overrides == ("epochs=20",)
+    assert study.variants["flips"].of == "5"
+    assert study.variants["best"].choose == ("5", "20")
 
 
 def test_teachers_of_some_folds_alone_are_refused_before_training(
@@ -336,6 +378,12 @@ def test_other_data_or_weights_in_the_same_output_are_refused(folder: Path, tmp_
     save_crops(tmp_path / "other")
     with pytest.raises(InputError, match="and not of data=.*other. Choose another output="):
         run_study(folder / "study.yaml", tmp_path / "other", folder / "out", jobs=0)
+    (tmp_path / "other" / "folds" / "rsna-stratified.csv").unlink()
+    shutil.copytree(folder / "out", tmp_path / "copy")  # without links
+    shutil.move(tmp_path / "other" / "prepared", tmp_path / "images")
+    (tmp_path / "images" / "train.csv").write_text("other labels")
+    with pytest.raises(InputError, match=r"copy is of data=.*, and not of .*images/\*\.csv"):
+        run_study(folder / "study.yaml", tmp_path / "images", tmp_path / "copy", jobs=0)
     text = STUDY.split("  mirrored")[0]
     file, starts = tmp_path / "study.yaml", "checkpoint_path='{weights}/w.pth'"
     file.write_text(text.replace("plain: []", f'plain: [epochs=1, "{starts}"]'))
@@ -348,6 +396,13 @@ def test_other_data_or_weights_in_the_same_output_are_refused(folder: Path, tmp_
     assert (run_study(file, weights=tmp_path / "one", **own)["missing"] == "").all()
     with pytest.raises(InputError, match="trained with other settings .other weights."):
         run_study(file, weights=tmp_path / "two", **own)
+    (tmp_path / "one" / "w.pth").unlink()  # finished runs need no weights
+    _sha256.cache_clear()
+    assert (run_study(file, weights=tmp_path / "one", **own)["missing"] == "").all()
+    shutil.rmtree(tmp_path / "out" / "runs")
+    failed = run_study(file, weights=tmp_path / "one", **own).attrs["failed"]
+    assert failed[0].startswith("plain_s3, fold 0: ")
+    assert "one/w.pth does not exist" in failed[0]
 
 
 def test_the_order_of_overrides_does_not_matter(folder: Path) -> None:

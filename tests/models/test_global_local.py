@@ -49,6 +49,12 @@ def test_other_images_of_the_batch_and_their_order_do_not_count(images: torch.Te
         assert torch.allclose(network(images[1:2])[name], expected[name][1:2], atol=1e-5)
 
 
+def test_a_downscale_larger_than_the_image_is_refused() -> None:
+    make(downscale=128, image_size=(256, 128))
+    with pytest.raises(InputError, match="downscale=129 leaves no pixel of an image of 256 x 128"):
+        make(downscale=129, image_size=(256, 128))
+
+
 class Brightness(torch.nn.Module):
     """In the place of the global backbone: the mean brightness of cells of 16 x 16, twice."""
 

@@ -20,10 +20,10 @@ OOF = pd.DataFrame(
 )
 
 
-def test_the_hardest_are_the_worst_mistakes_first() -> None:
+def test_the_hardest_come_first() -> None:
     cases = hardest(OOF, 2)
     assert cases["prediction_id"].tolist() == ["c", "a", "e", "b"]  # not f, which was not read
-    assert cases["mistake"].tolist() == ["missed cancer"] * 2 + ["false alarm"] * 2
+    assert cases["panel"].tolist() == ["hardest positives"] * 2 + ["hardest negatives"] * 2
 
 
 def test_pictures_are_side_by_side_and_not_too_large() -> None:
@@ -65,8 +65,8 @@ def test_curves_and_cases_are_logged_with_pictures(monkeypatch: pytest.MonkeyPat
     assert summary == {"oof/auroc": 0.6}
     assert logged["roc"][0] == [0, 0]
     assert logged["roc"][-1] == [1, 1]
-    missed, alarm = logged["hardest"].data
-    assert missed[:4] == ("missed cancer", "c", 1, 0.2)
-    assert missed[4] == ((4, 4), "c CC, CC 0.200")  # both of its images
-    assert alarm[1] == "e"
-    assert logged["missed cancer"] == [missed[4]]
+    positive, negative = logged["hardest"].data
+    assert positive[:4] == ("hardest positives", "c", 1, 0.2)
+    assert positive[4] == ((4, 4), "c CC, CC 0.200")  # both of its images
+    assert negative[1] == "e"
+    assert logged["hardest positives"] == [positive[4]]
