@@ -36,9 +36,15 @@ def prepared(folder: Path, crop: str, patients: int) -> Path:
 
 
 def synthetic_crops(
-    output: Path, dataset: str, crop: dict[str, Any], patients: int, distinct: int = 32
+    output: Path,
+    dataset: str,
+    crop: dict[str, Any],
+    patients: int,
+    *,
+    distinct: int = 32,
+    n_folds: int = 4,
 ) -> Path:
-    """Write crops of smooth noise, their table and four folds, without any DICOM file.
+    """Write crops of smooth noise, their table and folds, without any DICOM file.
 
     They compress about as mammograms do. Each patient has CC and MLO of both breasts; every other
     patient has a cancer on the left, brighter in the middle.
@@ -49,6 +55,7 @@ def synthetic_crops(
         crop: settings as in `conf/crop/*.yaml`.
         patients: how many.
         distinct: crops that differ; the others repeat them.
+        n_folds: of the patients.
 
     Returns:
         The prepared folder; one that is there already is left alone.
@@ -84,7 +91,7 @@ def synthetic_crops(
     table = pd.DataFrame(rows)
     table.to_csv(folder / "train.csv", index=False)
     (output / "folds").mkdir(exist_ok=True)
-    folds = stratified(table, n_folds=4, seed=0)
+    folds = stratified(table, n_folds=n_folds, seed=0)
     folds.to_csv(output / "folds" / f"{dataset}-stratified.csv", index=False)
     write_record(
         folder / "config.yaml", {"dataset": {"name": dataset}, "crop": crop, "source": "dicom"}

@@ -144,16 +144,18 @@ def memory(context: Context) -> Iterator[Row]:
 def study(context: Context) -> Iterator[Row]:
     """Paired differences of the study's variants."""
     from crops import crop_settings, synthetic_crops
-    from omegaconf import OmegaConf
     from study import run_study
+    from study_config import read_study
 
     kind = "small" if context.pack is None or context.small else "gpu"
     config = ROOT / "benchmarks" / "studies" / f"{kind}.yaml"
     data = context.pack
     if data is None:
-        data, study_settings = context.folder / "study_crops", OmegaConf.load(config)
-        crop, patients = crop_settings("h512_wide"), int(study_settings.patients)
-        synthetic_crops(data, str(study_settings.dataset), crop, patients)
+        data, small = context.folder / "study_crops", read_study(config)
+        synthetic_crops(
+            data, small.dataset, crop_settings("h512_wide"), small.patients or 48,
+            n_folds=len(small.folds),
+        )  # fmt: skip
     table = run_study(
         config, data, context.folder / "study",
         device=context.device, deadline=context.deadline - 15, jobs=context.jobs,

@@ -72,11 +72,11 @@ def run_study(
             other overrides.
     """
     study = _only(read_study(config), only)
-    if jobs is not None and jobs < 0:
-        raise InputError(f"jobs={jobs}: give a number of processes, or 0 for this one.")
     if jobs is None:
         jobs = 1 if device == "cpu" else max(1, min(8, _cores() // 2))
     data, output = data.resolve(), output.resolve()
+    if not data.is_dir() and (data.exists() or not study.synthesize):
+        raise InputError(f"There is no folder {data}. Point data= at crops or at a data set.")
     place = Place(data, output, _weights(weights, data), device != "cpu", _how(device, jobs))
     runs = needed_runs(study, "cpu" if device == "cpu" else "gpu")
     first = {run.variant: run for run in reversed(runs)}
@@ -196,9 +196,12 @@ def _cores() -> int:
 def _number(cfg: DictConfig, key: str, kind: type[T]) -> T | None:
     """A number of the command line; None where it is absent."""
     try:
-        return None if cfg.get(key) is None else kind(cfg[key])
+        number = None if cfg.get(key) is None else kind(cfg[key])
     except ValueError:
         raise InputError(f"{key}={cfg[key]}: give a number.") from None
+    if number is not None and not number >= 0:
+        raise InputError(f"{key}={number}: give 0 or more.")
+    return number
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -209,7 +212,8 @@ def main(arguments: Sequence[str]) -> int:
     unknown = set(map(str, cfg)) - _ARGUMENTS
     if unknown or not {"data", "output"} <= set(cfg):
         known = ", ".join(f"{name}=" for name in sorted(_ARGUMENTS))
-        sys.exit(f"error: give data= and output=; known are {known}")
+        fault = f"{sorted(unknown)[0]}= is unknown" if unknown else "give data= and output="
+        sys.exit(f"error: {fault}; there are {known}")
     only = [name for name in str(cfg.get("only") or "").split(",") if name]
     try:
         minutes, jobs = _number(cfg, "minutes", float), _number(cfg, "jobs", int)

@@ -40,13 +40,10 @@ def make_crops(
         The variants whose crops cannot be had, each with the reason.
 
     Raises:
-        InputError: there is no data, the output is of other data, or the crops of the reference
-            cannot be had.
+        InputError: the output is of other data, or the crops of the reference cannot be had.
     """
-    if not data.exists() and study.synthesize:
-        run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
     if not data.is_dir():
-        raise InputError(f"There is no folder {data}. Point data= at crops or at a data set.")
+        run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
     is_prepared = (data / "prepared").is_dir()
     if is_prepared and data.resolve() != output.resolve():
         _link(data, output)

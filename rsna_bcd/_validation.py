@@ -234,8 +234,8 @@ def check_value(
         first, *others = dict.fromkeys(reasons)
         said = " or ".join([first, *(one.removeprefix("should be ") for one in others)])
         key = ".".join(map(str, path + place))
-        is_key = first.startswith("there is no such key")
-        subject = f"{key}: " if is_key else f"{key}={shown}: "
+        has_value = first != "is absent" and not first.startswith("there is no such key")
+        subject = f"{key}={shown}: " if has_value else f"{key}: "
         parent, last = _parent(cfg, path + place), (path + place)[-1]
         refers = last in parent and OmegaConf.is_interpolation(parent, last)
         (derived if refers else problems).append(

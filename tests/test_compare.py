@@ -36,7 +36,7 @@ def compared(runs: Path) -> Compare:
 
 
 def test_scores_and_differences_on_the_shared_folds(compared: Compare, runs: Path) -> None:
-    result = compared(f"json={runs}/difference.json")
+    result = compared(f"json={runs}/difference.json", f"csv={runs}/difference.csv")
     assert (result["folds"], result["breasts"], result["positives"]) == ([0, 1], 200, 40)
     plain, ours = (result["runs"][name] for name in ("plain", "ours"))
     difference = ours["difference"]["auroc"]
@@ -48,6 +48,11 @@ def test_scores_and_differences_on_the_shared_folds(compared: Compare, runs: Pat
     assert "difference" not in plain
     written = json.loads((runs / "difference.json").read_text())
     assert written["runs"]["ours"]["difference"]["auroc"]["value"] == difference.value
+    table = pd.read_csv(runs / "difference.csv").set_index(["run", "metric"])
+    assert len(table) == 2 * len(plain["score"])
+    assert table.loc[("plain", "auroc"), "value"] == plain["score"]["auroc"].value
+    assert table.loc[("ours", "auroc"), "difference_low"] == difference.low
+    assert table["p_value"].isna().sum() == len(plain["score"])
 
 
 def test_scores_of_one_fold_and_of_one_run(compared: Compare) -> None:

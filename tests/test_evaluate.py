@@ -119,12 +119,18 @@ def test_baseline_is_optional(
     ("file", "change", "message"),
     [
         ("data/solution.csv", lambda t: t.assign(cancer=0), "one class only"),
-        ("data/solution.csv", lambda t: t.iloc[1:], "unexpected breasts: 279_L"),
-        ("submissions/demo/submission.csv", lambda t: t.iloc[1:], "lacks .*: 200_L"),
-        ("submissions/demo/predictions.csv", lambda t: t.iloc[1:], "lacks .*: 200_L"),
+        ("data/solution.csv", lambda t: t.assign(cancer=2), "neither 0 nor 1 for 279_L, "),
+        ("data/solution.csv", lambda t: t.rename(columns={"cancer": "label"}),
+         r"column\(s\) cancer; it has prediction_id, label"),
+        ("data/solution.csv", lambda t: pd.concat([t, t.iloc[:1].assign(cancer=1)]),
+         "contradicts itself about 279_L"),
+        ("data/solution.csv", lambda t: t.iloc[1:], "only .*predictions.csv has 279_L"),
+        ("submissions/demo/submission.csv", lambda t: t.iloc[1:], "only .*solution.csv has 200_L"),
+        ("submissions/demo/predictions.csv", lambda t: t.iloc[1:], "only .*solution.csv has 200_L"),
+        ("submissions/demo/submission.csv", lambda t: pd.concat([t, t]), "breasts twice: 200_L"),
         ("submissions/demo/predictions.csv", lambda t: t.assign(probability=np.nan), "number in"),
     ],
-)
+)  # fmt: skip
 def test_file_that_does_not_fit_is_refused(
     output: Path, evaluated: Evaluate, file: str, change: Any, message: str
 ) -> None:
@@ -134,3 +140,55 @@ def test_file_that_does_not_fit_is_refused(
     (output / file).unlink()
     with pytest.raises(InputError, match=f"{file} does not exist"):
         evaluated("baseline=false")
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.replace(",", ";").encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("prediction_id,", "prediction_id , ").encode(),
+        lambda text: text.replace("prediction_id,cancer", "Prediction ID,Cancer").encode(),
+        lambda text: text.replace(",1", ",TRUE").replace(",0", ",FALSE").encode(),
+    ],
+)
+def test_solution_is_read_as_other_tables_of_a_user(
+    evaluated: Evaluate, output: Path, rewrite: Callable[[str], bytes]
+) -> None:
+    expected = evaluated("baseline=false")["score"]
+    csv = output / "data" / "solution.csv"
+    csv.write_bytes(rewrite(csv.read_text()))
+    assert evaluated("baseline=false")["score"] == expected
+
+
+def test_solution_of_images_or_breasts(evaluated: Evaluate, output: Path) -> None:
+    csv = output / "data" / "solution.csv"
+    table = pd.read_csv(csv)
+    pd.concat([table, table]).to_csv(csv, index=False)
+    assert (evaluated("baseline=false")["breasts"], evaluated()["patients"]) == (80, 80)
+    patients = ["", "279", *(str(i // 2) for i in range(2, 80))]
+    table.assign(patient_id=patients).to_csv(csv, index=False)
+    assert evaluated("baseline=false")["patients"] == 40
+
+
+def test_solution_of_other_breasts_names_both_files_and_remedies(
+    evaluated: Evaluate, output: Path
+) -> None:
+    csv = output / "data" / "solution.csv"
+    csv.write_text(csv.read_text().replace("_L", "_l"))
+    with pytest.raises(InputError) as refused:
+        evaluated("baseline=false")
+    for part in (
+        f"only {csv} has 279_l",
+        f"only {output}/submissions/demo/predictions.csv has 200_L",
+        "Point solution= at",
+        f"python -m rsna_bcd.submit name=demo paths.data={output}/data paths.output={output}",
+    ):
+        assert part in str(refused.value)
+    with pytest.raises(InputError, match="data is a folder. Point solution= at"):
+        evaluated(f"solution={output}/data")
+
+
+def test_unknown_name_is_refused_with_those_that_exist(output: Path) -> None:
+    with pytest.raises(InputError, match="named demo. Make it:\n.*rsna_bcd.submit name=other"):
+        evaluate(configured("evaluate", output, "name=other"))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from breast_shapes import breast_image
 from dicom_files import write_dicom
 from fabricated_networks import TinyBreasts
 from fabricated_runs import fabricated_ensemble
+from file_trees import tree
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -25,8 +27,10 @@ from stage_settings import composed
 
 from rsna_bcd._stage import main
 from rsna_bcd.errors import InputError
+from rsna_bcd.inference.studies import Study, predict_studies
 from rsna_bcd.models.network import ImageClassifier
 from rsna_bcd.scoring.ensemble import FILE_NAME, Member, read_ensemble, write_ensemble
+from rsna_bcd.stages import predict as stage
 from rsna_bcd.stages.predict import predict
 from rsna_bcd.stages.submit import submit
 from rsna_bcd.tables.metadata import Metadata
@@ -389,6 +393,69 @@ def test_predict_keeps_results_of_other_inputs(models: Path, data: Path, tmp_pat
     run(models, tmp_path, inputs / "2" / "4.dcm", "overwrite=true", "pictures=false")
     assert not list((folder / "pictures").iterdir())
     assert [breast["doubts"] for breast in read_breasts(folder).values()] == [["no MLO"]]
+
+
+def test_predict_replaces_results_only_by_complete_ones(
+    models: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tmp_path / "in"
+    shutil.copytree(data / "test_images", inputs)
+    folder = run(models, tmp_path, inputs)
+    (folder / "notes.csv").write_text("of the user")
+    before = tree(folder)
+    shutil.rmtree(inputs / "1")
+
+    def stop(*arguments: Any) -> Iterator[Study]:
+        yield next(predict_studies(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "predict_studies", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(models, tmp_path, inputs, "overwrite=true")
+    assert (folder / "unfinished" / "pictures" / "2_R_CC.png").is_file()
+    assert before.items() <= tree(folder).items()
+    run(models, tmp_path, inputs)
+    assert not (folder / "unfinished").exists()
+    assert set(read_breasts(folder)) == {"2_R"}
+    pictures = {"2_R_CC.png", "2_R_CC_2.png", "2_R_MLO.png"}
+    assert {file.name for file in (folder / "pictures").iterdir()} == pictures
+    assert (folder / "notes.csv").is_file()
+
+
+def test_predict_leaves_finished_results_of_the_same_files_and_networks(
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, own = tmp_path / "in", tmp_path / "models"
+    shutil.copytree(data / "test_images" / "2", inputs)
+    shutil.copytree(models, own)
+
+    def is_made_again(*overrides: str) -> bool:
+        folder = tmp_path / "predictions" / "images"
+        before = {f: f.stat().st_mtime_ns for f in folder.rglob("*.*")}
+        capsys.readouterr()
+        run(own, tmp_path, inputs, *overrides)
+        after = {f: f.stat().st_mtime_ns for f in folder.rglob("*.*")}
+        assert (before == after) == ("finished already" in capsys.readouterr().err)
+        return before != after
+
+    assert is_made_again()
+    assert not is_made_again()
+    with pytest.raises(InputError, match="pictures: True -> False"):
+        is_made_again("pictures=false")
+    for change in (
+        lambda: (tmp_path / "predictions" / "images" / "pictures" / "2_R_CC.png").unlink(),
+        lambda: (inputs / "notes.txt").write_text("excluded"),
+        lambda: mammogram(inputs / "4.dcm", "2", "R", "CC", 40),
+        lambda: shutil.copy(
+            own / "runs/images/fold0/checkpoints/last.ckpt",
+            own / "runs/images/fold1/checkpoints/last.ckpt",
+        ),
+    ):
+        change()
+        assert is_made_again()
+        assert not is_made_again()
+    assert is_made_again("overwrite=true")
 
 
 def test_predict_command_prints_one_message(

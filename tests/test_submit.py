@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import pandas as pd
 import pytest
 import torch
 from fabricated_networks import TinyImages
+from file_trees import tree
 from submission_inputs import NAME, configure, overrides, save_members, save_test_set
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference import test_set
+from rsna_bcd.inference.stream import predict
 from rsna_bcd.scoring.ensemble import write_ensemble
 from rsna_bcd.scoring.thresholds import Threshold
 from rsna_bcd.stages.submit import submit
@@ -180,15 +183,55 @@ def test_submit_leaves_a_finished_submission(
     submit(configure(data, output, ["overwrite=true"]))
     assert (folder / "submission.csv").stat().st_mtime_ns > before[folder / "submission.csv"]
     check_same(output, straight)
+    (folder / "predictions.csv").unlink()  # it is made again, of the same predictions
+    submit(configure(data, output))
+    assert summary_in(output)["resumed"] == summary_in(output)["images"]
+    check_same(output, straight)
 
 
-def test_submit_predicts_again_for_other_inputs(
-    straight: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_submit_that_is_refused_leaves_the_finished_submission(
+    straight: Path, data: Path, tmp_path: Path
 ) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(straight, output)
+    before = tree(folder_in(output))
+    with pytest.raises(InputError, match=r"engine: auto -> onnx\n.*overwrite=true"):
+        submit(configure(data, output, ["engine=onnx"]))
+    with pytest.raises(InputError, match=r"rsna_bcd\.export|extra"):  # there is no such file
+        submit(configure(data, output, ["engine=onnx", "overwrite=true"]))
+    assert tree(folder_in(output)) == before
+
+
+def test_submit_that_is_stopped_leaves_the_finished_submission(
+    straight: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(straight, output)
+    before = tree(folder_in(output))
+
+    def stop(*arguments: Any) -> Iterator[Any]:
+        yield from islice(predict(*arguments), 30)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(test_set, "predict", stop)
+        with pytest.raises(KeyboardInterrupt):
+            submit(configure(data, output, ["engine=torch", "overwrite=true"]))
+    after = tree(folder_in(output))
+    assert len(journal_lines(output)) == 2 + 30
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"journal.jsonl"}
+    submit(configure(data, output, ["engine=torch"]))
+    assert 0 < summary_in(output)["resumed"] < summary_in(output)["images"]
+    assert summary_in(output)["asked"]["engine"] == "torch"
+    check_same(output, straight)
+
+
+def test_submit_predicts_again_for_other_inputs(straight: Path, data: Path, tmp_path: Path) -> None:
+    """Where `overwrite=true` allows it; else they are refused, and nothing changes."""
     output, other = tmp_path / "output", tmp_path / "data"
     shutil.copytree(straight, output)
     shutil.copytree(data, other)
-    submit(configure(other, output))  # copies have their own times, and count as other files
     n_lines = len(journal_lines(output))
 
     def change_text(file: Path, old: str, new: str) -> None:
@@ -203,19 +246,20 @@ def test_submit_predicts_again_for_other_inputs(
     table = pd.read_csv(other / "test.csv", dtype=str).assign(view="CC")
     fitted = output / "ensembles" / NAME / "ensemble.json"
     changes: list[tuple[str, Callable[[], Any]]] = [
-        ("differ from before: networks.", change_networks),
-        ("differ from before: files.", lambda: shutil.copy(pictures[0], pictures[-1])),
-        ("differ from before: table.", lambda: table.to_csv(other / "test.csv", index=False)),
-        ("differ from before: ensemble.", lambda: change_text(fitted, '"max"', '"mean"')),
-        ("Begins again", lambda: change_text(
-            folder_in(output) / "journal.jsonl", '"image"', '"picture"')),
-    ]  # fmt: skip
-    for printed, change in changes:
+        ("networks", change_networks),
+        ("files", lambda: shutil.copy(pictures[0], pictures[-1])),
+        ("table", lambda: table.to_csv(other / "test.csv", index=False)),
+        ("ensemble", lambda: change_text(fitted, '"max"', '"mean"')),
+    ]
+    for changed, change in changes:
         change()
-        capsys.readouterr()
-        submit(configure(other, output))
-        assert printed in capsys.readouterr().err
+        before = tree(folder_in(output))
+        with pytest.raises(InputError, match=rf"now\):\n  {changed}: \w+ -> \w+\n.*overwrite"):
+            submit(configure(other, output))
+        assert tree(folder_in(output)) == before
+        submit(configure(other, output, ["overwrite=true"]))
         assert len(journal_lines(output)) == n_lines
+        assert summary_in(output)["resumed"] == 0
 
 
 def test_submit_refuses_two_at_a_time(straight: Path, data: Path, tmp_path: Path) -> None:
@@ -322,7 +366,7 @@ def test_submit_with_a_short_budget_drops_tta_and_folds(
         record = output / "runs" / "images" / f"fold{fold}" / "config.yaml"
         record.write_text(record.read_text().replace("tta: hflip", "tta: none"))
     found = table_in(output, "predictions.csv")
-    submit(configure(many, output))
+    submit(configure(many, output, ["overwrite=true"]))
     expected = table_in(output, "predictions.csv")
     in_time = found["probability"] != fitted.prior
     pd.testing.assert_frame_equal(found[in_time], expected[in_time], rtol=0, atol=1e-6)
@@ -351,9 +395,12 @@ def test_submit_out_of_time_names_the_images_and_resumes_with_more_time(
     assert journal_lines(output)[: len(before)] == before
     assert summary_in(output)["resumed"] > 0
     assert "fold1" in summary_in(output)["shed"]
+    before = journal_lines(output)
+    with pytest.raises(InputError, match=r"dropped .*fold1.*budget\.hours=.*overwrite=true"):
+        submit(configure(many, output))
+    assert journal_lines(output) == before
     # Without a budget, every network predicts every image.
-    submit(configure(many, output))
-    assert "Begins again" in capsys.readouterr().err
+    submit(configure(many, output, ["overwrite=true"]))
     assert (summary_in(output)["shed"], summary_in(output)["resumed"]) == ("", 0)
 
 
@@ -373,7 +420,7 @@ def test_submit_with_networks_of_all_patients_keeps_the_recall_rate(
         (output / "runs" / name / "fold0").rename(output / "runs" / name / "foldall")
     thresholds = Threshold(0.9, {"1": 0.95}, recall_rate=0.3)
     write_ensemble(replace(fitted, networks="all", threshold=0.9, thresholds=thresholds), file)
-    submission = submit(configure(data, output))
+    submission = submit(configure(data, output, ["overwrite=true"]))
     pd.testing.assert_frame_equal(table_in(output, "predictions.csv"), expected)
     assert submission["cancer"].sum() == round(0.3 * 2 * patients)
     lowest = expected["probability"][submission["cancer"] == 1].min()

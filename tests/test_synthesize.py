@@ -151,11 +151,39 @@ def test_synthesize_resumes_and_leaves_a_complete_competition(seed7: Path, made:
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
-def test_synthesize_never_overwrites_other_data(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("precious\n")
-    with pytest.raises(InputError, match="was not made here"):
-        synthesize(settings(tmp_path, "overwrite=true"))
-    assert digests(tmp_path).keys() == {"train.csv"}
+@pytest.mark.parametrize("name", ["train.csv", "test.csv", "train_images/7/1.dcm", "notes.txt"])
+def test_synthesize_never_writes_into_another_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("precious\n")
+    before = digests(tmp_path)
+    for overwrite in "true", "false":
+        with pytest.raises(InputError, match=f"{name.split('/')[0]}, which was not made here"):
+            synthesize(settings(tmp_path, f"overwrite={overwrite}"))
+    assert digests(tmp_path) == before
+    assert not (tmp_path / "synthesize.yaml").exists()
+
+
+def test_synthesize_accepts_hidden_files_and_an_unfinished_record(
+    seed7: Path, tmp_path: Path
+) -> None:
+    for name in ".DS_Store", ".gitkeep", "synthesize.yaml.host-1.part":
+        (tmp_path / name).touch()
+    synthesize(settings(tmp_path))
+    assert digests(tmp_path).items() > digests(seed7).items()
+
+
+def test_synthesize_deletes_only_what_it_made(made: Path) -> None:
+    image = next((made / "train_images").rglob("*.dcm"))
+    killed = image.parent / ".a1b2c3d4" / "plain.dcm"
+    own = [image.with_name("mine.dcm"), made / "train_images" / "mine" / "1.dcm", made / "my.txt"]
+    for file in (killed, *own):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("precious\n")
+    synthesize(settings(made, "seed=8", "overwrite=true"))
+    train, test = (pd.read_csv(made / f"{split}.csv") for split in ("train", "test"))
+    assert sum(1 for _ in made.rglob("*.dcm")) == len(train) + len(test) + 2
+    assert [file.read_text() for file in own] == ["precious\n"] * 3
+    assert not killed.parent.exists()
 
 
 @pytest.mark.parametrize(

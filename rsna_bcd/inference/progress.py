@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rsna_bcd.errors import InputError, difference
 from rsna_bcd.files import (
     locked,
     parts_sha256,
@@ -41,6 +42,8 @@ from rsna_bcd.targets import OLD_TTA
 Fingerprint = dict[str, str]
 Plan = dict[str, Any]
 
+_ELSEWHERE = "Choose another submission_dir=..."
+
 
 class Progress:
     """The progress file of one test set; made by `open_progress`.
@@ -50,7 +53,9 @@ class Progress:
         by_breast: predictions by `prediction_id`.
         plan: how they are made; empty until it is set.
         is_new: whether it started with this process.
-        changed: entries of the fingerprint that differ, so that earlier predictions were deleted.
+
+    With `overwrite`, earlier predictions stay in the file until the first new one is made: what
+    stops a process before that costs nothing.
     """
 
     def __init__(self, handle: int, file: Path, inputs: Fingerprint, *, overwrite: bool) -> None:
@@ -58,20 +63,18 @@ class Progress:
         self.by_image: dict[str, Prediction] = {}
         self.by_breast: dict[str, BreastPrediction] = {}
         self.plan: Plan = {}
-        self.is_new = False
-        self.changed: list[str] = []
         before = self._read()
-        if before is not None:
-            keys = sorted(before.keys() | inputs.keys())
-            self.changed = [key for key in keys if before.get(key) != inputs.get(key)]
-        if before != inputs or overwrite:
-            self.clear()
-
-    def clear(self) -> None:
-        """Delete all predictions."""
-        self.by_image, self.by_breast, self.plan, self.is_new = {}, {}, {}, True
-        os.ftruncate(self._handle, 0)
-        self._append({"made_from": self._inputs})
+        if before and before != inputs and not overwrite:
+            there, now = ({k: v[:8] for k, v in one.items()} for one in (before, inputs))  # hashes
+            differing = "\n".join(f"  {line}" for line in difference(there, now))
+            raise InputError(
+                f"{file.parent} was made with other inputs or settings (there -> now):\n"
+                f"{differing}\n{_ELSEWHERE}, or make it again with overwrite=true."
+            )
+        self.is_new = overwrite or not before
+        self._has_header = not self.is_new
+        if self.is_new:
+            self.by_image, self.by_breast, self.plan = {}, {}, {}
 
     def add(self, prediction: Prediction | BreastPrediction) -> None:
         """Append a prediction; a `StorageError` if it cannot be written."""
@@ -118,6 +121,10 @@ class Progress:
         return {image_id: file for image_id, file in files.items() if image_id in left}
 
     def _append(self, entry: dict[str, Any]) -> None:
+        if not self._has_header:
+            self._has_header = True
+            os.ftruncate(self._handle, 0)
+            self._append({"made_from": self._inputs})
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         try:
             if os.write(self._handle, line) < len(line):  # part of it went onto a full disk
@@ -159,13 +166,12 @@ def open_progress(
 ) -> Iterator[Progress]:
     """Open or create a progress file, and keep other processes out.
 
-    Predictions of other inputs are deleted, or all of them with `overwrite`.
-
     Raises:
-        InputError: another process works on it.
+        InputError: another process works on it; or it has predictions of other inputs, and not
+            `overwrite`.
         StorageError: it cannot be written.
     """
-    with locked(file.parent, "choose another submission_dir=...", file.name) as handle:
+    with locked(file.parent, _ELSEWHERE.lower(), file.name) as handle:
         yield Progress(handle, file, inputs, overwrite=overwrite)
 
 

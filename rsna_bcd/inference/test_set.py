@@ -154,12 +154,20 @@ def predict_test_set(
         log: called with messages for the user.
         on_progress: called with the number of images that are predicted, and the number of those
             by an earlier process.
+
+    Raises:
+        InputError: an engine is impossible; or earlier predictions were degraded for a time budget,
+            and there is none now.
     """
     started = time.monotonic()
     runs, images = _flat(members), test.tables.images
-    if _degradation(progress) and math.isinf(settings.until):
-        log("Begins again: an earlier budget dropped networks, and now there is none.")
-        progress.clear()
+    earlier = _degradation(progress)
+    if earlier and math.isinf(settings.until):
+        raise InputError(
+            "The earlier predictions were made within a time budget, which dropped "
+            f"{earlier.describe([run.name for run in runs])}. Keep them with budget.hours=..., or "
+            "predict again without loss with overwrite=true."
+        )
     by_patient = any(run.level == "breast" for run in runs)
     left = progress.remaining(images, test.files, by_patient=by_patient)
     resumed = len(test.files) - len(left)
@@ -172,7 +180,6 @@ def predict_test_set(
             images=len(left), before=engines, log=log,
         )  # fmt: skip
         engines = engine_names(runs)
-    earlier = _degradation(progress)
     monitor = DeadlineMonitor(members, len(left), settings.until, settings.workers, earlier, log)
     done = 0
     on_progress(resumed, resumed)
@@ -342,7 +349,7 @@ def _breast_failures(
         ids = row.prediction_id, row.patient_id, None
         prediction = progress.by_breast.get(row.prediction_id)
         if row.unread and row.prediction_id not in named:
-            reason = f"no image of it could be read; the answer is {unread}"
+            reason = f"no image of it could be read; the prediction is {unread}"
             yield Failure(*ids, "nothing readable", reason)
         elif prediction is not None and prediction.reason is not None:
             yield Failure(*ids, "no value", prediction.reason)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
 from rich.table import Table
@@ -70,8 +71,6 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
     for name, why in remarks.items():
         console.print(f"{name}: {why}")
     frame = leaderboard_frame(ranking)
-    if cfg.csv is not None:
-        write_csv(frame, Path(cfg.csv))
     listed = json.loads(frame.to_json(orient="records", double_precision=15))  # NaN is no JSON
     result = {
         "metric": cfg.metric,
@@ -79,7 +78,7 @@ def _overview(cfg: DictConfig) -> dict[str, Any]:
         "runs": listed,
         "not_counted": remarks,
     }
-    _write_json(result, cfg)
+    _write(result, frame, cfg)
     return result
 
 
@@ -134,11 +133,31 @@ def _side_by_side(cfg: DictConfig) -> dict[str, Any]:
         "runs": compared,
     }
     _show(comparison)
-    _write_json(comparison, cfg)
+    _write(comparison, _frame(compared), cfg)
     return comparison
 
 
-def _write_json(result: dict[str, Any], cfg: DictConfig) -> None:
+def _frame(compared: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per run and score, for a file."""
+    return pd.DataFrame(
+        {
+            "run": name,
+            "metric": metric,
+            **asdict(interval),
+            "difference": getattr(difference, "value", None),
+            "difference_low": getattr(difference, "low", None),
+            "difference_high": getattr(difference, "high", None),
+            "p_value": getattr(difference, "p_value", None),
+        }
+        for name, run in compared.items()
+        for metric, interval in run["score"].items()
+        for difference in [run.get("difference", {}).get(metric)]
+    )
+
+
+def _write(result: dict[str, Any], frame: pd.DataFrame, cfg: DictConfig) -> None:
+    if cfg.csv is not None:
+        write_csv(frame, Path(cfg.csv))
     if cfg.json is not None:
         text = json.dumps(result, indent=2, default=asdict) + "\n"  # intervals become dicts
         write_file(Path(cfg.json), text)

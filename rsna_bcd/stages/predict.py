@@ -1,6 +1,7 @@
 """`python -m rsna_bcd.predict`: any mammograms -> probabilities, decisions and pictures."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.progress import track
 
 from rsna_bcd._records import check_same_config, write_record
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import write_csv, write_file
+from rsna_bcd.files import locked, parts_sha256, write_csv, write_file
 from rsna_bcd.imaging.headers import Header
+from rsna_bcd.inference.progress import Fingerprint, inputs_fingerprint
 from rsna_bcd.inference.run import Run, check_current, load_members, resolve_device
 from rsna_bcd.inference.stream import InferenceSettings
 from rsna_bcd.inference.studies import (
@@ -38,14 +40,16 @@ from rsna_bcd.tables.study_results import (
     images_table,
 )
 
+_TABLES = ("breasts.csv", "failures.csv", "images.csv")
+_RECORD = "predictions.json"
 _EXPECTED = "Mammograms are expected as DICOM files of one image each."
 
 
-def predict(cfg: DictConfig) -> list[BreastResult]:
+def predict(cfg: DictConfig) -> None:
     """Predict every mammogram among the inputs, and write tables and pictures.
 
-    Returns:
-        One result per breast, as in `predictions.json`.
+    Earlier ones are replaced when all of the new ones are complete; if nothing that they depend on
+    has changed, nothing is done.
 
     Raises:
         InputError: there is no such model, an input does not exist, no mammogram is among them, or
@@ -58,13 +62,11 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     check_current(fitted, models)
     inputs = _inputs(cfg)
     files, headers, failures = _find_mammograms(inputs, console)
-    record = {"name": cfg.name, "inputs": [str(one) for one in inputs]}
-    remedy = f"Give these a place of their own, such as predictions_dir={folder}_2"
-    check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, remedy=remedy)
     images = images_from_headers(
         headers, {name: file.resolve().parent.name for name, file in files.items()}
     )
-    members = load_members(fitted, models, resolve_device(cfg.device))
+    device = resolve_device(cfg.device)
+    members = load_members(fitted, models, device)
     runs = [run for member in members for run in member]
     is_synthetic = (Path(cfg.paths.data) / "synthesize.yaml").is_file()
     notes = model_notes(fitted, runs)
@@ -72,29 +74,78 @@ def predict(cfg: DictConfig) -> list[BreastResult]:
     ensemble = replace(fitted, policy="pf1")
     leading = members[max(range(len(members)), key=lambda i: ensemble.members[i].weight)]
     settings = _settings(cfg, leading[0])
-    # No earlier result must be taken for one of these.
-    for file in [*folder.glob("pictures/*.png"), *folder.glob("*.csv"), *folder.glob("*.json")]:
-        file.unlink()
-    write_record(folder / "config.yaml", record)
-    results: list[BreastResult] = []
-    pictures: dict[str, str] = {}
-    taken: set[str] = set()  # names of pictures
-    with ProgressBar(console, "Predicting", len(images)) as bar:
-        bar.update(0)
-        done = 0
-        for study in predict_studies(images, files, runs, settings):
-            own = study_results(study, headers, ensemble, members, is_synthetic=is_synthetic)
-            results += own
-            if cfg.pictures:
-                pictures |= _draw(folder, study, own, leading, notes, taken)
-            done += len(study.images)
-            bar.update(done)
-    order = {name: number for number, name in enumerate(images["prediction_id"].unique())}
-    results.sort(key=lambda result: order[result.prediction_id])
-    failures |= {i.file: i.reason for r in results for i in r.images if i.reason is not None}
-    _write(folder, ensemble, results, pictures, failures, notes)
+    ensemble_json = models / "ensembles" / ensemble.name / FILE_NAME
+    made_from = {
+        **inputs_fingerprint(ensemble_json, runs, images, files),
+        "failures": parts_sha256(json.dumps(failures, sort_keys=True).encode()),
+        "device": device.type,
+        "synthetic": str(is_synthetic),
+    }
+    record = {
+        "name": cfg.name, "inputs": [str(one) for one in inputs], "pictures": cfg.pictures,
+    }  # fmt: skip
+    elsewhere = f"predictions_dir={folder}_2"
+    with locked(folder, f"choose {elsewhere}"):
+        is_same = check_same_config(
+            folder / "config.yaml",
+            record,
+            overwrite=cfg.overwrite,
+            remedy=f"Give these a place of their own, such as {elsewhere}",
+            root="predict",
+        )
+        if is_same and not cfg.overwrite and _is_finished(folder, made_from):
+            console.print(f"{folder} is finished already; overwrite=true predicts again.")
+            return
+        new = folder / "unfinished"
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        results: list[BreastResult] = []
+        pictures: dict[str, str] = {}
+        taken: set[str] = set()  # names of pictures
+        with ProgressBar(console, "Predicting", len(images)) as bar:
+            bar.update(0)
+            done = 0
+            for study in predict_studies(images, files, runs, settings):
+                own = study_results(study, headers, ensemble, members, is_synthetic=is_synthetic)
+                results += own
+                if cfg.pictures:
+                    pictures |= _draw(new, study, own, leading, notes, taken)
+                done += len(study.images)
+                bar.update(done)
+        order = {name: number for number, name in enumerate(images["prediction_id"].unique())}
+        results.sort(key=lambda result: order[result.prediction_id])
+        failures |= {i.file: i.reason for r in results for i in r.images if i.reason is not None}
+        _write(new, ensemble, results, pictures, failures, notes, made_from)
+        write_record(new / "config.yaml", record)
+        _replace(folder, new)
     print_results(make_console(), folder, ensemble.name, results, failures, notes)
-    return results
+
+
+def _is_finished(folder: Path, made_from: Fingerprint) -> bool:
+    """Whether there are all tables and pictures of the same model and files."""
+    if not (folder / _RECORD).is_file():
+        return False
+    record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    images = (image for breast in record["breasts"] for image in breast["images"])
+    names = [*_TABLES, *(image["picture"] for image in images if image["picture"] is not None)]
+    is_same = record.get("made_from") == made_from  # which older versions did not write
+    return is_same and all((folder / name).is_file() for name in names)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put complete results in the place of earlier ones.
+
+    `predictions.json` goes first and comes last: a mixture of both is not finished.
+    """
+    (folder / _RECORD).unlink(missing_ok=True)
+    for picture in folder.glob("pictures/*.png"):
+        if not (new / "pictures" / picture.name).is_file():
+            picture.unlink()
+    files = [file for file in new.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name == _RECORD):
+        target = folder / file.relative_to(new)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(new)
 
 
 def _ensemble(cfg: DictConfig) -> Ensemble:
@@ -220,6 +271,7 @@ def _write(
     pictures: Mapping[str, str],
     failures: Mapping[str, str],
     notes: Sequence[str],
+    made_from: Fingerprint,
 ) -> None:
     """Write the tables, then the same as JSON."""
     ordered = sorted(failures.items())
@@ -244,6 +296,7 @@ def _write(
         "doubts": {kind: text for kind, text in QUALITY_FLAGS.items() if kind in found},
         "breasts": breasts,
         "failures": dict(ordered),
+        "made_from": made_from,
     }
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_file(folder / "predictions.json", text.encode())
+    write_file(folder / _RECORD, text)

@@ -47,8 +47,9 @@ _OUTPUTS = ("failures.csv", "predictions.csv", "submission.csv", "summary.json")
 def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
     """Predict the test set with every fold of every member, and write the submission.
 
-    Predictions are kept in a progress file, which a process that was killed resumes from.
-    `summary.json` is written last: if it is there, and all inputs are the same, nothing is done.
+    Predictions are kept in a progress file, which a process that was killed resumes from. Earlier
+    outputs are replaced when all of the new ones are computed. `summary.json` is written last: if
+    all are there, and all inputs are the same, nothing is done.
 
     Args:
         cfg: of `submit`.
@@ -60,8 +61,9 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
         image.
 
     Raises:
-        InputError: no such ensemble or run, invalid tables or settings, or a submission that does
-            not fit the sample submission, which is not written.
+        InputError: no such ensemble or run, invalid tables or settings, a folder with predictions
+            of other inputs, or a submission that does not fit the sample submission, which is not
+            written.
     """
     started = time.monotonic() if started is None else started
     console = make_console(stderr=True)
@@ -84,19 +86,15 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
         if _is_finished(folder, progress, asked):
             console.print(f"{folder} is finished already; overwrite=true predicts again.")
             return read_submission(folder / "submission.csv")
-        if progress.changed:
-            changed = ", ".join(progress.changed)
-            console.print(f"Begins again: these differ from before: {changed}.")
-        for name in _OUTPUTS if progress.is_new else _OUTPUTS[-1:]:
-            (folder / name).unlink(missing_ok=True)
         with ProgressBar(console, "Predicting", len(test.files)) as bar:
             outcome = predict_test_set(
                 test, members, progress, settings, log=bar.log, on_progress=bar.update
             )
         result = decide(test, ensemble, members, progress, outcome, cfg.unread)
-        result.write(folder)
         how = ", ".join([f"{device}", settings.precision, " and ".join(sorted({*outcome.engines}))])
         summary = _summary(ensemble, members, test, progress, outcome, result, how)
+        (folder / "summary.json").unlink(missing_ok=True)  # a mixture of outputs is not finished
+        result.write(folder)
         seconds = time.monotonic() - started
         record = {**summary.as_dict(), "seconds_in_all": seconds, "asked": asked}
         write_file(folder / "summary.json", json.dumps(record, indent=1).encode() + b"\n")
@@ -158,10 +156,10 @@ def _inputs(
 
 def _is_finished(folder: Path, progress: Progress, asked: dict[str, Any]) -> bool:
     """Whether there is a submission of the same inputs."""
-    summary = folder / "summary.json"
-    if progress.is_new or not summary.is_file() or not (folder / "submission.csv").is_file():
+    if progress.is_new or not all((folder / name).is_file() for name in _OUTPUTS):
         return False
-    return bool(json.loads(summary.read_text(encoding="utf-8"))["asked"] == asked)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return bool(summary["asked"] == asked)
 
 
 def _summary(

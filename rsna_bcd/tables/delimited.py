@@ -72,6 +72,9 @@ def read_cells(
 def absent_table(file: Path, other_remedy: str = "") -> str:
     """The message that a table does not exist, with the remedies."""
     made = " `python -m rsna_bcd.index` makes it." if file.name == "index.csv" else ""
+    for parent in file.parents:
+        if parent.suffix.lower() == ".zip" and not parent.exists():
+            return f"{parent} does not exist. Point paths.data= at the archive, or at its folder."
     archive = Path(f"{file.parent}.zip")
     remedy = (
         f"Read the archive without unpacking: paths.data={archive}"

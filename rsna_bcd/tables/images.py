@@ -197,7 +197,8 @@ def typed(mapped: pd.DataFrame) -> pd.DataFrame:
         text = unified["laterality"].astype("string")
         unified["laterality"] = text.str.lower().map(_SIDES).fillna(text)
     if "view" in unified:
-        unified["view"] = unified["view"].astype("string").str.upper()
+        text = unified["view"].astype("string").str.strip()
+        unified["view"] = text.where(~text.str.upper().isin(VIEWS), text.str.upper())
     if "age" in unified:
         unified["age"] = unified["age"].map(_age_in_years, na_action="ignore")
     return read_own_csv(unified.to_csv(index=False), _STRINGS)

@@ -15,9 +15,9 @@ _KEYS = {"flags": "doubts"}  # of predictions.json, where they differ from the a
 QUALITY_FLAGS = {
     "synthetic model": "trained on mammograms made by a computer: it knows nothing of real ones",
     "trained on pictures": "not on DICOM files: the threshold above all may not carry over",
-    "not read": "none of its images could be read: there is no answer",
+    "not read": "none of its images could be read: there is no prediction",
     "view left out": "it has no part in the result: the breast has standard views",
-    "image not read": "the answer is from the other images of the breast",
+    "image not read": "the prediction is from the other images of the breast",
     "near the threshold": "thresholds on either side did as well out of fold: the decision is open",
     "no breast found": "none stood out from the background: the whole frame was used",
     "no window": "the header has none: the grey scale was fitted to the tissue",

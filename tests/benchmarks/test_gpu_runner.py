@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import pandas as pd
 import pytest
+import study
 from fabricated_wheels import stub_wheel
+from study_config import read_study
+
+from rsna_bcd.tables.folds import read_folds
 
 ABSENT = (
     "wandb", "pydicom", "gdcm", "dicomsdl", "captum", "distributed", "dask", "albumentations",
@@ -162,6 +167,23 @@ def test_what_is_not_used_is_not_imported() -> None:
     paths = os.pathsep.join([str(gpu.ROOT), str(gpu.ROOT / "benchmarks")])
     environment = {**os.environ, "PYTHONPATH": paths}
     assert subprocess.run(command(script), check=False, env=environment).returncode == 0
+
+
+def test_the_study_without_a_pack_has_crops_of_its_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A distilled variant needs a teacher of each fold."""
+    folds: list[object] = []
+
+    def spy(config: Path, data: Path, *_: object, **__: object) -> pd.DataFrame:
+        made = read_folds(data / "folds" / "study-stratified.csv")["fold"]
+        folds.extend([sorted(made.unique()), list(read_study(config).folds)])
+        return pd.DataFrame({"variant": ["small"], "missing": [""]})
+
+    monkeypatch.setattr(study, "run_study", spy)
+    context = gpu.Context("cpu", tmp_path, None, time.monotonic() + 60)
+    assert list(gpu.study(context)) == [{"name": "small", "missing": ""}]
+    assert folds[0] == folds[1]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A study end to end: the runs are the command's, it resumes, and stops at its deadline."""
 
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -266,6 +267,7 @@ def test_a_size_that_is_not_there_is_made_of_a_larger_one_or_leaves_its_variant_
         ("folds: 0", "folds=0: should be a list"),
         ("folds: [0, 0]", r"folds=\[0, 0\]: has a value twice"),
         ("folds: [0]", "stack is fitted on other folds: name two at least"),
+        ("fold: [0, 1]", "there is no such key"),
         ("folds: [0, true]", "folds.1=true: should be a whole number"),
         ("dataset: ''", "dataset=: names a folder"),
         ("seeds: [a]", r"seeds\.0=a: should be a whole number"),
@@ -430,8 +432,9 @@ def test_moved_data_are_linked_again_and_data_without_folds_refused(
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("jobs=-1", "jobs=-1: give a number"), ("jobs=two", "jobs=two: give a number"),
-     ("minutes=8m", "minutes=8m: give a number")],
+    [("jobs=-1", "jobs=-1: give 0 or more"), ("jobs=two", "jobs=two: give a number"),
+     ("minutes=8m", "minutes=8m: give a number"), ("minutes=-1", "minutes=-1.0: give 0 or more"),
+     ("job=2", "job= is unknown; there are"), ("data=nowhere", "There is no folder .*nowhere")],
 )  # fmt: skip
 def test_numbers_of_the_command_line_are_checked(argument: str, message: str, folder: Path) -> None:
     arguments = [f"data={folder / 'data'}", f"output={folder / 'out'}", "only=flips,", argument]
@@ -455,7 +458,22 @@ def test_of_two_overrides_of_a_key_the_later_counts_and_groups_come_first() -> N
     assert last_of_each(overrides) == ["crop=y", "a.b=2", "c.d=3"]
 
 
-@pytest.mark.parametrize("name", ["small", "processor", "plain", "gpu", "experiments"])
+NAMES = ["small", "processor", "plain", "gpu", "experiments"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_has_the_numbers_of_rows_and_runs(name: str) -> None:
+    study = read_study(STUDIES / f"{name}.yaml")
+    runs = needed_runs(study, "cpu")
+    n_runs = sum(1 + len(run.teachers) for run in runs)
+    page = (STUDIES.parents[1] / "docs" / "study.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith(f"| `{name}.yaml`"))
+    assert re.search(rf"\| {len(study.variants)} \| {n_runs}\b", line)
+    if name == "gpu":
+        assert f"Of its {n_runs} runs" in (STUDIES.parents[1] / "docs" / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_study_in_the_project_has_valid_overrides(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rsna_bcd.errors import StorageError
+from rsna_bcd.errors import InputError, StorageError
 from rsna_bcd.inference.progress import open_progress
 from rsna_bcd.inference.stream import Prediction
 
@@ -37,11 +37,26 @@ def test_progress_keeps_what_precedes_a_damaged_line(
         assert list(progress.by_image) == [*map(str, range(kept)), "new"]
 
 
-def test_progress_of_other_inputs_or_another_program_begins_again(tmp_path: Path) -> None:
+def test_progress_of_other_inputs_is_refused_and_replaced_by_the_first_new_prediction(
+    tmp_path: Path,
+) -> None:
+    file, others = tmp_path / "journal.jsonl", {**INPUTS, "table": "c"}
+    lines = write_predictions(file)
+    with pytest.raises(InputError, match=r"table: a -> c\n.*submission_dir=.*overwrite=true"):
+        open_progress(file, others).__enter__()
+    for inputs in (INPUTS, others):
+        with open_progress(file, inputs, overwrite=True) as progress:
+            assert progress.is_new
+            assert progress.by_image == {}
+        assert file.read_bytes() == b"".join(lines)
+    with open_progress(file, others, overwrite=True) as progress:
+        progress.add(Prediction("new", None, "unreadable"))
+    with open_progress(file, others) as progress:
+        assert list(progress.by_image) == ["new"]
+
+
+def test_progress_of_another_program_is_new(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
-    write_predictions(file)
-    with open_progress(file, {**INPUTS, "table": "c"}) as progress:
-        assert (progress.by_image, progress.changed) == ({}, ["table"])
     file.write_text("not ours\n")
     with open_progress(file, INPUTS) as progress:
         assert progress.is_new

@@ -67,6 +67,7 @@ def test_read_images_reads_each_spelling(content: bytes, tmp_path: Path) -> None
         (TEXT.replace("L,CC", "L,CC,7", 1), r"line\(s\) 2 have more cells than the header's 6"),
         (TEXT.replace("view,", "age,"), r"column\(s\) age more than once"),
         ("", r"is empty\. Check that it was copied"),
+        (TEXT.replace("MLO", "xccl"), r"unknown view 'xccl' in"),
         (TEXT[: TEXT.index("\n")], r"has a header but no rows"),
         (TEXT.replace("007", "nan"), r"patient_id is missing in line\(s\) 2, 3"),
         # Lines are numbered as an editor does.
@@ -79,6 +80,12 @@ def test_read_images_names_the_fault(text: str, message: str, tmp_path: Path) ->
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         read_images(file, "train")
+
+
+def test_read_images_names_an_absent_archive(tmp_path: Path) -> None:
+    archive = tmp_path / "x.zip"
+    with pytest.raises(InputError, match=f"^{archive} does not exist. Point paths.data="):
+        read_images(archive / "train.csv", "train")
 
 
 def test_read_test_tables_reads_the_same_spellings(tmp_path: Path) -> None:
