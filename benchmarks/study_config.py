@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass as checked
 
-from rsna_bcd._stage import check
+from rsna_bcd._stage import check, user_message
 from rsna_bcd._validation import Name, check_value, to_plain
 from rsna_bcd.errors import InputError
 from rsna_bcd.settings import Count, Positive, Seed, Source
@@ -360,7 +360,8 @@ def compose_run(run: Run, study: Study, place: Place) -> DictConfig:
         cfg.paths.data, cfg.paths.output = str(place.data), str(place.output)
         check("train", cfg)
     except (HydraException, OmegaConfBaseException, InputError) as error:
-        raise InputError(f"Variant {run.variant}: {error}") from error
+        message = user_message(error, "train") or str(error)
+        raise InputError(f"Variant {run.variant}: {message}") from error
     return cfg
 
 

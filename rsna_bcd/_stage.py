@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
+from hydra.core.utils import JobReturn
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -124,7 +126,10 @@ def check(name: str, cfg: DictConfig) -> None:
 
 
 class CheckSettings(Callback):
-    """Hydra's callback that checks the settings of all jobs before a folder is made for any."""
+    """Hydra's callback that checks the settings of all jobs before a folder is made for any.
+
+    It also reports each job of a sweep that fails.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check a single job."""
@@ -132,9 +137,28 @@ class CheckSettings(Callback):
         with errors_as_messages(name):
             check(name, config)
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Report a job of a sweep that failed: at the end, Hydra names the first of them alone."""
+        if config.hydra.mode is not RunMode.MULTIRUN:
+            return
+        try:
+            _ = job_return.return_value
+        except Exception as error:  # noqa: BLE001  (the sweep raises it, with its traceback)
+            name = str(config.hydra.job.config_name)
+            message = user_message(error, name) or f"{type(error).__name__}: {error}"
+            job, folder = config.hydra.job.num, config.hydra.runtime.output_dir
+            sys.stderr.write(f"Job {job} of the sweep failed ({folder}): {message}\n")
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the jobs of a sweep, and that no two of them write into the same folder."""
         name = str(kwargs["config_name"])
+        launcher = str(config.hydra.launcher._target_)
+        with errors_as_messages(name):
+            if launcher.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+                raise InputError(
+                    "hydra/launcher=slurm: there is no srun. Start it on the login node of a "
+                    "cluster, or leave hydra/launcher= out."
+                )
         sweeper = get_class(config.hydra.sweeper._target_)
         if not hasattr(sweeper, "split_arguments"):
             return  # it chooses the jobs one after the other
@@ -174,13 +198,13 @@ def errors_as_messages(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _message(error, name)
+        message = user_message(error, name)
         if message is None:
             raise
         sys.exit(f"error: {message}")
 
 
-def _message(error: Exception, name: str) -> str | None:
+def user_message(error: Exception, name: str) -> str | None:
     """The message and remedy for an error that the user can correct; None for other errors."""
     if isinstance(error, OverrideParseException):
         key, is_setting, value = error.override.partition("=")

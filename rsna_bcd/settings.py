@@ -24,6 +24,7 @@ Source = Literal["dicom", "image"]
 Decoder = Literal["pydicom", "dicomsdl", "gdcm", "openjpeg", "pillow"]
 Fold = Count | Literal["all"]
 Section = dict[str, Any]
+Weights = dict[str, Annotated[float, Field(ge=0)]]
 
 _NUMBER = r"-?\d*\.?\d+"
 _TRANSFORM = re.compile(rf"hflip|vflip|both|scale_{_NUMBER}|shift_{_NUMBER}_{_NUMBER}")
@@ -165,6 +166,12 @@ class Ema(Strict):
     start: Count
 
 
+def _with_target(section: Section) -> Section:
+    if "_target_" not in section:
+        raise ValueError("should have metadata._target_=rsna_bcd.tables.metadata.Metadata")
+    return section
+
+
 def _ascending(folds: list[int]) -> list[int]:
     """Refuse another order: the same folds in two orders would be two settings."""
     if folds != sorted(set(folds)):
@@ -209,8 +216,8 @@ class Train(Command):
     negatives_per_positive: Above | None
     positives_per_batch: Count
     checkpoint_path: Text | None
-    auxiliary: dict[str, float]
-    metadata: Section | None
+    auxiliary: Weights
+    metadata: Annotated[Section, AfterValidator(_with_target)] | None
     breast_rule: Literal["mean", "max"]
     tta: Annotated[Any, AfterValidator(tta_transforms)]
     select: Literal["last", "best"]
@@ -225,7 +232,7 @@ class Train(Command):
     mix: Section
     rates: Section
     deep_weight: Annotated[float, Field(ge=0)]
-    penalties: dict[str, float]
+    penalties: Weights
     compile: bool
     run_dir: Text = unrecorded()
     prepared_dir: Text = unrecorded()
@@ -318,7 +325,7 @@ class Report(Command):
     baseline: list[Name] | Name | None
     cases: Count
     maps: bool
-    device: Literal["cpu", "cuda"]
+    device: Text
     samples: Count
     groups: Groups
     resamples: Groups

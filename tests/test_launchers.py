@@ -1,5 +1,6 @@
 """A sweep through Hydra's launchers leaves the results of single runs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +38,16 @@ def check(output: Path, straight: Path) -> None:
 
 
 def test_joblib_jobs_equal_single_runs_also_beside_one_that_fails(
-    straight: Path, tmp_path: Path
+    straight: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save_crops(tmp_path)
-    said = run_command(tmp_path, "epochs=1", "-m", "fold=7,0", "hydra/launcher=side_by_side")
+    said = run_command(tmp_path, "epochs=1", "-m", "fold=7,0,8", "hydra/launcher=side_by_side")
     assert "fold=7 does not exist" in said
+    reported = capfd.readouterr().err
+    for job, fold in ((0, 7), (2, 8)):
+        assert re.search(
+            rf"Job {job} of the sweep failed \(.*fold{fold}\): fold={fold} does not", reported
+        )
     check(tmp_path, straight)
     assert not (tmp_path / "runs" / "tiny" / "fold7" / "config.yaml").exists()
 

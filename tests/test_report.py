@@ -168,6 +168,14 @@ def test_page_shows_a_figure_in_every_section_and_names_absent_parts(
         make_report(output, "name=pair")
 
 
+def test_a_device_that_is_not_there_is_refused_before_trees_are_fitted(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsna_bcd.stages.report.out_of_fold", None)
+    with pytest.raises(InputError, match="device=cuda:99: .*Choose auto, cpu or cuda"):
+        make_report(shared, "name=pair", "baseline=[metadata]", "cases=1", "device=cuda:99")
+
+
 @pytest.mark.usefixtures("pair")
 def test_report_page_and_card_state_the_scores_of_the_files(shared: Path) -> None:
     page = Page(shared / "report" / "pair").check()

@@ -236,6 +236,13 @@ def test_other_settings_are_refused_and_overwrite_forgets(
     others = [tmp_path / "runs" / name for name in ("s_text", "s_t003_full", "s_t001_t000")]
     for other in others:
         other.mkdir()
+    training.fails = lambda trial, fold: True
+    with pytest.raises(InputError, match=r"cannot be trained: see above. Nothing was deleted"):
+        searched("seed=1", "overwrite=true", "trials=2")
+    assert "++trainer.fast_dev_run" in training.commands.pop()
+    assert (tmp_path / "runs" / "s_t000" / "old").exists()
+    assert len(searched()) == 6
+    training.fails = lambda trial, fold: False
     assert len(searched("seed=1", "overwrite=true", "trials=2")) == 2
     assert not (tmp_path / "runs" / "s_t000" / "old").exists()
     assert not (tmp_path / "runs" / "s_t005").exists()

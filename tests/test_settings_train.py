@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from fabricated_crops import save_crops
 from omegaconf import OmegaConf
 from tiny_training import run, run_command
-from torch import nn
+from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
@@ -24,6 +25,17 @@ class OutOfRange(nn.Module):
 
     def __init__(self, positive_target: float, positive_weight: float) -> None:
         raise ValueError(f"{positive_target=} is out of range")
+
+
+class PerSample(nn.Module):
+    """A loss that forgets the mean."""
+
+    def __init__(self, positive_target: float, positive_weight: float) -> None:
+        super().__init__()
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return (B,)."""
+        return (logits - targets).square()
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +85,45 @@ def test_settings_that_no_run_can_have_are_refused(
 @pytest.mark.parametrize(
     ("override", "part"),
     [
+        ("trainer.accelerator=gpu", "There is no GPU for trainer=gpu. On the processor: trainer="),
+        ("+trainer.max_time=8h", "trainer: `Timer(duration='8h')` is not a valid duration."),
+        ("+trainer.max_steps=-5", "trainer: `max_steps` must be a non-negative integer"),
+        ("trainer.devices=0", "trainer: `Trainer(devices=0)` value is not a valid input"),
+        ("+trainer.strategy=foo", "trainer: You selected an invalid strategy name"),
+        ("optimizer.lr=-1", "optimizer or scheduler: Invalid learning rate: -1 (ValueError)."),
+        ("optimizer.weight_decay=-1", "optimizer or scheduler: Invalid weight_decay value: -1"),
+        ("scheduler._target_=torch.optim.lr_scheduler.MultiStepLR ~scheduler.warmup",
+         "optimizer or scheduler: 'int' object is not iterable (TypeError)."),
+        ("loss._target_=test_settings_train.PerSample",
+         "loss PerSample returns a tensor (2,) for 2 logits: a scalar tensor"),
+    ],
+)  # fmt: skip
+def test_refusals_of_libraries_are_one_line_and_come_before_a_run_is_overwritten(
+    override: str, part: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained / "runs" / "tiny" / "fold0"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix != ".log"}
+    for device in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(device, "is_available", lambda: False)
+    said = run_command(trained, "epochs=1", "overwrite=true", *override.split())
+    assert said.startswith(f"error: {part}")
+    assert "\n" not in said
+    kept = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    for path, changed in before.items():
+        assert ".hydra" in path.parts or path.name == "lock" or kept.get(path) == changed, path
+
+
+def test_slurm_is_refused_off_a_cluster(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "")
+    said = run_command(trained, "name=refused", "-m", "fold=0", "hydra/launcher=slurm")
+    assert "\n" not in said
+    assert "hydra/launcher=slurm: there is no srun. Start it on the login node" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
         ("fold=9", "folds 0, 1"),
         ("fold=first", "fold=first: should be"),
         ("select=median", "should be last or best"),
@@ -93,6 +144,17 @@ def test_settings_that_no_run_can_have_are_refused(
             "rates.reference_batch=0: should be at least 1 or null",
         ),
         ("scheduler.warmup=5", "scheduler.warmup=5: should be less than 1"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: should be at least 1"),
+        ("loss.positive_target=2", "loss.positive_target=2: should be at most 1"),
+        ("loss.positive_target=0", "loss.positive_target=0: should be greater than 0"),
+        ("loss.positive_weight=-1", "loss.positive_weight=-1: should be greater than 0"),
+        ("loss=focal loss.gamma=-1", "loss.gamma=-1: should be at least 0"),
+        ("loss=focal loss.positive_weight=0", "loss.positive_weight=0: should be greater than 0"),
+        ("loss=soft_f1 loss.entropy=-1", "loss.entropy=-1: should be at least 0"),
+        ("loss=ranking loss.entropy=-1", "loss.entropy=-1: should be at least 0"),
+        ("+auxiliary.age=-1", "auxiliary.age=-1: should be at least 0"),
+        ("+auxiliary.cancer=1", "error: auxiliary.cancer: cancer is no auxiliary target"),
+        ("metadata={columns:[age]}", "should have metadata._target_=rsna_bcd.tables.metadata"),
         ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0: should be at least 1"),
         ("network=global_local", "network.patch=256 is more than an image of 64 x 32 holds"),
         ("network.backbone=vgg11 network.drop_path_rate=0.1", "set network.drop_path_rate=null."),
@@ -174,8 +236,7 @@ def test_a_smoke_run_trains_and_leaves_nothing(
 ) -> None:
     assert run_command(output, "+trainer.fast_dev_run=true") == ""
     assert "Nothing was kept" in capsys.readouterr().out
-    left = {path.name for path in (output / "runs" / "tiny" / "fold0").iterdir()}
-    assert left <= {".hydra", "train.log"}
+    assert not (output / "runs").exists()
 
 
 def test_a_folder_is_locked_while_it_is_trained_into(output: Path) -> None:

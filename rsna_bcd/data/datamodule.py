@@ -286,11 +286,15 @@ class CropDataModule(pl.LightningDataModule):
     def _check_training(self) -> None:
         counts = self.training["label"].value_counts()
         if len(counts) < 2:
-            larger = " Set a larger training_share=." if self._training_share < 1 else ""
+            larger = (
+                "Set a larger training_share=."
+                if self._training_share < 1
+                else "Check the column cancer of the data set, or prepare fewer folds."
+            )
             raise InputError(
                 f"The training part of fold={self._fold} has {counts.get(1, 0)} positive and "
                 f"{counts.get(0, 0)} negative {self._level}s that could be read; both are "
-                f"needed.{larger}"
+                f"needed. {larger}"
             )
         if self.batches_per_epoch == 0:
             raise InputError(

@@ -40,8 +40,8 @@ _AVERAGED = re.compile(r"(^|_)ema|teacher", re.IGNORECASE)  # keys of averaged w
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Raised by torch and safetensors for other files, depending on their first bytes.
 _UNREADABLE = (
-    OSError, ValueError, KeyError, EOFError, RuntimeError, UnpicklingError, SafetensorError,
-    zipfile.BadZipFile, zipfile.LargeZipFile,
+    OSError, ValueError, KeyError, IndexError, EOFError, RuntimeError, UnpicklingError,
+    SafetensorError, zipfile.BadZipFile, zipfile.LargeZipFile,
 )  # fmt: skip
 NETWORK = "network."  # before the names of the network's parameters in a checkpoint of a run
 _RECORD = "config"  # key of the record in a checkpoint

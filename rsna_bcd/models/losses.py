@@ -10,8 +10,10 @@ gathered first, and each rank computes the loss of the whole batch.
 """
 
 from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
@@ -20,6 +22,8 @@ from rsna_bcd.models.prediction import Batch
 from rsna_bcd.tables.metadata import TARGETS
 
 _DEEP, _PENALTY = "logit_", "penalty_"  # how outputs of the contract begin
+Above = Annotated[float, Field(gt=0)]
+AtLeastZero = Annotated[float, Field(ge=0)]
 
 
 class BinaryCrossEntropy(nn.Module):
@@ -34,7 +38,11 @@ class BinaryCrossEntropy(nn.Module):
 
     takes_soft_targets = True
 
-    def __init__(self, positive_target: float = 1.0, positive_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        positive_target: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        positive_weight: Above = 1.0,
+    ) -> None:
         super().__init__()
         self.positive_target = positive_target
         self.positive_weight = positive_weight
@@ -57,7 +65,7 @@ class Focal(nn.Module):
 
     takes_soft_targets = True
 
-    def __init__(self, gamma: float = 2.0, positive_weight: float = 1.0) -> None:
+    def __init__(self, gamma: AtLeastZero = 2.0, positive_weight: Above = 1.0) -> None:
         super().__init__()
         self.gamma = gamma
         self.positive_weight = positive_weight
@@ -85,7 +93,7 @@ class SoftF1(nn.Module):
             hardly has a gradient; a little cross-entropy leads out of there.
     """
 
-    def __init__(self, entropy: float = 0.0) -> None:
+    def __init__(self, entropy: AtLeastZero = 0.0) -> None:
         super().__init__()
         self.entropy = entropy
 
@@ -108,7 +116,7 @@ class PairwiseRanking(nn.Module):
             probabilities open, on which means over images and the threshold depend.
     """
 
-    def __init__(self, entropy: float = 0.1) -> None:
+    def __init__(self, entropy: AtLeastZero = 0.1) -> None:
         super().__init__()
         self.entropy = entropy
 
@@ -142,10 +150,7 @@ class Criterion(nn.Module):
         loss: (logits, targets), both (B,), to a scalar.
         deep_weight: of the losses of a network's further logits.
         penalties: weight of each penalty; 1 for those not named.
-        auxiliary: weight of each column.
-
-    Raises:
-        InputError: a column that is no auxiliary target.
+        auxiliary: weight of each column, one of `tables.metadata.TARGETS`.
     """
 
     def __init__(
@@ -157,16 +162,24 @@ class Criterion(nn.Module):
         auxiliary: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        unknown = [name for name in auxiliary or {} if name not in TARGETS]
-        if unknown:
-            raise InputError(
-                f"auxiliary: {', '.join(unknown)} is no auxiliary target. There are "
-                f"{', '.join(TARGETS)}."
-            )
         self.loss = loss
         self._deep_weight = deep_weight
         self._penalties = dict(penalties or {})
         self._auxiliary = dict(auxiliary or {})
+
+    def check(self, labels: Tensor) -> None:
+        """Compute the loss of the labels (B,) of a first batch, before training does.
+
+        Raises:
+            InputError: it is no scalar, or has no gradient.
+        """
+        loss: Any = self.loss(torch.zeros(len(labels), requires_grad=True), labels)
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise InputError(
+                f"loss {type(self.loss).__name__} returns {found} for {len(labels)} logits: a "
+                "scalar tensor with a gradient is needed, for instance loss.mean()."
+            )
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Compute all losses.

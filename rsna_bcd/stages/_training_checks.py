@@ -1,5 +1,7 @@
 """Settings of training: checks, the record of a run, and the state of its folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rsna_bcd._records import (
     check_same_config,
@@ -31,6 +34,7 @@ from rsna_bcd.models.prediction import network_level
 from rsna_bcd.settings import Train, tta_transforms
 from rsna_bcd.tables.distillation import SoftTargets, check_teachers, read_soft_targets
 from rsna_bcd.tables.folds import read_folds
+from rsna_bcd.tables.metadata import TARGETS
 from rsna_bcd.tables.views import Level
 from rsna_bcd.targets import read_record, takes_argument
 
@@ -90,6 +94,11 @@ def check_training(cfg: DictConfig) -> None:
         raise InputError(
             "augment= turns images upside down, one by one, and the network compares the places of "
             "both breasts: choose augment=upright."
+        )
+    if unknown := [name for name in map(str, cfg.auxiliary) if name not in TARGETS]:
+        raise InputError(
+            f"auxiliary.{unknown[0]}: {unknown[0]} is no auxiliary target. There are "
+            f"{', '.join(TARGETS)}."
         )
     _check_callbacks(cfg)
     _check_trainer(cfg)
@@ -164,7 +173,7 @@ def _check_trainer(cfg: DictConfig) -> None:
             )
     if not cfg.trainer.get("limit_train_batches", 1):
         raise InputError("trainer.limit_train_batches=0: nothing would be trained. Leave it out.")
-    for key in ("accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+    for key in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
         number = cfg.trainer.get(key)
         if number is not None and number < 1:
             raise InputError(f"trainer.{key}={cfg.trainer[key]}: should be at least 1.")
@@ -173,6 +182,18 @@ def _check_trainer(cfg: DictConfig) -> None:
             "trainer.enable_progress_bar=false: the bar is a callback. Leave it out with "
             "'~callbacks.progress' instead."
         )
+
+
+@contextmanager
+def refusals(section: str) -> Iterator[None]:
+    """Raise the error by which a library refuses settings as one line that names their section."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{section}: {text} ({type(error).__name__}). Change a key of {section}."
+        ) from error
 
 
 def _check_folds(cfg: DictConfig) -> None:
@@ -328,8 +349,12 @@ def n_ranks_for(trainer: DictConfig) -> int:
         raise InputError(
             f"trainer.devices={devices}: give a number, -1 for every GPU, or a list ([0,2])."
         )
+    strategy = trainer.get("strategy", "auto")
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if strategy == "auto" and trainer.accelerator in ("gpu", "cuda") and not has_gpu:
+        raise InputError("There is no GPU for trainer=gpu. On the processor: trainer=cpu.")
     return n_ranks_to_start(
-        strategy=trainer.get("strategy", "auto"),
+        strategy=strategy,
         devices=len(devices) if OmegaConf.is_list(devices) else devices,
         nodes=trainer.get("num_nodes", 1),
         gpus=0 if trainer.accelerator == "cpu" else torch.cuda.device_count(),

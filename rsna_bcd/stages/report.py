@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +14,7 @@ from rsna_bcd.errors import InputError
 from rsna_bcd.files import write_file
 from rsna_bcd.imaging.crops import read_crop
 from rsna_bcd.inference.baselines import intensity_features, metadata_features, out_of_fold
-from rsna_bcd.inference.run import check_current
+from rsna_bcd.inference.run import check_current, resolve_device
 from rsna_bcd.inference.saliency import Explainer
 from rsna_bcd.reporting.console import make_console
 from rsna_bcd.reporting.evaluation import (
@@ -50,6 +51,7 @@ def report(cfg: DictConfig) -> Evaluation:
     """
     if (cfg.name is None) == (cfg.run is None):
         raise InputError("Give name= of an ensemble or run= of a run, one of them.")
+    device = resolve_device(cfg.device)
     output = Path(cfg.paths.output)
     ensemble, oof = _read_ensemble(cfg, output) if cfg.run is None else _fit_run(cfg, output)
     folders = [output / "prepared" / m.dataset / m.crop for m in ensemble.members]
@@ -66,7 +68,7 @@ def report(cfg: DictConfig) -> Evaluation:
             policy=BestPf1() if cfg.name is None else _policy(cfg, output),
             preparation=read_manifests(list(dict.fromkeys(folders))),
             samples=_samples(cfg, images, oof, folders[0]),
-            cases=_cases(cfg, ensemble, oof, members, output),
+            cases=_cases(cfg, ensemble, oof, members, output, device),
             maps=cfg.maps,
             histories=_histories(ensemble, output),
             synthetic=(Path(cfg.paths.data) / "synthesize.yaml").is_file(),
@@ -213,13 +215,14 @@ def _cases(
     oof: pd.DataFrame,
     members: Mapping[str, NDArray[np.float64]],
     output: Path,
+    device: torch.device,
 ) -> Sequence[Case] | None:
     """Breasts of the gallery, explained by the member with the largest weight."""
     if cfg.cases == 0:
         return None
     chosen = choose_cases(oof.assign(probability=oof["ranking"]), oof["decision"], cfg.cases)
     try:
-        explainer = Explainer.for_ensemble(ensemble, output, cfg.device)
+        explainer = Explainer.for_ensemble(ensemble, output, device)
         if not cfg.maps:
             return gallery(chosen, explainer.images, explainer.without_maps)
         if len(members) == 1:

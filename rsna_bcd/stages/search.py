@@ -71,7 +71,8 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="search")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "choose another name="):
-        if cfg.overwrite:
+        if cfg.overwrite and (folder / "journal.jsonl").exists():
+            _try_out(optuna, space, cfg)
             _forget(cfg)
         write_record(folder / "config.yaml", record)
         study = _open(optuna, folder / "journal.jsonl", cfg.direction)
@@ -164,6 +165,13 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
     )
 
 
+def _try_out(optuna: Any, space: dict[str, Any], cfg: DictConfig) -> None:
+    """Train the first trial on a batch, so that what it refuses is refused before the deletion."""
+    trial = _next(optuna, optuna.create_study(direction=cfg.direction), space, cfg)
+    if _run([*_command(cfg, trial, _folds(cfg)[0]), "++trainer.fast_dev_run=true"]) != 0:
+        raise InputError("The first trial cannot be trained: see above. Nothing was deleted.")
+
+
 def _forget(cfg: DictConfig) -> None:
     """Delete the trials and their runs, but none that is only called after one: s_t003_full."""
     runs = Path(cfg.paths.output) / "runs"
@@ -229,13 +237,7 @@ def _train(cfg: DictConfig, trial: Any) -> float | None:
     name = _run_name(cfg, trial.number)
     values = []
     for fold in _folds(cfg):
-        command = [
-            *(sys.executable, "-m", "rsna_bcd.train", *shlex.split(cfg.train)),
-            *_settings(trial),
-            *(f"name={format_override(name)}", f"fold={fold}", "resume=true"),
-            *(_place(cfg, key) for key in ("data", "output")),
-        ]
-        if _run(command) != 0:
+        if _run(_command(cfg, trial, fold)) != 0:
             print(f"Trial {trial.number} failed on fold {fold}.", flush=True)
             return None
         file = Path(cfg.paths.output) / "runs" / name / f"fold{fold}" / "metrics.json"
@@ -246,6 +248,15 @@ def _train(cfg: DictConfig, trial: Any) -> float | None:
         print(f"Trial {trial.number} failed: its {cfg.metric} is undefined.", flush=True)
         return None
     return statistics.fmean(values)
+
+
+def _command(cfg: DictConfig, trial: Any, fold: int) -> list[str]:
+    name = format_override(_run_name(cfg, trial.number))
+    return [
+        *(sys.executable, "-m", "rsna_bcd.train", *shlex.split(cfg.train), *_settings(trial)),
+        *(f"name={name}", f"fold={fold}", "resume=true"),
+        *(_place(cfg, key) for key in ("data", "output")),
+    ]
 
 
 def _run(command: list[str]) -> int:

@@ -1,5 +1,6 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -36,6 +38,7 @@ from rsna_bcd.stages._training_checks import (
     is_finished,
     make_record,
     n_ranks_for,
+    refusals,
     soft_targets,
 )
 from rsna_bcd.stages._training_results import (
@@ -71,6 +74,7 @@ def train(cfg: DictConfig) -> None:
             cfg.run_dir = folder
             make_record(cfg)  # refuses weights and teachers that have seen what is held out
             _try_out(cfg)
+        _remove_log()
     elif another_has_lock():
         _train(cfg)
     else:
@@ -88,11 +92,15 @@ def _train(cfg: DictConfig) -> None:
         return
     classifier, data = _make_classifier_and_data(cfg)
     checkpoint = _checkpoint_to_resume(run_dir, cfg)
+    trainer = _make_trainer(cfg, ConfigInCheckpoint(record), FiniteGuard())
+    _check_optimizer(classifier, trainer)
     same = check_same_config(run_dir / "config.yaml", record, overwrite=True, root="train", cfg=cfg)
     _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite or not same)
     exit_code = 1
     try:
-        trainer = _make_trainer(cfg, ConfigInCheckpoint(record), FiniteGuard())
+        # After the folder was cleared: a logger of W&B resumes the run whose id is there.
+        if OmegaConf.is_list(loggers := cfg.trainer.get("logger")):
+            trainer.loggers = [instantiate(one, _convert_="all") for one in loggers]
         for logger in trainer.loggers:
             logger.log_hyperparams(select_settings(cfg, *map(str, cfg)))
         _fit(trainer, classifier, data, cfg, checkpoint)
@@ -122,7 +130,9 @@ def _train(cfg: DictConfig) -> None:
 
 def _train_on_ranks(cfg: DictConfig, n_ranks: int) -> None:
     """Run this job in several processes, by its own settings, outside of its sweep."""
-    split_batch(cfg.batch_size, n_ranks)  # refused before processes start
+    split_batch(cfg.batch_size, n_ranks)  # both refuse before processes start
+    quieten_lightning()
+    _make_trainer(cfg)
     with tempfile.TemporaryDirectory() as folder:
         OmegaConf.save(cfg, Path(folder) / "job.yaml")
         run_dir = str(cfg.run_dir).replace("\\", "\\\\").replace("'", "\\'")
@@ -152,7 +162,9 @@ def _make_classifier_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModu
     )
     data.setup()
     classifier.data = data
-    check_network(classifier.network, data.sample_batch())
+    batch = data.sample_batch()
+    check_network(classifier.network, batch)
+    classifier.criterion.check(batch["label"])
     held_out = data.held_out["label"]
     if (cfg.select == "best" or cfg.patience is not None) and held_out.nunique() < 2:
         absent = "cancer" if held_out.sum() == 0 else "breast without cancer"
@@ -164,12 +176,25 @@ def _make_classifier_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModu
 
 
 def _make_trainer(cfg: DictConfig, *first: pl.Callback) -> pl.Trainer:
-    """Make Lightning's Trainer; callbacks run in the order in which they are given."""
+    """Make Lightning's Trainer, without a list of loggers.
+
+    Callbacks run in the order in which they are given.
+    """
     settings: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if isinstance(settings.get("logger"), list):
+        settings["logger"] = False
     make = instantiate({k: v for k, v in settings.items() if k != "callbacks"}, _partial_=True)
     callbacks = [*first, *instantiate(cfg.callbacks).values()]
-    trainer: pl.Trainer = make(callbacks=callbacks, sync_batchnorm=False)
+    with refusals("trainer"):
+        trainer: pl.Trainer = make(callbacks=callbacks, sync_batchnorm=False)
     return trainer
+
+
+def _check_optimizer(classifier: Classifier, trainer: pl.Trainer) -> None:
+    """Make the optimizer and its schedule once, before training does."""
+    classifier.trainer = trainer
+    with refusals("optimizer or scheduler"):
+        classifier.configure_optimizers()
 
 
 def _try_out(cfg: DictConfig) -> None:
@@ -178,11 +203,24 @@ def _try_out(cfg: DictConfig) -> None:
         _train_on_ranks(cfg, n_ranks)
         return
     classifier, data = _make_classifier_and_data(cfg)
-    _make_trainer(cfg).fit(classifier, datamodule=data)
+    trainer = _make_trainer(cfg)
+    _check_optimizer(classifier, trainer)
+    trainer.fit(classifier, datamodule=data)
     rank_zero_only(print)(
         f"Tried out: batches of training and validation, {int(cfg.trainer.fast_dev_run)} of each at"
         " most. Nothing was kept."
     )
+
+
+@rank_zero_only
+def _remove_log() -> None:
+    """Remove the folder of this job if Hydra's log and settings are all that is in it."""
+    if HydraConfig.initialized():
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if {path.name for path in folder.glob("*")} == {".hydra", "train.log"}:
+            shutil.rmtree(folder / ".hydra")
+            (folder / "train.log").unlink()
+            os.removedirs(folder)  # and the run's, if it has no other fold
 
 
 def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:

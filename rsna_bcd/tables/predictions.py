@@ -123,31 +123,7 @@ def read_predictions(csv: Path) -> pd.DataFrame:
 
 def read_submission(csv: Path) -> pd.DataFrame:
     """Read a `submission.csv`, `prediction_id, cancer`; `check_submission` validates it."""
-    return _read(csv, SUBMISSION_COLUMNS, _RUN_AGAIN)
-
-
-def read_solution(csv: Path) -> pd.DataFrame:
-    """Read the true labels of a test set, such as the `solution.csv` of a synthetic competition.
-
-    Args:
-        csv: `prediction_id, cancer`, and `patient_id` if known; one or more rows per breast.
-
-    Returns:
-        `prediction_id, patient_id, label`, one row per breast in order of first appearance. Without
-        a `patient_id` it is taken from the competition's `<patient_id>_<laterality>`.
-
-    Raises:
-        InputError: the file is absent, lacks a column or rows, holds a label other than 0 and 1, or
-            labels that contradict each other within a breast.
-    """
-    frame = _read(csv, SUBMISSION_COLUMNS, "Point solution= at a table with the true labels.")
-    if "patient_id" not in frame:
-        frame["patient_id"] = frame["prediction_id"].str.rsplit("_", n=1).str[0]
-    frame = frame.rename(columns={"cancer": "label"})[["prediction_id", "patient_id", "label"]]
-    _check_labels(frame, csv, "Correct the labels.")
-    frame = frame.drop_duplicates(ignore_index=True)
-    _check_unique(frame, csv, "Give each breast one label and one patient.")
-    return frame
+    return _read(csv, SUBMISSION_COLUMNS)
 
 
 def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
@@ -177,9 +153,12 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
 def trained_folds(run: Path) -> list[int]:
     """The folds of a run that have a folder, ascending, without `fold=all`.
 
-    A fold without `config.yaml` is among them, so that `read_run` reports it.
+    One that has lost its `config.yaml` is among them, so that `read_run` reports it; one with none
+    of the files of a training, such as Hydra leaves of a refused command, is not.
     """
-    names = [folder.name.removeprefix("fold") for folder in run.glob("fold*") if folder.is_dir()]
+    files = "config.yaml", "checkpoints", "oof.csv", "metrics.json"
+    folders = {path.parent for name in files for path in run.glob(f"fold*/{name}")}
+    names = [folder.name.removeprefix("fold") for folder in folders]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
@@ -327,44 +306,44 @@ def _read_predictions(
     optional: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """Read a table of this package and check its rows, labels and probabilities."""
-    frame = _read(csv, columns, _RUN_AGAIN)
+    frame = _read(csv, columns)
     present = [c for c in optional if c in frame.columns]
     frame = frame[[*columns, *present]]
-    _check_unique(frame, csv, _RUN_AGAIN)
+    _check_unique(frame, csv)
     if "label" in columns:
-        _check_labels(frame, csv, _RUN_AGAIN)
+        _check_labels(frame, csv)
     for column in ("probability", *scores, *present):
         _check_probabilities(frame, str(csv), column)
     return frame
 
 
-def _read(csv: Path, columns: tuple[str, ...], remedy: str) -> pd.DataFrame:
+def _read(csv: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a CSV that has `columns`, and maybe more, and at least one row."""
     if not csv.is_file():
-        raise InputError(f"{csv} does not exist. {remedy}")
+        raise InputError(f"{csv} does not exist. {_RUN_AGAIN}")
     try:
         frame = read_own_csv(csv, _IDENTIFIERS)
     except pd.errors.EmptyDataError:
-        raise InputError(f"{csv} is empty. {remedy}") from None
+        raise InputError(f"{csv} is empty. {_RUN_AGAIN}") from None
     missing = [c for c in columns if c not in frame.columns]
     if missing or frame.empty:
         lacks = f"the column(s) {', '.join(missing)}" if missing else "rows"
-        raise InputError(f"{csv} lacks {lacks}. {remedy}")
+        raise InputError(f"{csv} lacks {lacks}. {_RUN_AGAIN}")
     return frame
 
 
-def _check_unique(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
+def _check_unique(frame: pd.DataFrame, csv: Path) -> None:
     key, rows = ("image_id", "images") if "image_id" in frame else ("prediction_id", "breasts")
     twice = frame[key].duplicated()
     if twice.any():
-        raise InputError(f"{csv} names {rows} twice: {some(frame[key][twice])}. {remedy}")
+        raise InputError(f"{csv} names {rows} twice: {some(frame[key][twice])}. {_RUN_AGAIN}")
 
 
-def _check_labels(frame: pd.DataFrame, csv: Path, remedy: str) -> None:
+def _check_labels(frame: pd.DataFrame, csv: Path) -> None:
     bad = ~frame["label"].isin([0, 1])
     if bad.any():
         raise InputError(
-            f"{csv}: a label is neither 0 nor 1 for {some(frame.prediction_id[bad])}. {remedy}"
+            f"{csv}: a label is neither 0 nor 1 for {some(frame.prediction_id[bad])}. {_RUN_AGAIN}"
         )
 
 

@@ -353,7 +353,7 @@ def test_teachers_of_some_folds_alone_are_refused_before_training(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("epoch=2", "Variant mirrored: .*epoch"),
+        ("epoch=2", "Variant mirrored: .*Did you mean epochs"),
         ("training_share=25", "Variant mirrored: training_share=25: should be at most 1"),
         ("seed=9", "Variant mirrored: seed=9: the study sets seed itself"),
     ],

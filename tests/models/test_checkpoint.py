@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit_are_refused(
         ImageClassifier(backbone, checkpoint_path=weights)
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"a,b\n1,2\n", b"\x80\x02}q\x00."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_file_without_weights_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"file{suffix}"

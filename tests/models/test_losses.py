@@ -1,6 +1,7 @@
 """Losses by formula and by identity; their sum, with one rank and with two."""
 
 import math
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,26 @@ def test_auxiliary_loss_of_unknown_targets_is_zero_with_a_gradient(column: str) 
     assert not output.grad.any()
 
 
-def test_an_unknown_column_and_a_network_without_its_head_are_refused() -> None:
-    with pytest.raises(InputError, match="cancer is no auxiliary target"):
-        Criterion(BinaryCrossEntropy(), auxiliary={"cancer": 1})
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (lambda loss: loss.expand(4), r"a tensor \(4,\) for 4 logits"),
+        (Tensor.detach, r"a tensor \(\) for 4 logits"),
+        (Tensor.item, "returns 0.69"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_with_a_gradient_is_refused(
+    found: Callable[[Tensor], Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loss in LOSSES:
+        Criterion(loss).check(BATCH["label"])
+    forward = BinaryCrossEntropy.forward
+    monkeypatch.setattr(BinaryCrossEntropy, "forward", lambda *given: found(forward(*given)))
+    with pytest.raises(InputError, match=said):
+        Criterion(BinaryCrossEntropy()).check(BATCH["label"])
+
+
+def test_a_network_without_the_head_of_a_column_is_refused() -> None:
     with pytest.raises(InputError, match="auxiliary.age: the network has no output for it"):
         Criterion(BinaryCrossEntropy(), auxiliary={"age": 1})({"logit": torch.zeros(4)}, BATCH)
 

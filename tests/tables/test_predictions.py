@@ -21,7 +21,6 @@ from rsna_bcd.tables.predictions import (
     read_oof_images,
     read_predictions,
     read_run,
-    read_solution,
     to_breasts,
     trained_folds,
     with_unreadable,
@@ -91,9 +90,6 @@ IMAGE = "image_id,prediction_id,patient_id,laterality,fold,label,logit,probabili
         (read_oof, OOF + "7_L,7,L,0,0,0,,0\n", "7_L"),
         (read_oof, OOF + "7_L,7,L,0,0,0,1.5,0\n", "7_L .*1.5"),
         (read_oof_images, IMAGE + "5,7_L,7,L,0,0,0,0.5\n" * 2, r"images twice: 5\."),
-        (read_solution, "prediction_id,cancer\n7_L,1\n7_L,0\n", "twice: 7_L"),
-        (read_solution, "prediction_id,cancer\n7_L,\n", "7_L"),
-        (read_solution, "prediction_id,label\n7_L,1\n", "cancer"),
     ],
 )
 def test_reader_refuses(
@@ -103,14 +99,6 @@ def test_reader_refuses(
         (tmp_path / "table.csv").write_text(text)
     with pytest.raises(InputError, match=key):
         read(tmp_path / "table.csv")
-
-
-def test_read_solution_of_images_or_breasts(tmp_path: Path) -> None:
-    csv = tmp_path / "solution.csv"
-    csv.write_text("prediction_id,cancer\n7_L,1\n7_L,1\n12_R,0\n")
-    assert read_solution(csv).to_numpy().tolist() == [["7_L", "7", 1], ["12_R", "12", 0]]
-    csv.write_text("prediction_id,patient_id,cancer,density\n0,7,1,A\n1,7,0,B\n")
-    assert read_solution(csv)["patient_id"].tolist() == ["7", "7"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +137,12 @@ def test_read_run_refuses_invalid_folds(tmp_path: Path) -> None:
     run = save_run(tmp_path / "b5", oof(range(4), 0))
     with pytest.raises(InputError, match="Fold 1 of b5 was not trained.*fold=1`"):
         read_run(run, [1])
-    (run / "fold3").mkdir()  # a training that was refused, or a lost record
+    (run / "fold3").mkdir()
+    (run / "fold3" / "train.log").touch()  # of a training that was refused
+    assert trained_folds(run) == [0]
+    assert len(read_run(run)) == 4
+    (run / "fold3" / "checkpoints").mkdir()  # of a training that lost its record
+    assert trained_folds(run) == [0, 3]
     with pytest.raises(InputError, match="fold3 has no config.yaml: .*Or delete the folder"):
         read_run(run)
     assert len(read_run(run, [0])) == 4
