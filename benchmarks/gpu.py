@@ -157,7 +157,7 @@ def study(context: Context) -> Iterator[Row]:
             n_folds=len(small.folds),
         )  # fmt: skip
     table = run_study(
-        config, data, context.folder / "study",
+        config, data, context.folder / ("study" if kind == "gpu" else "study_small"),
         device=context.device, deadline=context.deadline - 15, jobs=context.jobs,
     )  # fmt: skip
     for record in json.loads(table.to_json(orient="records")):

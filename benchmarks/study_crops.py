@@ -16,7 +16,7 @@ from study_config import Study
 
 from rsna_bcd._records import select_settings, write_record
 from rsna_bcd.errors import InputError
-from rsna_bcd.files import parts_sha256, write_file
+from rsna_bcd.files import file_sha256, write_file
 from rsna_bcd.imaging.crops import read_crop
 
 _SIZE = ("name", "height", "width")
@@ -70,21 +70,27 @@ def make_crops(
 def _check_data(data: Path, output: Path, tables: str) -> None:
     """Refuse an output that has crops and runs of other data.
 
+    Its `data.json`, written at the first call, says which data it is of. An output without one, of
+    an older version, is taken to be of these.
+
     Args:
         data: folder of the data, which may be moved.
-        output: its `data.json` says which data it is of; written at the first call.
+        output: folder of crops and runs.
         tables: pattern of the files in `data` by which other data are known.
     """
     record = output / "data.json"
-    sha256 = parts_sha256(*(file.read_bytes() for file in sorted(data.glob(tables))))
     if not record.is_file():
+        hashes = {str(f.relative_to(data)): file_sha256(f) for f in sorted(data.glob(tables))}
         output.mkdir(parents=True, exist_ok=True)
-        write_file(record, json.dumps({"data": str(data), "sha256": sha256}) + "\n")
-    elif (found := json.loads(record.read_text()))["sha256"] != sha256:
-        raise InputError(
-            f"{output} is of data={found['data']}, and not of {data / tables}. Choose another "
-            "output=, or delete the folder."
-        )
+        write_file(record, json.dumps({"data": str(data), "sha256": hashes}) + "\n")
+        return
+    found = json.loads(record.read_text())
+    for name, sha256 in found["sha256"].items():
+        if not (data / name).is_file() or file_sha256(data / name) != sha256:
+            raise InputError(
+                f"{output} has crops and runs of data={found['data']} with another {name} than "
+                f"{data / name}. Choose another output=."
+            )
 
 
 def _prepare_overrides(study: Study, cfg: DictConfig) -> list[str]:

@@ -220,7 +220,9 @@ def check_value(
             place = (*place, error["loc"][-1])
         if error["type"] == "bool_type" and str(found).lower() in _FLAGS:
             _parent(cfg, path + place)[(path + place)[-1]] = _FLAGS[str(found).lower()]
-            return check_value(cfg, path, to_plain(_parent(cfg, path)[path[-1]]), kind)
+            return check_value(
+                cfg, path, to_plain(_parent(cfg, path)[path[-1]] if path else cfg), kind
+            )
         wrong.setdefault(place, []).append(_describe(error, path + place, cfg))
     problems: list[Problem] = []
     derived: list[Problem] = []

@@ -166,9 +166,16 @@ def test_solution_of_images_or_breasts(evaluated: Evaluate, output: Path) -> Non
     table = pd.read_csv(csv)
     pd.concat([table, table]).to_csv(csv, index=False)
     assert (evaluated("baseline=false")["breasts"], evaluated()["patients"]) == (80, 80)
-    patients = ["", "279", *(str(i // 2) for i in range(2, 80))]
-    table.assign(patient_id=patients).to_csv(csv, index=False)
+    table.assign(patient_id="").to_csv(csv, index=False)
+    assert evaluated("baseline=false")["patients"] == 80
+    patients = [str(i // 2) for i in range(80)]
+    table = table.assign(patient_id=patients)
+    table.to_csv(csv, index=False)
     assert evaluated("baseline=false")["patients"] == 40
+    for column in ("patient_id", "prediction_id"):
+        table.assign(**{column: ["", *table[column][1:]]}).to_csv(csv, index=False)
+        with pytest.raises(InputError, match=rf"solution\.csv: {column} is empty in row 1"):
+            evaluated("baseline=false")
 
 
 def test_solution_of_other_breasts_names_both_files_and_remedies(
@@ -182,7 +189,7 @@ def test_solution_of_other_breasts_names_both_files_and_remedies(
         f"only {csv} has 279_l",
         f"only {output}/submissions/demo/predictions.csv has 200_L",
         "Point solution= at",
-        f"python -m rsna_bcd.submit name=demo paths.data={output}/data paths.output={output}",
+        "python -m rsna_bcd.submit name=demo paths.data=... overwrite=true",
     ):
         assert part in str(refused.value)
     with pytest.raises(InputError, match="data is a folder. Point solution= at"):

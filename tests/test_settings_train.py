@@ -95,7 +95,7 @@ def test_settings_that_no_run_can_have_are_refused(
         ("scheduler._target_=torch.optim.lr_scheduler.MultiStepLR ~scheduler.warmup",
          "optimizer or scheduler: 'int' object is not iterable (TypeError)."),
         ("loss._target_=test_settings_train.PerSample",
-         "loss PerSample returns a tensor (2,) for 2 logits: a scalar tensor"),
+         "loss PerSample returns a tensor (2,) for 2 logits. Return a scalar tensor"),
     ],
 )  # fmt: skip
 def test_refusals_of_libraries_are_one_line_and_come_before_a_run_is_overwritten(
@@ -111,6 +111,27 @@ def test_refusals_of_libraries_are_one_line_and_come_before_a_run_is_overwritten
     kept = {path: path.stat().st_mtime_ns for path in before if path.exists()}
     for path, changed in before.items():
         assert ".hydra" in path.parts or path.name == "lock" or kept.get(path) == changed, path
+
+
+def test_a_run_that_ends_before_its_first_step_leaves_the_earlier_one(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was killed there: the next start puts the files back."""
+    folder = trained / "runs" / "tiny" / "fold0"
+    names = ("config.yaml", "oof.csv", "metrics.json", "seen.json", "checkpoints/last.ckpt")
+    before = {name: (folder / name).read_bytes() for name in names}
+    fails = ("epochs=1", "overwrite=true", "+trainer.val_check_interval=1000")
+    with pytest.raises(ValueError, match="val_check_interval"):
+        run_command(trained, *fails)
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    with monkeypatch.context() as patch:
+        patch.setattr("rsna_bcd.stages.train._restore_earlier", lambda _: None)
+        with pytest.raises(ValueError, match="val_check_interval"):
+            run_command(trained, *fails)
+    assert not (folder / "oof.csv").exists()
+    assert run_command(trained, "epochs=1") == ""  # it is finished
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    assert not (folder / "earlier").exists()
 
 
 def test_slurm_is_refused_off_a_cluster(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +257,7 @@ def test_a_smoke_run_trains_and_leaves_nothing(
 ) -> None:
     assert run_command(output, "+trainer.fast_dev_run=true") == ""
     assert "Nothing was kept" in capsys.readouterr().out
-    assert not (output / "runs").exists()
+    assert list((output / "runs").iterdir()) == []
 
 
 def test_a_folder_is_locked_while_it_is_trained_into(output: Path) -> None:

@@ -18,6 +18,7 @@ import errno
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,7 @@ class Progress:
         by_breast: predictions by `prediction_id`.
         plan: how they are made; empty until it is set.
         is_new: whether it started with this process.
+        start: name of the start from scratch; None in a file of an older version.
 
     With `overwrite`, earlier predictions stay in the file until the first new one is made: what
     stops a process before that costs nothing.
@@ -63,6 +65,7 @@ class Progress:
         self.by_image: dict[str, Prediction] = {}
         self.by_breast: dict[str, BreastPrediction] = {}
         self.plan: Plan = {}
+        self.start: str | None = None
         before = self._read()
         if before and before != inputs and not overwrite:
             there, now = ({k: v[:8] for k, v in one.items()} for one in (before, inputs))  # hashes
@@ -124,7 +127,8 @@ class Progress:
         if not self._has_header:
             self._has_header = True
             os.ftruncate(self._handle, 0)
-            self._append({"made_from": self._inputs})
+            self.start = uuid.uuid4().hex
+            self._append({"made_from": self._inputs, "start": self.start})
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         try:
             if os.write(self._handle, line) < len(line):  # part of it went onto a full disk
@@ -143,7 +147,7 @@ class Progress:
         def read_entry(entry: Any) -> None:
             nonlocal inputs
             if inputs is None:
-                inputs = entry["made_from"]
+                inputs, self.start = entry["made_from"], entry.get("start")
             elif "plan" in entry:
                 self.plan = entry["plan"]
             else:

@@ -167,19 +167,21 @@ class Criterion(nn.Module):
         self._penalties = dict(penalties or {})
         self._auxiliary = dict(auxiliary or {})
 
-    def check(self, labels: Tensor) -> None:
-        """Compute the loss of the labels (B,) of a first batch, before training does.
+    def check(self) -> None:
+        """Compute the loss of a negative and a positive, before training does.
 
         Raises:
             InputError: it is no scalar, or has no gradient.
         """
-        loss: Any = self.loss(torch.zeros(len(labels), requires_grad=True), labels)
-        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+        loss: Any = self.loss(torch.zeros(2, requires_grad=True), torch.tensor([0.0, 1.0]))
+        name = f"loss {type(self.loss).__name__}"
+        if not (isinstance(loss, Tensor) and loss.ndim == 0):
             found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise InputError(
-                f"loss {type(self.loss).__name__} returns {found} for {len(labels)} logits: a "
-                "scalar tensor with a gradient is needed, for instance loss.mean()."
+                f"{name} returns {found} for 2 logits. Return a scalar tensor, such as loss.mean()."
             )
+        if not loss.requires_grad:
+            raise InputError(f"{name} has no gradient. Compute it from the logits in torch.")
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Compute all losses.

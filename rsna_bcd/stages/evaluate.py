@@ -126,6 +126,11 @@ def _read_solution(file: Path) -> pd.DataFrame:
     if lacking or table.empty:
         lacks = f"the column(s) {', '.join(lacking)}" if lacking else "rows"
         raise InputError(f"{file} lacks {lacks}; it has {', '.join(table.columns)}. {_LABELS}")
+    for column in ("prediction_id", "patient_id"):
+        absent = table[column].isna() if column in table else pd.Series([])
+        if absent.any() and not absent.all():
+            row = int(absent.to_numpy().argmax()) + 1
+            raise InputError(f"{file}: {column} is empty in row {row}. Correct the table.")
     breast, label = table["prediction_id"], pd.to_numeric(table["cancer"], errors="coerce")
     bad = ~label.isin([0, 1])
     if bad.any():
@@ -134,7 +139,7 @@ def _read_solution(file: Path) -> pd.DataFrame:
         )
     patient = breast.str.rsplit("_", n=1).str[0]
     if "patient_id" in table:
-        patient = table["patient_id"].fillna(patient)
+        patient = table["patient_id"].fillna(patient)  # where all are empty
     frame = pd.DataFrame(
         {"prediction_id": breast, "patient_id": patient, "label": label.astype("int64")}
     ).drop_duplicates(ignore_index=True)
@@ -155,7 +160,8 @@ def _check_same_breasts(cfg: DictConfig, labelled: pd.Series, own: pd.Series, fi
         raise InputError(
             f"{cfg.solution} and {file} name different breasts: {'; '.join(parts)}. Point "
             "solution= at the labels of all breasts of the test set that was predicted, or predict "
-            f"that of the labels:\n  {_submit_command(cfg, 'overwrite=true')}"
+            "the test set of these labels with `python -m rsna_bcd.submit "
+            f"name={cfg.name} paths.data=... overwrite=true`."
         )
 
 

@@ -75,7 +75,7 @@ def predict(cfg: DictConfig) -> None:
     leading = members[max(range(len(members)), key=lambda i: ensemble.members[i].weight)]
     settings = _settings(cfg, leading[0])
     ensemble_json = models / "ensembles" / ensemble.name / FILE_NAME
-    made_from = {
+    fingerprint = {
         **inputs_fingerprint(ensemble_json, runs, images, files),
         "failures": parts_sha256(json.dumps(failures, sort_keys=True).encode()),
         "device": device.type,
@@ -93,7 +93,7 @@ def predict(cfg: DictConfig) -> None:
             remedy=f"Give these a place of their own, such as {elsewhere}",
             root="predict",
         )
-        if is_same and not cfg.overwrite and _is_finished(folder, made_from):
+        if is_same and not cfg.overwrite and _is_finished(folder, fingerprint):
             console.print(f"{folder} is finished already; overwrite=true predicts again.")
             return
         new = folder / "unfinished"
@@ -114,20 +114,20 @@ def predict(cfg: DictConfig) -> None:
         order = {name: number for number, name in enumerate(images["prediction_id"].unique())}
         results.sort(key=lambda result: order[result.prediction_id])
         failures |= {i.file: i.reason for r in results for i in r.images if i.reason is not None}
-        _write(new, ensemble, results, pictures, failures, notes, made_from)
+        _write(new, ensemble, results, pictures, failures, notes, fingerprint)
         write_record(new / "config.yaml", record)
         _replace(folder, new)
     print_results(make_console(), folder, ensemble.name, results, failures, notes)
 
 
-def _is_finished(folder: Path, made_from: Fingerprint) -> bool:
+def _is_finished(folder: Path, fingerprint: Fingerprint) -> bool:
     """Whether there are all tables and pictures of the same model and files."""
     if not (folder / _RECORD).is_file():
         return False
     record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     images = (image for breast in record["breasts"] for image in breast["images"])
     names = [*_TABLES, *(image["picture"] for image in images if image["picture"] is not None)]
-    is_same = record.get("made_from") == made_from  # which older versions did not write
+    is_same = record.get("fingerprint") == fingerprint  # which older versions did not write
     return is_same and all((folder / name).is_file() for name in names)
 
 
@@ -271,7 +271,7 @@ def _write(
     pictures: Mapping[str, str],
     failures: Mapping[str, str],
     notes: Sequence[str],
-    made_from: Fingerprint,
+    fingerprint: Fingerprint,
 ) -> None:
     """Write the tables, then the same as JSON."""
     ordered = sorted(failures.items())
@@ -296,7 +296,7 @@ def _write(
         "doubts": {kind: text for kind, text in QUALITY_FLAGS.items() if kind in found},
         "breasts": breasts,
         "failures": dict(ordered),
-        "made_from": made_from,
+        "fingerprint": fingerprint,
     }
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     write_file(folder / _RECORD, text)

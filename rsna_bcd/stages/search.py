@@ -14,6 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,10 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
 def _try_out(optuna: Any, space: dict[str, Any], cfg: DictConfig) -> None:
     """Train the first trial on a batch, so that what it refuses is refused before the deletion."""
     trial = _next(optuna, optuna.create_study(direction=cfg.direction), space, cfg)
-    if _run([*_command(cfg, trial, _folds(cfg)[0]), "++trainer.fast_dev_run=true"]) != 0:
-        raise InputError("The first trial cannot be trained: see above. Nothing was deleted.")
+    with tempfile.TemporaryDirectory() as folder:  # for Hydra's log
+        own = ["++trainer.fast_dev_run=true", f"hydra.run.dir={folder}"]
+        if _run([*_command(cfg, trial, _folds(cfg)[0]), *own]) != 0:
+            raise InputError("The first trial cannot be trained: see above. Nothing was deleted.")
 
 
 def _forget(cfg: DictConfig) -> None:

@@ -97,6 +97,7 @@ def submit(cfg: DictConfig, started: float | None = None) -> pd.DataFrame:
         result.write(folder)
         seconds = time.monotonic() - started
         record = {**summary.as_dict(), "seconds_in_all": seconds, "asked": asked}
+        record["start"] = progress.start
         write_file(folder / "summary.json", json.dumps(record, indent=1).encode() + b"\n")
     for line in (*summary.lines(result.failures), str(folder / "submission.csv")):
         console.print(line)
@@ -159,7 +160,7 @@ def _is_finished(folder: Path, progress: Progress, asked: dict[str, Any]) -> boo
     if progress.is_new or not all((folder / name).is_file() for name in _OUTPUTS):
         return False
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return bool(summary["asked"] == asked)
+    return bool(summary["asked"] == asked and summary.get("start") == progress.start)
 
 
 def _summary(

@@ -1,9 +1,9 @@
 """`python -m rsna_bcd.train`: one fold of one experiment, from crops to out-of-fold predictions."""
 
-import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ _RESULTS = (
     "checkpoints", "metrics.csv", "timings.csv", "curves.png", "oof.csv", "oof_images.csv",
     "metrics.json", TRAINING_DOMAIN_FILE, ID_FILE,
 )  # fmt: skip
+_EARLIER = "earlier"  # folder of results until a run with overwrite=true has done its first step
 
 
 def train(cfg: DictConfig) -> None:
@@ -84,6 +85,7 @@ def train(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run_dir)
+    _restore_earlier(run_dir)  # a start was killed before its first step
     record = make_record(cfg)
     if is_finished(run_dir, record, cfg):
         return
@@ -92,7 +94,8 @@ def _train(cfg: DictConfig) -> None:
         return
     classifier, data = _make_classifier_and_data(cfg)
     checkpoint = _checkpoint_to_resume(run_dir, cfg)
-    trainer = _make_trainer(cfg, ConfigInCheckpoint(record), FiniteGuard())
+    guards = ConfigInCheckpoint(record), FiniteGuard(), DeleteEarlier(run_dir / _EARLIER)
+    trainer = _make_trainer(cfg, *guards)
     _check_optimizer(classifier, trainer)
     same = check_same_config(run_dir / "config.yaml", record, overwrite=True, root="train", cfg=cfg)
     _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite or not same)
@@ -124,6 +127,7 @@ def _train(cfg: DictConfig) -> None:
         raise
     finally:  # else the next job of a sweep would log into the W&B run of this one
         finish_wandb(exit_code)
+        _restore_earlier(run_dir)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -162,9 +166,8 @@ def _make_classifier_and_data(cfg: DictConfig) -> tuple[Classifier, CropDataModu
     )
     data.setup()
     classifier.data = data
-    batch = data.sample_batch()
-    check_network(classifier.network, batch)
-    classifier.criterion.check(batch["label"])
+    check_network(classifier.network, data.sample_batch())
+    classifier.criterion.check()
     held_out = data.held_out["label"]
     if (cfg.select == "best" or cfg.patience is not None) and held_out.nunique() < 2:
         absent = "cancer" if held_out.sum() == 0 else "breast without cancer"
@@ -214,13 +217,15 @@ def _try_out(cfg: DictConfig) -> None:
 
 @rank_zero_only
 def _remove_log() -> None:
-    """Remove the folder of this job if Hydra's log and settings are all that is in it."""
+    """Remove the folder of this job, and its run's, if there are Hydra's log and settings alone."""
     if HydraConfig.initialized():
         folder = Path(HydraConfig.get().runtime.output_dir)
         if {path.name for path in folder.glob("*")} == {".hydra", "train.log"}:
             shutil.rmtree(folder / ".hydra")
             (folder / "train.log").unlink()
-            os.removedirs(folder)  # and the run's, if it has no other fold
+            for emptied in (folder, folder.parent):
+                with suppress(OSError):  # the run has other folds, or it is a link
+                    emptied.rmdir()
 
 
 def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
@@ -235,13 +240,42 @@ def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
 
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overwrite: bool) -> None:
-    """Clear the folder if asked, and write the record: all guards have passed."""
-    found = [run_dir / name for name in _RESULTS]
+    """Put earlier results aside if asked, and write the record: all guards have passed."""
+    found = [run_dir / name for name in ("config.yaml", *_RESULTS)]
     found += run_dir.glob("hpc_ckpt_*")  # saved by Lightning for SLURM, and resumed from
     for path in found if overwrite else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.exists():
+            (run_dir / _EARLIER).mkdir(exist_ok=True)
+            path.rename(run_dir / _EARLIER / path.name)
     write_record(run_dir / "config.yaml", record)
     write_training_domain(training_domain(images), run_dir / TRAINING_DOMAIN_FILE)
+
+
+@rank_zero_only
+def _restore_earlier(run_dir: Path) -> None:
+    """Put results back that were put aside, if a run ended before its first step."""
+    aside = run_dir / _EARLIER
+    if not aside.is_dir():
+        return
+    for name in ("config.yaml", *_RESULTS):
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in aside.iterdir():
+        path.rename(run_dir / path.name)
+    aside.rmdir()
+
+
+class DeleteEarlier(pl.Callback):
+    """Deletes the results that `overwrite=true` put aside, after the first step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder: Path | None = folder
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Delete them once."""
+        if self._folder is not None and trainer.is_global_zero:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
 
 
 def _fit(
