@@ -129,6 +129,7 @@ def test_a_run_that_ends_before_its_first_step_leaves_the_earlier_one(
         with pytest.raises(ValueError, match="val_check_interval"):
             run_command(trained, *fails)
     assert not (folder / "oof.csv").exists()
+    assert (folder / "earlier" / "oof.csv").exists()
     assert run_command(trained, "epochs=1") == ""  # it is finished
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert not (folder / "earlier").exists()

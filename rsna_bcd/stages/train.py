@@ -241,12 +241,15 @@ def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
 @rank_zero_only
 def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overwrite: bool) -> None:
     """Put earlier results aside if asked, and write the record: all guards have passed."""
-    found = [run_dir / name for name in ("config.yaml", *_RESULTS)]
+    found = [run_dir / name for name in _RESULTS]
     found += run_dir.glob("hpc_ckpt_*")  # saved by Lightning for SLURM, and resumed from
-    for path in found if overwrite else ():
-        if path.exists():
-            (run_dir / _EARLIER).mkdir(exist_ok=True)
-            path.rename(run_dir / _EARLIER / path.name)
+    if overwrite and (found := [path for path in found if path.exists()]):
+        aside = run_dir / _EARLIER
+        aside.mkdir(exist_ok=True)
+        if (run_dir / "config.yaml").is_file():
+            shutil.copy2(run_dir / "config.yaml", aside)  # other ranks may be reading it
+        for path in found:
+            path.rename(aside / path.name)
     write_record(run_dir / "config.yaml", record)
     write_training_domain(training_domain(images), run_dir / TRAINING_DOMAIN_FILE)
 
