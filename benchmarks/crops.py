@@ -23,7 +23,7 @@ def prepared(folder: Path, crop: str, patients: int) -> Path:
         patients: of four images and more each, of about 1,300 x 1,000 pixels.
 
     Returns:
-        What to give as `paths.output`.
+        The folder to give as `paths.output`.
     """
     data, output = folder / "data", folder / "output"
     if not data.exists():
@@ -50,7 +50,7 @@ def synthetic_crops(
     patient has a cancer on the left, brighter in the middle.
 
     Args:
-        output: what to give as `paths.output`.
+        output: the folder to give as `paths.output`.
         dataset: name of the data set.
         crop: settings as in `conf/crop/*.yaml`.
         patients: how many.

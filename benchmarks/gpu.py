@@ -6,7 +6,7 @@
 
 Each step has a share of the time (`seconds`, 520 by default) and is stopped when it is used up.
 Each result is printed and written to `<output>/<device>/results.jsonl` as soon as it exists; the
-same command skips what is done, and `overwrite=true` measures again. `report.md` has all tables.
+same command skips finished steps, and `overwrite=true` measures again. `report.md` has all tables.
 Without a GPU, or with `device=cpu`, the same code runs on the processor with tiny networks and
 crops.
 """
@@ -41,7 +41,7 @@ _KEYS = ("steps", "pack", "output", "device", "seconds", "jobs", "overwrite")
 
 @dataclass
 class Context:
-    """What a step is given.
+    """The settings of a step.
 
     Attributes:
         device: `cuda` or `cpu`.
@@ -284,7 +284,7 @@ def run_step(step: str, command: Sequence[str], limit: float, results: Results, 
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """End a process group: ask, then kill what is left of it."""
+    """End a process group: ask, then kill the rest."""
     for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         try:
             os.killpg(process.pid, number)
@@ -332,7 +332,7 @@ def report(results: Results, machine: Row) -> str:
 
 
 def goals(results: Results) -> list[tuple[str, float | None, bool]]:
-    """What a GPU must show: the goal, the figure (None: not measured), and whether it is met."""
+    """The goals of a GPU: the goal, the figure (None: not measured), and whether it is met."""
     found: list[tuple[str, float | None, bool]] = []
 
     def add(goal: str, value: float | None, bound: float, *, at_least: bool = False) -> None:
@@ -356,7 +356,7 @@ def goals(results: Results) -> list[tuple[str, float | None, bool]]:
 
 
 def machine_facts(device: str) -> Row:
-    """The device to use and what it is, found out in a process that ends before the steps begin."""
+    """The device to use and its description, found in a process that ends before the steps."""
     code = (
         "import json, torch, sys; d = sys.argv[1]; "
         "d = ('cuda' if torch.cuda.is_available() else 'cpu') if d == 'auto' else d; "
@@ -432,7 +432,7 @@ def main(arguments: Sequence[str]) -> int:
     machine = machine_facts(given.get("device", "auto"))
     folder = output / re.sub(r"\W+", "-", machine["device"].lower()).strip("-")
     folder.mkdir(exist_ok=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # what steps share
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # shared by the steps
     print(machine["about"])
     if machine["kind"] == "cpu":
         print("No GPU is used: tiny networks on the processor. Speeds mean nothing.")

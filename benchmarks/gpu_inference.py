@@ -38,7 +38,7 @@ def inference(context: Context) -> Iterator[Row]:
     folder = Path(tempfile.mkdtemp(prefix="inference_"))
     try:
         files, source = _files(folder, context.small)
-        yield {"name": "files", "what": source[1], "number": len(files), "cores": context.cores}
+        yield {"name": "files", "kind": source[1], "number": len(files), "cores": context.cores}
         for name in (name for name in MEMBERS if not context.has(name)):
             yield {"name": name, **_member(name, folder / name, files, source[0], context)}
     finally:

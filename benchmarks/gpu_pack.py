@@ -1,4 +1,4 @@
-"""Pack what the benchmarks need on a machine without a network: archives of at most 60 MiB.
+"""Pack the needs of the benchmarks on a machine without a network: archives of at most 60 MiB.
 
     python benchmarks/gpu_pack.py data=data/rsna640 output=output/gpu_pack weights=data/weights
 
@@ -214,7 +214,7 @@ def compress(source: Path, target: Path, quality: int) -> np.ndarray:
 
     Args:
         source: the folder, with crops of 8 bits.
-        target: the folder to write; its record says what was lost.
+        target: the folder to write; its record gives the loss of quality.
         quality: 1 to 100; 101: lossless.
 
     Returns:

@@ -212,7 +212,7 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
     keep_freed_memory()
     small = more == ["small"]
     device = torch.device("cpu" if small or "trainer=cpu" in more else "cuda")
-    if small:  # a C++ compiler takes minutes for what is measured on a GPU only
+    if small:  # a C++ compiler takes minutes, and compiled code is measured on a GPU only
         torch.compile = partial(torch.compile, backend="aot_eager")
     settings = overrides(name, small) + ([] if small else more)
     is_compiled = small or device.type == "cuda"
@@ -251,7 +251,7 @@ def work(name: str, more: list[str], answer: Any, wait: Callable[[], Any]) -> No
                 again.append(way)
             elif out_of_memory:
                 errors[way] = out_of_memory
-        if number in (0, rounds - 1):  # what there is when the time is used up
+        if number in (0, rounds - 1):  # results so far, in case the time is used up
             for way in ways:
                 row: Row = {"error": errors.get(way)}
                 if way not in errors and turns[way]:

@@ -18,7 +18,7 @@ round: above a few per cent, trust CPU seconds rather than those of the clock.
 - plain loop: one file after the other is decoded (dicomsdl, at full resolution), windowed, cut to
   the breast, resized and put through the network by torch, with as many threads as cores.
 
-What a start costs (processes, imports) is measured apart, on one pass over the files, and
+The cost of a start (processes, imports) is measured apart, on one pass over the files, and
 subtracted: of 32,000 images it is nothing. The part `stage` is `submit` itself, as a user starts
 it, on two cores, and the memory of its processes while it works.
 
@@ -73,7 +73,7 @@ def both_syntaxes(files: list[Path], folder: Path) -> list[Path]:
 
 
 def source_files(real: list[Path], folder: Path, batch_size: int) -> tuple[list[Path], str]:
-    """The files, and what they are in words."""
+    """The files, and a description of them."""
     if real:
         files = sorted(file for root in real for file in root.rglob("*.dcm"))
         origin = f"{len(files)} real files"
@@ -121,7 +121,7 @@ def measure_interleaved(
 
 
 def suffix(engine: str) -> str:
-    """What follows the name of a pipeline."""
+    """Text after the name of a pipeline."""
     return "" if engine == "auto" else f", {engine}"
 
 

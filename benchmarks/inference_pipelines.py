@@ -152,7 +152,7 @@ def _decode(setting: Setting) -> Pipeline:
 
 
 def _crops(setting: Setting) -> tuple[Any, ...]:
-    """The different crops of the runs, without what torch needs."""
+    """The different crops of the runs, without torch's settings."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 

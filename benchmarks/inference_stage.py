@@ -50,7 +50,7 @@ def submit(
             time.sleep(1)
     if stage.returncode:
         raise RuntimeError(f"submit ended with {stage.returncode}:\n{log.read_text()}")
-    # Whose children were waited for by now: only this one knows what others took.
+    # Whose children were waited for by now: only this one knows the figures of the others.
     return [*samples, _sample(clock, [])]
 
 

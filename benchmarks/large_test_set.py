@@ -57,7 +57,7 @@ def make_table(folder: Path, files: list[Path], images: int) -> Path:
 
 
 def make_ensemble(output: Path, experiments: list[list[str]], folds: int, onnx: bool) -> list[Path]:
-    """Write what training and `ensemble` leave, with weights as the networks come.
+    """Write the files that training and `ensemble` leave, with weights as the networks come.
 
     Args:
         output: `paths.output`.

@@ -4,7 +4,7 @@
     python benchmarks/loader.py --output output --dataset rsna --json loader.json
 
 The plain datasets read with Pillow and do the operations of `augment=light` with torchvision's
-transforms, on Pillow's images or on tensors; ours is what `train` uses, in its own process. See
+transforms, on Pillow's images or on tensors; ours is the loader of `train`, in its own process. See
 `timing`. CPU seconds count, after two batches to warm up.
 """
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import family, proportional
 
-_BAR = re.compile(r"(\d+)/(\d+) (\d+):(\d\d):(\d\d)")  # done/total, estimate of what remains
+_BAR = re.compile(r"(\d+)/(\d+) (\d+):(\d\d):(\d\d)")  # done/total, estimate of the rest
 _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 

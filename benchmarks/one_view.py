@@ -53,7 +53,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 
 
 def train(folder: Path, patients: int, epochs: int) -> dict[str, Path]:
-    """Make the competition and train what is not there yet; the folders of the runs by name."""
+    """Make the competition and train missing runs; the folders of the runs by name."""
     paths = f"paths.data={folder / 'data'}", f"paths.output={folder}"
     size = f"size.train_patients={patients}", "size.test_patients=1"
     run_command("synthesize", *paths, *size, "appearance.lesion_views=one")

@@ -12,7 +12,7 @@ cells of other patients' maps of the same view would be hits here ("of others").
 
 A breast is scored by one point: the largest of all its maps. Intervals are over resampled patients.
 
-The first row is what the report shows; the others are other layers and methods on the same images.
+The first row is the report's method; the others are other layers and methods on the same images.
 Runs of networks that look at breasts are scored by the first row alone.
 """
 
@@ -95,7 +95,7 @@ def read_lesions(data: Path, images: pd.DataFrame) -> dict[str, Circles]:
     x = rows["scale"] * (rows["center_x"] - rows["box_left"])
     y = rows["scale"] * (rows["center_y"] - rows["box_top"])
     x = x.where(rows["flipped"] == 0, width.round() - x)
-    # Counterclockwise: what was above is on the left.
+    # Counterclockwise: the top becomes the left.
     upright, quarter = rows["rotated"] == 0, rows["rotated"] == 90
     turned_x = y.where(quarter, height.round() - y)
     turned_y = (width.round() - x).where(quarter, x)

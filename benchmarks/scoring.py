@@ -127,7 +127,7 @@ def main() -> None:
     table = Table("step", "CPU s", "wall s")
     for name, row in {**rows, "all": total}.items():
         table.add_row(name, f"{row['cpu_seconds']:.3f}", f"{row['wall_seconds']:.3f}")
-    counts = ", ".join(f"{n} {what}" for what, n in size.items())
+    counts = ", ".join(f"{n} {kind}" for kind, n in size.items())
     console = Console(width=100)
     console.print(
         f"{counts}; {arguments.resamples} resamples, one core, median of {arguments.rounds} rounds"

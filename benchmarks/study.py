@@ -48,7 +48,7 @@ def run_study(
     weights: Path | None = None,
     only: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Train and predict what is missing, write the table of what is complete, and draw it.
+    """Train and predict missing runs, write the table of complete rows, and draw it.
 
     Args:
         config: the study's YAML file.

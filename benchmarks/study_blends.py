@@ -102,7 +102,7 @@ def _cross_fit(breasts: pd.DataFrame, inputs: NDArray[np.float64], left_out: int
 def stack_inputs(
     breasts: pd.DataFrame, by_image: pd.DataFrame | None, images: pd.DataFrame
 ) -> pd.DataFrame:
-    """What a stack may use of each breast.
+    """Inputs that a stack may use of each breast.
 
     Args:
         breasts: rows of `oof.csv`.

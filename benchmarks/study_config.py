@@ -1,4 +1,4 @@
-"""What a study consists of: its YAML file, and the runs that it needs."""
+"""A study: its YAML file, and the runs that it needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -122,7 +122,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one variant, and what is predicted with it.
+    """One training of one variant, and the predictions made with it.
 
     Attributes:
         variant: its name.

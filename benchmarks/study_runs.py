@@ -1,4 +1,4 @@
-"""Train a run of a study, and predict what other variants make of it."""
+"""Train a run of a study, and predict the rows that other variants derive from it."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ from study_config import Place, Run, Study, Variant, compose_run, definition, ru
 from rsna_bcd.errors import InputError
 from rsna_bcd.files import file_sha256, write_csv, write_file
 
-RECORD = "study.json"  # in the folder of a run, or beside predictions: what was asked, and seconds
+RECORD = "study.json"  # in the folder of a run, or beside predictions: the request, and seconds
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def is_done(task: Task) -> bool:
 
 
 def do_run(task: Task) -> float:
-    """Train a run that is not finished, and predict what is not predicted; return the seconds.
+    """Train an unfinished run, and make missing predictions; return the seconds.
 
     Its teachers are trained first; the seconds in its record are those of all of them.
     """

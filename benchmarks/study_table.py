@@ -46,7 +46,7 @@ def study_table(
     prepared: Mapping[str, Path],
     see_other: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Score what is complete.
+    """Score the complete rows.
 
     A variant is compared with the reference over the same breasts: those of the folds that both
     have, for the seeds that have them all. AUROCs are the mean over seeds. Intervals and p-values
@@ -265,7 +265,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def as_markdown(study: Study, table: pd.DataFrame, remarks: Sequence[str] = ()) -> str:
-    """The table for people, with what it rests on and what is missing."""
+    """The table for people, with its data and its missing rows."""
 
     def interval(row: pd.Series, value: str, low: str, high: str, sign: str = "") -> str:
         if not np.isfinite(row[value]):

@@ -103,7 +103,7 @@ def check_settings(schema: type, cfg: DictConfig, groups: Path) -> None:
     if not problems:
         problems += _mistyped(cfg, schema)
     if problems:
-        raise InputError("\n".join(dict.fromkeys(f"{key}{what}" for key, what in problems)))
+        raise InputError("\n".join(dict.fromkeys(f"{key}{problem}" for key, problem in problems)))
 
 
 def unknown_key(key: str, cfg: DictConfig) -> str:
@@ -202,7 +202,7 @@ def _mistyped(cfg: DictConfig, schema: type) -> Iterator[Problem]:
             continue
         found = derived if OmegaConf.is_interpolation(cfg, one.name) else wrong
         found += check_value(cfg, (one.name,), value, one.type)
-    # What cannot be resolved often follows from the others.
+    # Unresolved values often follow from the other problems.
     yield from wrong or derived or ((f"{key}: ", first) for first, key in unresolved.items())
 
 
@@ -320,7 +320,7 @@ def check_arguments(cfg: DictConfig) -> None:
     raw.pop(HYDRA, None)
     problems = list(_sections(cfg, (), raw))
     if problems:
-        raise InputError("\n".join(dict.fromkeys(f"{key}{what}" for key, what in problems)))
+        raise InputError("\n".join(dict.fromkeys(f"{key}{problem}" for key, problem in problems)))
 
 
 def _sections(cfg: DictConfig, path: tuple[str | int, ...], raw: Any) -> Iterator[Problem]:

@@ -104,7 +104,7 @@ def unrecorded() -> Any:
 
 @dataclass(kw_only=True)
 class Command(Strict):
-    """What all commands have.
+    """Settings that all commands have.
 
     Attributes:
         written: the keys that together decide where a command writes: two jobs of a sweep in which
@@ -140,7 +140,7 @@ class Prepare(Command):
     """`conf/prepare.yaml`."""
 
     written = ("prepared_dir", "folds_csv", "splits")
-    resume_hint = "What is done is kept: run the same command to resume."
+    resume_hint = "Finished work is kept: run the same command to resume."
     dataset: Dataset
     crop: Section
     folds: Folds
@@ -280,7 +280,7 @@ class Submit(Command):
     """`conf/submit.yaml`."""
 
     written = ("submission_dir",)
-    resume_hint = "What is predicted is kept: run the same command to resume."
+    resume_hint = "Predictions are kept: run the same command to resume."
     dataset: Section  # whose name, which may be missing, names nothing here
     name: Name = missing("give name= of an ensemble", _ENSEMBLES)
     source: Source

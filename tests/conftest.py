@@ -1,4 +1,4 @@
-"""What tests share: a tiny synthetic competition, and the device of the checks of a GPU."""
+"""Shared fixtures: a tiny synthetic competition, and the device of the checks of a GPU."""
 
 import gc
 import os
@@ -54,7 +54,7 @@ def small(device: "torch.device") -> bool:
 
 @pytest.fixture
 def cuda(device: "torch.device") -> "torch.device":
-    """The GPU, for what a processor has not: an account of its memory."""
+    """The GPU, for checks that a processor cannot do: its memory is counted."""
     if device.type != "cuda":
         pytest.skip("the memory of a processor cannot be limited")
     return device
@@ -62,7 +62,7 @@ def cuda(device: "torch.device") -> "torch.device":
 
 @pytest.fixture(autouse=True)
 def _gpu_memory_for_others(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Hand back what the allocator keeps after each check of a GPU: several run side by side."""
+    """Free the allocator's cache after each check of a GPU: several run side by side."""
     yield
     if request.node.get_closest_marker("gpu"):
         import torch

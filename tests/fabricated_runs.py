@@ -1,4 +1,4 @@
-"""Runs that were never trained, for the stages that read what training leaves."""
+"""Runs that were never trained, for the stages that read the files of training."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def save_image_run(run: Path, *tables: pd.DataFrame, **changes: object) -> Path:
 
 
 def fabricated_ensemble(members: tuple[Member, ...], threshold: float, prior: float) -> Ensemble:
-    """What a fit would have left, with these members, as a mean."""
+    """The ensemble that a fit would have left, with these members, as a mean."""
     score = {"pf1": Interval(0.5, 0.4, 0.6)}
     return Ensemble(
         name="both",

@@ -20,7 +20,7 @@ RECORD = {"crop": CROP, "source": "image", "tta": "hflip", "select": "last"}
 
 
 def save_run(folder: Path, trained: nn.Module, /, **record: Any) -> Path:
-    """Write what `load_run` reads of a fold.
+    """Write the files of a fold that `load_run` reads.
 
     Args:
         folder: of the fold.
@@ -66,7 +66,7 @@ def spread_network(cfg: DictConfig) -> tuple[Any, tuple[Input, ...]]:
 
 
 def save_trained(cfg: DictConfig, network: nn.Module) -> Path:
-    """Write what `load_run` reads of a run of `train`; the run's folder."""
+    """Write the files of a run of `train` that `load_run` reads; return its folder."""
     keys = (
         "name", "fold", "select", "tta", "network", "crop", "views", "metadata", "breast_rule",
         "negatives_per_positive",

@@ -61,7 +61,7 @@ def ours(module: Path) -> set[str]:
 def test_module_keeps_to_the_arrows(module: Path) -> None:
     external = {name.split(".")[0] for name in imports(module)}
     commands = {path.stem for path in MODULES if path.parts[0] == "stages"}
-    if len(module.parts) == 1:  # a command, or what commands share
+    if len(module.parts) == 1:  # a command, or a module that commands share
         assert not ours(module) & (commands - {module.stem}), "a command imports a command"
         assert not external & HEAVY, "a command answers --help and a typo at once"
         return

@@ -72,6 +72,8 @@ def test_scores_of_one_fold_and_of_one_run(compared: Compare) -> None:
         (["runs=theirs*"], r"no run with a finished fold for runs=theirs\*"),
         (["runs=ours", "reference=theirs"], "no run with a finished fold for reference=theirs"),
         (["runs=null", "metric=accuracy"], "choose auroc, average_precision, pf1"),
+        (["reference=plain"], "reference=plain is for all runs or a pattern"),
+        (["runs=null", "fold=0"], r"fold=0 is for a list of runs, such as runs=\[a,b\]"),
     ],
 )
 def test_bad_setting_is_refused(compared: Compare, overrides: list[str], message: str) -> None:

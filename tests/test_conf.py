@@ -56,7 +56,7 @@ def test_option_composes_with_train(option: str) -> None:
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("trainer", "logger"))])
 def test_trainer_and_logger_are_accepted_by_lightning(option: str, tmp_path: Path) -> None:
     overrides = []
-    if option in ("trainer=gpu", "trainer=ddp", "trainer=slurm"):  # what does not need the hardware
+    if option in ("trainer=gpu", "trainer=ddp", "trainer=slurm"):  # settings without the hardware
         overrides = ["trainer.accelerator=cpu", "++trainer.strategy=auto", "trainer.devices=1"]
     cfg = composed("train", "name=x", f"paths.output={tmp_path}", option, *overrides)
     trainer = instantiate(cfg.trainer)

@@ -1,4 +1,4 @@
-"""The demo keeps what the README says of it."""
+"""The demo agrees with the README."""
 
 import json
 import subprocess

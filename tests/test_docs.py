@@ -140,7 +140,7 @@ def configure(command: str, conf: Path, *overrides: str) -> DictConfig:
 
 @pytest.fixture
 def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules of the examples, and what they add to modules of ours."""
+    """The modules of the examples, and their additions to modules of ours."""
     network = types.ModuleType("rsna_bcd.models.my_network")
     execute("rsna_bcd/models/my_network.py", network)
     monkeypatch.setitem(sys.modules, network.__name__, network)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from file_trees import tree
 
-STOPPED = "Stopped by SIGINT. What is done is kept: run the same command to resume.\n"
+STOPPED = "Stopped by SIGINT. Finished work is kept: run the same command to resume.\n"
 Crops = dict[Path, tuple[int, int]]
 
 

@@ -1,4 +1,4 @@
-"""The search over settings: what it trains, and that killing it changes nothing."""
+"""The search over settings: its trials, and that killing it changes nothing."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ Fail = Callable[[int, int], bool]  # (trial, fold) -> whether training fails
 
 
 class _Training:
-    """In the place of training: scores by a formula, and notes what it was asked for."""
+    """In the place of training: scores by a formula, and notes the requested settings."""
 
     def __init__(self) -> None:
         self.commands: list[dict[str, str]] = []

@@ -359,7 +359,7 @@ def test_submit_with_a_short_budget_drops_tta_and_folds(
     assert plans[-1]["dropped"] in ([2], [2, 1])
     assert summary["shed"].startswith("test-time augmentation, images fold2")
     assert f"Dropped for the time budget: {summary['shed']}." in printed
-    # The predictions are those of an ensemble of what is left.
+    # The predictions are those of an ensemble of the rest.
     monkeypatch.undo()
     left = replace(fitted.members[0], folds=(0,) if "fold1" in summary["shed"] else (0, 1))
     write_ensemble(replace(fitted, members=(left,)), output / "ensembles" / NAME / "ensemble.json")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run. Its own settings are what others vary."""
+    """The folder of a finished run. The other tests vary its settings."""
     output = tmp_path_factory.mktemp("straight")
     save_crops(output)
     return run(output)

@@ -1,4 +1,4 @@
-"""Soft targets: teachers that have not seen what the run holds out, recorded and resumed."""
+"""Soft targets: teachers that have not seen the held-out patients, recorded and resumed."""
 
 import shutil
 from collections.abc import Callable

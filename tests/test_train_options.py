@@ -1,4 +1,4 @@
-"""Options of training: what each does to the run, and micro-batches that fit into memory."""
+"""Options of training: the effect of each on the run, and micro-batches that fit into memory."""
 
 import json
 import re

@@ -54,8 +54,8 @@ def read_lock(file: Path, python: str) -> dict[str, Locked]:
         required_by = {m[1] for line in lines if (m := _VIA.match(line))}
         if not hashes or not required_by:
             raise InputError(
-                f"{file}: {name} has no hash, or no comment on what requires it. Compile it with "
-                "`uv pip compile --generate-hashes`, as `make lock` does."
+                f"{file}: {name} has no hash, or no comment with the package that requires it. "
+                "Compile it with `uv pip compile --generate-hashes`, as `make lock` does."
             )
         if not marker or Marker(marker.strip()).evaluate(environment):
             name = canonicalize_name(name)

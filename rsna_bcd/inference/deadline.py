@@ -87,7 +87,7 @@ class StageTimer:
 
 @dataclass(frozen=True)
 class Degradation:
-    """What was dropped for the budget.
+    """Networks and transforms that were dropped for the budget.
 
     Attributes:
         tta: at most so many transforms of test-time augmentation are kept of each run, the first of
@@ -103,13 +103,13 @@ class Degradation:
         return self.tta is not None or bool(self.dropped)
 
     def describe(self, names: Sequence[str]) -> str:
-        """What was dropped, by the names of the runs: `test-time augmentation, b5 fold3`."""
-        what = [] if self.tta is None else ["test-time augmentation"]
+        """Dropped parts, by the names of the runs: `test-time augmentation, b5 fold3`."""
+        dropped = [] if self.tta is None else ["test-time augmentation"]
         if self.tta:
-            what[0] += (
+            dropped[0] += (
                 f" after the first {'transform' if self.tta == 1 else f'{self.tta} transforms'}"
             )
-        return ", ".join([*what, *(names[run] for run in self.dropped)])
+        return ", ".join([*dropped, *(names[run] for run in self.dropped)])
 
 
 def deadline(started: float, hours: float | None) -> float:

@@ -56,7 +56,7 @@ from rsna_bcd.tables.images import read_images
 from rsna_bcd.tables.predictions import read_run
 
 STRIDE = 16  # pixels of the picture a cell has, for the deepest layer that has as few
-# What `deepest_layer` found, by name: layers that refer to their encoder would keep it alive.
+# Results of `deepest_layer`, by name: layers that refer to their encoder would keep it alive.
 _LAYERS: WeakKeyDictionary[Encoder, dict[tuple[Size, int], tuple[str | None, int]]] = (
     WeakKeyDictionary()
 )
@@ -77,7 +77,7 @@ def saliency_maps(network: Any, batch: Batch, tta: TTA = ()) -> Tensor:
     Args:
         network: in eval mode, on the device of the batch; keeps the contract of
             `models.prediction`. Its parameters and their gradients stay as they are.
-        batch: `image`, uint8 or float32 in [0, 1], and what `network.inputs` names.
+        batch: `image`, uint8 or float32 in [0, 1], and the inputs that `network.inputs` names.
         tta: the mean over the images and these transforms of them, as with predictions: the maps
             of these are transformed back.
 
@@ -173,7 +173,7 @@ def _picture_size(encoder: Encoder, image: Tensor) -> Size:
 
 
 def _without_padding(maps: Tensor, encoder: Encoder, size: Size) -> Tensor:
-    """Drop the cells (B, h, w) of what the encoder pads a picture with."""
+    """Drop the cells (B, h, w) of the encoder's padding."""
     height, width = size
     padded = encoder.layout.pad(maps.new_empty(1, 1, height, width)).shape[-2:]
     rows, columns = maps.shape[-2:]
@@ -216,7 +216,7 @@ def _gradients_after(layer: nn.Module, encoder: Encoder) -> Iterator[None]:
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
     def begin(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output.detach().requires_grad_().clone()  # what follows may work in place
+        return output.detach().requires_grad_().clone()  # later layers may work in place
 
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -133,7 +133,7 @@ def study_results(
     *,
     is_synthetic: bool,
 ) -> list[BreastResult]:
-    """Blend and decide the breasts of a study, and flag what makes the result less reliable.
+    """Blend and decide the breasts of a study, and flag causes of a less reliable result.
 
     Args:
         study: from `predict_studies`, by all runs of all members.

@@ -21,7 +21,7 @@ N_VIEWS = 3
 
 
 class Aggregator(nn.Module):
-    """What all aggregators have.
+    """Base of the aggregators.
 
     Args:
         features: number of features C of an image.
@@ -53,7 +53,7 @@ class Max(Aggregator):
 
 
 class MeanProbability(Aggregator):
-    """The logit of the images' mean probability: what `breast_rule=mean` does, in training too."""
+    """The logit of the images' mean probability: `breast_rule=mean`, in training too."""
 
     late = True
 
@@ -68,7 +68,7 @@ class MeanProbability(Aggregator):
 
 
 class MaxProbability(Aggregator):
-    """The largest of the images' logits: what `breast_rule=max` does, in training too."""
+    """The largest of the images' logits: `breast_rule=max`, in training too."""
 
     late = True
 

@@ -92,7 +92,7 @@ def align(maps: Tensor, images: Tensor, width: int) -> Tensor:
     Args:
         maps: (B, C, h, w).
         images: (B, 1, H, W) in [0, 1], of which the maps are.
-        width: of the images without what they are padded with on the right.
+        width: of the images without their padding on the right.
 
     Returns:
         (B, C, h, w): zeros where a map ends.

@@ -301,7 +301,7 @@ def _difference(found: State, wanted: State) -> str:
         "of another shape": [k for k in found if k in wanted and not _fits(k, found[k], wanted)],
     }
     return "; ".join(
-        f"{len(keys)} {what} ({_some(keys)})" for what, keys in differing.items() if keys
+        f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in differing.items() if keys
     )
 
 

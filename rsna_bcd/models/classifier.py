@@ -28,7 +28,7 @@ from rsna_bcd.tables.views import Level
 
 
 class TrainingData(Protocol):
-    """What the module must know of its data.
+    """Facts about the data that the module needs.
 
     Attributes:
         held_out: samples of validation, images or breasts as the network's level; a batch's
@@ -104,7 +104,7 @@ class Classifier(pl.LightningModule):
 
     @property
     def level(self) -> Level:
-        """What a sample is, as the network looks at it."""
+        """The kind of sample that the network takes: image, breast or patient."""
         return network_level(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -253,7 +253,7 @@ def breast_metrics(breasts: pd.DataFrame) -> dict[str, float]:
     """Score a table of breasts (`label`, `probability`).
 
     Sensitivity, specificity and accuracy are those at .5, pF1 is of the probabilities themselves:
-    choosing a threshold is the ensemble stage's business. What is not defined is NaN.
+    choosing a threshold is the ensemble stage's business. Undefined scores are NaN.
     """
     labels, probabilities = breasts["label"].to_numpy(), breasts["probability"].to_numpy()
     return {

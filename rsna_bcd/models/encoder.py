@@ -50,7 +50,7 @@ class GeM(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features of an image, (B, C); what networks of one backbone derive from.
+    """Features of an image, (B, C); the base of networks with one backbone.
 
     Args:
         backbone: name of a timm network, e.g. `tf_efficientnet_b5`, see `models.backbone`.

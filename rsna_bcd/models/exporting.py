@@ -1,4 +1,4 @@
-"""A network as a graph for other software: what goes in, what comes out.
+"""A network as a graph for other software, with its inputs and outputs.
 
 The graph has the inputs of the contract (`models.prediction`), `logit` and `probability` as its
 outputs. Of its sizes, those of the batch and, by breast, of the views are free; height and width

@@ -1,4 +1,4 @@
-"""From features to outputs: what metadata adds to them, and heads beside that of cancer."""
+"""From features to outputs: metadata as features, and heads beside that of cancer."""
 
 from collections.abc import Iterable
 

@@ -110,7 +110,7 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> None:
 
 
 def _account(rank: int, ranks: Sequence["subprocess.Popen[bytes]"], log: Path) -> str:
-    """What became of a rank that failed."""
+    """The message about a rank that failed."""
     ended = f"Rank {rank} of {len(ranks)} ended with exit code {ranks[rank].returncode}"
     if rank == 0:
         return f"{ended}; its own message is above."
@@ -172,7 +172,7 @@ def _failures(ranks: Sequence["subprocess.Popen[bytes]"]) -> list[int]:
 
 
 def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End what still runs: politely at first, which a rank that waits for another does not hear."""
+    """End running ranks: SIGTERM first, to which a rank that waits for another does not react."""
     for rank in ranks:
         rank.terminate()
     until = time.monotonic() + _GRACE

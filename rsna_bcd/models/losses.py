@@ -209,7 +209,7 @@ class Criterion(nn.Module):
         whole = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         penalties = {n: value.float() for n, value in outputs.items() if n.startswith(_PENALTY)}
         # Every rank has the gradient of the whole by way of its own outputs alone, and DDP takes
-        # the mean of what should be added up. A penalty is of the rank's own part: a mean is right.
+        # their mean where the sum is right. A penalty is of the rank's own part: a mean is right.
         loss, total = ranks * whole, whole.detach()
         for name, value in penalties.items():
             weight = self._penalties.get(name.removeprefix(_PENALTY), 1.0)

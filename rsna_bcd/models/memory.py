@@ -30,7 +30,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 class MemoryLimit:
-    """Splits batches that do not fit into the memory of a GPU, and remembers what does fit.
+    """Splits batches that do not fit into the memory of a GPU, and remembers the size that fits.
 
     Only for predictions, where a sample's result does not depend on the rest of its batch.
 
@@ -221,7 +221,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _free_memory() -> None:
-    """Hand back what nothing refers to any more."""
+    """Free the memory of objects that nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -50,7 +50,7 @@ class Mix:
         self.probability = probability
 
     def check(self, level: Level) -> None:
-        """Refuse what makes no sense for a kind of sample.
+        """Refuse settings that make no sense for a kind of sample.
 
         Raises:
             InputError: breasts are to be cut.

@@ -50,7 +50,7 @@ class ParameterGroups:
 
         Args:
             make: of the groups.
-            network: already on its device.
+            network: on its device, if the optimizer is to step.
             batch_size: samples per step, over all ranks and accumulated batches.
             fused: use torch's fused implementation, if there is one and `make` does not set `fused`
                 or `foreach` itself. It rounds differently, but the same each time.

@@ -1,4 +1,4 @@
-"""What networks take and give, and logits: the one way in which OOF and test are predicted.
+"""Inputs and outputs of networks, and logits: the one way in which OOF and test are predicted.
 
 A network is an `nn.Module` that maps images to logits. It may have two attributes: `inputs` names
 the entries of a batch that it takes besides the image (none without it), `unit` says whether a
@@ -101,7 +101,7 @@ def network_outputs(network: Any, batch: Batch, image: Tensor | None = None) -> 
 
     Args:
         network: keeps the contract above.
-        batch: `image`, uint8 or float32 in [0, 1], and what `extra_inputs` names.
+        batch: `image`, uint8 or float32 in [0, 1], and the inputs that `extra_inputs` names.
         image: float32 in [0, 1], in the place of that of the batch.
 
     Returns:
@@ -120,7 +120,7 @@ def predict_logits(network: Any, batch: Batch, tta: TTA, *, in_float32: bool = T
 
     Args:
         network: in eval mode, on the device of the batch; keeps the contract above.
-        batch: `image`, uint8 or float32 in [0, 1], and what `extra_inputs` names.
+        batch: `image`, uint8 or float32 in [0, 1], and the inputs that `extra_inputs` names.
         tta: the mean of the logits of the images and of each of these transforms of them.
         in_float32: whatever precision trained the network, so that predictions do not depend on who
             asks. False leaves it to the caller's autocast: faster on a GPU, and not to be kept.
@@ -145,7 +145,7 @@ def transform(images: Tensor, name: str, *, back: bool = False) -> Tensor:
     - `scale_1.1`: enlarged 1.1 times about the middle of the left side, where the chest wall is.
     - `shift_0.05_-0.02`: shifted by 5 % of the width to the right and 2 % of the height upwards.
 
-    The size stays; scales and shifts are bilinear, and what comes from outside is 0.
+    The size stays; scales and shifts are bilinear, and pixels from outside are 0.
 
     Args:
         images: floating point (..., H, W).

@@ -39,7 +39,7 @@ def wandb_logger(
         project: in W&B.
         name: of the run.
         folder: where the run's files go, under `wandb/`.
-        group: what W&B shows together: the folds of an experiment.
+        group: of runs that W&B shows together: the folds of an experiment.
         tags: to find it by.
         entity: team or user; None for the default one of the key.
     """

@@ -31,7 +31,7 @@ _STACKS = {
 
 @dataclass(frozen=True)
 class Breast:
-    """What all views of a breast share.
+    """Anatomy that all views of a breast share.
 
     Attributes:
         reach: distance from the chest wall to the nipple, mm.

@@ -33,7 +33,7 @@ _ANSWER_SECONDS = 10  # for a scheduler to answer
 _NO_WORKER_SECONDS = 60  # to be without any worker
 _IDLE_SECONDS = 60  # after which a worker ends the processes of a run
 _SUBMISSIONS = 4  # of a task, each of which the scheduler gave up
-_RESUME = "What is done is kept: run the same command to resume."
+_RESUME = "Finished work is kept: run the same command to resume."
 
 _log = logging.getLogger(__name__)
 

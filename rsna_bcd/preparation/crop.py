@@ -38,7 +38,7 @@ _CLAHE_TILES = (8, 8)  # of the resized breast, as is usual
 
 @dataclass(frozen=True)
 class CropSettings:
-    """What a crop looks like; `conf/crop/*.yaml` has the values.
+    """Geometry and display of a crop; `conf/crop/*.yaml` has the values.
 
     Attributes:
         name: of the folder of crops.

@@ -129,7 +129,7 @@ def to_svg(figure: Figure, key: str, label: str) -> str:
     text = content.getvalue().decode()
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
-    text = text[text.index(">", box.end()) + 1 :]  # the root element, and what precedes it
+    text = text[text.index(">", box.end()) + 1 :]  # the root element and all before it
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"<defs>\s*</defs>", "", re.sub(r'<g id="[^"]*"', "<g", text))
     # Coordinates in hundredths of a pixel; texts between the tags keep their digits.

@@ -293,8 +293,8 @@ class BestPf1(Policy):
 class RecallRate(Policy):
     """The threshold that predicts a given share of the rows positive; none by site.
 
-    What is fitted, cross-fitted and scored is the value that predicts this share of the fitted rows
-    positive; what may be deployed is the share itself (`Threshold.at_same_recall_rate`). Out of
+    Fitted, cross-fitted and scored is the value that predicts this share of the fitted rows
+    positive; deployed may be the share itself (`Threshold.at_same_recall_rate`). Out of
     fold both are nearly the same, for the rows are distributed alike; a mean over folds is not
     (`tests/scoring/test_simulation.py` has the share ahead there).
 

@@ -1,1 +1,1 @@
-"""What the commands do: each is imported by its command once the settings are checked."""
+"""The work of the commands: each is imported by its command once the settings are checked."""

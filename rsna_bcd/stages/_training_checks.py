@@ -270,7 +270,7 @@ def _starts_from(file: Path, run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _check_teachers(cfg: DictConfig, record: dict[str, Any]) -> dict[str, Any]:
-    """Check the teachers; of folders that are gone, take what this run recorded when it began."""
+    """Check the teachers; for folders that are gone, take the record of when this run began."""
     own = Path(cfg.run_dir) / "config.yaml"
     recorded = read_record(own).get("distillation", {}) if own.is_file() else {}
     if recorded.get("teachers") != cfg.distillation.teachers:

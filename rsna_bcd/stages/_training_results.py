@@ -65,7 +65,7 @@ def show_in_wandb(
 def describe_run(
     data: CropDataModule, trainer: pl.Trainer, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the scores were measured on, for `metrics.json`."""
+    """The data that the scores were measured on, for `metrics.json`."""
     breasts = data.expected.drop_duplicates("prediction_id")
     progress: Any = trainer.fit_loop.epoch_progress.current
     return {

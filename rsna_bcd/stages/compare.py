@@ -40,9 +40,21 @@ def compare(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         InputError: a run of a list is absent or unfinished, or the runs hold different breasts; or
-            no run matches.
+            no run matches; or `reference` is given with a list, or `fold` without one.
     """
-    return _side_by_side(cfg) if OmegaConf.is_list(cfg.runs) else _overview(cfg)
+    if OmegaConf.is_list(cfg.runs):
+        if cfg.reference is not None:
+            raise InputError(
+                f"reference={cfg.reference} is for all runs or a pattern. The first run of a list "
+                "is its reference: put it first."
+            )
+        return _side_by_side(cfg)
+    if cfg.fold is not None:
+        raise InputError(
+            f"fold={cfg.fold} is for a list of runs, such as runs=[a,b]. Of all runs or a pattern, "
+            "each is scored on the folds that it has finished."
+        )
+    return _overview(cfg)
 
 
 def _overview(cfg: DictConfig) -> dict[str, Any]:

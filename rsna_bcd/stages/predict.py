@@ -236,7 +236,7 @@ def _find_mammograms(
     if not files and not unlistable:
         raise InputError(f"There is no mammogram in {where}: no file at all.")
     counts = "\n".join(f"  {line}" for line in count_reasons(reasons))
-    raise InputError(f"There is no mammogram in {where}. What is there:\n{counts}\n{_EXPECTED}")
+    raise InputError(f"There is no mammogram in {where}. Found:\n{counts}\n{_EXPECTED}")
 
 
 def _draw(

@@ -112,7 +112,7 @@ def _check(cfg: DictConfig) -> None:
             f"fold={cfg.fold}: give numbers from 0 on, each once, such as fold=0 or fold=[0,1]."
         )
     if not cfg.space:
-        raise InputError("The space is empty. Name what to search: '+space.epochs=[5,10,20]'.")
+        raise InputError("The space is empty. Name a setting to search: '+space.epochs=[5,10,20]'.")
     given = [override.lstrip("+~").split("=")[0] for override in shlex.split(cfg.train)]
     if taken := [key for key in given if key in _OURS or key.startswith("-")]:
         raise InputError(
@@ -167,7 +167,7 @@ def _distribution(optuna: Any, key: str, spec: Any) -> Any:
 
 
 def _try_out(optuna: Any, space: dict[str, Any], cfg: DictConfig) -> None:
-    """Train the first trial on a batch, so that what it refuses is refused before the deletion."""
+    """Train the first trial on a batch, so that bad settings are refused before the deletion."""
     trial = _next(optuna, optuna.create_study(direction=cfg.direction), space, cfg)
     with tempfile.TemporaryDirectory() as folder:  # for Hydra's log
         own = ["++trainer.fast_dev_run=true", f"hydra.run.dir={folder}"]

@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> None:
     if cfg.trainer.get("fast_dev_run"):
         with tempfile.TemporaryDirectory() as folder:
             cfg.run_dir = folder
-            make_record(cfg)  # refuses weights and teachers that have seen what is held out
+            make_record(cfg)  # refuses weights and teachers that have seen held-out patients
             _try_out(cfg)
         _remove_log()
     elif another_has_lock():

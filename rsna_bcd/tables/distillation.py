@@ -87,7 +87,7 @@ def check_teachers(
     level: Level,
     recorded: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Check that the teachers of a run are finished, alike, and have not seen what it holds out.
+    """Check that teachers are finished, alike, and have not seen the held-out patients.
 
     Args:
         teachers: their folder, `<output>/runs/<name>`.

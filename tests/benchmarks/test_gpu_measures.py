@@ -1,4 +1,4 @@
-"""What the benchmarks of a GPU compute from what they measure."""
+"""Figures that the benchmarks of a GPU compute from their measurements."""
 
 from pathlib import Path
 

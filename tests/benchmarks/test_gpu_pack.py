@@ -1,4 +1,4 @@
-"""What is packed comes out again, within its limits."""
+"""Packed files are unpacked unchanged, and archives keep their limits."""
 
 import subprocess
 from pathlib import Path

@@ -11,7 +11,7 @@ from rsna_bcd.errors import InputError
 
 
 def work(task: str) -> str:
-    """Do what the task says."""
+    """Do the task."""
     if task == "die":
         os._exit(3)
     if task == "refuse":

@@ -316,7 +316,7 @@ def test_data_whose_breasts_were_selected_by_label_are_recognised(
     prepared = dict.fromkeys(("plain", "better"), tmp_path / "prepared")
     found = study_table(study, tasks, tmp_path, prepared, ["better"]).set_index("variant")
     assert found["p"].isna()["better"]
-    for name in ("better", "both_variants", "stack"):  # itself, and what starts from it
+    for name in ("better", "both_variants", "stack"):  # itself, and rows that start from it
         assert "not comparable" in str(found.loc[name, "remark"])
     assert found.loc["plain", "remark"] == ""
     left_out = "left out, as not comparable: better, both_seeds, both_variants, stack"

@@ -1,4 +1,4 @@
-"""A compiled training step says what the network itself says."""
+"""A compiled training step gives the results of the network itself."""
 
 from functools import partial
 from statistics import mean, stdev

@@ -1,4 +1,4 @@
-"""Predictions on a GPU: half precision, what it cannot say, memory, maps and exported files."""
+"""Predictions on a GPU: half precision and its limits, memory, maps and exported files."""
 
 import os
 from pathlib import Path
@@ -83,7 +83,7 @@ class Overflowing(nn.Module):
         return {"logit": self.up(torch.ones_like(image).flatten(1))[:, 0] / 2e5}
 
 
-def test_what_fp16_cannot_say_float32_says(device: torch.device) -> None:
+def test_logits_beyond_fp16_are_computed_in_float32(device: torch.device) -> None:
     values, reason = Predictor(make_run(Overflowing().to(device)), "fp16").predict(
         {"image": torch.ones(3, 1, 4, 4)}
     )

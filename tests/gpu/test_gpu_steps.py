@@ -1,4 +1,4 @@
-"""A training step of every experiment, and what gradient checkpointing leaves as it is."""
+"""A training step of every experiment, and that gradient checkpointing changes no result."""
 
 from typing import Any
 

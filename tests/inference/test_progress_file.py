@@ -1,4 +1,4 @@
-"""The progress file: what it keeps of a damaged or interrupted one."""
+"""The progress file: the rows kept of a damaged or interrupted one."""
 
 import os
 from pathlib import Path

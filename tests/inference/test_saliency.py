@@ -335,7 +335,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_mambaout", "test_maxvit"])
 def test_saliency_maps_of_transformers_cover_the_image(backbone: str) -> None:
-    """Of the tokens of patches, of channels that are last; what an image is padded with is gone."""
+    """Of the tokens of patches, of channels that are last; padding is removed."""
     size = (HEIGHT - 6, WIDTH)
     network = untrained(backbone, image_size=size)
     images = torch.rand(2, 1, *size)

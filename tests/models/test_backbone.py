@@ -164,7 +164,7 @@ def test_a_map_of_tokens_is_that_of_the_patches(name: str) -> None:
     tokens = encoder.backbone.forward_features((images - encoder.mean) / encoder.std)
     patches = tokens[:, -6 * 4 :].transpose(1, 2).unflatten(2, (6, 4))
     assert torch.allclose(encoder.feature_map(images), patches, atol=1e-5)
-    # A black margin is what fills up the last patch.
+    # A black margin fills up the last patch.
     padded = torch.nn.functional.pad(images[:, :, :90], (0, 0, 0, 6))
     assert torch.equal(encoder.feature_map(images[:, :, :90]), encoder.feature_map(padded))
 

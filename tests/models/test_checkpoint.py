@@ -27,7 +27,7 @@ TINY = "test_efficientnet"
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """What timm saves of a network of three channels, with its classifier."""
+    """Weights file by timm of a network of three channels, with its classifier."""
     torch.manual_seed(1)
     file = tmp_path / "weights.pth"
     torch.save(timm.create_model(TINY, in_chans=3, num_classes=1000).state_dict(), file)
@@ -115,7 +115,7 @@ def zeros(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_run(network: nn.Module, folder: Path, **more: Any) -> Path:
-    """What a run leaves behind of a network."""
+    """The checkpoint of a network that a run leaves."""
     file, state = folder / "last.ckpt", wrap(network.state_dict(), "network.")
     torch.save({"state_dict": state, "config": {"name": "earlier"}, "epoch": 3, **more}, file)
     return file

@@ -64,7 +64,7 @@ class Brightness(torch.nn.Module):
 
 
 def test_a_bright_square_gets_the_patch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing but what is under it reaches the local network."""
+    """And only the pixels under it reach the local network."""
     network = make(n_patches=1)
     network.global_encoder.backbone = Brightness()
     network.global_encoder.width = 2

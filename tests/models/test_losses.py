@@ -76,7 +76,7 @@ def test_ranking_of_shares_is_that_of_all_pairs_at_any_level() -> None:
 
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), Focal()], ids=["bce", "focal"])
 def test_losses_are_linear_in_a_mixed_label(loss: nn.Module) -> None:
-    """What mixing samples asks of a loss."""
+    """The loss of mixed samples."""
     shared = loss(LOGITS, torch.full((6,), 0.3))
     parts = 0.3 * loss(LOGITS, torch.ones(6)) + 0.7 * loss(LOGITS, torch.zeros(6))
     assert torch.allclose(shared, parts)

@@ -1,4 +1,4 @@
-"""Blended batches: shares of images and labels, and on what they depend."""
+"""Blended batches: shares of images and labels, and their dependence on seed and step."""
 
 import math
 

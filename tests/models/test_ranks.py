@@ -1,4 +1,4 @@
-"""Processes that are started as ranks: what they know, and that none outlives a failure."""
+"""Processes that are started as ranks: their environment, and that none outlives a failure."""
 
 import os
 import sys

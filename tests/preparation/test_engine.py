@@ -244,7 +244,7 @@ def test_pool_explains_that_processes_cannot_start(executable: str, sources: str
         pool.close()
 
 
-# Tasks sleep for a minute: what ends sooner did not wait for them.
+# Tasks sleep for a minute: a call that ends sooner did not wait for them.
 SCRIPT = """
 import sys, time
 from rsna_bcd.preparation.engine import run

@@ -124,7 +124,7 @@ def make_crop(image: SampledImage, shape: tuple[int, int] = (96, 48)) -> NDArray
 def make_sample(
     n: int = 12, failures: Any = None, whole: str = "", missing: str = "", **columns: Any
 ) -> CropSample:
-    """Images 100 to 99 + n of three machines, and what became of them."""
+    """Images 100 to 99 + n of three machines, and their state."""
     images = make_table(*([1, 2, 3] * n)[:n]).assign(**columns)
     failures = failures or {}
     read = [i for i in images["image_id"] if i not in failures and i != missing]

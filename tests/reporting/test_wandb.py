@@ -1,4 +1,4 @@
-"""What a finished run shows in Weights & Biases."""
+"""A finished run in Weights & Biases."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is fitted together, and that a held-out row has no part in what decides it."""
+"""Parts that are fitted together, and that a held-out row has no part in its own decision."""
 
 from dataclasses import replace
 from typing import Any, get_args
