@@ -65,8 +65,8 @@ def overrides(name: str, small: bool) -> list[str]:
         ]
         backbone = _TINY.get(name, _TINY_OTHERS)
         if name == "global_local":
-            # Larger: on maps of a single cell, the weight gradients in bf16 of oneDNN's convolutions
-            # are at times NaN (torch 2.15, processors with AMX).
+            # Larger: on maps of one cell, weight gradients of oneDNN's convolutions in bf16 are NaN
+            # at times (torch 2.15, processors with AMX).
             result += ["crop.height=128", "crop.width=64", "network.patch=32"]
             result += ["network.global_backbone=test_efficientnet"]
             backbone = "test_resnet"

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -42,17 +42,20 @@ def make_crops(
     Raises:
         InputError: the output is of other data, or the crops of the reference cannot be had.
     """
-    if not data.is_dir():
+    is_unfinished = (data / "synthesize.yaml").is_file() and not (data / "lesions.csv").is_file()
+    if study.synthesize and (is_unfinished or not data.is_dir()):
         run_stage("synthesize", f"paths.data={quoted(data)}", *study.synthesize)
     is_prepared = (data / "prepared").is_dir()
     if is_prepared and data.resolve() != output.resolve():
         _link(data, output)
     folds = Path(configurations[study.reference].folds_csv).name
-    _check_data(data, output, f"folds/{folds}" if is_prepared else "*.csv")
+    tables = (data / "folds" / folds,) if is_prepared else _tables(data)
+    _check_data(data, output)
     absent: dict[str, str] = {}
     for variant, cfg in configurations.items():
         folder = Path(cfg.prepared_dir)
         if (folder / "config.yaml").is_file() and (folder / "train.csv").is_file():
+            _record_data(data, output, tables)
             continue  # training checks that it was made with these settings
         try:
             if is_prepared:
@@ -64,25 +67,31 @@ def make_crops(
             if variant == study.reference:
                 raise
             absent[variant] = str(error)
+        else:
+            _record_data(data, output, tables)
     return absent
 
 
-def _check_data(data: Path, output: Path, tables: str) -> None:
-    """Refuse an output that has crops and runs of other data.
+def _tables(data: Path) -> list[Path]:
+    """The tables of a data set, by which it is told from others."""
+    kinds = (".csv", ".tsv", ".xls", ".xlsx")
+    return sorted(file for file in data.iterdir() if file.suffix.lower() in kinds)
 
-    Its `data.json`, written at the first call, says which data it is of. An output without one, of
-    an older version, is taken to be of these.
 
-    Args:
-        data: folder of the data, which may be moved.
-        output: folder of crops and runs.
-        tables: pattern of the files in `data` by which other data are known.
+def _record_data(data: Path, output: Path, tables: Sequence[Path]) -> None:
+    """Write `data.json`, which says which data the crops are of, if there is none."""
+    if not (record := output / "data.json").is_file():
+        hashes = {str(file.relative_to(data)): file_sha256(file) for file in tables}
+        write_file(record, json.dumps({"data": str(data), "sha256": hashes}) + "\n")
+
+
+def _check_data(data: Path, output: Path) -> None:
+    """Refuse an output that has crops and runs of other data, which may have been moved.
+
+    An output without a record, of an older version, is taken to be of these.
     """
     record = output / "data.json"
     if not record.is_file():
-        hashes = {str(f.relative_to(data)): file_sha256(f) for f in sorted(data.glob(tables))}
-        output.mkdir(parents=True, exist_ok=True)
-        write_file(record, json.dumps({"data": str(data), "sha256": hashes}) + "\n")
         return
     found = json.loads(record.read_text())
     for name, sha256 in found["sha256"].items():

@@ -124,6 +124,7 @@ def test_baseline_is_optional(
          r"column\(s\) cancer; it has prediction_id, label"),
         ("data/solution.csv", lambda t: pd.concat([t, t.iloc[:1].assign(cancer=1)]),
          "contradicts itself about 279_L"),
+        ("data/solution.csv", lambda t: t.assign(prediction_id=None), "prediction_id is empty in"),
         ("data/solution.csv", lambda t: t.iloc[1:], "only .*predictions.csv has 279_L"),
         ("submissions/demo/submission.csv", lambda t: t.iloc[1:], "only .*solution.csv has 200_L"),
         ("submissions/demo/predictions.csv", lambda t: t.iloc[1:], "only .*solution.csv has 200_L"),

@@ -122,6 +122,10 @@ def test_evaluate_refuses_a_submission_of_an_earlier_ensemble(output: Path) -> N
     (folder / "summary.json").write_text(json.dumps({"asked": {"ensemble": "0" * 64}}))
     with pytest.raises(InputError, match=r"predicted before[\s\S]*rsna_bcd.submit name=demo"):
         run_stage("evaluate", output, "name=demo")
+    (folder / "summary.json").unlink()
+    (folder / "journal.jsonl").touch()
+    with pytest.raises(InputError, match=r"is not finished[\s\S]*rsna_bcd.submit name=demo"):
+        run_stage("evaluate", output, "name=demo")
 
 
 def test_ensemble_names_a_fold_without_a_record(output: Path) -> None:

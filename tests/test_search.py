@@ -1,6 +1,7 @@
 """The search over settings: its trials, and that killing it changes nothing."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -246,6 +247,10 @@ def test_other_settings_are_refused_and_overwrite_forgets(
     assert len(searched("seed=1", "overwrite=true", "trials=2")) == 2
     assert not (tmp_path / "runs" / "s_t000" / "old").exists()
     assert not (tmp_path / "runs" / "s_t005").exists()
+    shutil.rmtree(tmp_path / "searches")
+    (tmp_path / "runs" / "s_t004").mkdir()
+    assert len(searched("seed=1", "overwrite=true", "trials=1")) == 1
+    assert not (tmp_path / "runs" / "s_t004").exists()
     assert all(other.exists() for other in others)
 
 

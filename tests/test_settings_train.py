@@ -1,6 +1,7 @@
 """Settings of `train`: which are refused, recorded, or only tried out."""
 
 import fcntl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
+from rsna_bcd.stages._earlier_results import put_aside
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -125,7 +127,7 @@ def test_a_run_that_ends_before_its_first_step_leaves_the_earlier_one(
         run_command(trained, *fails)
     assert {name: (folder / name).read_bytes() for name in names} == before
     with monkeypatch.context() as patch:
-        patch.setattr("rsna_bcd.stages.train._restore_earlier", lambda _: None)
+        patch.setattr("rsna_bcd.stages.train.restore", lambda *_: None)
         with pytest.raises(ValueError, match="val_check_interval"):
             run_command(trained, *fails)
     assert not (folder / "oof.csv").exists()
@@ -133,6 +135,24 @@ def test_a_run_that_ends_before_its_first_step_leaves_the_earlier_one(
     assert run_command(trained, "epochs=1") == ""  # it is finished
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert not (folder / "earlier").exists()
+
+    def killed(*_: object) -> None:  # with its ranks
+        put_aside(folder, [folder / Path(name).parts[0] for name in names[1:]])
+        sys.exit(143)
+
+    monkeypatch.setattr("rsna_bcd.stages.train.run_ranks", killed)
+    ranks = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    said = run_command(trained, "epochs=1", "overwrite=true", "trainer.precision=32-true", *ranks)
+    assert said == "143"
+    assert {name: (folder / name).read_bytes() for name in names} == before
+
+
+def test_results_without_their_record_are_refused(trained: Path) -> None:
+    folder = trained / "runs" / "tiny" / "fold0"
+    record = (folder / "config.yaml").rename(folder / "renamed.yaml")
+    said = run_command(trained, "epochs=1")
+    record.rename(folder / "config.yaml")
+    assert "has lost config.yaml" in said
 
 
 def test_slurm_is_refused_off_a_cluster(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +279,9 @@ def test_a_smoke_run_trains_and_leaves_nothing(
     assert run_command(output, "+trainer.fast_dev_run=true") == ""
     assert "Nothing was kept" in capsys.readouterr().out
     assert list((output / "runs").iterdir()) == []
+    folder = output / "mine" / "log"
+    assert run_command(output, "+trainer.fast_dev_run=true", f"hydra.run.dir={folder}") == ""
+    assert list((output / "mine").iterdir()) == []
 
 
 def test_a_folder_is_locked_while_it_is_trained_into(output: Path) -> None:

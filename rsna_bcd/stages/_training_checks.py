@@ -316,6 +316,11 @@ def is_finished(run_dir: Path, record: dict[str, Any], cfg: DictConfig) -> bool:
     is_finished = (run_dir / "metrics.json").exists()
     if not (has_last or is_finished or list(run_dir.glob("hpc_ckpt_*"))):
         return False  # of a command that failed before its first epoch: nothing to lose
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(
+            f"{run_dir} has lost config.yaml, the record of its settings. Restore the file, or "
+            "train from scratch with overwrite=true."
+        )
     check_same_config(run_dir / "config.yaml", record, overwrite=False, root="train", cfg=cfg)
     if is_finished:
         lost = [name for name in _oof_tables(cfg) if not (run_dir / name).exists()]

@@ -92,6 +92,10 @@ def _check_current(cfg: DictConfig, folder: Path, file: Path) -> None:
     check_current(read_ensemble(file), Path(cfg.paths.models))
     summary = folder / "summary.json"
     if not summary.is_file():
+        if (folder / "journal.jsonl").is_file():  # outputs of two submissions may be mixed
+            raise InputError(
+                f"The submission in {folder} is not finished. Finish it:\n  {_submit_command(cfg)}"
+            )
         return
     asked = json.loads(summary.read_text(encoding="utf-8")).get("asked", {})
     if asked.get("ensemble") not in (None, parts_sha256(file.read_bytes())):
@@ -128,7 +132,7 @@ def _read_solution(file: Path) -> pd.DataFrame:
         raise InputError(f"{file} lacks {lacks}; it has {', '.join(table.columns)}. {_LABELS}")
     for column in ("prediction_id", "patient_id"):
         absent = table[column].isna() if column in table else pd.Series([])
-        if absent.any() and not absent.all():
+        if absent.any() and not (column == "patient_id" and absent.all()):
             row = int(absent.to_numpy().argmax()) + 1
             raise InputError(f"{file}: {column} is empty in row {row}. Correct the table.")
     breast, label = table["prediction_id"], pd.to_numeric(table["cancer"], errors="coerce")

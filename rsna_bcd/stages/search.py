@@ -72,7 +72,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     check_same_config(folder / "config.yaml", record, overwrite=cfg.overwrite, root="search")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "choose another name="):
-        if cfg.overwrite and (folder / "journal.jsonl").exists():
+        if cfg.overwrite and ((folder / "journal.jsonl").exists() or _trial_runs(cfg)):
             _try_out(optuna, space, cfg)
             _forget(cfg)
         write_record(folder / "config.yaml", record)
@@ -170,18 +170,23 @@ def _try_out(optuna: Any, space: dict[str, Any], cfg: DictConfig) -> None:
     """Train the first trial on a batch, so that bad settings are refused before the deletion."""
     trial = _next(optuna, optuna.create_study(direction=cfg.direction), space, cfg)
     with tempfile.TemporaryDirectory() as folder:  # for Hydra's log
-        own = ["++trainer.fast_dev_run=true", f"hydra.run.dir={folder}"]
+        own = ["++trainer.fast_dev_run=true", f"hydra.run.dir={format_override(folder)}"]
         if _run([*_command(cfg, trial, _folds(cfg)[0]), *own]) != 0:
             raise InputError("The first trial cannot be trained: see above. Nothing was deleted.")
 
 
-def _forget(cfg: DictConfig) -> None:
-    """Delete the trials and their runs, but none that is only called after one: s_t003_full."""
+def _trial_runs(cfg: DictConfig) -> list[Path]:
+    """Folders of the trials' runs, without others that are called after one: s_t003_full."""
     runs = Path(cfg.paths.output) / "runs"
     trial = re.compile(re.escape(str(cfg.name)) + r"_t[0-9]{3,}")
-    for run in runs.glob(f"{glob.escape(str(cfg.name))}_t*"):
-        if trial.fullmatch(str(run.relative_to(runs))):
-            shutil.rmtree(run)
+    found = runs.glob(f"{glob.escape(str(cfg.name))}_t*")
+    return [run for run in found if trial.fullmatch(str(run.relative_to(runs)))]
+
+
+def _forget(cfg: DictConfig) -> None:
+    """Delete the trials and their runs."""
+    for run in _trial_runs(cfg):
+        shutil.rmtree(run)
     for name in ("journal.jsonl", "trials.csv"):
         (Path(cfg.search_dir) / name).unlink(missing_ok=True)
 

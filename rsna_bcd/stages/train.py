@@ -33,6 +33,12 @@ from rsna_bcd.models.memory import is_out_of_memory, out_of_memory
 from rsna_bcd.models.prediction import check_network
 from rsna_bcd.models.tracking import ID_FILE, finish_wandb, wandb_run
 from rsna_bcd.processes import keep_freed_memory, usable_cores
+from rsna_bcd.stages._earlier_results import (
+    DeleteEarlier,
+    put_aside,
+    restore,
+    wait_until_restored,
+)
 from rsna_bcd.stages._training_checks import (
     check_training,
     is_finished,
@@ -54,7 +60,6 @@ _RESULTS = (
     "checkpoints", "metrics.csv", "timings.csv", "curves.png", "oof.csv", "oof_images.csv",
     "metrics.json", TRAINING_DOMAIN_FILE, ID_FILE,
 )  # fmt: skip
-_EARLIER = "earlier"  # folder of results until a run with overwrite=true has done its first step
 
 
 def train(cfg: DictConfig) -> None:
@@ -71,11 +76,12 @@ def train(cfg: DictConfig) -> None:
     """
     check_training(cfg)
     if cfg.trainer.get("fast_dev_run"):
+        run_dir = Path(cfg.run_dir)
         with tempfile.TemporaryDirectory() as folder:
             cfg.run_dir = folder
             make_record(cfg)  # refuses weights and teachers that have seen held-out patients
             _try_out(cfg)
-        _remove_log()
+        _remove_log(run_dir)
     elif another_has_lock():
         _train(cfg)
     else:
@@ -85,22 +91,27 @@ def train(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run_dir)
-    _restore_earlier(run_dir)  # a start was killed before its first step
+    restore(run_dir, _RESULTS)  # a start was killed before its first step
+    if another_has_lock() and not cfg.overwrite:  # else the first rank puts results aside
+        wait_until_restored(run_dir)
     record = make_record(cfg)
     if is_finished(run_dir, record, cfg):
         return
     if n_ranks := n_ranks_for(cfg.trainer):
-        _train_on_ranks(cfg, n_ranks)
+        try:
+            _train_on_ranks(cfg, n_ranks)
+        finally:  # ranks that were killed have not
+            restore(run_dir, _RESULTS)
         return
     classifier, data = _make_classifier_and_data(cfg)
     checkpoint = _checkpoint_to_resume(run_dir, cfg)
-    guards = ConfigInCheckpoint(record), FiniteGuard(), DeleteEarlier(run_dir / _EARLIER)
+    guards = ConfigInCheckpoint(record), FiniteGuard(), DeleteEarlier(run_dir)
     trainer = _make_trainer(cfg, *guards)
     _check_optimizer(classifier, trainer)
     same = check_same_config(run_dir / "config.yaml", record, overwrite=True, root="train", cfg=cfg)
-    _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite or not same)
     exit_code = 1
     try:
+        _begin(run_dir, record, data.training_images, overwrite=cfg.overwrite or not same)
         # After the folder was cleared: a logger of W&B resumes the run whose id is there.
         if OmegaConf.is_list(loggers := cfg.trainer.get("logger")):
             trainer.loggers = [instantiate(one, _convert_="all") for one in loggers]
@@ -127,7 +138,7 @@ def _train(cfg: DictConfig) -> None:
         raise
     finally:  # else the next job of a sweep would log into the W&B run of this one
         finish_wandb(exit_code)
-        _restore_earlier(run_dir)
+        restore(run_dir, _RESULTS)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -216,16 +227,17 @@ def _try_out(cfg: DictConfig) -> None:
 
 
 @rank_zero_only
-def _remove_log() -> None:
-    """Remove the folder of this job, and its run's, if there are Hydra's log and settings alone."""
+def _remove_log(run_dir: Path) -> None:
+    """Remove the folder of this job, if it has Hydra's log and settings alone, and its run's."""
     if HydraConfig.initialized():
         folder = Path(HydraConfig.get().runtime.output_dir)
         if {path.name for path in folder.glob("*")} == {".hydra", "train.log"}:
             shutil.rmtree(folder / ".hydra")
             (folder / "train.log").unlink()
-            for emptied in (folder, folder.parent):
-                with suppress(OSError):  # the run has other folds, or it is a link
-                    emptied.rmdir()
+            with suppress(OSError):  # the run has other folds, or it is a link
+                folder.rmdir()
+                if folder.resolve() == run_dir.resolve():  # none that hydra.run.dir= names
+                    folder.parent.rmdir()
 
 
 def _checkpoint_to_resume(run_dir: Path, cfg: DictConfig) -> Path | None:
@@ -244,41 +256,9 @@ def _begin(run_dir: Path, record: dict[str, Any], images: pd.DataFrame, *, overw
     found = [run_dir / name for name in _RESULTS]
     found += run_dir.glob("hpc_ckpt_*")  # saved by Lightning for SLURM, and resumed from
     if overwrite and (found := [path for path in found if path.exists()]):
-        aside = run_dir / _EARLIER
-        aside.mkdir(exist_ok=True)
-        if (run_dir / "config.yaml").is_file():
-            shutil.copy2(run_dir / "config.yaml", aside)  # other ranks may be reading it
-        for path in found:
-            path.rename(aside / path.name)
+        put_aside(run_dir, found)
     write_record(run_dir / "config.yaml", record)
     write_training_domain(training_domain(images), run_dir / TRAINING_DOMAIN_FILE)
-
-
-@rank_zero_only
-def _restore_earlier(run_dir: Path) -> None:
-    """Put results back that were put aside, if a run ended before its first step."""
-    aside = run_dir / _EARLIER
-    if not aside.is_dir():
-        return
-    for name in ("config.yaml", *_RESULTS):
-        path = run_dir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in aside.iterdir():
-        path.rename(run_dir / path.name)
-    aside.rmdir()
-
-
-class DeleteEarlier(pl.Callback):
-    """Deletes the results that `overwrite=true` put aside, after the first step."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder: Path | None = folder
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Delete them once."""
-        if self._folder is not None and trainer.is_global_zero:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = None
 
 
 def _fit(

@@ -388,6 +388,14 @@ def test_a_head_on_a_network_with_metadata_is_refused_at_once(folder: Path) -> N
         run_study(file, folder / "data", folder / "out", jobs=0)
 
 
+def test_data_that_cannot_be_used_leave_no_record(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "notes.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError):
+        run_study(folder / "study.yaml", tmp_path / "wrong", tmp_path / "out", jobs=0)
+    assert not (tmp_path / "out" / "data.json").exists()
+
+
 def test_other_data_or_weights_in_the_same_output_are_refused(folder: Path, tmp_path: Path) -> None:
     save_crops(tmp_path / "other")
     with pytest.raises(InputError, match="and not of data=.*other. Choose another output="):
