@@ -222,7 +222,9 @@ def user_message(error: Exception, name: str) -> str | None:
             + (f'"{quoted}"' if is_plain else shlex.quote(quoted))
         )
     if isinstance(error, MissingConfigException) and error.options:
-        return f"There is no {error.missing_cfg_file}. Choose one of {', '.join(error.options)}."
+        file, options = str(error.missing_cfg_file), ", ".join(error.options)
+        of_timm = " Any network of timm is network.backbone=<name>." if "network/" in file else ""
+        return f"There is no {file}. Choose one of {options}.{of_timm}"
     if isinstance(error, ConfigCompositionException):
         return _composition_message(error, name)
     if isinstance(error, InstantiationException) and error.__cause__ is not None:

@@ -211,10 +211,11 @@ class DeadlineMonitor:
         if self.degradation:
             names = self.degradation.describe(self._names)
             seconds = rate * self._images
-            late = f"; about {1 - left / seconds:.0%} of the images will be out of time"
+            share = 1 - left / seconds
+            late = f"; about {share:.0%} of the images will be out of time"
             self._log(
                 f"That is too long. Dropped: {names}. Then it takes about "
-                f"{format_duration(seconds)}{late if seconds > left else ''}."
+                f"{format_duration(seconds)}{late if share >= 0.005 else ''}."
             )
             self.timer.restart()
         self._since, self._done_before = now, done if self.degradation.tta is None else 0

@@ -194,6 +194,8 @@ def _known_name(name: str) -> str:
     if name.startswith("hf_hub:"):
         raise InputError(f"network.backbone={name}: write {_HUB}{name.removeprefix('hf_hub:')}.")
     short = name.removeprefix(_HUB).removeprefix("timm/")
+    if not name or name[-1] in "/.":
+        raise InputError(f"network.backbone={name} is no name of a network.")
     if timm.is_model(short):  # also of the hub's timm/: the same weights, described without it
         return short
     if name.startswith(_HUB) and not name.startswith(f"{_HUB}timm/"):
@@ -272,10 +274,10 @@ def _find_layout(name: str, image_size: Size | None) -> tuple[Options, Layout]:
         raise InputError(
             f"network.backbone={name} is built for one size of image: give image_size."
         )
-    reason = " ".join(str(errors[-1]).split())[:_SHOWN] or type(errors[-1]).__name__
+    reason = " ".join(str(errors[-1]).split())[:_SHOWN] or "it does not take this size"
     raise InputError(
         f"network.backbone={name} gives no feature map of images of {size[0]} x {size[1]} pixels "
-        f"({reason}). Choose another."
+        f"({reason}). Choose another, or another size of crop."
     ) from errors[-1]
 
 

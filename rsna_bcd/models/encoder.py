@@ -106,13 +106,20 @@ class Encoder(nn.Module):
         # Three equal channels with a mean each are one channel with the averaged mean, as far as a
         # grey image is concerned; the same for the standard deviation.
         statistics = self.backbone.pretrained_cfg
+        if lacking := [key for key in ("mean", "std") if not statistics.get(key)]:
+            raise InputError(
+                f"network.backbone={backbone} does not say with which {' and '.join(lacking)} its "
+                "images were normalised. Add pretrained_cfg.mean and .std to its config.json."
+            )
         self.register_buffer("mean", torch.tensor(statistics["mean"]).mean())
         self.register_buffer("std", torch.tensor(statistics["std"]).mean())
         self.last_map = nn.Identity()  # a layer that saliency maps hook
         self.pool = _make_pool(pooling)
         self.width = self.layout.width
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=self._memory_format)
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.dim() == 4:  # a convolution in three dimensions has no such format
+                tensor.data = tensor.data.contiguous(memory_format=self._memory_format)
         self._frozen = freeze_backbone
         if freeze_backbone:
             self.backbone.requires_grad_(False).eval()

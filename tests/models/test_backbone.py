@@ -24,6 +24,7 @@ FAMILIES = {
     "swin_tiny_patch4_window7_224": "channels_last",
     "test_maxvit": "output",
     "test_vit": "tokens",
+    "lambda_resnet26t": "output",
     "vit_tiny_patch16_dinov3_qkvb": "tokens",
     "vit_base_patch32_siglip_256": "tokens",
 }
@@ -129,6 +130,8 @@ def test_each_network_has_saliency_maps_at_a_wide_size(row: dict[str, str]) -> N
         ("dinov3", None, "Did you mean vit_7b_patch16_dinov3, "),
         ("swin_v2", None, "Did you mean swinv2_"),
         ("TF-EfficientNet-Lite0", None, "Did you mean tf_efficientnet_lite0, "),
+        ("", None, "^network.backbone= is no name of a network.$"),
+        ("resnet18.", None, "^network.backbone=resnet18. is no name of a network.$"),
         ("zzzz", None, r"no network 'zzzz' .* timm.list_models\(\) has all.$"),
         ("resnet18.nope", None, r"Invalid pretrained tag \(nope\).* Known are resnet18.a1_in1k, "),
     ],
