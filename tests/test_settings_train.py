@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rsna_bcd.errors import InputError
 from rsna_bcd.inference.run import load_run
 from rsna_bcd.stages._earlier_results import put_aside
+from rsna_bcd.stages.train import _RESULTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -137,7 +138,7 @@ def test_a_run_that_ends_before_its_first_step_leaves_the_earlier_one(
     assert not (folder / "earlier").exists()
 
     def killed(*_: object) -> None:  # with its ranks
-        put_aside(folder, [folder / Path(name).parts[0] for name in names[1:]])
+        put_aside(folder, [folder / name for name in _RESULTS if (folder / name).exists()])
         sys.exit(143)
 
     monkeypatch.setattr("rsna_bcd.stages.train.run_ranks", killed)
