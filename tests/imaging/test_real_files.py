@@ -20,7 +20,7 @@ from rsna_bcd.preparation.crop import CropSettings, crop_mammogram, read_mammogr
 
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif("RSNA_BCD_REAL_DATA" not in os.environ, reason="no real data"),
+    pytest.mark.skipif(not os.environ.get("RSNA_BCD_REAL_DATA"), reason="no real data"),
 ]
 SETTINGS = CropSettings("real", 512, 256, box="breast", margin=0.01, orient=True, fit="pad")
 
