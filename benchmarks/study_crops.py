@@ -54,14 +54,13 @@ def make_crops(
     absent: dict[str, str] = {}
     for variant, cfg in configurations.items():
         folder = Path(cfg.prepared_dir)
-        if (folder / "config.yaml").is_file() and (folder / "train.csv").is_file():
-            _record_data(data, output, tables)
-            continue  # training checks that it was made with these settings
+        # Training checks that it was made with these settings.
+        is_there = (folder / "config.yaml").is_file() and (folder / "train.csv").is_file()
         try:
-            if is_prepared:
+            if is_prepared and not is_there:
                 crop = select_settings(cfg, "crop")["crop"]
                 _resize(_larger(study, cfg, folder), folder, crop, study.patients)
-            else:
+            elif not is_there:
                 run_stage("prepare", f"paths.data={quoted(data)}", *_prepare_overrides(study, cfg))
         except InputError as error:
             if variant == study.reference:

@@ -59,31 +59,20 @@ def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, stopping(getattr(module, name)))
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_a_stop_while_results_are_put_aside(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("is_begun", "number"), [*((False, n) for n in range(6)), *((True, n) for n in range(10))]
+)
+def test_a_stop_while_results_are_put_aside_or_back(
+    is_begun: bool, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path, "earlier")
     before = texts(tmp_path)
+    if is_begun:
+        begin_new_run(tmp_path)
     with monkeypatch.context() as patch:
         stop_at(number, patch)
         with pytest.raises(KeyboardInterrupt):
-            put_run_aside(tmp_path)
-    restore(tmp_path, NAMES)
-    assert texts(tmp_path) == before
-
-
-@pytest.mark.parametrize("number", range(10))
-def test_a_stop_while_results_are_put_back(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_run(tmp_path, "earlier")
-    before = texts(tmp_path)
-    begin_new_run(tmp_path)
-    with monkeypatch.context() as patch:
-        stop_at(number, patch)
-        with pytest.raises(KeyboardInterrupt):
-            restore(tmp_path, NAMES)
+            restore(tmp_path, NAMES) if is_begun else put_run_aside(tmp_path)
     restore(tmp_path, NAMES)
     assert texts(tmp_path) == before
 

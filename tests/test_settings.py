@@ -181,6 +181,7 @@ def test_values_of_another_kind_are_refused(
         ("train", "+max_time=1", "+trainer.max_time=..."),
         ("train", "logger=null", "logger=csv"),
         ("train", "~logger", "logger=csv"),
+        ("train", "network=resnet18", "Any network of timm is network.backbone=<name>."),
         ("train", "network=5", "network=5: choose one: network="),
         ("train", "loss=[1]", "loss=[1]: choose one: loss="),
         ("train", "experiment=null", "leave it out"),

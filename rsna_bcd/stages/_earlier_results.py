@@ -1,7 +1,8 @@
 """Results of an earlier run, kept until a run with `overwrite=true` has done its first step.
 
-They wait in `earlier/`, which exists while it is complete: until then and after that, its folder is
-`earlier.part/`. A stop at any moment leaves a state that `restore` brings back to the earlier run.
+They wait in `earlier/`, which is always complete: while files are moved out of the run or back, the
+folder is `earlier.part/`. A stop at any moment leaves a state that `restore` brings back to the
+earlier run.
 """
 
 import shutil
